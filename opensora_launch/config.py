@@ -1,0 +1,182 @@
+"""What a run asks for: the schema that Hydra checks every YAML file and override against.
+
+Plain dataclasses, not frozen: Hydra must be able to write overrides into them. They become a frozen
+`Plan` one step later, and no code past `plan` reads a config. Units live in the names. `None` means
+"the launcher decides".
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Init(StrEnum):
+    checkpoint = "checkpoint"
+    random = "random"  # seeded random weights and text embeddings: for speed measurements and tests
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    auto = "auto"  # bf16 on GPUs, fp32 on CPU
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class LauncherKind(StrEnum):
+    inline = "inline"  # one rank in this process: the debugger's way in
+    torchrun = "torchrun"
+
+
+class AttentionKind(StrEnum):
+    """Kernels that compute softmax(q k^T) v; `auto` takes the fastest that the GPU, dtype and shape allow."""
+
+    auto = "auto"
+    flash4 = "flash4"
+    flash3 = "flash3"
+    flash2 = "flash2"
+    cudnn = "cudnn"
+    sdpa_flash = "sdpa_flash"
+    xformers = "xformers"
+    cpu_flash = "cpu_flash"
+    reference = "reference"
+
+
+@dataclass
+class MmditConfig:
+    """The public Open-Sora names; defaults are Open-Sora 2.0's."""
+
+    in_channels: int = 64
+    vec_in_dim: int = 768
+    context_in_dim: int = 4096
+    hidden_size: int = 3072
+    mlp_ratio: float = 4.0
+    num_heads: int = 24
+    depth: int = 19
+    depth_single_blocks: int = 38
+    axes_dim: list[int] = field(default_factory=lambda: [16, 56, 56])
+    theta: int = 10_000
+    qkv_bias: bool = True
+    guidance_embed: bool = False
+    cond_embed: bool = True
+    fused_qkv: bool = False
+    use_liger_rope: bool = True
+    patch_size: int = 2
+
+
+@dataclass
+class VaeConfig:
+    """The Hunyuan causal VAE. Tile sizes are in pixels; a video smaller than a tile is not tiled."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 16
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
+    scale_factor: float = 0.476986
+    shift_factor: float = 0.0
+    tile_px: int | None = 256
+    tile_overlap: float = 0.25
+
+
+@dataclass
+class TextConfig:
+    t5_max_length: int = 512
+    clip_max_length: int = 77
+
+
+@dataclass
+class ModelConfig:
+    """The networks and where their files are; paths are relative to `folder`."""
+
+    name: str = "open_sora_v2"
+    init: Init = Init.checkpoint
+    init_seed: int = 0  # of random weights
+    folder: str = "ckpts"
+    mmdit_file: str = "Open_Sora_v2.safetensors"
+    vae_file: str = "hunyuan_vae.safetensors"
+    t5_folder: str = "google/t5-v1_1-xxl"
+    clip_folder: str = "openai/clip-vit-large-patch14"
+    download: str = "huggingface-cli download hpcai-tech/Open-Sora-v2 --local-dir ckpts"
+    mmdit: MmditConfig = field(default_factory=MmditConfig)
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+
+@dataclass
+class VideoConfig:
+    """`resolution` and `aspect_ratio` name a row of the public size table; `custom` gives the pixels."""
+
+    resolution: str | None = "256px"
+    aspect_ratio: str = "16:9"
+    height_px: int | None = None
+    width_px: int | None = None
+    num_frames: int = 129
+    fps: int = 24
+
+
+@dataclass
+class TopologyConfig:
+    """The ranks: one a GPU, or one a process on a machine without GPUs."""
+
+    nodes: int = 1
+    gpus_per_node: int | None = None  # null: all visible GPUs, or 2 CPU ranks where there is none
+    device: Device = Device.auto
+
+
+@dataclass
+class LayoutConfig:
+    """Degrees of the mesh axes; null is chosen by rule. Their product is the number of ranks."""
+
+    dp: int | None = None  # groups of ranks, each with its own videos
+    cfg: int | None = None  # guidance rows side by side
+    ring: int | None = None  # keys and values travel; any degree, slower links
+    ulysses: int | None = None  # heads are split; wants fast links
+
+
+@dataclass
+class SamplingConfig:
+    num_steps: int = 50
+    guidance: float = 7.5
+    guidance_img: float = 3.0
+    text_osci: bool = True
+    image_osci: bool = True
+    scale_temporal_osci: bool = True
+    shift: bool = True
+    flow_shift: float | None = None
+    seed: int | None = 42  # null: drawn at launch and recorded; 0 is a seed
+    num_samples: int = 1  # a prompt; sample k uses seed + k
+    batch_size: int = 1  # videos denoised at once by a group of ranks
+    cond_type: str | None = None  # null: t2v without a reference, i2v_head with one
+    motion_score: str | None = "4"  # appended to the prompt; null leaves it out
+    negative_prompt: str = ""
+    prune_rows: bool = True  # false computes the reference's three rows on every step
+    noise_device: str = "cpu"  # cuda draws the noise as the reference does, from the GPU's generator
+    state_dtype: str = "fp32"  # bf16 rounds latents and timesteps as the reference does
+
+
+@dataclass
+class LauncherConfig:
+    kind: LauncherKind = LauncherKind.torchrun
+    timeout_s: float = 600.0  # a rank that makes no progress for this long is named and the run is stopped
+    threads_per_rank: int | None = None  # null: the machine's cores divided by its ranks
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    precision: Precision = Precision.auto
+    attention: AttentionKind = AttentionKind.auto
+    profile: bool = False  # write one Chrome trace a rank, which opens in Perfetto
+    runs_dir: str = "runs"
+    dry_run: bool = False

@@ -1,0 +1,114 @@
+"""Pixels, frames and tokens of a video, by the public Open-Sora arithmetic."""
+
+import math
+from dataclasses import dataclass
+
+from opensora_launch.config import MmditConfig, VideoConfig
+from opensora_launch.errors import must_be_one_of, must_step
+
+VAE_STRIDE_PX = 8
+VAE_STRIDE_FRAMES = 4
+ASPECT_RATIOS = {  # width / height of the table's own rows; the others are transposes of these
+    "16:9": 16 / 9,
+    "9:16": 9 / 16,
+    "1:1": 1.0,
+    "4:3": 4 / 3,
+    "3:2": 3 / 2,
+    "2:1": 2.0,
+    "5:8": 5 / 8,
+    "1.85:1": 1.85,
+    "2.39:1": 2.39,
+}
+TRANSPOSED = {"3:4": "4:3", "2:3": "3:2", "1:2": "2:1", "8:5": "5:8", "1:1.85": "1.85:1", "1:2.39": "2.39:1"}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One video. Latent sizes are the VAE's; a token is a patch of `patch_size` x `patch_size` latents."""
+
+    height_px: int
+    width_px: int
+    num_frames: int
+    fps: int
+    latent_frames: int
+    latent_height: int
+    latent_width: int
+    tokens_per_frame: int
+    text_tokens: int
+
+    @property
+    def video_tokens(self) -> int:
+        return self.latent_frames * self.tokens_per_frame
+
+    @property
+    def total_tokens(self) -> int:
+        return self.text_tokens + self.video_tokens
+
+
+def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int, int]:
+    """(height, width) of the public size table (opensora/datasets/aspect.py, training=False).
+
+    "<N>px" has an area of N*N pixels, "<N>p" of N*N*16/9; both sides are rounded down to `stride_px`.
+    """
+    if twin := TRANSPOSED.get(aspect_ratio):
+        width, height = pixel_size(resolution, twin, stride_px)
+        return height, width
+    number = int(resolution.removesuffix("px").removesuffix("p"))
+    pixels = number * number * (1.0 if resolution.endswith("px") else 16 / 9)
+    width = math.floor(math.sqrt(pixels * ASPECT_RATIOS[aspect_ratio]) / stride_px) * stride_px
+    height = math.floor(pixels / width / stride_px) * stride_px
+    return height, width
+
+
+def geometry_problems(video: VideoConfig, mmdit: MmditConfig) -> list[str]:
+    """Every reason why `video` has no size, as lines to show."""
+    stride = VAE_STRIDE_PX * mmdit.patch_size
+    problems = must_step("video.num_frames", video.num_frames, start=1, step=VAE_STRIDE_FRAMES)
+    if not 1 <= video.fps <= 240:
+        problems.append(f"video.fps={video.fps} must be between 1 and 240")
+    sides = {"video.height_px": video.height_px, "video.width_px": video.width_px}
+    if video.resolution is not None:
+        problems += _resolution_problems(video.resolution, stride)
+        problems += must_be_one_of("video.aspect_ratio", video.aspect_ratio, [*ASPECT_RATIOS, *TRANSPOSED])
+        problems += [
+            f"{name}={px} is given beside video.resolution={video.resolution}; use video=custom for your own size"
+            for name, px in sides.items()
+            if px is not None
+        ]
+        return problems
+    for name, px in sides.items():
+        if px is None:
+            problems.append(f"{name} is missing; video=custom needs video.height_px and video.width_px")
+        else:
+            problems += must_step(name, px, start=stride, step=stride)
+    return problems
+
+
+def _resolution_problems(resolution: str, stride_px: int) -> list[str]:
+    digits = resolution.removesuffix("px").removesuffix("p")
+    if digits == resolution or not digits.isascii() or not digits.isdigit():
+        return [f"video.resolution={resolution} is not known; write it as 256px, 768px or 480p"]
+    if int(digits) < 4 * stride_px:
+        return [f"video.resolution={resolution} is too small; the least is {4 * stride_px}px"]
+    return []
+
+
+def geometry(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geometry:
+    """The geometry of a video that has no `geometry_problems`."""
+    stride = VAE_STRIDE_PX * mmdit.patch_size
+    if video.resolution is not None:
+        height, width = pixel_size(video.resolution, video.aspect_ratio, stride)
+    else:
+        assert video.height_px and video.width_px, "geometry_problems() was not asked"
+        height, width = video.height_px, video.width_px
+    return Geometry(
+        height_px=height,
+        width_px=width,
+        num_frames=video.num_frames,
+        fps=video.fps,
+        latent_frames=(video.num_frames - 1) // VAE_STRIDE_FRAMES + 1,
+        latent_height=height // VAE_STRIDE_PX,
+        latent_width=width // VAE_STRIDE_PX,
+        tokens_per_frame=(height // stride) * (width // stride),
+        text_tokens=text_tokens,
+    )

@@ -1,0 +1,88 @@
+"""Guidance rows: which of them a step needs, and with what weights.
+
+Open-Sora computes three rows of every video on every step and mixes them (opensora/utils/sampling.py):
+
+    row 0: text, condition      row 1: negative text, condition      row 2: negative text, no condition
+    prediction = c2 + g_img * (c1 - c2) + g_txt * (c0 - c1)
+
+so the rows' weights are (g_txt, g_img - g_txt, 1 - g_img). A row whose weight is zero for every frame is
+not needed, and rows with equal inputs are one row whose weight is their sum. Nothing else is assumed.
+"""
+
+from dataclasses import dataclass
+
+NUM_ROWS = 3
+OSCILLATE_FROM = 10  # steps before it keep their scale; after it every odd step has scale 1
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the rows of one video are mixed over its steps."""
+
+    num_steps: int
+    text_scale: float
+    image_scale: float
+    text_osci: bool
+    image_osci: bool
+    temporal_osci: bool  # the image scale grows along the latent frames; only for image conditions
+    distilled: bool = False  # the model takes the scale as an input: one row, weight 1
+
+
+@dataclass(frozen=True)
+class Row:
+    branch: int  # 0, 1 or 2, whose inputs the row has
+    frame_weights: tuple[float, ...]  # one a latent frame
+
+
+def scale_at(scale: float, step: int, oscillates: bool) -> float:
+    return 1.0 if oscillates and step >= OSCILLATE_FROM and step % 2 == 1 else scale
+
+
+def image_scales(guidance: Guidance, step: int, latent_frames: int) -> tuple[float, ...]:
+    """The image scale of each latent frame at one step: constant, or a ramp from 1 that flattens with time."""
+    scale = scale_at(guidance.image_scale, step, guidance.image_osci)
+    if not guidance.temporal_osci or scale <= 1.0:
+        return (scale,) * latent_frames
+    upper = scale + (1.0 - scale) * step / guidance.num_steps
+    steps = max(latent_frames - 1, 1)
+    return tuple(1.0 + (upper - 1.0) * frame / steps for frame in range(latent_frames))
+
+
+def branch_weights(guidance: Guidance, step: int, latent_frames: int) -> tuple[tuple[float, ...], ...]:
+    """Weights of the three branches, each one number a latent frame."""
+    if guidance.distilled:
+        return ((1.0,) * latent_frames, (0.0,) * latent_frames, (0.0,) * latent_frames)
+    text = scale_at(guidance.text_scale, step, guidance.text_osci)
+    image = image_scales(guidance, step, latent_frames)
+    return (
+        (text,) * latent_frames,
+        tuple(g - text for g in image),
+        tuple(1.0 - g for g in image),
+    )
+
+
+def needed_rows(
+    guidance: Guidance, step: int, latent_frames: int, *, equal_to: tuple[int, ...], prune: bool = True
+) -> tuple[Row, ...]:
+    """The rows that one step of one video has to compute.
+
+    equal_to[b] is the first branch with the same inputs as branch b: (0, 1, 1) for text-to-video, where
+    the condition is empty. `prune=False` keeps all three, as the reference does.
+    """
+    weights = branch_weights(guidance, step, latent_frames)
+    if not prune and not guidance.distilled:
+        return tuple(Row(branch, weights[branch]) for branch in range(NUM_ROWS))
+    rows = []
+    for branch in range(NUM_ROWS):
+        same = [weights[b] for b in range(NUM_ROWS) if equal_to[b] == branch]
+        total = tuple(sum(w) for w in zip(*same, strict=True))
+        if any(total):
+            rows.append(Row(branch, total))
+    return tuple(rows)
+
+
+def equal_branches(*, text_equals_negative: bool, has_condition: bool) -> tuple[int, ...]:
+    """The first branch with equal inputs, for each branch, from what is known before anything is encoded."""
+    inputs = [(False, True), (True, True), (True, False)]  # (negative text, condition)
+    known = [(negative and not text_equals_negative, cond and has_condition) for negative, cond in inputs]
+    return tuple(known.index(k) for k in known)
