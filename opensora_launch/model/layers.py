@@ -1,0 +1,128 @@
+"""Small parts of the diffusion transformer: embeddings of time and position, norms, modulation.
+
+Shapes, here and in every file under model/:
+    B rows   S tokens   C channels (hidden_size)   N heads   D head size   A position axes (time, row, column)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+TIME_CHANNELS = 256
+NORM_EPS = 1e-6
+
+
+def timestep_embedding(t: Float[Tensor, "B"], channels: int = TIME_CHANNELS) -> Float[Tensor, "B C"]:
+    """cos and sin of 1000 t at geometric frequencies, in fp32 whatever the model's dtype.
+
+    t in [0, 1]. The reference's compiled function does not round 1000 t to bf16 either; an eager bf16 one
+    would, and be off by more than 1 (opensora/models/mmdit/layers.py, timestep_embedding).
+    """
+    half = channels // 2
+    freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    args = 1000.0 * t.float()[:, None] * freqs
+    return torch.cat([args.cos(), args.sin()], dim=-1)
+
+
+def rope_angles(
+    ids: Float[Tensor, "B S A"], axes_dim: list[int], theta: int, dtype: torch.dtype
+) -> Float[Tensor, "B S half"]:
+    """Rotation angles of every token: position * theta^(-2k/d), k < d/2, the axes one after another."""
+    parts = []
+    for axis, dim in enumerate(axes_dim):
+        freqs = theta ** -(torch.arange(0, dim, 2, dtype=dtype, device=ids.device) / dim)
+        parts.append(ids[..., axis, None].to(dtype) * freqs)
+    return torch.cat(parts, dim=-1)
+
+
+class Rotary(nn.Module):
+    """cos and sin tables of the tokens' positions, and the rotation of q and k by them.
+
+    rotate_half pairs channel d with d + D/2 in fp32 (the released weights); otherwise channels 2k and 2k + 1
+    are pairs and the angles are fp64 (Flux).
+    """
+
+    def __init__(self, axes_dim: list[int], theta: int, rotate_half: bool) -> None:
+        super().__init__()
+        self.axes_dim, self.theta, self.rotate_half = axes_dim, theta, rotate_half
+
+    def forward(self, ids: Float[Tensor, "B S A"]) -> Float[Tensor, "2 B S 1 half"]:
+        angles = rope_angles(ids, self.axes_dim, self.theta, torch.float32 if self.rotate_half else torch.float64)
+        return torch.stack([angles.cos(), angles.sin()]).float().unsqueeze(3)
+
+    def rotate(
+        self, x: Float[Tensor, "B S N D"], table: Float[Tensor, "2 B S 1 half"]
+    ) -> Float[Tensor, "B S N D"]:
+        cos, sin = table.unbind(0)
+        if self.rotate_half:
+            first, second = x.float().chunk(2, dim=-1)
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
+        wide = x.float()
+        rstd = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + NORM_EPS)
+        return (wide * rstd).to(x.dtype) * self.scale
+
+
+class QKNorm(nn.Module):
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(head_dim)
+        self.key_norm = RMSNorm(head_dim)
+
+
+class MLPEmbedder(nn.Module):
+    def __init__(self, in_dim: int, channels: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(in_dim, channels)
+        self.out_layer = nn.Linear(channels, channels)
+
+    def forward(self, x: Float[Tensor, "B in_dim"]) -> Float[Tensor, "B C"]:
+        out: Tensor = self.out_layer(F.silu(self.in_layer(x)))
+        return out
+
+
+def layer_norm(x: Float[Tensor, "B S C"]) -> Float[Tensor, "B S C"]:
+    return F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
+
+
+def modulate(
+    x: Float[Tensor, "B S C"], shift: Float[Tensor, "B 1 C"], scale: Float[Tensor, "B 1 C"]
+) -> Float[Tensor, "B S C"]:
+    """Adaptive layer norm: (1 + scale) * LN(x) + shift."""
+    return torch.addcmul(shift, 1 + scale, layer_norm(x))
+
+
+class Modulation(nn.Module):
+    """`parts` vectors (shift, scale, gate, ...) of every row, from its conditioning vector."""
+
+    def __init__(self, channels: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.lin = nn.Linear(channels, parts * channels)
+
+    def forward(self, vec: Float[Tensor, "B C"]) -> tuple[Tensor, ...]:
+        return tuple(self.lin(F.silu(vec))[:, None].chunk(self.parts, dim=-1))
+
+
+class LastLayer(nn.Module):
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 2 * channels))
+
+    def forward(self, x: Float[Tensor, "B S C"], vec: Float[Tensor, "B C"]) -> Float[Tensor, "B S out"]:
+        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
+        out: Tensor = self.linear(modulate(x, shift, scale))
+        return out
