@@ -53,9 +53,7 @@ class Rotary(nn.Module):
         angles = rope_angles(ids, self.axes_dim, self.theta, torch.float32 if self.rotate_half else torch.float64)
         return torch.stack([angles.cos(), angles.sin()]).float().unsqueeze(3)
 
-    def rotate(
-        self, x: Float[Tensor, "B S N D"], table: Float[Tensor, "2 B S 1 half"]
-    ) -> Float[Tensor, "B S N D"]:
+    def rotate(self, x: Float[Tensor, "B S N D"], table: Float[Tensor, "2 B S 1 half"]) -> Float[Tensor, "B S N D"]:
         cos, sin = table.unbind(0)
         if self.rotate_half:
             first, second = x.float().chunk(2, dim=-1)

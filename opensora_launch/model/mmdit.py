@@ -49,7 +49,9 @@ class JointAttention(nn.Module):
 
 def feed_forward(cfg: MmditConfig) -> nn.Sequential:
     wide = int(cfg.hidden_size * cfg.mlp_ratio)
-    return nn.Sequential(nn.Linear(cfg.hidden_size, wide), nn.GELU(approximate="tanh"), nn.Linear(wide, cfg.hidden_size))
+    return nn.Sequential(
+        nn.Linear(cfg.hidden_size, wide), nn.GELU(approximate="tanh"), nn.Linear(wide, cfg.hidden_size)
+    )
 
 
 class DoubleBlock(nn.Module):
@@ -174,5 +176,3 @@ class MMDiT(nn.Module):
             joint = block(joint, vec, self.rotary, table, attend)
         out: Tensor = self.final_layer(joint[:, text.shape[1] :], vec)
         return out
-
-

@@ -1,0 +1,198 @@
+"""A request becomes a Plan: all that a worker needs to know. Pure: no torch, no files, no clock.
+
+The plan is written to plan.json, and that file is the only thing workers read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+from opensora_launch.config import LayoutConfig, MmditConfig, ModelConfig, RunConfig, SamplingConfig
+from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
+from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """One video to make: one sample of one prompt, with everything that is its own."""
+
+    name: str  # of its files: "0007_2" is prompt 7, sample 2
+    prompt: str  # as the user gave it
+    text: str  # what the encoders get: the prompt with its suffixes
+    negative: str
+    refs: tuple[str, ...]
+    cond_type: str
+    seed: int
+    guidance: Guidance
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the ranks run on, as the launcher found it."""
+
+    device: str  # "cpu" or "cuda"
+    nodes: int
+    gpus_per_node: int
+    cpus_per_node: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Plan:
+    schema: int
+    version: str  # of opensora_launch
+    machine: Machine
+    threads_per_rank: int
+    timeout_s: float
+    precision: str
+    attention: str
+    profile: bool
+    model: ModelConfig
+    geometry: Geometry
+    sampling: SamplingConfig
+    layouts: tuple[tuple[int, Layout], ...]  # (rows of a step, its layout), rows rising from 1
+    videos: tuple[VideoRequest, ...]
+
+    def layout(self, rows: int) -> Layout:
+        return dict(self.layouts)[rows]
+
+    @property
+    def dp(self) -> int:
+        return self.layouts[0][1].dp
+
+    @property
+    def batches(self) -> tuple[tuple[VideoRequest, ...], ...]:
+        return batches(self.videos, self.sampling.batch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Plan":
+        return cast(Plan, _decode(cls, data))
+
+
+def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:
+    """Neighbours with the same steps and guidance, at most `size` together."""
+    groups: list[list[VideoRequest]] = []
+    for video in videos:
+        if groups and len(groups[-1]) < size and groups[-1][0].guidance == video.guidance:
+            groups[-1].append(video)
+        else:
+            groups.append([video])
+    return tuple(tuple(g) for g in groups)
+
+
+def rows_per_step(video: VideoRequest, latent_frames: int, prune: bool) -> tuple[int, ...]:
+    """Row-forwards of each step of one video, as far as the request itself shows which rows are equal."""
+    equal = equal_branches(
+        text_equals_negative=video.text == video.negative, has_condition=video.cond_type != "t2v" and latent_frames > 1
+    )
+    return tuple(
+        len(needed_rows(video.guidance, step, latent_frames, equal_to=equal, prune=prune))
+        for step in range(video.guidance.num_steps)
+    )
+
+
+def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str) -> Plan:
+    """Resolve a request, or raise UserError naming every reason why it cannot be."""
+    problems = geometry_problems(run.video, run.model.mmdit) + _sampling_problems(run.sampling)
+    problems += _model_problems(run.model.mmdit)
+    problems += [
+        f"topology.{name}={count} must be at least 1"
+        for name, count in (("nodes", machine.nodes), ("gpus_per_node", machine.gpus_per_node))
+        if count < 1
+    ]
+    threads = run.launcher.threads_per_rank
+    if threads is not None and threads < 1:
+        problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null to be chosen")
+    if run.launcher.timeout_s <= 0:
+        problems.append(f"launcher.timeout_s={run.launcher.timeout_s} must be more than 0 seconds")
+    if problems:
+        raise UserError("this run cannot be planned", problems)
+    precision = run.precision.value
+    if precision == "auto":
+        precision = "bf16" if machine.device == "cuda" else "fp32"
+    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    return Plan(
+        schema=SCHEMA,
+        version=version,
+        machine=machine,
+        threads_per_rank=threads or max(1, machine.cpus_per_node // machine.gpus_per_node),
+        timeout_s=run.launcher.timeout_s,
+        precision=precision,
+        attention=run.attention.value,
+        profile=run.profile,
+        model=run.model,
+        geometry=shape,
+        sampling=run.sampling,
+        layouts=_layouts(run, machine, shape, videos),
+        videos=tuple(videos),
+    )
+
+
+def _layouts(
+    run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
+) -> tuple[tuple[int, Layout], ...]:
+    groups = batches(videos, run.sampling.batch_size)
+    prune = run.sampling.prune_rows
+    most = max((sum(max(rows_per_step(v, shape.latent_frames, prune)) for v in group) for group in groups), default=1)
+    facts = LayoutFacts(
+        ranks=machine.ranks,
+        gpus_per_node=machine.gpus_per_node,
+        num_heads=run.model.mmdit.num_heads,
+        batches=max(len(groups), 1),
+        max_rows=most,
+        total_tokens=shape.total_tokens,
+    )
+    return layouts_by_rows(facts, LayoutConfig(**vars(run.layout)))
+
+
+def _sampling_problems(sampling: SamplingConfig) -> list[str]:
+    counts = {name: getattr(sampling, name) for name in ("num_steps", "num_samples", "batch_size")}
+    problems = [f"sampling.{name}={count} must be at least 1" for name, count in counts.items() if count < 1]
+    problems += must_be_one_of("sampling.noise_device", sampling.noise_device, ("cpu", "cuda"))
+    problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
+    if sampling.flow_shift is not None and sampling.flow_shift <= 0:
+        problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null for the model's own")
+    if sampling.seed is not None and not 0 <= sampling.seed < 2**63:
+        problems.append(f"sampling.seed={sampling.seed} must be between 0 and 2^63 - 1, or null for a random one")
+    return problems
+
+
+def _model_problems(mmdit: MmditConfig) -> list[str]:
+    if mmdit.hidden_size % mmdit.num_heads:
+        return [f"model.mmdit.hidden_size={mmdit.hidden_size} is not a multiple of num_heads={mmdit.num_heads}"]
+    head_dim = mmdit.hidden_size // mmdit.num_heads
+    if sum(mmdit.axes_dim) != head_dim:
+        return [f"model.mmdit.axes_dim={mmdit.axes_dim} must add up to the head size {head_dim}"]
+    return []
+
+
+def _decode(kind: Any, data: Any) -> Any:
+    """Rebuild a dataclass from what json.loads(json.dumps(asdict(it))) gives."""
+    origin, args = get_origin(kind), get_args(kind)
+    if data is None:
+        return None
+    if origin in (Union, UnionType):
+        return _decode(next(a for a in args if a is not type(None)), data)
+    if origin is tuple:
+        kinds = [args[0]] * len(data) if args[-1] is Ellipsis else args
+        return tuple(_decode(k, d) for k, d in zip(kinds, data, strict=True))
+    if origin is list:
+        return [_decode(args[0], d) for d in data]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(data)
+    if hasattr(kind, "__dataclass_fields__"):
+        hints = get_type_hints(kind)
+        return kind(**{name: _decode(hints[name], value) for name, value in data.items()})
+    return data
