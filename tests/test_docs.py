@@ -1,0 +1,76 @@
+"""What the documents point to is there."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+THEIRS = {"scripts/diffusion/inference.py"}  # Open-Sora's own script, which docs/migrating.md speaks of
+
+FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+LINK = re.compile(
+    r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"|^\[[^\]]+\]:\s+(\S+)", re.MULTILINE
+)
+HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+SCRIPT = re.compile(r"(?<![\w./-])scripts/[\w./-]*\w")
+
+
+def links(text: str) -> list[str]:
+    prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+    return ["".join(groups) for groups in LINK.findall(prose)]
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to headings: lower case, no punctuation, blanks as hyphens, repeats numbered."""
+    seen: Counter[str] = Counter()
+    names = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+    for heading in HEADING.findall(FENCE.sub("", text)):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        names.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return names
+
+
+def dead_links(page: Path, text: str) -> list[str]:
+    dead = []
+    for link in links(text):
+        if re.match(r"[a-z][a-z0-9+.-]*:", link):
+            continue  # the web is not checked: a test must not depend on it
+        name, _, anchor = unquote(link).partition("#")
+        target = (page.parent / name).resolve() if name else page
+        inside = target == page or (target.is_relative_to(ROOT) and target.exists())
+        if not inside or (anchor and anchor not in anchors(text if target == page else target.read_text())):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page, page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_scripts_exist(page: Path) -> None:
+    named = set(SCRIPT.findall(page.read_text())) - THEIRS
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_dead_links_are_seen() -> None:
+    text = """# A title: `code`, and more
+[1](#a-title-code-and-more) [2](LICENSE) [3](tests/test_docs.py "with a title") `[4](not-a-link)` [web](https://a.b/c)
+[dead](#a-title) [dead](no-such-file.md) <img src="no-such.png"> [dead](../outside.md) [dead](CHANGELOG.md#no-such-heading)
+```
+[5](in-code)
+```
+"""
+    expected = ["#a-title", "no-such-file.md", "no-such.png", "../outside.md", "CHANGELOG.md#no-such-heading"]
+    assert dead_links(ROOT / "README.md", text) == expected
+    assert SCRIPT.findall("`scripts/run --prompt x`, see ../scripts/no and scripts/a.py.") == [
+        "scripts/run",
+        "scripts/a.py",
+    ]

@@ -1,0 +1,144 @@
+"""Which room may import which, and which must start without torch. A new arrow is a decision: it is made here."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = "opensora_launch"
+ROOT = Path(__file__).parent.parent / PACKAGE
+FILES = sorted(ROOT.rglob("*.py"))
+
+FACTS = {"errors", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
+ON_A_RANK = FACTS | {"parallel", "model", "sampling", "media", "telemetry"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "plan": {"errors", "config"},
+    "media": FACTS,
+    "telemetry": FACTS,
+    "parallel": FACTS,
+    "model": {"errors", "config"},  # not parallel: the model does not know that it is split
+    "sampling": FACTS,  # not model and not parallel: the loop gets functions
+    "report": FACTS | {"telemetry"},
+    "launch": FACTS | {"media"},
+    "worker": ON_A_RANK,  # joins them
+    "verify": ON_A_RANK | {"launch", "worker"},
+    "demo": ON_A_RANK,
+    "cli": FACTS | {"launch", "media", "report"},
+}
+# Only inside a function: the inline launcher becomes the worker, a worker started by hand prepares its own run.
+MAY_IMPORT_LATE = {
+    "cli": {"demo", "verify", "worker"},
+    "launch": {"worker"},
+    "worker": {"cli", "launch", "report"},
+}
+# A login node has no GPU and often no torch; `--help` answers at once.
+WITHOUT_TORCH = ["errors", "config", "plan", "launch", "report", "cli", "media/prompts.py"]
+SLOW = {"torch", "diffusers", "transformers", "accelerate"}
+ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli", "config"}}
+
+
+class Import(NamedTuple):
+    module: str
+    late: bool  # inside a function
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def files_of(start: str) -> list[Path]:
+    """Of a room, or the one file."""
+    return [p for p in FILES if room(p) == start or p == ROOT / start]
+
+
+def imports(tree: ast.AST, package: str, late: bool = False) -> Iterator[Import]:
+    """Every imported module by its full name, of `import a.b`, `from a import b` and `from . import b` alike."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (Import(f"{base}.{alias.name}", late) for alias in node.names)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports(node, package, late or inside)
+
+
+def faults(source: str, here: str, package: str) -> list[str]:
+    """What a file of room `here` imports and may not."""
+    if here not in MAY_IMPORT:
+        return [f"{here} is no room: a new one is added to MAY_IMPORT, with its arrows"]
+    found = []
+    for module, late in imports(ast.parse(source), package):
+        top, _, rest = module.partition(".")
+        if here not in ONLY_IN.get(top, {here}):
+            found.append(f"{here} may not import {top}")
+        if top != PACKAGE or (there := rest.split(".")[0]) in (here, "__version__"):
+            continue
+        if there not in MAY_IMPORT[here] | (MAY_IMPORT_LATE.get(here, set()) if late else set()):
+            found.append(f"{here} may not import {there}{'' if late else ' at module level'}")
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != ROOT or p.stem != "__init__"], ids=str)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    package = ".".join(path.parent.relative_to(ROOT.parent).parts)
+    assert faults(path.read_text(), room(path), package) == []
+
+
+@pytest.mark.parametrize(
+    ("here", "source", "count"),
+    [
+        ("model", "from opensora_launch.parallel import mesh", 1),
+        ("model", "from opensora_launch import parallel, errors", 1),
+        ("model", "import opensora_launch.parallel.mesh", 1),
+        ("model", "from ..parallel import mesh", 1),
+        ("model", "from .. import parallel", 1),
+        ("model", "from . import layers", 0),
+        ("model", "if True:\n    def f():\n        import opensora_launch.parallel", 1),
+        ("launch", "from opensora_launch.worker import main", 1),
+        ("launch", "def f():\n    from opensora_launch.worker import main", 0),
+        ("plan", "import hydra.core", 1),
+        ("attic", "", 1),
+    ],
+)
+def test_every_form_of_import_is_seen(here: str, source: str, count: int) -> None:
+    assert len(faults(source, here, f"{PACKAGE}.{here}")) == count
+
+
+@pytest.mark.parametrize("start", [s for s in WITHOUT_TORCH if files_of(s)])
+def test_starts_without_torch(start: str) -> None:
+    relative = [p.relative_to(ROOT.parent).with_suffix("") for p in files_of(start)]
+    names = [".".join(p.parts).removesuffix(".__init__") for p in relative]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    if slow := {SLOW!r} & set(sys.modules): sys.exit(f'{{name}} imports {{sorted(slow)}}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_worker_starts_the_group_and_reads_its_rank() -> None:
+    names = {"init_process_group", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Attribute(attr="init_process_group") | ast.Name(id="init_process_group"):
+                    found.add(room(path))
+                case ast.Subscript(
+                    value=ast.Attribute(attr="environ"), slice=ast.Constant(value=str(key)), ctx=ast.Load()
+                ):
+                    found |= {room(path)} if key in names else set()
+                case ast.Call(func=ast.Attribute(attr="get" | "getenv"), args=[ast.Constant(value=str(key)), *_]):
+                    found |= {room(path)} if key in names else set()
+    assert found <= {"worker"}
