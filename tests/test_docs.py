@@ -63,7 +63,8 @@ def test_named_scripts_exist(page: Path) -> None:
 def test_dead_links_are_seen() -> None:
     text = """# A title: `code`, and more
 [1](#a-title-code-and-more) [2](LICENSE) [3](tests/test_docs.py "with a title") `[4](not-a-link)` [web](https://a.b/c)
-[dead](#a-title) [dead](no-such-file.md) <img src="no-such.png"> [dead](../outside.md) [dead](CHANGELOG.md#no-such-heading)
+[dead](#a-title) [dead](no-such-file.md) <img src="no-such.png"> [dead](../outside.md)
+[dead](CHANGELOG.md#no-such-heading)
 ```
 [5](in-code)
 ```
