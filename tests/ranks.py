@@ -50,7 +50,7 @@ def run_ranks(world: int, tmp: Path, fn: Callable[..., Any], *args: Any, timeout
     later whatever still runs is killed. Any failure is an AssertionError with the traceback of each rank that failed.
     """
     here = Path(tempfile.mkdtemp(dir=tmp, prefix="ranks"))
-    context = start_processes(  # type: ignore[no-untyped-call]
+    context = start_processes(
         _one_rank, (world, str(here), timeout, fn, args), world, join=False, start_method="forkserver"
     )
     try:
