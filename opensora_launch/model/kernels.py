@@ -1,0 +1,111 @@
+"""The attention kernels: each is (q, k, v) -> (out, lse), over whole sequences on one device.
+
+    q B S N D    k, v B K N D    out B S N D in q's dtype    lse B N S, fp32 (fp64 for fp64)
+
+`lse` is the log-sum-exp of each query's scaled scores; partial results over parts of the keys are merged by it.
+Packages that may be missing are imported by the `load_*` functions only. The private operators of torch are held
+to their schemas by a test.
+"""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module, metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AttendLse = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+SCORES = 2**26  # elements of the score matrix that the reference holds at once: 256 MiB in fp32
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def heads_first(*tensors: Tensor) -> list[Tensor]:
+    return [t.transpose(1, 2) for t in tensors]
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt(D)) v in fp32 (fp64 for fp64), a slice of the queries at a time."""
+    wide = lse_dtype(q.dtype)
+    qh, kh, vh = (t.to(wide) for t in heads_first(q, k, v))
+    batch, heads, length, dim = qh.shape
+    rows = max(1, SCORES // (batch * heads * kh.shape[2]))
+    out, lse = torch.empty_like(qh), torch.empty(batch, heads, length, dtype=wide, device=q.device)
+    for start in range(0, length, rows):
+        part = slice(start, start + rows)
+        scores = (qh[:, :, part] * dim**-0.5) @ kh.mT
+        lse[:, :, part] = scores.logsumexp(dim=-1)
+        out[:, :, part] = scores.sub_(lse[:, :, part, None]).exp_() @ vh
+    return out.transpose(1, 2).to(q.dtype), lse
+
+
+def cpu_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads_first(q, k, v))
+    return out.transpose(1, 2), lse
+
+
+def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention(*heads_first(q, k, v))[:2]
+    return out.transpose(1, 2), lse[:, :, : q.shape[1]]
+
+
+def sdpa_efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Also for fp32, and for GPUs before Ampere. Its lse is padded to a multiple of 32 queries."""
+    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(*heads_first(q, k, v), None, True)[:2]
+    return out.transpose(1, 2), lse[:, :, : q.shape[1]]
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """cuDNN refuses a single query or key; those go to the flash kernel."""
+    if q.shape[1] == 1 or k.shape[1] == 1:
+        return sdpa_flash(q, k, v)
+    out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(*heads_first(q, k, v), None, True)[:2]
+    return out.transpose(1, 2), lse.reshape(q.shape[0], q.shape[2], q.shape[1])  # B N S 1 from some versions
+
+
+def load_flash4() -> tuple[AttendLse, str]:
+    flash = import_module("flash_attn.cute").flash_attn_func
+    return lambda q, k, v: flash(q, k, v, return_lse=True)[:2], version_of("flash-attn-4", "flash-attn")
+
+
+def load_flash3() -> tuple[AttendLse, str]:
+    """The source build first, then the wheel that computes forward only.
+
+    Releases before 2025-10 always return (out, lse) and have no `return_attn_probs`.
+    """
+    try:
+        flash = import_module("flash_attn_interface").flash_attn_func
+    except ImportError:
+        flash = import_module("fa3_fwd_interface").flash_attn_func
+    asks = "return_attn_probs" in inspect.signature(flash).parameters
+    options: dict[str, Any] = {"return_attn_probs": True} if asks else {}
+    return lambda q, k, v: flash(q, k, v, **options)[:2], version_of("flash_attn_3", "fa3-fwd", "flash-attn")
+
+
+def load_flash2() -> tuple[AttendLse, str]:
+    flash = import_module("flash_attn").flash_attn_func
+    return lambda q, k, v: flash(q, k, v, return_attn_probs=True)[:2], version_of("flash-attn")
+
+
+def load_xformers() -> tuple[AttendLse, str]:
+    forward = import_module("xformers.ops").memory_efficient_attention_forward_requires_grad
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = forward(q, k, v)
+        return out, lse[:, :, : q.shape[1]]  # padded by some of its kernels
+
+    return call, version_of("xformers")
+
+
+def version_of(*packages: str) -> str:
+    """The version of the first of these distributions that is installed."""
+    for package in packages:
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return "version unknown"
