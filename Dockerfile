@@ -13,7 +13,7 @@ FROM nvidia/cuda:${CUDA}-${FLAVOUR}-ubuntu24.04
 # torch compiles small kernels at run time, for which it needs a C compiler.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates gcc git libc6-dev python3 python3-dev python3-venv \
+        ca-certificates gcc libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -23,12 +23,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 
 
 def test_holds_code_data_and_configs(wheel: ZipFile) -> None:
-    tracked = subprocess.run(
-        ["git", "ls-files", PACKAGE, "configs"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    files = [name for name in tracked.stdout.splitlines() if (ROOT / name).exists()]
-    assert any(name.startswith("configs/") for name in files)
-    wanted = {name if name.startswith(f"{PACKAGE}/") else f"{PACKAGE}/{name}" for name in files}
+    code = {p for p in (ROOT / PACKAGE).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    configs = {p for p in (ROOT / "configs").rglob("*") if p.is_file()}
+    assert code
+    assert configs
+    wanted = {str(p.relative_to(ROOT)) for p in code} | {f"{PACKAGE}/{p.relative_to(ROOT)}" for p in configs}
     assert sorted(wanted - set(wheel.namelist())) == []
 
 
