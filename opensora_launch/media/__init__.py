@@ -1,0 +1,1 @@
+"""Prompts, reference images and videos in; videos and images out."""

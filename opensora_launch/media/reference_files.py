@@ -1,0 +1,127 @@
+"""Whether the references of a run can be used, told on the login node: no torch, no pixels kept.
+
+An image is decoded at an eighth of its size, which finds a torn file; of a video, frames are counted and one decoded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from opensora_launch.media.prompt_files import Problems
+from opensora_launch.media.prompts import COND_TYPES, PromptEntry, cond_type_of
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
+MIN_SIDE_PX = 16  # one token of the model; a smaller picture is an icon by mistake
+
+MIN_FRAMES = 5  # the shortest video: Open-Sora overwrites a single frame with the reference itself
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    """What a reference's file says of itself; frames is 1 for an image."""
+
+    kind: str
+    height_px: int
+    width_px: int
+    frames: int
+
+
+def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_frames: int) -> list[str]:
+    """One line for each thing wrong with the references of these prompts; empty where all can be used.
+
+    `cond_type` is the run's, None for t2v or i2v_head as each prompt has references; `num_frames` is the video's length
+    in pixel frames. Each file is opened once. References of t2v prompts are not used, so they are not looked at.
+    """
+    problems = Problems()
+    probed: dict[str, ReferenceFile | str] = {}
+    for entry in entries:
+        name = cond_type_of(entry, cond_type)
+        cond = COND_TYPES[name]
+        say = partial(problems.add_for_prompt, entry.source)
+        if not cond.parts:
+            continue
+        if not entry.refs:
+            say(f"cond_type={name} needs a reference; give one by --ref or in the column 'ref', or use t2v")
+        elif len(entry.refs) > cond.max_references:
+            say(f"cond_type={name} takes at most {cond.max_references} references, not {len(entry.refs)}")
+        if num_frames < (least := max(MIN_FRAMES, cond.frames)):
+            say(f"cond_type={name} needs video.num_frames of at least {least}, not {num_frames}")
+        for path in dict.fromkeys(entry.refs[part.which] for part in cond.parts if entry.refs):
+            if path not in probed:
+                probed[path] = _probe_or_reason(path)
+            reason = _why_unfit(probed[path], name)
+            if reason:
+                say(f"ref {path}: {reason}")
+    return problems.texts()
+
+
+def probe(path: str) -> ReferenceFile:
+    """Kind, size and length of an image or video. ValueError says why it cannot be read, OSError is the system's."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+        allowed = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        raise ValueError(f"not an image or video by its name; it may end in {allowed}")
+    with open(path, "rb"):  # a plain reason where the file is missing or forbidden
+        pass
+    return _probe_image(path) if suffix in IMAGE_SUFFIXES else _probe_video(path)
+
+
+def _probe_or_reason(path: str) -> ReferenceFile | str:
+    try:
+        return probe(path)
+    except FileNotFoundError:
+        return "no such file" + ("; two references are joined by ';', not ','" if "," in Path(path).name else "")
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        return str(error)
+
+
+def _why_unfit(file: ReferenceFile | str, cond_type: str) -> str:
+    """Why a file cannot serve a condition; empty if it can. A file that could not be read comes as the reason."""
+    cond = COND_TYPES[cond_type]
+    if isinstance(file, str):
+        return file
+    if file.kind not in cond.kinds:
+        return f"cond_type={cond_type} needs a {' or '.join(cond.kinds)}, and this is an {file.kind}"
+    if min(file.height_px, file.width_px) < MIN_SIDE_PX:
+        return f"{file.width_px} x {file.height_px} pixels; each side needs at least {MIN_SIDE_PX}"
+    if file.frames < cond.frames:
+        return f"{file.frames} frames; cond_type={cond_type} needs at least {cond.frames}"
+    return ""
+
+
+def _probe_image(path: str) -> ReferenceFile:
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            image.draft("RGB", (1, 1))  # jpeg only: decode at an eighth of the size
+            image.load()
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large for an image: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for a torn or foreign file
+        raise ValueError(f"not a readable image: {error}") from error
+    return ReferenceFile("image", width if on_its_side else height, height if on_its_side else width, 1)
+
+
+def _probe_video(path: str) -> ReferenceFile:
+    import av
+
+    try:
+        with av.open(f"file:{path}") as container:
+            if not container.streams.video:
+                raise ValueError("no picture in it")
+            stream = container.streams.video[0]
+            first = next(container.decode(stream), None)
+            container.seek(0)
+            frames = sum(packet.size > 0 for packet in container.demux(stream))  # a header may promise more
+    except av.FFmpegError as error:
+        raise ValueError(f"not a readable video: {error.strerror}") from error
+    if first is None:
+        raise ValueError("not a readable video: no frame could be decoded")
+    return ReferenceFile("video", first.height, first.width, frames)

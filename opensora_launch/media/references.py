@@ -1,0 +1,94 @@
+"""References as tensors: an image or the frames of a video, filled and cropped to the size of the run.
+
+H, W: the video's pixels; T: pixel frames; h, w: a file's own pixels. Values are in [-1, 1].
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from opensora_launch.media.prompts import COND_TYPES
+from opensora_launch.media.reference_files import VIDEO_SUFFIXES
+
+
+def load_references(
+    refs: tuple[str, ...], cond_type: str, height: int, width: int
+) -> tuple[Float[Tensor, "1 3 T {height} {width}"], ...]:
+    """The frames a condition takes of its references, one tensor for each of its parts (none for t2v).
+
+    i2v_head takes the first frame of the first reference, i2v_tail the last frame of the last, i2v_loop both; v2v the
+    first or last 33 frames (65 for the easy forms). Files were checked by `check_references`.
+    """
+    cond = COND_TYPES[cond_type]
+    loaded = []
+    for part in cond.parts:
+        path = refs[part.which]
+        if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+            loaded.append(load_video(path, cond.frames, height, width, end=part.end))
+        else:
+            loaded.append(load_image(path, height, width))
+    return tuple(loaded)
+
+
+def load_image(path: str | Path, height: int, width: int) -> Float[Tensor, "1 3 1 {height} {width}"]:
+    """An image turned upright by its EXIF tag, scaled by PIL's bicubic to fill height x width pixels, centre cropped.
+
+    The arithmetic is Open-Sora's (its datasets/utils.py, resize_crop_to_fill): 8-bit steps before [-1, 1].
+    """
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    (scaled_h, scaled_w), top, left = fill_and_crop((image.height, image.width), (height, width))
+    pixels = np.array(image.resize((scaled_w, scaled_h), Image.Resampling.BICUBIC))
+    cropped = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)
+    return _normalise(cropped.float() / 255)[None, :, None]
+
+
+def load_video(
+    path: str | Path, num_frames: int, height: int, width: int, end: Literal["head", "tail"] = "head"
+) -> Float[Tensor, "1 3 {num_frames} {height} {width}"]:
+    """The first or last `num_frames` frames of a video, scaled to fill height x width pixels and centre cropped.
+
+    The file's own frames are taken one by one: its frame rate is not converted. Scaling is bilinear in floating point,
+    without smoothing, as Open-Sora scales videos (its datasets/video_transforms.py), unlike images.
+    """
+    with av.open(f"file:{path}") as container:
+        decoded: Iterator[av.VideoFrame] = container.decode(video=0)
+        frames = list(islice(decoded, num_frames)) if end == "head" else list(deque(decoded, maxlen=num_frames))
+        assert len(frames) == num_frames, f"{path} has {len(frames)} frames, {num_frames} are needed"
+        return torch.stack([_fit_frame(frame, height, width) for frame in frames], dim=1)[None]
+
+
+def fill_and_crop(size: tuple[int, int], target: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    """The size that just covers `target` at the same aspect ratio, and where the centred crop begins (top, left).
+
+    Sizes are (height, width) in pixels. The first offset with an odd remainder goes to the even side, as `round` does.
+    """
+    (h, w), (H, W) = size, target
+    if H / h > W / w:
+        scaled_w = round(w * (H / h))
+        return (H, scaled_w), 0, round((scaled_w - W) / 2)
+    scaled_h = round(h * (W / w))
+    return (scaled_h, W), round((scaled_h - H) / 2), 0
+
+
+def _fit_frame(frame: av.VideoFrame, height: int, width: int) -> Float[Tensor, "3 {height} {width}"]:
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).float() / 255
+    scaled, _, _ = fill_and_crop((frame.height, frame.width), (height, width))
+    fitted = F.interpolate(pixels[None], size=scaled, mode="bilinear", align_corners=False)[0]
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return _normalise(fitted[:, top : top + height, left : left + width])
+
+
+def _normalise(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """[0, 1] to [-1, 1]."""
+    return (x - 0.5) / 0.5
