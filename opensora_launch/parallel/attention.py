@@ -1,0 +1,163 @@
+"""Attention over a sequence whose tokens are spread over ranks: Ulysses, ring, and both.
+
+Shapes, here and in every file under parallel/:
+    B rows   S tokens   N heads   D head size         a capital is the whole
+    s, n                                               a small letter is this rank's share; shares may differ by one
+Bidirectional attention does not care in which order the keys come, so shares need no reordering.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from opensora_launch.parallel.mesh import Axis, Mesh
+from opensora_launch.parallel.split import share_sizes, share_slices
+
+Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # q, k, v (B S N D) -> out, lse (B N S)
+
+
+def sharded_attention(mesh: Mesh, total_tokens: int, kernel: Kernel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The `attend` of our share of a sequence of `total_tokens`, for every block of a forward.
+
+    Ulysses trades tokens for heads inside its axis, then the ring axis passes the keys and values of those
+    heads around. With both at size 1 it is the kernel alone.
+    """
+    sizes = share_sizes(total_tokens, mesh.layout.sequence)
+    width = mesh.ulysses.size
+    near = sizes[mesh.ring.index * width :][:width]  # tokens of each rank on our ulysses axis
+    far = tuple(sum(sizes[r * width :][:width]) for r in range(mesh.ring.size))  # tokens of each ulysses group
+
+    def attend(
+        q: Float[Tensor, "B s N D"], k: Float[Tensor, "B s N D"], v: Float[Tensor, "B s N D"]
+    ) -> Float[Tensor, "B s N D"]:
+        heads = q.shape[2]
+        q, k, v = tokens_to_heads((q, k, v), near, mesh.ulysses)
+        out = ring_attention(q, k, v, far, mesh.ring, kernel) if q.shape[2] else q
+        return heads_to_tokens(out, near, heads, mesh.ulysses)
+
+    return attend
+
+
+def tokens_to_heads(
+    xs: tuple[Float[Tensor, "B s N D"], ...], tokens: tuple[int, ...], axis: Axis
+) -> tuple[Float[Tensor, "B S n D"], ...]:
+    """From all heads of our tokens to all tokens of our heads, several tensors in one all-to-all.
+
+    tokens[i] is the share of rank i of the axis. Heads are dealt like tokens: counts differ by at most one.
+    """
+    if axis.size == 1:
+        return xs
+    batch, _, heads, dim = xs[0].shape
+    dealt = share_slices(heads, axis.size)
+    ours = dealt[axis.index].stop - dealt[axis.index].start
+    sent = torch.cat([x[:, :, part].reshape(-1) for part in dealt for x in xs])
+    unit = len(xs) * batch * dim
+    got = _all_to_all(
+        sent,
+        [unit * tokens[axis.index] * (part.stop - part.start) for part in dealt],
+        [unit * count * ours for count in tokens],
+        axis,
+    )
+    blocks = [g.view(len(xs), batch, count, ours, dim) for g, count in zip(got, tokens, strict=True)]
+    return tuple(torch.cat([b[i] for b in blocks], dim=1) for i in range(len(xs)))
+
+
+def heads_to_tokens(
+    x: Float[Tensor, "B S n D"], tokens: tuple[int, ...], heads: int, axis: Axis
+) -> Float[Tensor, "B s N D"]:
+    """Undo `tokens_to_heads`: from all tokens of our heads to all `heads` of our tokens."""
+    if axis.size == 1:
+        return x
+    batch, _, ours, dim = x.shape
+    here = tokens[axis.index]
+    counts = share_sizes(heads, axis.size)
+    sent = torch.cat([part.reshape(-1) for part in torch.split(x, list(tokens), dim=1)])
+    got = _all_to_all(
+        sent,
+        [batch * count * ours * dim for count in tokens],
+        [batch * here * count * dim for count in counts],
+        axis,
+    )
+    return torch.cat([g.view(batch, here, count, dim) for g, count in zip(got, counts, strict=True)], dim=2)
+
+
+def _all_to_all(sent: Tensor, send_sizes: list[int], receive_sizes: list[int], axis: Axis) -> tuple[Tensor, ...]:
+    got = sent.new_empty(sum(receive_sizes))
+    with axis.exchange((sent.numel() - send_sizes[axis.index]) * sent.element_size()):
+        dist.all_to_all_single(got, sent, receive_sizes, send_sizes, group=axis.group)
+    return tuple(torch.split(got, receive_sizes))
+
+
+def ring_attention(
+    q: Float[Tensor, "B s N D"],
+    k: Float[Tensor, "B s N D"],
+    v: Float[Tensor, "B s N D"],
+    tokens: tuple[int, ...],
+    axis: Axis,
+    kernel: Kernel,
+) -> Float[Tensor, "B s N D"]:
+    """Attention of our queries over the keys and values of every rank of the axis, which travel around it.
+
+    tokens[i] is the share of rank i. The next block travels while the present one is computed.
+    """
+    if axis.size == 1:
+        return kernel(q, k, v)[0]
+    block = torch.stack([k, v])
+    merged: tuple[Tensor, Tensor] | None = None
+    for hop in range(axis.size):
+        last = hop == axis.size - 1
+        coming = tokens[(axis.index - hop - 1) % axis.size]
+        travel = None if last else _Travel(block, coming, axis)
+        out, lse = kernel(q, block[0], block[1])
+        merged = merge(merged, out, lse)
+        if travel:
+            block = travel.arrive()
+    assert merged is not None
+    return merged[0].to(q.dtype)
+
+
+def merge(
+    running: tuple[Tensor, Tensor] | None, out: Float[Tensor, "B s N D"], lse: Float[Tensor, "B N s"]
+) -> tuple[Float[Tensor, "B s N D"], Float[Tensor, "B N s"]]:
+    """Add one block's attention to the running result; both kept in at least fp32.
+
+    softmax over a union of blocks = their results weighted by exp(lse of the block - lse of the union).
+    """
+    wide = torch.promote_types(out.dtype, torch.float32)
+    out, lse = out.to(wide), lse.to(wide)
+    if running is None:
+        return out, lse
+    before, before_lse = running
+    union = torch.logaddexp(before_lse, lse)
+    old, new = (_by_query((x - union).exp()) for x in (before_lse, lse))
+    return before * old + out * new, union
+
+
+def _by_query(weights: Float[Tensor, "B N s"]) -> Float[Tensor, "B s N 1"]:
+    return weights.transpose(1, 2).unsqueeze(-1)
+
+
+class _Travel:
+    """One hop of a block of keys and values: ours to the next rank, the previous rank's to us."""
+
+    def __init__(self, block: Float[Tensor, "2 B s N D"], coming: int, axis: Axis) -> None:
+        two, batch, _, heads, dim = block.shape
+        self._axis, self._got = axis, block.new_empty(two, batch, coming, heads, dim)
+        self._nbytes = block.numel() * block.element_size()
+        to, source = axis.ranks[(axis.index + 1) % axis.size], axis.ranks[axis.index - 1]
+        self._block = block  # kept alive until it has left
+        self._works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, block, to, axis.group),
+                dist.P2POp(dist.irecv, self._got, source, axis.group),
+            ]
+        )
+
+    def arrive(self) -> Float[Tensor, "2 B s N D"]:
+        with self._axis.exchange(self._nbytes):
+            for work in self._works:
+                work.wait()
+        return self._got

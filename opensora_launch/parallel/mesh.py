@@ -1,0 +1,85 @@
+"""The grid of ranks, one for each layout of the plan. Built once in the worker, then passed down."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from opensora_launch.plan.layout import Layout
+
+Record = Callable[[str, tuple[int, ...], int], AbstractContextManager[None]]  # axis, ranks, bytes we send
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Our place among the ranks that differ from us along one axis only. Always there, also at size 1."""
+
+    name: str
+    ranks: tuple[int, ...]  # global ranks, in the axis' order
+    index: int  # our place among them
+    group: dist.ProcessGroup
+    record: Record
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def exchange(self, nbytes: int) -> AbstractContextManager[None]:
+        """Time one collective of this axis."""
+        return self.record(self.name, self.ranks, nbytes)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Our place in one layout. `video` holds every rank that works on the same videos as we do."""
+
+    layout: Layout
+    cfg: Axis
+    ring: Axis
+    ulysses: Axis
+    video: Axis
+
+    @property
+    def sequence_index(self) -> int:
+        return self.ring.index * self.ulysses.size + self.ulysses.index
+
+
+def coordinates(layout: Layout, rank: int) -> dict[str, int]:
+    """Place of a rank on every axis; the last axis varies fastest, so that Ulysses neighbours share a node."""
+    places = {}
+    for axis in ("ulysses", "ring", "cfg", "dp"):
+        rank, places[axis] = divmod(rank, getattr(layout, axis))
+    return places
+
+
+def ranks_along(layout: Layout, rank: int, axes: tuple[str, ...]) -> tuple[int, ...]:
+    """The ranks that agree with `rank` on every axis but `axes`."""
+    here = {k: v for k, v in coordinates(layout, rank).items() if k not in axes}
+    same = (r for r in range(layout.ranks) if here.items() <= coordinates(layout, r).items())
+    return tuple(same)
+
+
+def build_meshes(layouts: Iterable[Layout], rank: int, timeout: timedelta, record: Record) -> dict[Layout, Mesh]:
+    """Our mesh in every layout. All ranks must call this together, with the same layouts in the same order."""
+    groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def axis(layout: Layout, name: str, axes: tuple[str, ...]) -> Axis:
+        for other in range(layout.ranks):  # every rank takes part in making every group
+            ranks = ranks_along(layout, other, axes)
+            if ranks not in groups:
+                groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
+        ours = ranks_along(layout, rank, axes)
+        return Axis(name, ours, ours.index(rank), groups[ours], record)
+
+    return {
+        layout: Mesh(
+            layout=layout,
+            cfg=axis(layout, "cfg", ("cfg",)),
+            ring=axis(layout, "ring", ("ring",)),
+            ulysses=axis(layout, "ulysses", ("ulysses",)),
+            video=axis(layout, "video", ("cfg", "ring", "ulysses")),
+        )
+        for layout in layouts
+    }

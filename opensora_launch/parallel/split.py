@@ -1,0 +1,50 @@
+"""Which part of a whole is whose. Shares differ by at most one; nothing is padded, nothing must divide."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def share_sizes(total: int, ranks: int) -> tuple[int, ...]:
+    """Sizes of `ranks` consecutive shares of `total` things; the first shares are the larger ones."""
+    base, extra = divmod(total, ranks)
+    return tuple(base + (index < extra) for index in range(ranks))
+
+
+def share_slices(total: int, ranks: int) -> tuple[slice, ...]:
+    stops = [0]
+    for size in share_sizes(total, ranks):
+        stops.append(stops[-1] + size)
+    return tuple(slice(a, b) for a, b in pairwise(stops))
+
+
+@dataclass(frozen=True)
+class TokenShare:
+    """One rank's tokens of a sequence of `num_text` text tokens followed by video tokens."""
+
+    num_text: int
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, num_text: int, total: int, index: int, ranks: int) -> "TokenShare":
+        mine = share_slices(total, ranks)[index]
+        return cls(num_text, mine.start, mine.stop)
+
+    @property
+    def text(self) -> slice:
+        """Our text tokens; empty for ranks past the text."""
+        return slice(min(self.start, self.num_text), min(self.stop, self.num_text))
+
+    @property
+    def video(self) -> slice:
+        """Our video tokens, counted from the first video token; empty for ranks that hold only text."""
+        return slice(max(self.start - self.num_text, 0), max(self.stop - self.num_text, 0))
+
+    def cut_text(self, x: Shaped[Tensor, "B T C"]) -> Shaped[Tensor, "B t C"]:
+        return x[:, self.text]
+
+    def cut_video(self, x: Shaped[Tensor, "B S C"]) -> Shaped[Tensor, "B s C"]:
+        return x[:, self.video]
