@@ -1,0 +1,197 @@
+"""The VAE against the reference's tensors, untiled and in every tiling, and the tiles themselves."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from opensora_launch.config import VaeConfig
+from opensora_launch.errors import UserError
+from opensora_launch.model import causal_vae
+from opensora_launch.model.causal_vae import CausalConv3d, CausalVae, FrameAttention, Upsample
+from opensora_launch.model.tiles import (
+    UNTILED,
+    Tile,
+    Tiles,
+    decode_grid,
+    encode_grid,
+    tile_cost,
+    tile_problems,
+    tiles_of,
+)
+from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean, posterior_sample
+
+CASE = Path(__file__).parents[1] / "reference" / "vae_tiny.json"
+INFO = json.loads(CASE.read_text())
+TENSORS = load_file(CASE.with_suffix(".safetensors"))
+SIZES = INFO["vae"]["tiles"]
+CFG = VaeConfig(
+    latent_channels=4, norm_num_groups=4, block_out_channels=INFO["config"]["block_out_channels"], tile_px=None
+)
+SPATIAL = Tiles(sample_px=SIZES["sample_px"], latent=SIZES["latent"], overlap=SIZES["overlap"])
+TEMPORAL = Tiles(sample_frames=SIZES["sample_frames"], latent_frames=SIZES["latent_frames"], overlap=SIZES["overlap"])
+TILINGS = {"untiled": UNTILED, "spatial": SPATIAL, "temporal": TEMPORAL, "both": Tiles(**SIZES), "image_T1": UNTILED}
+
+
+@pytest.fixture(scope="module")
+def vae() -> CausalVae:
+    return load_vae(CFG, {k.removeprefix("weight."): v for k, v in TENSORS.items() if k.startswith("weight.")})
+
+
+def check(name: str, got: Tensor | None) -> None:
+    assert got is not None
+    torch.testing.assert_close(got, TENSORS[name], **INFO["compare"][name])
+
+
+@pytest.mark.parametrize("variant", TILINGS)
+def test_decode_equals_the_reference(vae: CausalVae, variant: str) -> None:
+    latent = TENSORS["latent"][:, :, :1] if variant == "image_T1" else TENSORS["latent"]
+    check(f"decode.{variant}", decode(vae, CFG, latent, TILINGS[variant]))
+
+
+@pytest.mark.parametrize("variant", TILINGS)
+def test_encode_equals_the_reference(vae: CausalVae, variant: str) -> None:
+    pixels = TENSORS["pixels"][:, :, :1] if variant == "image_T1" else TENSORS["pixels"]
+    moments = encode(vae, pixels, TILINGS[variant])
+    assert moments is not None
+    if variant != "image_T1":
+        check(f"encode.{variant}.moments", moments)
+    check(f"encode.{variant}.latent", posterior_mean(CFG, moments))
+
+
+def test_every_tensor_of_the_case_is_compared() -> None:
+    names = {f"decode.{v}" for v in TILINGS} | {f"encode.{v}.latent" for v in TILINGS}
+    names |= {f"encode.{v}.moments" for v in TILINGS if v != "image_T1"}
+    assert set(INFO["compare"]) == names
+
+
+def test_tiles_may_be_computed_in_any_order_and_elsewhere(vae: CausalVae) -> None:
+    def backwards(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterator[Tensor]:
+        done = {tile: compute(tile) for tile in reversed(tiles)}
+        return (done[tile] for tile in tiles)
+
+    whole = decode(vae, CFG, TENSORS["latent"], Tiles(**SIZES))
+    again = decode(vae, CFG, TENSORS["latent"], Tiles(**SIZES), backwards)
+    assert whole is not None
+    assert again is not None
+    assert torch.equal(whole, again)
+    assert decode(vae, CFG, TENSORS["latent"], Tiles(**SIZES), lambda tiles, compute: None) is None
+
+
+def test_one_output_is_held_at_a_time(vae: CausalVae) -> None:
+    """By default a tile is computed only when the one before is blended."""
+    events: list[str] = []
+
+    def watched(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterator[Tensor]:
+        for i, tile in enumerate(tiles):
+            events.append(f"compute {i}")
+            yield compute(tile)
+            events.append(f"blended {i}")
+
+    decode(vae, CFG, TENSORS["latent"][:, :, :2], SPATIAL, watched)
+    assert events[:3] == ["compute 0", "blended 0", "compute 1"]
+
+
+def test_the_released_vae_has_the_published_size() -> None:
+    with torch.device("meta"):
+        state = CausalVae(VaeConfig()).state_dict()
+    assert (len(state), sum(t.numel() for t in state.values())) == (248, 246_478_803)
+    assert state["decoder.up_blocks.2.upsamplers.0.conv.conv.weight"].shape == (256, 256, 3, 3, 3)
+
+
+def test_weights_that_do_not_match_are_listed() -> None:
+    with pytest.raises(UserError, match="the VAE's weights do not match") as caught:
+        load_vae(CFG, {"post_quant_conv.weight": torch.zeros(3, 3, 1, 1, 1), "other": torch.zeros(1)})
+    assert "1 unexpected: other" in str(caught.value)
+    assert "post_quant_conv.weight has shape (3, 3, 1, 1, 1), the config wants (4, 4, 1, 1, 1)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("latent", "count", "rows", "columns"),
+    [
+        ((33, 24, 42), 2, 1, 2),  # 256px 16:9
+        ((33, 72, 128), 18, 3, 6),  # 768px 16:9
+        ((33, 96, 96), 16, 4, 4),  # 768px 1:1
+        ((33, 62, 148), 21, 3, 7),  # 768px 2.39:1
+        ((33, 32, 32), 1, 1, 1),  # not larger than a tile
+    ],
+)
+def test_tiles_of_real_videos(latent: tuple[int, int, int], count: int, rows: int, columns: int) -> None:
+    grid = decode_grid(tiles_of(VaeConfig()), latent)
+    assert len(grid.tiles) == count
+    assert grid.tiles[-1].index == (0, rows - 1, columns - 1)
+    assert grid.out_shape == (129, latent[1] * 8, latent[2] * 8)
+    assert encode_grid(tiles_of(VaeConfig()), grid.out_shape).out_shape == latent
+
+
+def test_the_tiles_of_768px_cost_160_percent_of_the_whole() -> None:
+    grid = decode_grid(tiles_of(VaeConfig()), (33, 72, 128))
+    assert sum(map(tile_cost, grid.tiles)) / (129 * 576 * 1024) == pytest.approx(1.60, abs=0.005)
+
+
+@pytest.mark.parametrize("frames", range(1, 60))
+def test_every_length_and_size_comes_out_whole(frames: int) -> None:
+    tiles = Tiles(**SIZES)
+    shape = (frames, 1 + frames % 13, 1 + frames % 11)
+    pixels = ((frames - 1) * 4 + 1, shape[1] * 8, shape[2] * 8)
+    assert decode_grid(tiles, shape).out_shape == pixels
+    assert encode_grid(tiles, pixels).out_shape == shape
+
+
+def test_tile_sizes_that_do_not_fall_on_latents_are_refused() -> None:
+    assert tile_problems(tiles_of(VaeConfig())) == []
+    assert tile_problems(Tiles(**SIZES)) == []
+    assert "tile of 200 pixels" in tile_problems(tiles_of(VaeConfig(tile_px=200)))[0]
+    assert "tile of 256 pixels" in tile_problems(tiles_of(VaeConfig(tile_overlap=0.3)))[0]
+    assert "tile of 10 frames" in tile_problems(Tiles(sample_frames=10, latent_frames=2))[0]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, (1, 1, 1)), (3, (2, 2, 2)), (3, (1, 2, 2)), (1, (1, 1, 1))])
+@pytest.mark.parametrize("frames", [1, 2, 9, 10])
+def test_a_convolution_in_parts_of_the_frames_is_the_same(
+    kernel: int, stride: tuple[int, int, int], frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = CausalConv3d(2, 3, kernel, stride).double()
+    x = torch.randn(1, 2, frames, 5, 6, dtype=torch.float64)
+    whole = conv(x)
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr(causal_vae, "CONV_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
+        torch.testing.assert_close(conv(x), whole, atol=1e-14, rtol=0)
+
+
+def test_attention_sees_its_own_frame_and_those_before() -> None:
+    torch.manual_seed(0)
+    layer = FrameAttention(8, 2).double()
+    x = torch.randn(2, 8, 4, 3, 2, dtype=torch.float64)
+    tokens = layer.group_norm(x).flatten(2).mT
+    frame = torch.arange(4).repeat_interleave(6)
+    scores = layer.to_q(tokens) @ layer.to_k(tokens).mT / 8**0.5
+    scores = scores.masked_fill(frame[:, None] < frame, float("-inf"))
+    want = layer.to_out[0](scores.softmax(-1) @ layer.to_v(tokens)).mT.reshape(x.shape) + x
+    torch.testing.assert_close(layer(x), want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [(1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_upsampling_repeats_all_frames_but_the_first(factor: tuple[int, int, int], frames: int) -> None:
+    torch.manual_seed(0)
+    layer, x = Upsample(2, factor), torch.randn(1, 2, frames, 3, 5)
+    first = torch.nn.functional.interpolate(x[:, :, 0], scale_factor=2, mode="nearest")[:, :, None]
+    parts = [first]
+    if frames > 1:
+        parts.append(torch.nn.functional.interpolate(x[:, :, 1:], scale_factor=factor, mode="nearest"))
+    torch.testing.assert_close(layer(x), layer.conv(torch.cat(parts, dim=2)), atol=0, rtol=0)
+
+
+def test_the_posterior_is_drawn_by_the_given_generator() -> None:
+    cfg = VaeConfig(latent_channels=4, scale_factor=0.5, shift_factor=0.25)
+    moments = torch.cat([torch.full((1, 4, 1, 2, 2), 3.0), torch.full((1, 4, 1, 2, 2), 2 * 0.6931472)], dim=1)
+    draw = posterior_sample(cfg, moments, torch.Generator().manual_seed(7))
+    noise = torch.randn(1, 4, 1, 2, 2, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(draw, 0.5 * (3.0 + 2.0 * noise - 0.25))
+    assert torch.equal(posterior_mean(cfg, moments), torch.full((1, 4, 1, 2, 2), 1.375))
