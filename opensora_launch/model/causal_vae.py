@@ -9,6 +9,7 @@ mask of (T H W)^2 is ever built. (diffusers' class has the same weights and resu
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
