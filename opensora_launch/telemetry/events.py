@@ -1,0 +1,163 @@
+"""The events of a rank, and the lines of `telemetry/rank<R>.jsonl` that hold them.
+
+All times are seconds of the host's `time.monotonic()`. On GPUs the times of steps and collectives are the device's,
+put on that clock; meta says so (`"clock": "device"`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opensora_launch.errors import UserError
+
+SCHEMA = 1
+PHASES = ("setup", "load", "text", "denoise", "vae", "save")
+
+
+class Span(NamedTuple):
+    """One phase on one rank; phases of a rank do not overlap."""
+
+    phase: str
+    start_s: float
+    end_s: float
+    video: str | None = None
+
+
+class Step(NamedTuple):
+    """One denoising step, inside a denoise span. own_rows 0: this rank has nothing to compute in it."""
+
+    video: str
+    step: int
+    rows: int
+    own_rows: int
+    layout: str
+    start_s: float
+    end_s: float
+
+
+class Collective(NamedTuple):
+    """`sequence` counts the collectives of this group of ranks, so (ranks, sequence) is the same on all of them."""
+
+    axis: str
+    ranks: tuple[int, ...]
+    sequence: int
+    bytes: int
+    start_s: float
+    end_s: float
+
+
+Event = Span | Step | Collective
+KINDS: dict[str, type[Event]] = {"span": Span, "step": Step, "collective": Collective}
+NAMES = {kind: name for name, kind in KINDS.items()}
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes a new encoder for each line
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The first line: who recorded, and when it began (`start_epoch_s` is the same instant by the wall clock)."""
+
+    rank: int
+    world: int
+    local_rank: int
+    host: str
+    device: str  # "cpu" or "cuda"
+    device_name: str
+    threads: int
+    start_s: float
+    start_epoch_s: float
+    layouts: Mapping[str, str]  # rows of a step -> its layout
+    clock: str = "host"  # of steps and collectives: "host" or "device"
+    clock_error_s: float = 0.0  # of putting the device's clock on the host's
+    attention: str | None = None  # the kernel that ran, where the worker says so
+
+
+@dataclass(frozen=True)
+class End:
+    """The last line; a rank that was stopped has none."""
+
+    end_s: float
+    peak_memory_bytes: int
+    videos: tuple[str, ...]
+    clock_drift_s: float = 0.0  # device's clock against the host's, over the run
+
+
+@dataclass(frozen=True)
+class RankEvents:
+    """One file. `end` is None where the rank did not come to its end."""
+
+    meta: Meta
+    spans: tuple[Span, ...] = ()
+    steps: tuple[Step, ...] = ()
+    collectives: tuple[Collective, ...] = ()
+    end: End | None = None
+    bad_lines: int = field(default=0, compare=False)
+
+    @property
+    def end_s(self) -> float:
+        """The end, or the last moment that was recorded."""
+        if self.end is not None:
+            return self.end.end_s
+        events: tuple[Event, ...] = (*self.spans, *self.steps, *self.collectives)
+        return max((e.end_s for e in events), default=self.meta.start_s)
+
+
+def event_line(event: Event) -> str:
+    """One line of the file, with its newline. Fields that are None are left out."""
+    kind = NAMES[type(event)]
+    return _line(kind, {name: value for name, value in event._asdict().items() if value is not None})
+
+
+def meta_line(meta: Meta) -> str:
+    return _line("meta", {"schema": SCHEMA} | _fields(meta))
+
+
+def end_line(end: End) -> str:
+    return _line("end", _fields(end))
+
+
+def _fields(record: Meta | End) -> dict[str, Any]:
+    return {f.name: value for f in fields(record) if (value := getattr(record, f.name)) is not None}
+
+
+def _line(kind: str, values: Mapping[str, Any]) -> str:
+    return ENCODE({"kind": kind, **values}) + "\n"
+
+
+def read_events(path: Path) -> RankEvents | None:
+    """The events of one file; None where not even its first line is whole.
+
+    A rank may be killed while it writes, so lines that are not whole are counted in `bad_lines`, not raised. Keys that
+    this version does not know are passed over; another schema is a UserError.
+    """
+    found: dict[str, list[Any]] = {"meta": [], "end": [], **{name: [] for name in KINDS}}
+    bad = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            kind, schema = values.pop("kind"), values.pop("schema", SCHEMA)
+            if schema != SCHEMA:
+                raise UserError(f"{path} has telemetry of schema {schema}; this version reads schema {SCHEMA}")
+            found[kind].append(_decode(kind, values))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            bad += 1
+    if not found["meta"]:
+        return None
+    return RankEvents(
+        meta=found["meta"][0],
+        spans=tuple(found["span"]),
+        steps=tuple(found["step"]),
+        collectives=tuple(found["collective"]),
+        end=found["end"][-1] if found["end"] else None,
+        bad_lines=bad,
+    )
+
+
+def _decode(kind: str, values: dict[str, Any]) -> Event | Meta | End:
+    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if kind in KINDS:
+        event = KINDS[kind]
+        return event(**{name: lists[name] for name in event._fields if name in lists})
+    record = Meta if kind == "meta" else End
+    return record(**{f.name: lists[f.name] for f in fields(record) if f.name in lists})

@@ -1,0 +1,160 @@
+"""What each rank records while it works: tuples in a list, written as lines when a step or phase is over.
+
+Nothing here waits for the GPU inside a phase: marks of steps and collectives are read once they are ready.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from opensora_launch.telemetry.clocks import Clock, HostClock, cuda_clock
+from opensora_launch.telemetry.events import (
+    PHASES,
+    Collective,
+    End,
+    Event,
+    Meta,
+    Span,
+    Step,
+    end_line,
+    event_line,
+    meta_line,
+)
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.stall import Position
+
+
+class Recorder:
+    """Writes `telemetry/rank<R>.jsonl` and moves the rank's heartbeat. For one thread: the one that computes.
+
+    `meta` has the fields of `events.Meta` without the clock's; `start_s` and `start_epoch_s` may be given by a worker
+    that noted them before its imports. An exception that leaves a block is recorded with it, and the heartbeat stays at
+    the place where it happened.
+    """
+
+    def __init__(
+        self, path: Path, meta: Mapping[str, Any], *, device: str, heartbeat: Heartbeat, clock: Clock | None = None
+    ) -> None:
+        started = {"start_s": time.monotonic(), "start_epoch_s": time.time()}
+        self.clock: Clock = clock or (cuda_clock() if device == "cuda" else HostClock())
+        self.mark = self.clock.mark
+        self.heartbeat = heartbeat
+        self.done: list[Event] = []  # marks of its steps and collectives may not be ready yet
+        self.counts: dict[tuple[int, ...], int] = {}
+        if self.clock.name == "device":
+            heartbeat.device_position = self._device_position
+        facts = Meta(
+            **(started | dict(meta) | {"device": device}), clock=self.clock.name, clock_error_s=self.clock.error_s
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(meta_line(facts), encoding="utf-8")
+        self._path = path
+
+    def span(self, phase: str, *, video: str | None = None) -> "_Span":
+        """A phase. At its end the device is waited for, so that its work is not booked to the next phase."""
+        assert phase in PHASES, phase
+        return _Span(self, phase, video)
+
+    def step(self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int) -> "_Step":
+        """A denoising step, inside a denoise span. `rows` of all ranks together, `own_rows` of this one."""
+        return _Step(self, (video, step, rows, own_rows, layout), steps)
+
+    def collective(self, axis: str, ranks: tuple[int, ...], nbytes: int) -> "_Collective":
+        """The part of a collective that this rank cannot compute in; `nbytes` are what it sends."""
+        return _Collective(self, axis, ranks, nbytes)
+
+    def flush(self) -> None:
+        """Write what is over, by the device's clock too. Called after a step; a span does it at its end."""
+        ready, clock = 0, self.clock
+        lines = []
+        for event in self.done:
+            if not isinstance(event, Span):
+                if not clock.ready(event.end_s):
+                    break
+                event = event._replace(start_s=clock.seconds(event.start_s), end_s=clock.seconds(event.end_s))
+            lines.append(event_line(event))
+            ready += 1
+        self.done = self.done[ready:]
+        self._append("".join(lines))
+
+    def close(self, peak_memory_bytes: int, videos: Sequence[str]) -> None:
+        """Write the rest and the last line; only for a rank that came to its end."""
+        self.clock.wait()
+        self.flush()
+        assert not self.done, "the device was waited for"
+        drift_s = self.clock.drift_s()
+        self._append(end_line(End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s)))
+
+    def _append(self, lines: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    def _device_position(self) -> Position | None:
+        """The collective in which the device is, while the host may be far ahead. Called by the heartbeat's thread."""
+        for event in list(self.done):
+            if not isinstance(event, Collective) or self.clock.ready(event.end_s):
+                continue
+            inside = self.clock.ready(event.start_s)
+            return Position(event.axis, event.ranks, event.sequence) if inside else None
+        return None
+
+
+class _Span:
+    __slots__ = ("phase", "recorder", "start_s", "video")
+
+    def __init__(self, recorder: Recorder, phase: str, video: str | None) -> None:
+        self.recorder, self.phase, self.video = recorder, phase, video
+
+    def __enter__(self) -> None:
+        beat = self.recorder.heartbeat
+        beat.phase, beat.video, beat.step, beat.steps = self.phase, self.video, None, None
+        self.start_s = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        recorder = self.recorder
+        if kind is None:
+            recorder.clock.wait()
+        recorder.done.append(Span(self.phase, self.start_s, time.monotonic(), self.video))
+        recorder.flush()
+
+
+class _Step:
+    __slots__ = ("fields", "recorder", "start", "steps")
+
+    def __init__(self, recorder: Recorder, fields: tuple[str, int, int, int, str], steps: int) -> None:
+        self.recorder, self.fields, self.steps = recorder, fields, steps
+
+    def __enter__(self) -> None:
+        beat = self.recorder.heartbeat
+        beat.video, beat.step, beat.steps = self.fields[0], self.fields[1], self.steps
+        self.start = self.recorder.mark()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        recorder = self.recorder
+        recorder.done.append(Step(*self.fields, self.start, recorder.mark()))
+
+
+class _Collective:
+    __slots__ = ("axis", "nbytes", "position", "recorder", "start")
+
+    def __init__(self, recorder: Recorder, axis: str, ranks: tuple[int, ...], nbytes: int) -> None:
+        counts = recorder.counts
+        sequence = counts[ranks] = counts.get(ranks, 0) + 1
+        self.recorder, self.nbytes = recorder, nbytes
+        self.position = Position(axis, ranks, sequence)
+
+    def __enter__(self) -> None:
+        recorder = self.recorder
+        beat = recorder.heartbeat
+        beat.collective = self.position
+        beat.inside = True
+        self.start = recorder.mark()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        recorder = self.recorder
+        end = recorder.mark()
+        recorder.done.append(Collective(*self.position, self.nbytes, self.start, end))
+        if kind is None:
+            recorder.heartbeat.inside = False

@@ -1,0 +1,292 @@
+"""Recorded events come back from the file; the hot path is cheap; device times land on the host's clock."""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opensora_launch.errors import UserError
+from opensora_launch.telemetry.clocks import DeviceClock, HostClock
+from opensora_launch.telemetry.events import RankEvents, read_events
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.recorder import Recorder
+from opensora_launch.telemetry.stall import Position
+
+META = {
+    "rank": 1, "world": 2, "local_rank": 1, "host": "h", "device_name": "a CPU", "threads": 1,
+    "layouts": {"1": "dp1 cfg1 ring1 ulysses2"},
+}  # fmt: skip
+
+
+def recorder(tmp_path: Path, **options: Any) -> Recorder:
+    heartbeat = Heartbeat(tmp_path / "heartbeat/rank1.json", rank=1, host="h")
+    return Recorder(tmp_path / "telemetry/rank1.jsonl", META, device="cpu", heartbeat=heartbeat, **options)
+
+
+def read(tmp_path: Path) -> RankEvents:
+    events = read_events(tmp_path / "telemetry/rank1.jsonl")
+    assert events is not None
+    return events
+
+
+def work(rec: Recorder) -> None:
+    """Load, then two steps with two collectives each."""
+    with rec.span("load"):
+        time.sleep(0.01)
+    with rec.span("denoise", video="0000_0"):
+        for step in range(2):
+            with rec.step("0000_0", step, 2, 1, "dp1 cfg1 ring1 ulysses2", 2):
+                for _ in range(2):
+                    with rec.collective("ulysses", (0, 1), 64):
+                        time.sleep(0.001)
+            rec.flush()
+
+
+def test_events_come_back_in_the_contracts_lines(tmp_path: Path) -> None:
+    rec = recorder(tmp_path)
+    before = time.monotonic()
+    work(rec)
+    with rec.collective("barrier", (0, 1), 0):
+        pass
+    rec.close(123, ["0000_0"])
+    lines = [json.loads(line) for line in (tmp_path / "telemetry/rank1.jsonl").read_text().splitlines()]
+    assert lines[0].items() >= ({"schema": 1, "kind": "meta", "device": "cpu"} | META).items()
+    kinds = [line["kind"] for line in lines]
+    per_step = ["collective", "collective", "step"]
+    assert kinds == ["meta", "span", *per_step, *per_step, "span", "collective", "end"]
+    assert lines[1].keys() == {"kind", "phase", "start_s", "end_s"}
+    events = read(tmp_path)
+    assert [c.sequence for c in events.collectives] == [1, 2, 3, 4, 5]
+    assert [c.axis for c in events.collectives] == ["ulysses"] * 4 + ["barrier"]
+    assert {(c.ranks, c.bytes) for c in events.collectives[:4]} == {((0, 1), 64)}
+    assert [s[:5] for s in events.steps] == [("0000_0", n, 2, 1, "dp1 cfg1 ring1 ulysses2") for n in (0, 1)]
+    assert events.spans[0].end_s - events.spans[0].start_s >= 0.01
+    assert events.end is not None
+    assert (events.end.peak_memory_bytes, events.end.videos, events.bad_lines) == (123, ("0000_0",), 0)
+    load, denoise = events.spans
+    step, coll = events.steps[0], events.collectives[0]
+    assert before <= load.start_s <= load.end_s <= denoise.start_s <= step.start_s <= coll.start_s
+    assert coll.end_s <= step.end_s <= denoise.end_s <= events.end_s == events.end.end_s
+
+
+def test_each_group_of_ranks_has_its_own_count(tmp_path: Path) -> None:
+    rec = recorder(tmp_path)
+    for ranks in [(0, 1), (1, 3), (0, 1), (0, 1), (1, 3)]:
+        with rec.collective("cfg", ranks, 1):
+            pass
+    rec.close(0, [])
+    assert [(c.ranks, c.sequence) for c in read(tmp_path).collectives] == [
+        ((0, 1), 1), ((1, 3), 1), ((0, 1), 2), ((0, 1), 3), ((1, 3), 2),
+    ]  # fmt: skip
+
+
+def test_heartbeat_moves_along(tmp_path: Path) -> None:
+    rec = recorder(tmp_path)
+    beat = rec.heartbeat
+    with rec.span("denoise", video="0000_0"), rec.step("0000_0", 3, 1, 1, "x", 50):
+        with rec.collective("ring", (0, 1), 8):
+            assert (beat.phase, beat.video, beat.step, beat.steps) == ("denoise", "0000_0", 3, 50)
+            assert (beat.collective, beat.inside) == (Position("ring", (0, 1), 1), True)
+        assert (beat.collective, beat.inside) == (Position("ring", (0, 1), 1), False)
+    with rec.span("vae", video="0000_0"):
+        assert (beat.phase, beat.step) == ("vae", None)
+
+
+def test_an_exception_is_recorded_and_the_heartbeat_stays_there(tmp_path: Path) -> None:
+    rec = recorder(tmp_path)
+
+    def fail() -> None:
+        with (
+            rec.span("denoise", video="0000_0"),
+            rec.step("0000_0", 3, 1, 1, "x", 50),
+            rec.collective("ring", (0, 1), 8),
+        ):
+            raise RuntimeError("the link broke")
+
+    with pytest.raises(RuntimeError, match="the link broke"):
+        fail()
+    beat = rec.heartbeat.beat(rec.heartbeat.now())
+    assert (beat.phase, beat.step, beat.collective, beat.inside) == ("denoise", 3, "ring", True)
+    events = read(tmp_path)
+    assert (len(events.spans), len(events.steps), len(events.collectives), events.end) == (1, 1, 1, None)
+    assert events.end_s == events.spans[0].end_s
+
+
+def test_a_worker_may_say_when_it_really_began(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path / "heartbeat/rank1.json", rank=1, host="h")
+    meta = META | {"start_s": 1.5, "start_epoch_s": 1e9}
+    Recorder(tmp_path / "telemetry/rank1.jsonl", meta, device="cpu", heartbeat=heartbeat).close(0, [])
+    assert (read(tmp_path).meta.start_s, read(tmp_path).meta.start_epoch_s) == (1.5, 1e9)
+
+
+def test_a_line_cut_short_is_counted_and_passed_over(tmp_path: Path) -> None:
+    rec = recorder(tmp_path)
+    work(rec)
+    path = tmp_path / "telemetry/rank1.jsonl"
+    whole = read(tmp_path)
+    path.write_text(path.read_text()[:-20] + '\n{"kind": "later"}\n[]\n')
+    cut = read(tmp_path)
+    assert cut.bad_lines == 3
+    assert cut.collectives == whole.collectives
+    assert cut.spans == whole.spans[:1]
+    path.write_text('{"kind": "me')
+    assert read_events(path) is None
+    path.write_text('{"schema": 2, "kind": "meta"}')
+    with pytest.raises(UserError, match="schema 2; this version reads schema 1"):
+        read_events(path)
+
+
+COST = """
+import sys, time
+from pathlib import Path
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.recorder import Recorder
+folder = Path(sys.argv[1])
+meta = dict(rank=0, world=1, local_rank=0, host="h", device_name="", threads=1, layouts={})
+heartbeat = Heartbeat(folder / "rank0.json", rank=0, host="h")
+recorder = Recorder(folder / "rank0.jsonl", meta, device="cpu", heartbeat=heartbeat)
+costs = []
+for _ in range(7):
+    start = time.perf_counter()
+    for _ in range(2000):
+        with recorder.collective("ulysses", (0, 1), 64):
+            pass
+    costs.append((time.perf_counter() - start) / 2000)
+assert "torch" not in sys.modules
+print(min(costs))
+"""
+
+
+def test_a_collective_costs_microseconds(tmp_path: Path) -> None:
+    """In a process of its own: here the checks of shapes and types would be counted too. Half of it is the usual."""
+    done = subprocess.run([sys.executable, "-c", COST, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 5e-6
+
+
+class FakeCuda:
+    """Stands in for a GPU whose stream runs `lag_s` behind the host; time passes only where a test lets it."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now  # the host's clock
+        self.done_s = now  # up to where the device has come, in the host's time
+        self.lag_s = 0.0
+
+    def event(self) -> "FakeCudaEvent":
+        return FakeCudaEvent(self)
+
+    def synchronize(self) -> None:
+        self.now = self.done_s = max(self.now, self.done_s, self.now + self.lag_s)
+        self.lag_s = 0.0
+
+
+class FakeCudaEvent:
+    """The four methods of torch.cuda.Event that are used; elapsed_time has 24 bits, as CUDA's."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+
+    def record(self) -> None:
+        self.time_s = self.cuda.now + self.cuda.lag_s
+
+    def query(self) -> bool:
+        return self.time_s <= self.cuda.done_s
+
+    def elapsed_time(self, end: "FakeCudaEvent") -> float:
+        assert self.query(), "read before it was ready"
+        assert end.query(), "read before it was ready"
+        ms = (end.time_s - self.time_s) * 1000
+        digits = len(str(int(abs(ms))))
+        return round(ms, 7 - digits)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: fake.now)
+    return fake
+
+
+def test_device_times_are_put_on_the_hosts_clock(tmp_path: Path, cuda: FakeCuda) -> None:
+    clock = DeviceClock(cuda.event, cuda.synchronize)
+    rec = recorder(tmp_path, clock=clock)
+    with rec.span("denoise", video="0000_0"):
+        cuda.lag_s = 0.5  # the host asks for all of it at once; the device does it half a second later
+        with rec.step("0000_0", 0, 1, 1, "x", 1):
+            cuda.lag_s = 0.75
+            with rec.collective("ulysses", (0, 1), 64):
+                cuda.lag_s = 1.0
+            cuda.lag_s = 1.25
+        rec.flush()
+        assert read(tmp_path).collectives == ()  # nothing was waited for
+        assert len(rec.done) == 2
+        assert rec.heartbeat.device_position() is None  # the device is not there yet
+        cuda.done_s = 1000.8
+        assert rec.heartbeat.device_position() == Position("ulysses", (0, 1), 1)
+        assert rec.heartbeat.beat(0.0).inside
+        cuda.done_s = 1001.0
+        assert rec.heartbeat.device_position() is None
+        rec.flush()
+        assert [c.axis for c in read(tmp_path).collectives] == ["ulysses"]
+        assert read(tmp_path).steps == ()
+    events = read(tmp_path)
+    (coll,), (step,), (span,) = events.collectives, events.steps, events.spans
+    assert coll[:4] == ("ulysses", (0, 1), 1, 64)
+    assert coll[4:] == pytest.approx((1000.75, 1001.0))
+    assert [step.start_s, step.end_s] == pytest.approx([1000.5, 1001.25])
+    assert (span.start_s, span.end_s) == (1000.0, 1001.25)  # the end of a span waits for the device
+    assert events.meta.clock == "device"
+    rec.close(0, [])
+    assert (read(tmp_path).end or pytest.fail("no end")).clock_drift_s == pytest.approx(0.0, abs=1e-6)
+
+
+def test_device_times_stay_sharp_over_hours(cuda: FakeCuda) -> None:
+    """Of 7 decimal digits nothing below a millisecond is left after three hours: the anchor must move along."""
+    clock = DeviceClock(cuda.event, cuda.synchronize)
+    far = cuda.event()
+    start = clock.mark()
+    for second in count(1):
+        cuda.now = cuda.done_s = 1000.0 + 1.00001 * second
+        found = clock.seconds(clock.mark())
+        if second == 10_000:
+            break
+    assert found == pytest.approx(cuda.now, abs=1e-4)
+    cuda.now = cuda.done_s = 1000.0 + 12345.6785
+    far.record()
+    assert abs(start.elapsed_time(far) / 1000 - 12345.6785) > 1e-4  # what one anchor for all would give
+
+
+def test_host_clock_needs_no_wait() -> None:
+    clock = HostClock()
+    before, mark = time.monotonic(), clock.mark()
+    assert before <= mark <= time.monotonic()
+    assert (clock.ready(mark), clock.seconds(mark), clock.drift_s()) == (True, mark, 0.0)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path) -> None:
+    """A kernel of known length: device times agree with the host's around a synchronised run."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no NVIDIA GPU")
+    heartbeat = Heartbeat(tmp_path / "heartbeat/rank1.json", rank=1, host="h")
+    rec = Recorder(tmp_path / "telemetry/rank1.jsonl", META, device="cuda", heartbeat=heartbeat)
+    torch.cuda._sleep(1000)
+    torch.cuda.synchronize()
+    with rec.span("denoise", video="0000_0"):
+        before = time.monotonic()
+        with rec.step("0000_0", 0, 1, 1, "x", 1), rec.collective("ulysses", (0, 1), 64):
+            torch.cuda._sleep(200_000_000)
+        asked = time.monotonic()
+        torch.cuda.synchronize()
+        after = time.monotonic()
+    rec.close(0, [])
+    events = read(tmp_path)
+    (coll,) = events.collectives
+    assert asked - before < 0.02 < coll.end_s - coll.start_s
+    assert before - 1e-3 <= coll.start_s <= coll.end_s <= after + 1e-3
+    assert events.meta.clock_error_s < 1e-3
