@@ -115,8 +115,9 @@ def with_suffixes(text: str, fps: int, motion_score: str | None) -> str:
 
 
 def cond_type_of(entry: PromptEntry, run_cond_type: str | None) -> str:
-    """The prompt's own condition type, else the run's, else i2v_head with a reference and t2v without."""
-    return entry.settings.cond_type or run_cond_type or ("i2v_head" if entry.refs else "t2v")
+    """The prompt's own condition type, else the run's, else by its references: none t2v, one i2v_head, two i2v_loop."""
+    by_references = ("t2v", "i2v_head", "i2v_loop")[min(len(entry.refs), 2)]
+    return entry.settings.cond_type or run_cond_type or by_references
 
 
 def check_cond_type(value: str) -> str:

@@ -31,14 +31,14 @@ class ReferenceFile:
 def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_frames: int) -> list[str]:
     """One line for each thing wrong with the references of these prompts; empty where all can be used.
 
-    `cond_type` is the run's, None for t2v or i2v_head as each prompt has references; `num_frames` is the video's length
-    in pixel frames. Each file is opened once. References of t2v prompts are not used, so they are not looked at.
+    `cond_type` is the run's, None to go by each prompt's references (`check_cond_type` tells of one that there is not);
+    `num_frames` is the video's length in pixel frames. Each file is opened once. References of t2v prompts are not used, so they are not looked at.
     """
     problems = Problems()
     probed: dict[str, ReferenceFile | str] = {}
     for entry in entries:
         name = cond_type_of(entry, cond_type)
-        cond = COND_TYPES[name]
+        cond = COND_TYPES.get(name, COND_TYPES["t2v"])
         say = partial(problems.add_for_prompt, entry.source)
         if not cond.parts:
             continue

@@ -204,8 +204,10 @@ def test_keys_and_columns_named_twice(tmp_path):
 def test_cond_type_of_a_prompt():
     plain = PromptEntry(0, "sea", (), PromptSettings(), "--prompt 1")
     with_ref = PromptEntry(0, "sea", ("/a.png",), PromptSettings(), "--prompt 1")
+    two = PromptEntry(0, "sea", ("/a.png", "/b.png"), PromptSettings(), "--prompt 1")
     own = PromptEntry(0, "sea", ("/a.png",), PromptSettings(cond_type="i2v_tail"), "--prompt 1")
-    assert [cond_type_of(entry, None) for entry in (plain, with_ref, own)] == ["t2v", "i2v_head", "i2v_tail"]
+    expected = ["t2v", "i2v_head", "i2v_loop", "i2v_tail"]
+    assert [cond_type_of(entry, None) for entry in (plain, with_ref, two, own)] == expected
     assert [cond_type_of(entry, "t2v") for entry in (plain, with_ref, own)] == ["t2v", "t2v", "i2v_tail"]
 
 

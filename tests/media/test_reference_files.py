@@ -67,6 +67,7 @@ def test_a_prompts_own_cond_type_counts(folder):
     missing = folder / "missing.png"
     assert check_references([entry(missing, cond_type="t2v"), entry()], None, num_frames=129) == []
     assert check_references([entry(missing)], "t2v", num_frames=1) == []
+    assert check_references([entry(missing)], "v2v_half", num_frames=1) == []  # check_cond_type's to tell
     assert check_references([entry(cond_type="i2v_tail")], "t2v", num_frames=129) == [
         "--prompt 1: cond_type=i2v_tail needs a reference; give one by --ref or in the column 'ref', or use t2v"
     ]
