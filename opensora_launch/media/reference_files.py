@@ -32,7 +32,8 @@ def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_
     """One line for each thing wrong with the references of these prompts; empty where all can be used.
 
     `cond_type` is the run's, None to go by each prompt's references (`check_cond_type` tells of one that there is not);
-    `num_frames` is the video's length in pixel frames. Each file is opened once. References of t2v prompts are not used, so they are not looked at.
+    `num_frames` is the video's length in pixel frames. Each file is opened once. References of t2v prompts
+    are not used, so they are not looked at.
     """
     problems = Problems()
     probed: dict[str, ReferenceFile | str] = {}
