@@ -66,7 +66,7 @@ class Recorder:
         return _Collective(self, axis, ranks, nbytes)
 
     def flush(self) -> None:
-        """Write what is over, by the device's clock too. Called after a step; a span does it at its end."""
+        """Write what is over, by the device's clock too. Steps and spans do it at their end."""
         ready, clock = 0, self.clock
         lines = []
         for event in self.done:
@@ -134,6 +134,7 @@ class _Step:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         recorder = self.recorder
         recorder.done.append(Step(*self.fields, self.start, recorder.mark()))
+        recorder.flush()
 
 
 class _Collective:

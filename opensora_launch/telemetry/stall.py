@@ -77,9 +77,10 @@ def _follow(by_rank: Mapping[int, Beat], mine: Beat, now: float) -> Verdict:
         waiting = chain[-1]
         if absent := [r for r in waiting.ranks if r not in by_rank]:
             return _missing(absent[0], waiting)
-        awaited = [by_rank[r] for r in waiting.ranks if not _together(by_rank[r], waiting)]
+        others = [by_rank[r] for r in waiting.ranks if r != waiting.rank]
+        awaited = [b for b in others if not _together(b, waiting)]
         if not awaited:
-            return _link([by_rank[r] for r in waiting.ranks], now)
+            return _link([waiting, *others], now)
         if free := [b for b in awaited if not b.inside]:
             return _outside(min(free, key=lambda b: b.progress_s), now)
         next_one = min(awaited, key=lambda b: b.progress_s)
@@ -94,7 +95,7 @@ def _missing(rank: int, waiting: Beat) -> Verdict:
 
 
 def _together(one: Beat, other: Beat) -> bool:
-    """Are both in the same collective? A rank is, with itself."""
+    """Are both in the same collective?"""
     return one.inside and other.inside and (one.ranks, one.sequence) == (other.ranks, other.sequence)
 
 

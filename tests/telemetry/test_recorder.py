@@ -44,7 +44,6 @@ def work(rec: Recorder) -> None:
                 for _ in range(2):
                     with rec.collective("ulysses", (0, 1), 64):
                         time.sleep(0.001)
-            rec.flush()
 
 
 def test_events_come_back_in_the_contracts_lines(tmp_path: Path) -> None:
@@ -221,7 +220,6 @@ def test_device_times_are_put_on_the_hosts_clock(tmp_path: Path, cuda: FakeCuda)
             with rec.collective("ulysses", (0, 1), 64):
                 cuda.lag_s = 1.0
             cuda.lag_s = 1.25
-        rec.flush()
         assert read(tmp_path).collectives == ()  # nothing was waited for
         assert len(rec.done) == 2
         assert rec.heartbeat.device_position() is None  # the device is not there yet
