@@ -1,0 +1,87 @@
+"""The demo's files in the package, in the layout of the public checkpoint: written by training, read by evaluation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+from demo.generate import DEFAULTS, Networks
+from demo.mmdit import MMDIT_CONFIG
+from demo.text import CLIP_TOKENS, T5_TOKENS, TextEncoders
+from demo.vae import VAE_CONFIG, LatentScale
+from opensora_launch.model import load_mmdit
+
+FOLDER = Path(__file__).resolve().parents[2] / "opensora_launch" / "demo" / "ckpts"
+MMDIT, VAE, T5, CLIP = (
+    "Open_Sora_v2.safetensors",
+    "hunyuan_vae.safetensors",
+    "google/t5-v1_1-xxl",
+    "openai/clip-vit-large-patch14",
+)
+MAX_BYTES = 10_000_000
+
+
+def total_bytes(folder: Path = FOLDER) -> int:
+    """The size of all files together."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def facts(scale: LatentScale) -> dict[str, Any]:
+    """What a model config must say of these files."""
+    return {
+        "mmdit": MMDIT_CONFIG,
+        "vae": {**VAE_CONFIG, "scale_factor": scale.factor, "shift_factor": scale.shift},
+        "text": {"t5_max_length": T5_TOKENS, "clip_max_length": CLIP_TOKENS},
+        "sampling": {
+            "num_steps": DEFAULTS.num_steps,
+            "guidance": DEFAULTS.text_scale,
+            "guidance_img": DEFAULTS.image_scale,
+            "text_osci": DEFAULTS.text_osci,
+            "image_osci": DEFAULTS.image_osci,
+            "scale_temporal_osci": DEFAULTS.temporal_osci,
+        },
+    }
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors in bf16, each with memory of its own."""
+    return {name: tensor.detach().bfloat16().clone().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def export(
+    mmdit: nn.Module, vae: AutoencoderKLHunyuanVideo, encoders: TextEncoders, scale: LatentScale, folder: Path = FOLDER
+) -> int:
+    """Write all files; gives their size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights(mmdit), folder / MMDIT)
+    save_file(weights(vae), folder / VAE)
+    for place, network, tokenizer in (
+        (T5, encoders.t5, encoders.t5_tokenizer),
+        (CLIP, encoders.clip, encoders.clip_tokenizer),
+    ):
+        network.save_pretrained(folder / place)
+        tokenizer.save_pretrained(folder / place)
+    (folder / "config.json").write_text(json.dumps(facts(scale), indent=2) + "\n")
+    return total_bytes(folder)
+
+
+def load(folder: Path = FOLDER, dtype: torch.dtype = torch.float32) -> Networks:
+    """The networks from the files alone."""
+    config = json.loads((folder / "config.json").read_text())
+    scale = LatentScale(config["vae"].pop("scale_factor"), config["vae"].pop("shift_factor"))
+    vae = AutoencoderKLHunyuanVideo(**config["vae"])
+    vae.load_state_dict(load_file(folder / VAE))
+    vae.use_framewise_encoding = vae.use_framewise_decoding = False
+    mmdit = load_mmdit(config["mmdit"], {name: t.to(dtype) for name, t in load_file(folder / MMDIT).items()})
+    encoders = TextEncoders(
+        T5EncoderModel.from_pretrained(folder / T5, dtype=dtype).eval(),
+        CLIPTextModel.from_pretrained(folder / CLIP, dtype=dtype).eval(),
+        AutoTokenizer.from_pretrained(folder / T5),
+        AutoTokenizer.from_pretrained(folder / CLIP),
+    )
+    return Networks(mmdit, vae.to(dtype).eval(), encoders, scale)

@@ -1,0 +1,123 @@
+"""What a clip shows, from its pixels alone: colour, shape and direction, by classical image analysis.
+
+The background is read off the border, the shape is what differs from it. The shape's name is the ideal drawing that
+overlaps it most; the direction is the way its centre goes. Anything unclear is "none".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from demo import clips
+
+DIFFERENT = 0.35  # distance in RGB, of [-1, 1], at which a pixel is no longer background
+MIN_AREA_PX = 60
+MIN_OVERLAP = 0.60  # intersection over union with the best ideal drawing, averaged over frames
+MAX_COLOUR_DISTANCE = 0.60
+MIN_TRAVEL_PX = 8.0
+MIN_STRAIGHT = 2.0  # travel along the direction against travel across it
+MIN_STEADY = 0.75  # share of the way's quarters that go in its direction
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge saw, and the measures behind it."""
+
+    colour: str
+    shape: str
+    direction: str
+    overlap: float
+    travel_px: float
+
+    def agrees(self, wanted: clips.Combination) -> bool:
+        """All three as wanted."""
+        return (self.colour, self.shape, self.direction) == (wanted.colour, wanted.shape, wanted.direction)
+
+
+def background(frame: Tensor) -> Tensor:
+    """The median colour [3] of the border of a frame [3, H, W]."""
+    border = torch.cat([frame[:, 0], frame[:, -1], frame[:, :, 0], frame[:, :, -1]], dim=1)
+    return border.median(dim=1).values
+
+
+def mask_of(frame: Tensor) -> Tensor:
+    """[H, W] bool: the pixels of a frame [3, H, W] that are not background."""
+    different: Tensor = (frame - background(frame)[:, None, None]).norm(dim=0) > DIFFERENT
+    return different
+
+
+def box_of(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre [2] (x, y) and half extent [] of the mask's bounding box, in pixels; 2% may be stray."""
+    total = mask.sum().float()
+    edges = []
+    for counts in (mask.sum(0), mask.sum(1)):
+        share = counts.cumsum(0) / total
+        low = (share <= 0.01).sum()
+        high = (share < 0.99).sum() + 1
+        edges.append((low, high))
+    (left, right), (top, bottom) = edges
+    centre = torch.stack([left + right, top + bottom]) / 2
+    return centre, torch.maximum(right - left, bottom - top) / 2
+
+
+def overlaps(mask: Tensor) -> dict[str, float]:
+    """Intersection over union of the mask with each shape's ideal drawing, best of a few sizes around its box."""
+    centre, half = box_of(mask)
+    radii = half + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    result = {}
+    for shape in clips.SHAPES:
+        ideal = clips.coverage(shape, centre.expand(len(radii), 2), radii) > 0.5
+        both = (ideal & mask).sum((1, 2)).float()
+        result[shape] = float((both / (ideal | mask).sum((1, 2))).max())
+    return result
+
+
+def colour_of(frame: Tensor, mask: Tensor) -> Tensor:
+    """The median colour [3] of the mask's inner pixels (those whose four neighbours are in the mask too)."""
+    inner = mask.clone()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    chosen = inner if inner.any() else mask
+    return frame[:, chosen].median(dim=1).values
+
+
+def nearest_colour(rgb: Tensor) -> str:
+    """The named colour nearest to rgb [3] of [-1, 1]; none beyond MAX_COLOUR_DISTANCE."""
+    distance = {name: float((clips.pixels(value) - rgb).norm()) for name, value in clips.COLOURS.items()}
+    best = min(distance, key=lambda name: distance[name])
+    return best if distance[best] <= MAX_COLOUR_DISTANCE else "none"
+
+
+def direction_of(centres: Tensor) -> tuple[str, float]:
+    """Name and length in pixels of the way that centres [T, 2] go."""
+    edge = max(1, len(centres) // 6)
+    way = centres[-edge:].mean(0) - centres[:edge].mean(0)
+    axis = int(way.abs().argmax())
+    along, across = float(way[axis].abs()), float(way[1 - axis].abs())
+    marks = centres[torch.linspace(0, len(centres) - 1, 5).round().long(), axis]
+    steady = float(((marks[1:] - marks[:-1]) * way[axis].sign() > 0).float().mean())
+    if along < MIN_TRAVEL_PX or along < MIN_STRAIGHT * across or steady < MIN_STEADY:
+        return "none", along
+    return [["left", "right"], ["up", "down"]][axis][int(way[axis] > 0)], along
+
+
+def judge(clip: Tensor) -> Verdict:
+    """What clip [3, T, H, W] in [-1, 1] shows. A shape that is gone in any frame is no shape and has no direction."""
+    masks = [mask_of(frame) for frame in clip.unbind(1)]
+    if min(int(mask.sum()) for mask in masks) < MIN_AREA_PX:
+        return Verdict("none", "none", "none", 0.0, 0.0)
+    scores = [overlaps(mask) for mask in masks]
+    mean = {shape: sum(score[shape] for score in scores) / len(scores) for shape in clips.SHAPES}
+    best = max(mean, key=lambda name: mean[name])
+    colours = torch.stack([colour_of(frame, mask) for frame, mask in zip(clip.unbind(1), masks, strict=True)])
+    direction, travel = direction_of(torch.stack([box_of(mask)[0] for mask in masks]))
+    shape = best if mean[best] >= MIN_OVERLAP else "none"
+    return Verdict(nearest_colour(colours.median(dim=0).values), shape, direction, mean[best], travel)
+
+
+def psnr(got: Tensor, wanted: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two images in [-1, 1] (peak 2)."""
+    return float(10 * torch.log10(4 / (got - wanted).square().mean().clamp(min=1e-12)))

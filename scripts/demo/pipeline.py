@@ -1,0 +1,55 @@
+"""The order of the training's stages."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from demo import files
+from demo.mmdit import encode_clips, train_mmdit
+from demo.score import score
+from demo.text import train_text
+from demo.training import Log, StageFailed, gate
+from demo.vae import train_vae
+
+STAGES = ("vae", "text", "latents", "mmdit", "export")
+LEAST_ALL_RIGHT = 0.90
+LEAST_DIRECTION = 0.90
+LEAST_PSNR_DB = 28.0
+
+
+def run(stages: Sequence[str], folder: Path, threads: int) -> None:
+    """Run up to the last of these stages; those before it are loaded from their checkpoints where they are done."""
+    torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = Log(folder / "log.jsonl")
+    last = max(STAGES.index(stage) for stage in stages)
+    vae = train_vae(folder, log)
+    if last < 1:
+        return
+    encoders = train_text(folder, log)
+    if last < 2:
+        return
+    latents = encode_clips(vae, folder / "latents.pt", log)
+    if last < 3:
+        return
+    mmdit = train_mmdit(folder, log, encoders, latents)
+    if last < 4:
+        return
+    encoders.copy_cases()
+    size = files.export(mmdit, vae, encoders, latents.scale)
+    if size > files.MAX_BYTES:
+        raise StageFailed(f"export: the files have {size} bytes, {files.MAX_BYTES} are allowed")
+    log.write(stage="export", bytes=size)
+    final_gates(log)
+
+
+def final_gates(log: Log) -> None:
+    """Held-out combinations from the files alone, in fp32."""
+    networks = files.load()
+    text, _ = score(networks, "t2v", repeats=5)
+    log.write(stage="export", t2v_colour=text.colour, t2v_shape=text.shape, t2v_direction=text.direction)
+    gate(log, "export", "t2v all three right", text.all_three, LEAST_ALL_RIGHT)
+    image, _ = score(networks, "i2v_head", repeats=2)
+    gate(log, "export", "i2v_head direction right", image.direction, LEAST_DIRECTION)
+    gate(log, "export", "i2v_head first frame, worst PSNR in dB", image.psnr_worst_db or 0.0, LEAST_PSNR_DB)

@@ -1,0 +1,80 @@
+"""The evaluation: clips of held-out combinations, judged by their pixels."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from demo import clips, judge
+from demo.generate import DEFAULTS, Networks, Request, generate, true_clip
+from opensora_launch.plan.rows import Guidance
+
+FIRST_SEED = 1000
+IMAGES = {"i2v_head": (0,), "i2v_tail": (-1,), "i2v_loop": (0, -1)}  # which frames of a true clip are given
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of clips judged right, of `count`; PSNRs in dB of the given frames, mean and worst (None without)."""
+
+    cond_type: str
+    count: int
+    colour: float
+    shape: float
+    direction: float
+    all_three: float
+    psnr_mean_db: float | None
+    psnr_worst_db: float | None
+    mistakes: tuple[str, ...]
+
+
+def requests_of(cond_type: str, repeats: int) -> tuple[list[Request], list[clips.Combination]]:
+    """Every held-out combination `repeats` times, each with its own seed; i2v is given frames of a true clip."""
+    combos = list(clips.HELD_OUT) * repeats
+    requests = []
+    for number, combination in enumerate(combos):
+        seed = FIRST_SEED + number
+        clip = true_clip(combination, seed)
+        images = tuple(clip[:, frame] for frame in IMAGES.get(cond_type, ()))
+        requests.append(Request(clips.caption(combination), seed, cond_type, images))
+    return requests, combos
+
+
+def score(
+    networks: Networks, cond_type: str, repeats: int, guidance: Guidance = DEFAULTS, batch: int = 24
+) -> tuple[Score, Tensor]:
+    """The score over 24 * repeats clips, and the clips [N, 3, 17, H, W]."""
+    requests, combos = requests_of(cond_type, repeats)
+    settings = replace(guidance, temporal_osci=guidance.temporal_osci and cond_type.startswith("i2v"))
+    made = torch.cat([generate(networks, requests[b : b + batch], settings) for b in range(0, len(requests), batch)])
+    verdicts = [judge.judge(clip) for clip in made]
+    psnrs = [
+        judge.psnr(clip[:, frame], image)
+        for clip, request in zip(made, requests, strict=True)
+        for frame, image in zip(IMAGES.get(cond_type, ()), request.images, strict=True)
+    ]
+    return summary(cond_type, verdicts, combos, psnrs), made
+
+
+def summary(
+    cond_type: str, verdicts: Sequence[judge.Verdict], combos: Sequence[clips.Combination], psnrs: Sequence[float]
+) -> Score:
+    """Verdicts against what was asked."""
+    pairs = list(zip(verdicts, combos, strict=True))
+    mistakes = Counter(
+        f"{c.colour} {c.shape} {c.direction} -> {v.colour} {v.shape} {v.direction}" for v, c in pairs if not v.agrees(c)
+    )
+    share = 1 / len(pairs)
+    return Score(
+        cond_type=cond_type,
+        count=len(pairs),
+        colour=sum(v.colour == c.colour for v, c in pairs) * share,
+        shape=sum(v.shape == c.shape for v, c in pairs) * share,
+        direction=sum(v.direction == c.direction for v, c in pairs) * share,
+        all_three=sum(v.agrees(c) for v, c in pairs) * share,
+        psnr_mean_db=sum(psnrs) / len(psnrs) if psnrs else None,
+        psnr_worst_db=min(psnrs) if psnrs else None,
+        mistakes=tuple(f"{n} x {text}" for text, n in mistakes.most_common()),
+    )

@@ -1,0 +1,160 @@
+"""What every stage shares: bf16 compute on fp32 weights, a learning-rate curve, a log, checkpoints to resume from."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StageFailed(RuntimeError):
+    """A stage's gate was not passed."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a stage learns: warm-up, then a cosine down to a twentieth of the peak."""
+
+    steps: int
+    batch: int
+    peak_rate: float
+    warmup: int = 50
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < self.warmup:
+            return self.peak_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.peak_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Learner:
+    """AdamW on fp32 copies of bf16 weights, with an average (EMA) of them. The networks compute in bf16 throughout."""
+
+    def __init__(self, networks: Iterable[nn.Module], decay: float = 0.0, weight_decay: float = 0.0) -> None:
+        self.working = [p for network in networks for p in network.parameters() if p.requires_grad]
+        self.exact = [p.detach().float().clone() for p in self.working]
+        self.average = [p.clone() for p in self.exact]
+        self.decay = decay
+        self.adam = torch.optim.AdamW(self.exact, lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, rate: float) -> float:
+        """Use the gradients, clear them; gives their norm. A step with gradients that are not finite is skipped."""
+        grads = [
+            torch.zeros_like(e) if p.grad is None else p.grad.float()
+            for p, e in zip(self.working, self.exact, strict=True)
+        ]
+        norm = torch.nn.utils.get_total_norm(grads)
+        for p in self.working:
+            p.grad = None
+        if not bool(torch.isfinite(norm)):
+            return float(norm)
+        scale = min(1.0, 1.0 / (float(norm) + 1e-6))
+        for exact, grad in zip(self.exact, grads, strict=True):
+            exact.grad = grad * scale
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        self.adam.step()
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.average, self.exact, 1 - decay)
+        self.put(self.exact)
+        return float(norm)
+
+    @torch.no_grad()
+    def put(self, values: list[Tensor]) -> None:
+        """Write these values into the networks, rounded to their type."""
+        for working, value in zip(self.working, values, strict=True):
+            working.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on later."""
+        return {"exact": self.exact, "average": self.average, "adam": self.adam.state_dict(), "steps": self.steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        for name in ("exact", "average"):
+            for mine, saved in zip(getattr(self, name), state[name], strict=True):
+                mine.copy_(saved)
+        self.adam.load_state_dict(state["adam"])
+        self.steps = state["steps"]
+        self.put(self.exact)
+
+
+class Log:
+    """One JSONL file for all stages; also on the standard output."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    def write(self, **record: Any) -> None:
+        """Add a record, with the time of day and the CPU seconds this process has used."""
+        record = {"time": time.strftime("%H:%M:%S"), "cpu_s": round(time.process_time(), 1), **record}
+        line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named part of the training: its schedule and where its state lives."""
+
+    name: str
+    folder: Path
+    schedule: Schedule
+    save_every: int = 200
+    log_every: int = 50
+
+    @property
+    def path(self) -> Path:
+        """The stage's checkpoint."""
+        return self.folder / f"{self.name}.pt"
+
+
+def run_stage(
+    stage: Stage, learner: Learner, loss_of: Callable[[torch.Generator], dict[str, Tensor]], log: Log
+) -> None:
+    """Train until the stage's last step, from its checkpoint where there is one.
+
+    loss_of draws a batch with the generator it is given (seeded by stage and step, so a resumed run sees the same
+    batches) and gives named scalars; "loss" is the one that is minimised.
+    """
+    first = 0
+    if stage.path.exists():
+        saved = torch.load(stage.path)
+        learner.load(saved["learner"])
+        first = saved["step"]
+        log.write(stage=stage.name, event="resumed", step=first)
+    sums: dict[str, float] = {}
+    began = time.time()
+    for step in range(first, stage.schedule.steps):
+        generator = torch.Generator().manual_seed(1_000_003 * sum(stage.name.encode()) + step)
+        parts = loss_of(generator)
+        parts["loss"].backward()
+        norm = learner.step(stage.schedule.rate(step))
+        for name, value in {**parts, "norm": torch.tensor(norm)}.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / stage.log_every
+        if (step + 1) % stage.log_every == 0:
+            pace = (time.time() - began) / (step + 1 - first)
+            log.write(stage=stage.name, step=step + 1, s_per_step=pace, **sums)
+            sums = {}
+        if (step + 1) % stage.save_every == 0 or step + 1 == stage.schedule.steps:
+            partial = stage.path.with_suffix(".part")
+            torch.save({"learner": learner.state(), "step": step + 1}, partial)
+            partial.rename(stage.path)
+
+
+def gate(log: Log, stage: str, name: str, value: float, least: float) -> None:
+    """Log a gate's number; StageFailed where it is below the least that is allowed."""
+    log.write(stage=stage, gate=name, value=value, least=least, passed=value >= least)
+    if value < least:
+        raise StageFailed(f"{stage}: {name} is {value:.4f}, at least {least} is needed")

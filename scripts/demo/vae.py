@@ -1,0 +1,132 @@
+"""The demo's VAE: the public one's class, narrow. Trained on single images, then 5 frames, then 17."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import Tensor
+
+from demo import clips, judge
+from demo.training import Learner, Log, Schedule, Stage, gate, run_stage
+
+VAE_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 8,
+    "block_out_channels": (16, 16, 32, 48),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": True,
+}
+STAGES = {
+    "vae_images": (1, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
+    "vae_5_frames": (5, Schedule(steps=1500, batch=8, peak_rate=1.5e-3)),
+    "vae_17_frames": (17, Schedule(steps=1400, batch=4, peak_rate=1e-3)),
+}
+KL_WEIGHT = 1e-4
+SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
+SHAPE_WEIGHT = 4.0  # a pixel of the moving shape counts 1 + this, against 1 for the background
+LEAST_JUDGED_RIGHT = 0.98
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """z = factor * (latent - shift): about zero mean and unit deviation."""
+
+    factor: float
+    shift: float
+
+
+def build_vae() -> AutoencoderKLHunyuanVideo:
+    """The network with fresh weights (seeded), in bf16, without temporal tiling; posteriors start out narrow."""
+    torch.manual_seed(7)
+    vae = AutoencoderKLHunyuanVideo(**VAE_CONFIG)
+    vae.use_framewise_encoding = vae.use_framewise_decoding = False
+    channels = VAE_CONFIG["latent_channels"]
+    with torch.no_grad():
+        vae.quant_conv.weight[channels:] *= 0.1
+        vae.quant_conv.bias[channels:] = -4.0
+    return vae.bfloat16()
+
+
+def batch_loss(
+    vae: AutoencoderKLHunyuanVideo, frames: int, count: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Reconstruction of freshly drawn clips plus the KL term. frames=1 takes an image from anywhere in a clip."""
+    combos = clips.pick(clips.TRAINED, count, generator)
+    first = int(torch.randint(clips.FRAMES - frames + 1, (1,), generator=generator))
+    clip, cover = clips.render(combos, clips.draw_paths(combos, generator), range(first, first + frames))
+    posterior = vae.encode(clip.bfloat16()).latent_dist
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    noise = torch.randn(mean.shape, generator=generator)
+    latent = mean + (0.5 * logvar).exp() * noise
+    if frames == clips.FRAMES:
+        latent = swap_ends(vae, latent, clip, generator)
+    error = vae.decode(latent.bfloat16()).sample.float() - clip
+    touched = torch.nn.functional.max_pool3d(cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
+    weight = 1 + SHAPE_WEIGHT * touched
+    rebuilt = (weight * (error.abs() + error.square())).mean() / weight.mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return {
+        "loss": rebuilt + KL_WEIGHT * kl,
+        "rebuilt": rebuilt.detach(),
+        "kl": kl.detach(),
+        "mse": error.square().mean().detach(),
+        "posterior_std": (0.5 * logvar).exp().mean().detach(),
+        "latent_std": mean.std().detach(),
+    }
+
+
+def swap_ends(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, generator: torch.Generator) -> Tensor:
+    """In some clips, put the latent of the first or last frame encoded alone in the place of the video's own.
+
+    That is what generation decodes when images are given; the decoder must make the true frames of it.
+    """
+    chances = torch.rand(2, len(clip), 1, 1, 1, 1, generator=generator)
+    parts = list(latent.split([1, latent.shape[2] - 2, 1], dim=2))
+    for place, frame, share in ((0, 0, SWAP_FIRST), (2, -1, SWAP_LAST)):
+        chosen = chances[place // 2] < share
+        if chosen.any():
+            alone = vae.encode(clip[:, :, [frame]].bfloat16()).latent_dist.mean.float()
+            parts[place] = torch.where(chosen, alone, parts[place])
+    return torch.cat(parts, dim=2)
+
+
+@torch.no_grad()
+def round_trip(vae: AutoencoderKLHunyuanVideo, combos: Sequence[clips.Combination], seed: int) -> tuple[float, float]:
+    """Share of true clips judged right after encoding (with a posterior draw) and decoding, and the mean PSNR in dB."""
+    generator = torch.Generator().manual_seed(seed)
+    right, psnr = 0, 0.0
+    for begin in range(0, len(combos), 8):
+        part = combos[begin : begin + 8]
+        clip, _ = clips.render(part, clips.draw_paths(part, generator), range(clips.FRAMES))
+        latent = vae.encode(clip.to(vae.dtype)).latent_dist.sample(generator)
+        back = vae.decode(latent).sample.float().clamp(-1, 1)
+        right += sum(judge.judge(got).agrees(wanted) for got, wanted in zip(back, part, strict=True))
+        psnr += sum(judge.psnr(got, wanted) for got, wanted in zip(back, clip, strict=True))
+    return right / len(combos), psnr / len(combos)
+
+
+@torch.no_grad()
+def measure_scale(vae: AutoencoderKLHunyuanVideo) -> LatentScale:
+    """Mean and deviation of the posterior means over clips of every trained combination."""
+    generator = torch.Generator().manual_seed(99)
+    clip, _ = clips.render(clips.TRAINED, clips.draw_paths(clips.TRAINED, generator), range(clips.FRAMES))
+    latent = torch.cat([vae.encode(part.to(vae.dtype)).latent_dist.mean.float() for part in clip.split(8)])
+    return LatentScale(round(1 / float(latent.std()), 5), round(float(latent.mean()), 5))
+
+
+def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
+    """All three stages and the gate; gives the network (bf16)."""
+    vae = build_vae()
+    for name, (frames, schedule) in STAGES.items():
+        learner = Learner([vae])  # starts from the weights of the stage before
+        stage = Stage(name, folder, schedule)
+        run_stage(stage, learner, lambda g, f=frames, n=schedule.batch: batch_loss(vae, f, n, g), log)  # type: ignore[misc]
+    right, psnr = round_trip(vae, clips.all_combinations() * 2, seed=5)
+    log.write(stage="vae", round_trip_psnr_db=psnr)
+    gate(log, "vae", "true clips judged right after the round trip", right, LEAST_JUDGED_RIGHT)
+    return vae
