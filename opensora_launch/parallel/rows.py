@@ -20,6 +20,7 @@ class RowInputs:
     """Inputs of one guidance row, whole. T text and S video tokens."""
 
     video: int  # index in the batch
+    t: float  # in [0, 1]
     txt: Float[Tensor, "T context"]
     y_vec: Float[Tensor, "vec"]
     cond: Float[Tensor, "S cond_channels"] | None
@@ -39,7 +40,6 @@ class ShardedModel:
         self,
         latents: Float[Tensor, "V S C"],
         img_ids: Float[Tensor, "1 S A"],
-        t: float,
         rows: Sequence[RowInputs],
     ) -> Float[Tensor, "R S C"]:
         """The prediction for every row, on every rank of the mesh.
@@ -50,12 +50,10 @@ class ShardedModel:
         mesh = self.meshes[len(rows)]
         own = own_rows(mesh, len(rows))
         num_text = rows[0].txt.shape[0]
-        part = self._share(mesh, latents, img_ids, t, rows[own]) if own.stop > own.start else latents.new_empty(0)
+        part = self._share(mesh, latents, img_ids, rows[own]) if own.stop > own.start else latents.new_empty(0)
         return _gather(part, latents, mesh, (num_text, len(rows)))
 
-    def _share(
-        self, mesh: Mesh, latents: Tensor, img_ids: Tensor, t: float, rows: Sequence[RowInputs]
-    ) -> Float[Tensor, "r s C"]:
+    def _share(self, mesh: Mesh, latents: Tensor, img_ids: Tensor, rows: Sequence[RowInputs]) -> Float[Tensor, "r s C"]:
         count, num_text = len(rows), rows[0].txt.shape[0]
         total = num_text + latents.shape[1]
         share = TokenShare.of(num_text, total, mesh.sequence_index, mesh.layout.sequence)
@@ -67,7 +65,7 @@ class ShardedModel:
             img_ids=ids,
             txt=txt,
             txt_ids=ids.new_zeros(count, txt.shape[1], ids.shape[2]),
-            timesteps=torch.full((count,), t, dtype=torch.float32, device=latents.device),
+            timesteps=torch.tensor([row.t for row in rows], dtype=torch.float32, device=latents.device),
             y_vec=torch.stack([row.y_vec for row in rows]),
             cond=share.cut_video(torch.stack(conds)) if conds else None,
             guidance=torch.tensor([row.guidance for row in rows], dtype=torch.float32, device=latents.device),

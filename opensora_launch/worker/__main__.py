@@ -1,0 +1,7 @@
+"""`python -m opensora_launch.worker`: one rank, started by torchrun, by the launcher, or by hand."""
+
+import sys
+
+from opensora_launch.worker import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""Denoise one batch of videos on the ranks of a mesh. `generate` and `verify` share this."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opensora_launch.parallel.rows import RowInputs, ShardedModel, own_rows
+from opensora_launch.plan.rows import Guidance
+from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
+
+Branch = tuple[Tensor, Tensor, Tensor | None]  # txt (T context), y_vec (vec), cond (S cond_channels)
+
+
+class StepRecord(Protocol):
+    """Times one denoising step; `Recorder.step` is one."""
+
+    def __call__(
+        self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int
+    ) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Videos that are denoised together, whole, the same on every rank of the mesh."""
+
+    name: str
+    noise: Float[Tensor, "V S C"]
+    img_ids: Float[Tensor, "1 S A"]
+    branches: Sequence[tuple[Branch, ...]]  # the three guidance branches of each video
+    guidance: Guidance
+    times: Sequence[float]
+    latent_frames: int
+    prune: bool = True
+
+
+def denoise_batch(batch: Batch, model: ShardedModel, record: StepRecord) -> Float[Tensor, "V S C"]:
+    """The denoised latents, on every rank."""
+    steps = len(batch.times) - 1
+    equal_to = [equal_inputs(branches) for branches in batch.branches]
+
+    def rows_at(step: int) -> list[StepRow]:
+        return step_rows(batch.guidance, step, batch.latent_frames, equal_to, batch.prune)
+
+    def predict(step: int, latents: Tensor, t: float, rows: Sequence[StepRow]) -> Tensor:
+        mesh = model.meshes[len(rows)]
+        own = own_rows(mesh, len(rows))
+        with record(batch.name, step, len(rows), own.stop - own.start, str(mesh.layout), steps):
+            inputs = [
+                RowInputs(video, t, *batch.branches[video][row.branch], batch.guidance.text_scale)
+                for video, row in rows
+            ]
+            return model.predict(latents, batch.img_ids, inputs)
+
+    tokens_per_frame = batch.noise.shape[1] // batch.latent_frames
+    with torch.no_grad():
+        return denoise(batch.noise, batch.times, rows_at, predict, tokens_per_frame)

@@ -1,0 +1,246 @@
+"""`verify`: a stored case, run on these ranks, against its stored tensors and against one rank.
+
+A case is NAME.json with NAME.safetensors beside it; docs/verify.md describes the format.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from opensora_launch.config import VaeConfig
+from opensora_launch.errors import UserError
+from opensora_launch.model import load_mmdit
+from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.tiles import UNTILED, Tiles, tile_cost
+from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean
+from opensora_launch.parallel.attention import Kernel
+from opensora_launch.parallel.mesh import Mesh
+from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.tiles import spread_tiles
+from opensora_launch.plan.rows import Guidance
+from opensora_launch.sampling.conditions import restore_given
+from opensora_launch.sampling.latents import pack, position_ids, unpack
+from opensora_launch.sampling.schedule import timesteps
+from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
+
+KINDS = ("mmdit", "vae", "sampling")
+
+
+@dataclass(frozen=True)
+class Case:
+    path: Path
+    data: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def kind(self) -> str:
+        return str(self.data["kind"])
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the transformer; empty for a VAE."""
+        return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
+
+    @property
+    def rows(self) -> int:
+        """The most rows that one step of it has."""
+        if self.kind == "vae":
+            return 1
+        return int(self.tensors["txt" if self.kind == "sampling" else "input.txt"].shape[0])
+
+    @property
+    def tokens(self) -> int:
+        if self.kind == "vae":
+            return 1 << 20
+        video, text = ("noise_packed", "txt") if self.kind == "sampling" else ("input.img", "input.txt")
+        return int(self.tensors[video].shape[1] + self.tensors[text].shape[1])
+
+    def weights(self, where: Mapping[str, str]) -> dict[str, Tensor]:
+        """The tensors that {file, prefix} names, without the prefix; the file is relative to the case."""
+        path = self.path.parent / where["file"]
+        if not path.exists():
+            raise UserError(f"{self.path} takes its weights from {path}, which does not exist")
+        prefix = where["prefix"]
+        return {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+
+
+def read_case(path: Path) -> Case:
+    """Raises UserError if the case cannot be read, is of an unknown kind, or lacks a tensor that it compares."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(path.parent / data["file"])
+    except OSError as e:
+        raise UserError(f"the case {path} cannot be read: {e.strerror}: {e.filename}") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"{path} is not a case: it must be JSON with the name of a safetensors file under `file`"
+        ) from e
+    kind = data.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"{path} has kind={kind!r}; verify knows {', '.join(KINDS)}")
+    if missing := sorted(set(data["compare"]) - set(tensors)):
+        raise UserError(f"{data['file']} lacks tensors that {path.name} compares", missing)
+    return Case(path, data, tensors)
+
+
+def run_case(
+    case: Case, meshes: Mapping[int, Mesh], kernel: Callable[[torch.dtype, int], Kernel], record: StepRecord
+) -> dict[str, Tensor]:
+    """The case's compared tensors, on the first rank of the mesh; others may have fewer.
+
+    meshes: by rows of a step. kernel: by dtype and head size.
+    """
+    with torch.no_grad():
+        if case.kind == "vae":
+            return _run_vae(case, meshes[1])
+        model = _model(case, meshes, kernel)
+        return _run_mmdit(case, model) if case.kind == "mmdit" else _run_sampling(case, model, record)
+
+
+def _model(case: Case, meshes: Mapping[int, Mesh], kernel: Callable[[torch.dtype, int], Kernel]) -> ShardedModel:
+    module = load_mmdit(case.config, case.weights(case.data["weights"]))
+    head_dim = module.cfg.hidden_size // module.cfg.num_heads
+    return ShardedModel(module.forward, kernel(module.img_in.weight.dtype, head_dim), meshes)
+
+
+def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:
+    given = {name.removeprefix("input."): x for name, x in case.tensors.items() if name.startswith("input.")}
+    count = given["img"].shape[0]
+    rows = [
+        RowInputs(
+            video=row,
+            t=float(given["timesteps"][row]),
+            txt=given["txt"][row],
+            y_vec=given["y_vec"][row],
+            cond=given["cond"][row] if "cond" in given else None,
+            guidance=float(given["guidance"][row]) if "guidance" in given else 0.0,
+        )
+        for row in range(count)
+    ]
+    return {"output": model.predict(given["img"], given["img_ids"][:1], rows)}
+
+
+def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[str, Tensor]:
+    option, patch = case.data["sampling_option"], int(case.config["patch_size"])
+    shape = tuple(case.tensors["final_unpacked"].shape)
+    frames, height, width = shape[2:]
+    generator = torch.Generator().manual_seed(option["seed"])
+    noise = pack(torch.randn(shape, generator=generator), patch)
+    tokens_per_frame = (height // patch) * (width // patch)
+    batch = Batch(
+        name=case.path.stem,
+        noise=noise,
+        img_ids=position_ids(frames, height // patch, width // patch, noise.device),
+        branches=_branches(case, shape[0]),
+        guidance=_guidance(case),
+        times=timesteps(
+            option["num_steps"], tokens_per_frame, frames, shift=option["shift"], flow_shift=option.get("flow_shift")
+        ),
+        latent_frames=frames,
+    )
+    final = denoise_batch(batch, model, record)
+    latents = unpack(final, frames, height, width, patch)
+    refs = [x[0] for name, x in sorted(case.tensors.items()) if name.startswith("ref_latent.")]
+    latents = torch.stack([restore_given(x, case.data["cond_type"], refs) for x in latents])
+    out = {"noise_packed": noise, "final_packed": final, "video": latents}
+    if spec := case.data.get("vae"):
+        vae, cfg = _vae(case, spec)
+        run = spread_tiles(model.meshes[1].video, tile_cost)
+        pixels = decode(vae, cfg, latents, _tiles(spec["tiles"], space=True, time=False), run)
+        out.pop("video")
+        if pixels is not None:
+            out["video"] = pixels[:, :, : option["num_frames"]]
+    return out
+
+
+def _branches(case: Case, videos: int) -> list[tuple[tuple[Tensor, Tensor, Tensor | None], ...]]:
+    """Rows of the file are [text] * videos + [negative] * videos + [negative] * videos; a distilled case has one."""
+    txt, y_vec, cond = (case.tensors.get(name) for name in ("txt", "y_vec", "cond"))
+    assert txt is not None, "read_case() lets no sampling case without text through"
+    assert y_vec is not None, "nor without a text vector"
+    count = txt.shape[0]
+    rows = [(txt[i], y_vec[i], None if cond is None else cond[i]) for i in range(count)]
+    return [tuple(rows[(k * videos + v) % count] for k in range(3)) for v in range(videos)]
+
+
+def _guidance(case: Case) -> Guidance:
+    option = case.data["sampling_option"]
+    return Guidance(
+        num_steps=option["num_steps"],
+        text_scale=option["guidance"],
+        image_scale=option["guidance_img"],
+        text_osci=option["text_osci"],
+        image_osci=option["image_osci"],
+        temporal_osci=option["scale_temporal_osci"] and "i2v" in case.data["cond_type"],
+        distilled=option["method"] == "distill",
+    )
+
+
+def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
+    vae, cfg = _vae(case, case.data["vae"])
+    spec = case.data["vae"]["tiles"]
+    run = spread_tiles(mesh.video, tile_cost)
+    out: dict[str, Tensor] = {}
+    for name in case.data["compare"]:
+        way, variant, *part = name.split(".")
+        tiles = _tiles(spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
+        given = case.tensors["latent" if way == "decode" else "pixels"]
+        given = given[:, :, :1] if variant == "image_T1" else given
+        got = decode(vae, cfg, given, tiles, run) if way == "decode" else encode(vae, given, tiles, run)
+        if got is not None:
+            out[name] = posterior_mean(cfg, got) if part == ["latent"] else got
+    return out
+
+
+def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[CausalVae, VaeConfig]:
+    known = {f.name for f in fields(VaeConfig)}
+    config = {k: v for k, v in spec["config"].items() if k in known}  # its sample sizes are said by the tiles
+    cfg = VaeConfig(**config, scale_factor=spec["scale_factor"], shift_factor=spec["shift_factor"])
+    return load_vae(cfg, case.weights(spec)), cfg
+
+
+def _tiles(spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
+    if spec is None or not (space or time):
+        return UNTILED
+    return Tiles(
+        sample_px=spec["sample_px"] if space else None,
+        latent=spec["latent"] if space else None,
+        sample_frames=spec["sample_frames"] if time else None,
+        latent_frames=spec["latent_frames"] if time else None,
+        overlap=spec["overlap"],
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One compared tensor."""
+
+    tensor: str
+    max_abs_stored: float
+    max_abs_one_rank: float
+    ok: bool
+
+
+def compare(case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> list[Line]:
+    """Every element within atol + rtol * |want| of the stored tensor and of one rank's; NaN never is."""
+    lines = []
+    for name, bound in case.data["compare"].items():
+        stored = case.tensors[name]
+        ok = all(_within(got[name], want, bound) for want in (stored, alone[name]))
+        lines.append(Line(name, _distance(got[name], stored), _distance(got[name], alone[name]), ok))
+    return lines
+
+
+def _within(got: Tensor, want: Tensor, bound: Mapping[str, float]) -> bool:
+    room = bound["atol"] + bound["rtol"] * want.abs()
+    return got.shape == want.shape and bool(((got - want).abs() <= room).all())
+
+
+def _distance(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max()) if got.shape == want.shape else float("inf")

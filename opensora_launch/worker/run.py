@@ -1,0 +1,156 @@
+"""A plan on one rank, from its meshes to its finished videos."""
+
+import importlib.metadata
+import logging
+import platform
+import resource
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from opensora_launch.model.attention import Kernel, choose_attention
+from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes
+from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.plan.plan import Plan
+from opensora_launch.telemetry.failure import record_failure
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.recorder import Recorder
+from opensora_launch.telemetry.stall import Verdict
+from opensora_launch.worker import start
+from opensora_launch.worker.generate import DTYPES, Job, generate, own_batches
+from opensora_launch.worker.networks import (
+    Networks,
+    distinct_texts,
+    encode_texts,
+    read_mmdit,
+    read_vae,
+    share_embeddings,
+)
+from opensora_launch.worker.start import Rank
+
+BACKSTOP = timedelta(days=1)  # of collectives; a rank that stalls is found much sooner, by the heartbeat's watch
+
+log = logging.getLogger("opensora_launch.worker")
+
+
+def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
+    """Make this rank's part of the plan's videos. `started` is monotonic and epoch seconds."""
+    start.set_numerics(plan.threads_per_rank)
+    device = start.pick_device(plan.machine.device, me)
+    kernel = choose_attention(
+        plan.attention,
+        device=device,
+        dtype=DTYPES[plan.precision],
+        head_dim=plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads,
+    )
+    log.info("%s, %s, attention by %s %s", device_name(device), plan.precision, kernel.name, kernel.version)
+    recorder = Recorder(
+        attempt / "telemetry" / f"rank{me.rank}.jsonl",
+        _meta(plan, me, device, kernel, started),
+        device=device.type,
+        heartbeat=beat,
+    )
+    beat.watch(plan.timeout_s, lambda verdict: _stop_stalled(attempt, verdict))
+    with recorder.span("setup"):
+        layouts = list(dict.fromkeys(layout for _, layout in plan.layouts))
+        meshes = build_meshes(layouts, me.rank, BACKSTOP, recorder.collective)
+        world = world_axis(me, recorder.collective)
+    most = plan.layouts[-1][1]
+    job = Job(plan, attempt.parent.parent, device, meshes[most], recorder, _facts(device, kernel))
+    beat.videos = len([v for batch in own_batches(plan, job.dp_index) for v in batch])
+    with profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
+        done = _work(job, kernel, {rows: meshes[layout] for rows, layout in plan.layouts}, world)
+    with recorder.span("setup"), world.record("barrier", world.ranks, 0):
+        dist.barrier(group=world.group)
+    recorder.close(peak_memory_bytes(device), done)
+
+
+def _work(job: Job, kernel: Kernel, meshes: Mapping[int, Mesh], world: Axis) -> list[str]:
+    """Text on the first rank while the others load; then the videos."""
+    plan, device, dtype = job.plan, job.device, DTYPES[job.plan.precision]
+    texts, encoded = distinct_texts(plan.videos), None
+    if world.index == 0:
+        with job.recorder.span("text"):
+            encoded = encode_texts(plan.model, texts, device, dtype)
+    with job.recorder.span("load"):
+        networks = Networks(read_mmdit(plan.model, device, dtype), read_vae(plan.model, device, dtype))
+    with job.recorder.span("text"):
+        embeddings = share_embeddings(world, texts, encoded)
+    model = ShardedModel(networks.mmdit.forward, kernel.call, meshes)
+    return generate(job, networks, model, embeddings)
+
+
+def world_axis(me: Rank, record: Record) -> Axis:
+    ranks = tuple(range(me.world))
+    return Axis("text", ranks, me.rank, dist.new_group(list(ranks), timeout=BACKSTOP), record)
+
+
+def _stop_stalled(attempt: Path, verdict: Verdict) -> None:
+    """Called from the heartbeat's thread while this rank waits in a collective that will not end."""
+    log.error("stalled: %s", verdict.message)
+    record_failure(attempt, start.stalled_failure(attempt, verdict.rank, verdict.message))
+    start.leave(start.EXIT_FAILURE)
+
+
+def _meta(plan: Plan, me: Rank, device: torch.device, kernel: Kernel, started: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "rank": me.rank,
+        "world": me.world,
+        "local_rank": me.local_rank,
+        "host": socket.gethostname(),
+        "device_name": device_name(device),
+        "threads": plan.threads_per_rank,
+        "start_s": started[0],
+        "start_epoch_s": started[1],
+        "layouts": {str(rows): str(layout) for rows, layout in plan.layouts},
+        "attention": kernel.name,
+    }
+
+
+def _facts(device: torch.device, kernel: Kernel) -> dict[str, Any]:
+    packages = ("opensora-launch", "torch", "transformers", "safetensors", "av", "hydra-core")
+    return {
+        "device": device_name(device),
+        "attention": kernel.name,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def profiler(on: bool, path: Path) -> Any:
+    """A context that writes a Chrome trace, which opens in Perfetto; nothing when off."""
+    if not on:
+        return nullcontext()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return torch.profiler.profile(on_trace_ready=lambda p: p.export_chrome_trace(str(path)))

@@ -1,0 +1,199 @@
+"""A rank comes up and goes down: environment, process group, logs, and what happens when something fails."""
+
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from opensora_launch.errors import UserError
+from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
+from opensora_launch.telemetry.heartbeat import Heartbeat, read_heartbeats
+from opensora_launch.telemetry.stall import find_guilty
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PEER_ERRORS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Broken pipe",
+    "Connection refused",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
+RENDEZVOUS = timedelta(minutes=5)  # for all ranks to come up
+PEER_GRACE_S = 2.0  # how long a rank that lost a peer waits for that peer's own word
+EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+log = logging.getLogger("opensora_launch.worker")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Who we are among the ranks."""
+
+    rank: int
+    local_rank: int
+    world: int
+    local_world: int
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Rank":
+        """From torchrun's variables; without any of them we are the only rank."""
+        if "RANK" not in env:
+            return cls(0, 0, 1, 1)
+        if missing := [name for name in LAUNCHED if name not in env]:
+            raise UserError(f"RANK is set but {', '.join(missing)} is not: start ranks with torchrun, or unset RANK")
+        return cls(*(int(env[name]) for name in LAUNCHED[:4]))
+
+
+def open_log(path: Path) -> None:
+    """From here on, what this process and its libraries print goes to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def start_logging(me: Rank) -> None:
+    form = f"%(asctime)s rank {me.rank} %(message)s"
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def pick_device(kind: str, me: Rank) -> torch.device:
+    """This rank's device. A site may show each rank its own GPU only, or all of the node's."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        raise UserError("topology.device=cuda, but torch sees no GPU: check the driver, or use topology.device=cpu")
+    if 1 < visible < me.local_world:
+        raise UserError(
+            f"{me.local_world} ranks on {socket.gethostname()} see only {visible} GPUs: "
+            f"lower topology.gpus_per_node or widen CUDA_VISIBLE_DEVICES"
+        )
+    index = me.local_rank if visible >= me.local_world else 0
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def gpus_visible() -> bool:
+    return torch.cuda.is_available() and torch.cuda.device_count() > 0
+
+
+def join(me: Rank) -> None:
+    """The one place where the process group is made. Bounded: a rank that does not come up is an error."""
+    backend = "cpu:gloo,cuda:nccl" if gpus_visible() else "gloo"
+    if me.world > 1 or "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=RENDEZVOUS)
+    else:
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def set_numerics(threads: int) -> None:
+    """Same inputs, same bits: fixed thread count, no kernels picked by timing them, TF32 off."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_grad_enabled(False)
+
+
+def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
+    """Record the failure, if it is the run's first; the exit code to leave with.
+
+    The process group is not destroyed: on an error that can wait for peers forever.
+    """
+    log.error("failed in phase %s, step %s", beat.phase, beat.step, exc_info=error)
+    if is_peer_error(error):
+        failure = peer_failure(attempt, me)
+    else:
+        user = isinstance(error, UserError)
+        failure = Failure(
+            rank=me.rank,
+            host=socket.gethostname(),
+            kind="user" if user else "failure",
+            message=str(error) if user else f"{type(error).__name__}: {error}",
+            phase=beat.phase,
+            step=beat.step,
+            collective=beat.collective.axis if beat.collective and beat.inside else None,
+            traceback="".join(traceback.format_exception(error)),
+        )
+    if failure:
+        record_failure(attempt, failure)
+    beat.close("failed")
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_USER if failure and failure.kind == "user" else EXIT_FAILURE
+
+
+def is_peer_error(error: BaseException) -> bool:
+    """Whether another rank's end is all that this error tells."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in PEER_ERRORS)
+
+
+def peer_failure(attempt: Path, me: Rank) -> Failure | None:
+    """A peer is gone. None if it said why within a moment; else what its heartbeat tells of its end."""
+    deadline = time.monotonic() + PEER_GRACE_S
+    while time.monotonic() < deadline:
+        if read_failure(attempt):
+            return None
+        time.sleep(0.05)
+    beats = read_heartbeats(attempt / "heartbeat")
+    if dead := [b for b in beats if b.state == "running" and b.host == socket.gethostname() and not lives(b.pid)]:
+        gone = dead[0]
+        where = f"phase {gone.phase}" + (f", step {gone.step} of {gone.video}" if gone.step is not None else "")
+        return stalled_failure(
+            attempt,
+            gone.rank,
+            f"rank {gone.rank} (pid {gone.pid}) died without a word in {where}: killed, or out of memory",
+        )
+    verdict = find_guilty(beats, time.time(), me.rank)
+    return stalled_failure(attempt, verdict.rank, verdict.message)
+
+
+def stalled_failure(attempt: Path, rank: int | None, message: str) -> Failure:
+    """The record of a rank that cannot write its own, with what its last heartbeat says."""
+    beat = next((b for b in read_heartbeats(attempt / "heartbeat") if b.rank == rank), None)
+    if rank is None or beat is None:
+        return Failure(rank=-1 if rank is None else rank, host="unknown", kind="stalled", message=message)
+    return Failure(
+        rank=rank,
+        host=beat.host,
+        kind="stalled",
+        message=message,
+        phase=beat.phase,
+        step=beat.step,
+        collective=beat.collective,
+    )
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this host still runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def leave(code: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
