@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "model": {"errors", "config"},  # not parallel: the model does not know that it is split
     "sampling": FACTS,  # not model and not parallel: the loop gets functions
     "report": FACTS | {"telemetry"},
-    "launch": FACTS | {"media"},
+    "launch": FACTS | {"media", "telemetry"},  # heartbeats and first failures say which rank is to blame
     "worker": ON_A_RANK,  # joins them
     "verify": ON_A_RANK | {"launch", "worker"},
     "demo": ON_A_RANK,
-    "cli": FACTS | {"launch", "media", "report", "model.files"},  # of model only the file that looks at files
+    "cli": FACTS
+    | {"launch", "media", "report", "telemetry", "model.files"},  # of model only the file that looks at files
 }
 # Only inside a function: the inline launcher becomes the worker, a worker started by hand prepares its own run.
 MAY_IMPORT_LATE = {
@@ -38,7 +39,17 @@ MAY_IMPORT_LATE = {
     "worker": {"cli", "launch", "report"},
 }
 # A login node has no GPU and often no torch; `--help` answers at once.
-WITHOUT_TORCH = ["errors", "config", "plan", "launch", "report", "cli", "media/prompts.py", "model/files.py"]
+WITHOUT_TORCH = [
+    "errors",
+    "config",
+    "plan",
+    "telemetry",
+    "launch",
+    "report",
+    "cli",
+    "media/prompts.py",
+    "model/files.py",
+]
 SLOW = {"torch", "diffusers", "transformers", "accelerate"}
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli", "config"}}
 
