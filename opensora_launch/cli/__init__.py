@@ -1,0 +1,67 @@
+"""`opensora-launch VERB ...`: verbs, flags and Hydra, once. The only room that talks to the terminal.
+
+What a verb needs is imported when it is asked for: `--help` answers at once, and a login node needs no torch.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from opensora_launch import __version__
+from opensora_launch.errors import UserError
+from opensora_launch.plan.plan import Machine
+
+EXIT_USER, EXIT_INTERRUPTED = 2, 130
+VERBS = ("generate", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit code. 0 done, 1 a failure, 2 the user's mistake, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def prepare(argv: Sequence[str], machine: Machine | None = None) -> Path:
+    """Write a run from the command line of `generate`, and return its attempt directory.
+
+    For ranks that were started by hand: `machine` is what they are. Raises UserError with every problem at once,
+    before anything is written.
+    """
+    from opensora_launch.cli.generate import prepare_attempt
+
+    return prepare_attempt(argv, machine)
+
+
+def _run(words: list[str]) -> int:
+    verb, rest = (words[0], words[1:]) if words else ("--help", [])
+    if verb in ("--help", "-h", "help"):
+        from opensora_launch.cli.help import main_help
+
+        print(main_help())
+        return 0
+    if verb == "--version":
+        print(f"opensora-launch {__version__}")
+        return 0
+    if verb in ("--shell-completion", "-sc"):
+        from opensora_launch.cli.completion import complete
+
+        print(complete(rest))
+        return 0
+    if verb == "generate":
+        from opensora_launch.cli.generate import generate
+
+        return generate(rest)
+    if verb == "report":
+        from opensora_launch.cli.report import report
+
+        return report(rest)
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
+    raise UserError(f"{verb!r} is not a verb of opensora-launch; {hint}")

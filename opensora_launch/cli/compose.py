@@ -1,0 +1,155 @@
+"""Hydra, once: overrides and YAML files to a checked RunConfig, for one run or for each point of a sweep."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from opensora_launch.cli.catalog import DEFAULT_MODEL, config_folder, groups
+from opensora_launch.cli.override_checks import override_problems, plain_reason
+from opensora_launch.config import RunConfig
+from opensora_launch.errors import UserError
+
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep, or the only one. `swept` are those of its overrides that the sweep chose."""
+
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    run: RunConfig
+
+
+@dataclass(frozen=True)
+class Composed:
+    """All points, and why the model is what it is where the user named none (else empty)."""
+
+    points: tuple[Point, ...]
+    model_note: str
+
+
+@contextmanager
+def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
+    """Hydra with our schema and YAML files; `config_dir` adds a user's own."""
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
+    version.setbase(VERSION_BASE)
+    ConfigStore.instance().store("schema", RunConfig)
+    path = create_config_search_path(str(config_folder()))
+    if config_dir is not None:
+        path.append("command-line", f"file://{config_dir.absolute()}")
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("opensora-launch", path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose(overrides: Sequence[str], *, multirun: bool, config_dir: Path | None) -> Composed:
+    """The config of every point. Raises UserError with every override that is wrong."""
+    with hydra_session(config_dir) as hydra:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        return Composed(tuple(_points(hydra, overrides, multirun)), note)
+
+
+def show(overrides: Sequence[str], *, cfg: str, package: str | None, resolve: bool, config_dir: Path | None) -> str:
+    """The composed config as YAML, and why the model is what it is; what `--cfg` asks for goes to stdout."""
+    with hydra_session(config_dir) as hydra:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        _check(hydra, overrides, multirun=False)
+        with _as_user_error():
+            hydra.show_cfg(CONFIG_NAME, list(overrides), cfg, package, resolve)
+        return note
+
+
+def show_info(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> str:
+    """Hydra's own account of where a config comes from."""
+    with hydra_session(config_dir) as hydra:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        with _as_user_error():
+            hydra.show_info(info, CONFIG_NAME, list(overrides), RunMode.MULTIRUN if multirun else RunMode.RUN)
+        return note
+
+
+def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) -> tuple[tuple[str, ...], str]:
+    """The overrides with a model that can run here, and why, where the user named none.
+
+    Open-Sora's checkpoint is used where it is; else the small trained model where this installation has it, else
+    the tiny one with random weights.
+    """
+    parser = OverridesParser.create()
+    try:
+        named = any(parser.parse_override(text).key_or_group == "model" for text in overrides)
+        folder = Path(_compose_one(hydra, [text for text in overrides if text.startswith("model.")]).model.folder)
+    except (HydraException, UserError):
+        return tuple(overrides), ""  # said properly by the checks that follow
+    if named:
+        return tuple(overrides), ""
+    missing = folder / RunConfig().model.mmdit_file
+    if missing.exists():
+        return (f"model={DEFAULT_MODEL}", *overrides), ""
+    here = {choice.name for group in groups([config_dir] if config_dir else []) for choice in group.choices}
+    model = "demo" if "demo" in here else "tiny"
+    return (
+        (f"model={model}", *overrides),
+        f"model={model} is used: there is no {missing} (model={DEFAULT_MODEL} says how to download it)",
+    )
+
+
+def _points(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> Iterator[Point]:
+    _check(hydra, overrides, multirun=multirun)
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    options: list[list[tuple[str, bool]]] = []
+    for text in overrides:
+        override = parser.parse_override(text)
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            options.append([(f"{key}={value}", True) for value in override.sweep_string_iterator()])
+        else:
+            options.append([(text, False)])
+    for chosen in itertools.product(*options):
+        texts = tuple(text for text, _ in chosen)
+        yield Point(texts, tuple(text for text, swept in chosen if swept), _compose_one(hydra, texts))
+
+
+def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:
+    with _as_user_error():
+        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+        with open_dict(config):
+            del config["hydra"]
+        return cast(RunConfig, OmegaConf.to_object(config))
+
+
+def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
+    def choices(group: str) -> list[str] | None:
+        loader: Any = hydra.config_loader
+        return loader.get_group_options(group) if loader.repository.group_exists(group) else None
+
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    if problems := override_problems(overrides, parser, choices, multirun=multirun):
+        raise UserError("these overrides cannot be used", problems)
+
+
+@contextmanager
+def _as_user_error() -> Iterator[None]:
+    """What Hydra finds later than our own checks, in a YAML file for one, as a UserError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError("this config cannot be composed", [plain_reason(error)]) from error

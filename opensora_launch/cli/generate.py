@@ -1,0 +1,126 @@
+"""`opensora-launch generate`: from a command line to videos."""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from opensora_launch.cli import compose
+from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
+from opensora_launch.cli.prepare import Job, prepare_jobs
+from opensora_launch.cli.resume import Resumed, prepare_resume
+from opensora_launch.cli.show import command_lines, plan_table
+from opensora_launch.cli.start import start
+from opensora_launch.config import LauncherKind
+from opensora_launch.errors import UserError
+from opensora_launch.launch.command import command, command_text
+from opensora_launch.launch.run_dir import write_attempt, write_run, write_whole
+from opensora_launch.plan.plan import Machine, Plan
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Everything behind the verb; the exit code."""
+    parsed = parse("generate", GENERATE_FLAGS, argv)
+    if parsed.has("--help"):
+        from opensora_launch.cli.help import generate_help
+
+        print(generate_help())
+        return 0
+    if parsed.has("--cfg") or parsed.has("--info"):
+        return _show_config(parsed)
+    if parsed.has("--resume"):
+        return _resume(parsed)
+    prepared = prepare_jobs(parsed)
+    _note(prepared.note)
+    for job in prepared.jobs:
+        if job.run.dry_run:
+            _print_dry_run(job.plan, job.run.launcher.kind, Path(job.run.runs_dir) / "STAMP", job.unfit)
+    return _run_all([job for job in prepared.jobs if not job.run.dry_run])
+
+
+def prepare_attempt(argv: Sequence[str], machine: Machine | None) -> Path:
+    """The attempt directory of a new run, or of one that is resumed, for ranks that were started by hand."""
+    parsed = parse("generate", GENERATE_FLAGS, argv)
+    if wrong := [name for name in ("--cfg", "--info", "--help", "--shell-completion") if parsed.has(name)]:
+        raise UserError(f"{wrong[0]} is for opensora-launch generate; ranks started by hand make videos")
+    if parsed.has("--resume"):
+        resumed = prepare_resume(parsed, machine)
+        if not resumed.plan.videos:
+            raise UserError(f"nothing is missing in {resumed.run_dir}")
+        return _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind)
+    prepared = prepare_jobs(parsed, machine)
+    _note(prepared.note)
+    if len(prepared.jobs) > 1:
+        raise UserError(f"this sweep is {len(prepared.jobs)} runs; ranks started by hand make one: use opensora-launch")
+    (job,) = prepared.jobs
+    if job.run.dry_run:
+        raise UserError("dry_run=true: ask opensora-launch generate for it, without starting ranks")
+    return _write(job)
+
+
+def _show_config(parsed: Parsed) -> int:
+    folder = parsed.one("--config-dir")
+    config_dir = None if folder is None else Path(folder)
+    if cfg := parsed.one("--cfg"):
+        package, resolve = parsed.one("--package"), parsed.has("--resolve")
+        note = compose.show(parsed.rest, cfg=cfg, package=package, resolve=resolve, config_dir=config_dir)
+    else:
+        info, multirun = parsed.one("--info") or "all", parsed.has("--multirun")
+        note = compose.show_info(parsed.rest, info=info, multirun=multirun, config_dir=config_dir)
+    _note(note)
+    return 0
+
+
+def _resume(parsed: Parsed) -> int:
+    resumed: Resumed = prepare_resume(parsed, None)
+    if not resumed.plan.videos:
+        print(f"nothing is missing in {resumed.run_dir}")
+        return 0
+    if resumed.run.dry_run:
+        _print_dry_run(resumed.plan, resumed.run.launcher.kind, resumed.run_dir, resumed.unfit)
+        return 0
+    attempt = _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind)
+    return start(resumed.run.launcher.kind, resumed.plan, attempt)
+
+
+def _run_all(jobs: Sequence[Job]) -> int:
+    """One run after another; a failed one does not keep the others back. The worst exit code."""
+    codes = []
+    for number, job in enumerate(jobs, start=1):
+        if len(jobs) > 1:
+            print(f"run {number} of {len(jobs)}: {_points(job)}", flush=True)
+        attempt = _write(job)
+        codes.append(start(job.run.launcher.kind, job.plan, attempt))
+    if len(jobs) > 1:
+        failed = [str(number) for number, code in enumerate(codes, start=1) if code]
+        print(
+            f"{len(jobs)} runs: {len(jobs) - len(failed)} done" + (f", failed: {', '.join(failed)}" if failed else "")
+        )
+    return next((code for code in (1, 2) if code in codes), max(codes, default=0))
+
+
+def _points(job: Job) -> str:
+    return "; ".join(" ".join(overrides) for _, overrides in job.swept)
+
+
+def _write(job: Job) -> Path:
+    run_dir = write_run(Path(job.run.runs_dir), datetime.now(), job.record, job.plan)
+    return _write_attempt(run_dir, job.plan, job.run.launcher.kind)
+
+
+def _write_attempt(run_dir: Path, plan: Plan, kind: LauncherKind) -> Path:
+    attempt = write_attempt(run_dir, plan)
+    write_whole(attempt / "command.txt", command_text(command(kind, plan.machine, attempt), plan))
+    return attempt
+
+
+def _print_dry_run(plan: Plan, kind: LauncherKind, run_dir: Path, unfit: Sequence[str]) -> None:
+    print(f"plan:\n{plan_table(plan)}")
+    print(f"command:\n{command_lines(command(kind, plan.machine, run_dir / 'attempts' / '0'))}")
+    if unfit:
+        print("this machine cannot run it:\n" + "\n".join(f"  - {line}" for line in unfit))
+
+
+def _note(note: str) -> None:
+    if note:
+        print(note, file=sys.stderr)

@@ -1,0 +1,129 @@
+"""`--help`: verbs, flags, groups with their choices, keys with their defaults. Reads the YAML files, not Hydra."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from opensora_launch import __version__
+from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
+from opensora_launch.cli.flags import GENERATE_FLAGS, REPORT_FLAGS, Flag
+
+ABOUT = {
+    "generate": "make videos from prompts, on one GPU or many",
+    "report": "show where each rank's time went, from the files of a run",
+}
+EXAMPLES = """\
+opensora-launch generate --prompt "raining, sea" video=256px topology=2gpu
+opensora-launch generate --prompts list.csv video=768px topology=8gpu
+opensora-launch generate --prompt "waves" --ref beach.png sampling.num_steps=30
+opensora-launch generate --prompt "a cat's eye" video=custom video.width_px=512 video.height_px=320 topology=cpu2
+opensora-launch generate --prompt "waves" dry_run=true             the plan and the command, nothing started
+opensora-launch generate --prompt "waves" -m sampling.seed=1,2,3   a sweep; one run, as only seeds differ
+opensora-launch generate --resume runs/20260131-120000 topology=4gpu"""
+
+
+def main_help() -> str:
+    """What `opensora-launch --help` prints."""
+    verbs = _columns((verb, about) for verb, about in ABOUT.items())
+    return f"""\
+opensora-launch {__version__}: video with Open-Sora on every GPU you own, and where each GPU's time went.
+
+usage: opensora-launch VERB [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+verbs (opensora-launch VERB --help):
+{verbs}
+
+examples:
+{_indent(EXAMPLES)}
+
+config groups of generate, as GROUP=CHOICE (* is the default):
+{_groups()}
+
+All keys with their defaults: opensora-launch generate --help.
+Other flags: --version; --shell-completion bash prints a completion script.
+Exit codes: 0 done, 1 failure, 2 your mistake, 130 Ctrl-C."""
+
+
+def generate_help() -> str:
+    """What `opensora-launch generate --help` prints."""
+    return f"""\
+usage: opensora-launch generate --prompt TEXT [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+Make a video of each prompt, under runs/. Text and paths are flags; every setting is a Hydra override.
+
+flags:
+{_flags(GENERATE_FLAGS)}
+
+groups, as GROUP=CHOICE (* is the default):
+{_groups()}
+Without model=..., the checkpoint is used where it is; else demo or tiny.
+
+keys, as KEY=VALUE, with the defaults of the default choices:
+{_keys()}
+
+examples:
+{_indent(EXAMPLES)}"""
+
+
+def report_help() -> str:
+    """What `opensora-launch report --help` prints."""
+    return f"""\
+usage: opensora-launch report RUN [--baseline RUN]
+
+Write report.json and report.md of a run from its telemetry, and print the summary.
+
+flags:
+{_flags(REPORT_FLAGS)}"""
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _columns(rows: Iterator[tuple[str, str]]) -> str:
+    listed = list(rows)
+    width = max(len(left) for left, _ in listed)
+    return "\n".join(f"  {left:<{width}}  {right}".rstrip() for left, right in listed)
+
+
+def _flags(flags: Sequence[Flag]) -> str:
+    return _columns((", ".join(flag.names) + (f" {flag.value}" if flag.value else ""), _about(flag)) for flag in flags)
+
+
+def _about(flag: Flag) -> str:
+    return flag.about + (f": {', '.join(flag.kinds)}" if flag.kinds else "")
+
+
+def _groups() -> str:
+    return "\n".join(f"  {group.name}\n{_choices(group)}" for group in groups())
+
+
+def _choices(group: Group) -> str:
+    return _indent(_columns((f"{c.name}{'*' if c.name == group.default else ''}", c.about) for c in group.choices))
+
+
+def _keys() -> str:
+    chosen = _default_values()
+    return _columns((f"{key.path}={as_text(chosen.get(key.path, key.default))}", _kind(key)) for key in keys())
+
+
+def _kind(key: Key) -> str:
+    return key.kind.replace("one of ", "") if key.allowed else key.kind
+
+
+def _default_values() -> dict[str, Any]:
+    """Dotted key -> value, of the YAML files of the default choices."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for group in groups():
+        file = config_folder() / group.name / f"{group.default}.yaml"
+        found |= dict(_flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, f"{group.name}."))
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

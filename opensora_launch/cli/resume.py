@@ -1,0 +1,84 @@
+"""`--resume RUN`: the same run, only what is missing, perhaps on other ranks."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensora_launch import __version__
+from opensora_launch.cli.compose import compose
+from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
+from opensora_launch.cli.prepare import Problems, finish_config, machine_of, weight_problems
+from opensora_launch.config import RunConfig
+from opensora_launch.launch.run_dir import missing_videos, plain, read_run
+from opensora_launch.plan.plan import Machine, Plan, make_plan
+
+# What may differ from the run's config: where and how the videos are made, not which.
+FREE = (
+    "topology", "layout", "launcher", "attention", "profile", "dry_run", "runs_dir",
+    "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows",
+)  # fmt: skip
+OF_THE_RUN = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun", "--config-dir")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The plan of what is missing; `unfit` says why this machine cannot run it, for a dry run."""
+
+    run_dir: Path
+    run: RunConfig
+    plan: Plan
+    unfit: tuple[str, ...]
+
+
+def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
+    """Raises UserError for a folder that is no run, and for overrides that would change the videos."""
+    run_dir = Path(os.path.abspath(parsed.one("--resume") or ""))
+    problems = Problems()
+    problems.add(
+        [f"{name} does not go with --resume: the videos are the run's own" for name in OF_THE_RUN if parsed.has(name)]
+    )
+    plan, config, argv = read_run(run_dir)
+    before = parse("generate", GENERATE_FLAGS, argv)
+    folder = before.one("--config-dir")
+    overrides = (*_still_valid(before.rest, parsed.rest), *parsed.rest)
+    with problems.collect():
+        point = compose(overrides, multirun=False, config_dir=None if folder is None else Path(folder)).points[0]
+        run = point.run
+        finish_config(run, before.one("--negative-prompt"))
+        problems.add(list(_changes(config, plain(run))))
+        found, unfit = machine_of(run, machine)
+        missing = missing_videos(run_dir, plan.videos)
+        unfit += weight_problems(run) if missing else []
+        if missing and not run.dry_run:
+            problems.add(unfit)
+        resumed = Resumed(run_dir, run, make_plan(run, found, missing, __version__), tuple(unfit))
+    problems.stop(f"{run_dir} cannot be resumed")
+    return resumed
+
+
+def _still_valid(before: Sequence[str], new: Sequence[str]) -> list[str]:
+    """The run's overrides without those that the new ones replace: the same key, or a key of a group chosen anew."""
+    said = {_key(text) for text in new}
+    return [text for text in before if not any(_key(text) == key or _key(text).startswith(f"{key}.") for key in said)]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in dict.fromkeys([*old, *new]):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if not free and old.get(key) != new.get(key):
+            yield f"{key}={new.get(key)} would change the videos (the run has {old.get(key)}); start a new run for that"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

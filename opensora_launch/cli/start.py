@@ -1,0 +1,90 @@
+"""Start an attempt, show how it goes, and say how it ended."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from opensora_launch.cli.progress import progress
+from opensora_launch.config import LauncherKind
+from opensora_launch.launch.command import command, environment
+from opensora_launch.launch.run_dir import missing_videos, sample_files
+from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
+from opensora_launch.plan.plan import Plan
+from opensora_launch.telemetry.failure import Failure, read_failure
+
+TAIL_LINES = 12
+LOG_BYTES = 64 * 1024
+
+
+def start(kind: LauncherKind, plan: Plan, attempt: Path) -> int:
+    """Make the videos of an attempt; the exit code."""
+    run_dir = attempt.parent.parent
+    outcome = _inline(attempt) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt)
+    for path in sample_files(run_dir, plan.videos):
+        print(path)
+    for line in _ending(outcome, plan, attempt):
+        print(line, file=sys.stderr)
+    if outcome.code == 0:
+        print("\n".join(report_lines(run_dir)))
+    print(f"run: {run_dir}")
+    return outcome.code
+
+
+def report_lines(run_dir: Path, baseline: Path | None = None) -> list[str]:
+    """Write the run's report, and return its summary."""
+    from opensora_launch.report.build import build_report, summary_lines
+
+    return list(summary_lines(build_report(run_dir, baseline=baseline)))
+
+
+def _inline(attempt: Path) -> Outcome:
+    from opensora_launch import worker
+
+    code = worker.main(["--attempt", str(attempt)])
+    return Outcome(code, read_failure(attempt) if code else None)
+
+
+def _torchrun(kind: LauncherKind, plan: Plan, attempt: Path) -> Outcome:
+    argv = command(kind, plan.machine, attempt)
+    task = Task(argv, environment(plan, os.environ), attempt, plan.machine.ranks, plan.timeout_s)
+    with progress() as show:
+        return supervise(task, show)
+
+
+def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> Iterator[str]:
+    """What a user needs to know of a run that did not end well."""
+    if outcome.code == 0:
+        return
+    if outcome.failure:
+        yield from failure_lines(outcome.failure, attempt)
+    elif outcome.code > 128:
+        yield f"stopped by signal {outcome.code - 128}"
+    if missing := missing_videos(attempt.parent.parent, plan.videos):
+        yield f"{len(missing)} of {len(plan.videos)} videos are missing; go on with --resume {attempt.parent.parent}"
+
+
+def failure_lines(failure: Failure, attempt: Path) -> Iterator[str]:
+    """The first failing rank, its error, its log and the end of that. A user's mistake needs no log."""
+    if failure.kind == "user":
+        yield f"error: {failure.message}"
+        return
+    rank = f"rank {failure.rank}" + (f" on {failure.host}" if failure.host else "")
+    place = [f"phase {failure.phase}"] if failure.phase else []
+    place += [f"step {failure.step}"] if failure.step is not None else []
+    place += [f"collective {failure.collective}"] if failure.collective else []
+    yield f"error: {rank} {failure.kind}{f' in {chr(44).join(place)}' if place else ''}: {failure.message}"
+    log = attempt / "logs" / f"rank{failure.rank}.log"
+    if not log.exists() or not log.stat().st_size:
+        log = log.with_name(AGENT_LOG)
+    yield f"log: {log}"
+    yield from (f"  | {line}" for line in _tail(log))
+
+
+def _tail(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_BYTES))
+            return file.read().decode("utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    except OSError:
+        return []

@@ -1,0 +1,47 @@
+"""The command that starts the ranks, and their environment: pure functions to a list and a dict."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from opensora_launch.config import LauncherKind
+from opensora_launch.plan.plan import Machine, Plan
+
+WORKER = "opensora_launch.worker"
+
+
+def command(kind: LauncherKind, machine: Machine, attempt: Path) -> list[str]:
+    """argv that makes the videos of an attempt. Each rank opens logs/rank<R>.log itself."""
+    worker = ["-m", WORKER, "--attempt", str(attempt)]
+    if kind is LauncherKind.inline:
+        return [sys.executable, *worker]
+    # A host that cannot look up its own name is common; --standalone would ask for it without --local-addr.
+    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), *worker]
+
+
+def environment(plan: Plan, base: Mapping[str, str]) -> dict[str, str]:
+    """`base` for the ranks: their threads, and GPUs numbered as NVML numbers them."""
+    return {**base, "OMP_NUM_THREADS": str(plan.threads_per_rank), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def command_text(argv: list[str], plan: Plan) -> str:
+    """A line for a shell that starts the same by hand."""
+    return f"OMP_NUM_THREADS={plan.threads_per_rank} CUDA_DEVICE_ORDER=PCI_BUS_ID {shlex.join(argv)}\n"
+
+
+def launch_problems(kind: LauncherKind, machine: Machine) -> list[str]:
+    """Why this launcher cannot start these ranks."""
+    if machine.nodes > 1:
+        return [
+            f"topology.nodes={machine.nodes}: launcher={kind.value} starts the ranks of one machine; start torchrun on "
+            f"each node by hand: torchrun --nnodes {machine.nodes} --nproc-per-node {machine.gpus_per_node} "
+            f"--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m {WORKER} OVERRIDES"
+        ]
+    if kind is LauncherKind.inline and machine.ranks != 1:
+        return [
+            f"launcher=inline is one rank in this process and the topology has {machine.ranks}; "
+            f"use topology=1gpu or topology=cpu1, or launcher=torchrun"
+        ]
+    return []
