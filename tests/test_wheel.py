@@ -1,5 +1,6 @@
 """The wheel is complete: installed outside the checkout it holds the code, its data and all configs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,20 @@ def test_has_the_command_and_the_licence(wheel: ZipFile) -> None:
     (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
     assert "opensora-launch = opensora_launch.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in wheel.read(f"{info}/licenses/LICENSE").decode()
+
+
+def test_plans_a_run_outside_the_checkout(wheel: ZipFile, tmp_path: Path) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    wheel.extractall(site)
+    elsewhere.mkdir()
+    code = (
+        "import sys, opensora_launch\n"
+        f"assert opensora_launch.__file__.startswith({str(site)!r}), opensora_launch.__file__\n"
+        "from opensora_launch.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    argv = [sys.executable, "-c", code, "generate", "--prompt", "x", "model=tiny", "topology=cpu2", "dry_run=true"]
+    env = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(argv, cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--nproc-per-node 2 -m opensora_launch.worker" in done.stdout
