@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from opensora_launch.config import MmditConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model.mmdit import MMDiT
-
-MAX_NAMES = 8  # of each kind that an error lists
+from opensora_launch.model.shapes import mismatches
 
 
 def mmdit_config(config: Mapping[str, Any]) -> MmditConfig:
@@ -44,17 +43,3 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def mismatches(want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Lines that list names that are missing, unexpected, or of another shape."""
-    problems = []
-    for label, names in (("missing", sorted(set(want) - set(got))), ("unexpected", sorted(set(got) - set(want)))):
-        if names:
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            problems.append(f"{len(names)} {label}: {', '.join(names[:MAX_NAMES])}{more}")
-    wrong = [n for n in want if n in got and want[n] != got[n]]
-    problems += [f"{n} has shape {got[n]}, the config wants {want[n]}" for n in wrong[:MAX_NAMES]]
-    if len(wrong) > MAX_NAMES:
-        problems.append(f"and {len(wrong) - MAX_NAMES} more of another shape")
-    return problems

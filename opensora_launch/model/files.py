@@ -1,0 +1,142 @@
+"""Weight files, looked at without torch: are they there, whole, and what the config wants?
+
+Runs in the launcher before any rank starts, so a file's header is all that is read.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opensora_launch.config import Init, ModelConfig
+from opensora_launch.errors import UserError
+from opensora_launch.model.shapes import Shapes, config_problems, mismatches, mmdit_shapes, vae_shapes
+
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+PICKLES = (b"PK\x03\x04", b"\x80")  # starts of a file of torch.save, new and old
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("tokenizer.json", "vocab.json")}  # either will do
+
+
+def check_files(model: ModelConfig) -> list[str]:
+    """One line for each thing that is wrong with the model's config and files; [] if ranks can load them."""
+    problems = config_problems(model)
+    if model.init == Init.random or problems:  # shapes of an impossible config would only mislead
+        return problems
+    folder = Path(model.folder)
+    problems += check_weights(folder / model.mmdit_file, lambda: mmdit_shapes(model.mmdit), model)
+    problems += check_weights(folder / model.vae_file, lambda: vae_shapes(model.vae), model)
+    problems += check_text_folder(folder / model.t5_folder, "t5", model)
+    return problems + check_text_folder(folder / model.clip_folder, "clip", model)
+
+
+def check_weights(path: Path, want: Callable[[], Shapes], model: ModelConfig) -> list[str]:
+    if not path.is_file():
+        return [missing(path, model)]
+    try:
+        got = read_shapes(path)
+    except UserError as error:
+        return [str(error)]
+    return [f"{path} does not match the config: {line}" for line in mismatches(want(), got)]
+
+
+def missing(path: Path, model: ModelConfig) -> str:
+    return f"{path} is missing; to download it: {model.download}"
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Names and shapes in a safetensors file, from its header. UserError of one line if it is torn or no such file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(PICKLES):
+            raise UserError(f"{path} is a pickle; to convert it: {convert_command(path)}")
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
+            raise UserError(f"{path} is no safetensors file ({size} bytes); download it again")
+        if 8 + length > size:
+            raise UserError(f"{path} is torn: its header alone has {length} bytes, the file {size}; download it again")
+        text = file.read(length)
+    try:
+        entries: Mapping[str, Any] = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{path} is no safetensors file (its header cannot be read); download it again") from error
+    if end != size:
+        raise UserError(f"{path} is torn: it has {size} bytes, its header says {end}; download it again")
+    return shapes
+
+
+def convert_command(path: Path) -> str:
+    """A command that rewrites a pickle of tensors, without running anything that is in it."""
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; source, target = sys.argv[1:]; "
+        "save_file({k: v.clone() for k, v in torch.load(source, weights_only=True, mmap=True).items()}, target)"
+    )
+    return f"python -c '{code}' '{path}' '{path.with_suffix('.converted.safetensors')}'"
+
+
+def check_text_folder(folder: Path, kind: str, model: ModelConfig) -> list[str]:
+    """A folder of the transformers library: config, tokenizer, and weights as one file or in shards."""
+    if not folder.is_dir():
+        return [missing(folder, model)]
+    problems = list(check_text_config(folder / "config.json", kind, model))
+    if not any((folder / name).is_file() for name in TOKENIZERS[kind]):
+        problems.append(missing(folder / TOKENIZERS[kind][0], model))
+    try:
+        files = weight_files(folder)
+    except UserError as error:
+        return [*problems, str(error)]
+    if not files:
+        problems.append(missing(folder / WEIGHTS[0], model))
+    for file in files:
+        if not file.is_file():
+            problems.append(missing(file, model))
+        elif file.suffix == ".safetensors":
+            problems += check_header(file)
+        elif not is_pickle(file):
+            problems.append(f"{file} is torn, or no file of torch.save; download it again")
+    return problems
+
+
+def is_pickle(path: Path) -> bool:
+    """A whole zip of torch.save, or the start of its older form."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(1) == PICKLES[1])
+
+
+def check_header(path: Path) -> list[str]:
+    try:
+        read_shapes(path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def check_text_config(path: Path, kind: str, model: ModelConfig) -> Iterator[str]:
+    """The encoder's width must be what the transformer was built for."""
+    if not path.is_file():
+        yield missing(path, model)
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        width = config["d_model"] if kind == "t5" else config.get("text_config", config)["hidden_size"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield f"{path} is not the config of a text encoder; download it again"
+        return
+    name = "context_in_dim" if kind == "t5" else "vec_in_dim"
+    if width != (wanted := getattr(model.mmdit, name)):
+        yield f"{path} is of an encoder with {width} channels, model.mmdit.{name} is {wanted}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a model's weights in a transformers folder, safetensors before pickles; [] if there are none."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None or found.suffix != ".json":
+        return [] if found is None else [found]
+    try:
+        return [folder / name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{found} is no index of weight files; download it again") from error

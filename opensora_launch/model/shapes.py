@@ -1,0 +1,154 @@
+"""Names and shapes of the weights that a config wants, as arithmetic: no torch, so that a launcher can compare them
+with the header of a file before anything starts. Tests hold them to the modules.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from opensora_launch.config import MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.model.tiles import SPACE, tile_problems, tiles_of
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+MAX_NAMES = 8  # of each kind that an error lists
+TIME_CHANNELS = 256  # of the timestep embedding
+LEVELS = 4  # of the VAE: three halve space, the middle two of the four time
+
+
+def mismatches(want: Mapping[str, Shape], got: Mapping[str, Shape]) -> list[str]:
+    """Lines that list names that are missing, unexpected, or of another shape."""
+    problems = []
+    for label, names in (("missing", sorted(set(want) - set(got))), ("unexpected", sorted(set(got) - set(want)))):
+        if names:
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            problems.append(f"{len(names)} {label}: {', '.join(names[:MAX_NAMES])}{more}")
+    wrong = [n for n in want if n in got and want[n] != got[n]]
+    problems += [f"{n} has shape {got[n]}, the config wants {want[n]}" for n in wrong[:MAX_NAMES]]
+    if len(wrong) > MAX_NAMES:
+        problems.append(f"and {len(wrong) - MAX_NAMES} more of another shape")
+    return problems
+
+
+def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def mmdit_shapes(cfg: MmditConfig) -> Shapes:
+    """Of the diffusion transformer, by the public names (hpcaitech/Open-Sora, models/mmdit/model.py)."""
+    width = cfg.hidden_size
+    shapes = linear("img_in", cfg.in_channels, width) | linear("txt_in", cfg.context_in_dim, width)
+    embedders = [("time_in", TIME_CHANNELS), ("vector_in", cfg.vec_in_dim)]
+    if cfg.guidance_embed:
+        embedders.append(("guidance_in", TIME_CHANNELS))
+    for name, inputs in embedders:
+        shapes |= linear(f"{name}.in_layer", inputs, width) | linear(f"{name}.out_layer", width, width)
+    if cfg.cond_embed:
+        shapes |= linear("cond_in", cfg.in_channels + cfg.patch_size**2, width)
+    for i in range(cfg.depth):
+        shapes |= double_block(f"double_blocks.{i}", cfg)
+    for i in range(cfg.depth_single_blocks):
+        shapes |= single_block(f"single_blocks.{i}", cfg)
+    shapes |= linear("final_layer.linear", width, cfg.in_channels)
+    return shapes | linear("final_layer.adaLN_modulation.1", width, 2 * width)
+
+
+def double_block(block: str, cfg: MmditConfig) -> Shapes:
+    width, wide = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio)
+    shapes: Shapes = {}
+    for stream in (f"{block}.img", f"{block}.txt"):
+        shapes |= linear(f"{stream}_mod.lin", width, 6 * width)
+        if cfg.fused_qkv:
+            shapes |= linear(f"{stream}_attn.qkv", width, 3 * width, cfg.qkv_bias)
+        else:
+            for part in ("q_proj", "k_proj", "v_proj"):
+                shapes |= linear(f"{stream}_attn.{part}", width, width, cfg.qkv_bias)
+        shapes |= head_norms(f"{stream}_attn.norm", cfg) | linear(f"{stream}_attn.proj", width, width)
+        shapes |= linear(f"{stream}_mlp.0", width, wide) | linear(f"{stream}_mlp.2", wide, width)
+    return shapes
+
+
+def single_block(block: str, cfg: MmditConfig) -> Shapes:
+    width, wide = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio)
+    if cfg.fused_qkv:
+        shapes = linear(f"{block}.linear1", width, 3 * width + wide)
+    else:
+        shapes = linear(f"{block}.q_proj", width, width) | linear(f"{block}.k_proj", width, width)
+        shapes |= linear(f"{block}.v_mlp", width, width + wide)
+    shapes |= linear(f"{block}.linear2", width + wide, width) | head_norms(f"{block}.norm", cfg)
+    return shapes | linear(f"{block}.modulation.lin", width, 3 * width)
+
+
+def head_norms(name: str, cfg: MmditConfig) -> Shapes:
+    size = (cfg.hidden_size // cfg.num_heads,)
+    return {f"{name}.query_norm.scale": size, f"{name}.key_norm.scale": size}
+
+
+def conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs, kernel, kernel, kernel), f"{name}.bias": (outputs,)}
+
+
+def group_norm(name: str, channels: int) -> Shapes:
+    return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
+
+
+def vae_shapes(cfg: VaeConfig) -> Shapes:
+    """Of the causal VAE, by the public names (hpcaitech/Open-Sora, models/hunyuan_vae)."""
+    widths, latent = cfg.block_out_channels, cfg.latent_channels
+    shapes = conv("quant_conv", 2 * latent, 2 * latent, 1) | conv("post_quant_conv", latent, latent, 1)
+    coder = [("encoder", "down_blocks", "downsamplers", widths, cfg.layers_per_block, cfg.in_channels, 2 * latent)]
+    coder += [("decoder", "up_blocks", "upsamplers", widths[::-1], cfg.layers_per_block + 1, latent, cfg.out_channels)]
+    for name, blocks, resampling, channels, layers, inputs, outputs in coder:
+        shapes |= conv(f"{name}.conv_in.conv", inputs, channels[0])
+        for i, (before, after) in enumerate(pairwise([channels[0], *channels])):
+            for j in range(layers):
+                shapes |= resnet(f"{name}.{blocks}.{i}.resnets.{j}", after if j else before, after)
+            if i < LEVELS - 1:
+                shapes |= conv(f"{name}.{blocks}.{i}.{resampling}.0.conv.conv", after, after)
+        shapes |= mid_block(f"{name}.mid_block", widths[-1])
+        shapes |= group_norm(f"{name}.conv_norm_out", channels[-1])
+        shapes |= conv(f"{name}.conv_out.conv", channels[-1], outputs)
+    return shapes
+
+
+def mid_block(name: str, channels: int) -> Shapes:
+    shapes = group_norm(f"{name}.attentions.0.group_norm", channels)
+    for part in ("to_q", "to_k", "to_v", "to_out.0"):
+        shapes |= linear(f"{name}.attentions.0.{part}", channels, channels)
+    for i in range(2):
+        shapes |= resnet(f"{name}.resnets.{i}", channels, channels)
+    return shapes
+
+
+def resnet(name: str, inputs: int, outputs: int) -> Shapes:
+    shapes = group_norm(f"{name}.norm1", inputs) | conv(f"{name}.conv1.conv", inputs, outputs)
+    shapes |= group_norm(f"{name}.norm2", outputs) | conv(f"{name}.conv2.conv", outputs, outputs)
+    return shapes if inputs == outputs else shapes | conv(f"{name}.conv_shortcut.conv", inputs, outputs, 1)
+
+
+def config_problems(model: ModelConfig) -> list[str]:
+    """Lines for parts of the config that cannot go together, whatever the weights are."""
+    return [*mmdit_problems(model.mmdit), *vae_problems(model.vae), *joint_problems(model)]
+
+
+def mmdit_problems(cfg: MmditConfig) -> Iterator[str]:
+    if len(cfg.axes_dim) != 3 or any(dim % 2 or dim < 2 for dim in cfg.axes_dim):
+        yield f"model.mmdit.axes_dim={cfg.axes_dim} must be three even numbers (time, row, column)"
+
+
+def vae_problems(cfg: VaeConfig) -> Iterator[str]:
+    widths, groups = cfg.block_out_channels, cfg.norm_num_groups
+    if len(widths) != LEVELS:
+        yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {SPACE} pixels a latent"
+    if odd := sorted({w for w in widths if w % groups}):
+        yield f"model.vae.block_out_channels={widths}: {odd} are not multiples of norm_num_groups={groups}"
+    yield from (f"model.vae.tile_px={cfg.tile_px}: {line}" for line in tile_problems(tiles_of(cfg)))
+
+
+def joint_problems(model: ModelConfig) -> Iterator[str]:
+    latent, patch, packed = model.vae.latent_channels, model.mmdit.patch_size, model.mmdit.in_channels
+    if packed != latent * patch**2:
+        yield (
+            f"model.mmdit.in_channels={packed} must be latent_channels * patch_size^2 = {latent} * {patch}^2 = "
+            f"{latent * patch**2}"
+        )
