@@ -50,7 +50,7 @@ def decode(
     run_tiles: RunTiles = one_after_another,
 ) -> Tensor | None:
     """Pixels B 3 T' H' W' in [-1, 1], nearly; None where `run_tiles` gives None."""
-    z = latent.to(vae.post_quant_conv.weight) / cfg.scale_factor + cfg.shift_factor
+    z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.post_quant_conv.weight)
     grid = decode_grid(tiles, tuple3(z))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
     return None if outputs is None else blend_tiles(grid, outputs)
@@ -68,18 +68,22 @@ def encode(
 
 
 def posterior_mean(cfg: VaeConfig, moments: Float[Tensor, "B M T H W"]) -> Float[Tensor, "B C T H W"]:
-    """The latent's mean, in model space."""
-    return cfg.scale_factor * (moments.chunk(2, dim=1)[0] - cfg.shift_factor)
+    """The latent's mean, in model space, in fp32 or wider."""
+    return cfg.scale_factor * (wide(moments).chunk(2, dim=1)[0] - cfg.shift_factor)
 
 
 def posterior_sample(
     cfg: VaeConfig, moments: Float[Tensor, "B M T H W"], generator: torch.Generator
 ) -> Float[Tensor, "B C T H W"]:
-    """A draw of the latent, in model space. `generator` is a CPU's: the same draw on every device, in fp32."""
-    mean, log_variance = moments.chunk(2, dim=1)
+    """A draw of the latent, in model space, in fp32 or wider. `generator` is a CPU's: the same draw everywhere."""
+    mean, log_variance = wide(moments).chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean)
     std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
     return cfg.scale_factor * (mean + std * noise - cfg.shift_factor)
+
+
+def wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def compute_tile(run: Callable[[Tensor], Tensor], whole: Float[Tensor, "B C T H W"], tile: Tile) -> Tensor:

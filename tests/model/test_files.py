@@ -181,7 +181,7 @@ def test_the_conversion_command_converts(model: ModelConfig) -> None:
     assert read_shapes(path.with_suffix(".converted.safetensors"))["shared.weight"] == (64, 16)
 
 
-def test_parts_of_a_config_that_cannot_go_together() -> None:
+def test_parts_of_a_config_that_cannot_go_together(tmp_path: Path) -> None:
     assert config_problems(ModelConfig()) == []
     model = ModelConfig(
         mmdit=MmditConfig(in_channels=60, axes_dim=[16, 55, 57]),
@@ -196,7 +196,9 @@ def test_parts_of_a_config_that_cannot_go_together() -> None:
         "model.mmdit.in_channels",
     ]
     assert "16 * 2^2 = 64" in lines[-1]
-    assert check_files(model) == lines
+    model.folder = str(tmp_path)
+    assert check_files(model)[:5] == lines
+    assert [" is missing" in line for line in check_files(model)[5:]] == [True] * 4  # those are told too
 
 
 def test_the_checks_start_without_torch() -> None:

@@ -23,7 +23,7 @@ from opensora_launch.model.tiles import (
     tile_problems,
     tiles_of,
 )
-from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean, posterior_sample
+from opensora_launch.model.vae import blend_tiles, decode, encode, load_vae, posterior_mean, posterior_sample
 
 CASE = Path(__file__).parents[1] / "reference" / "vae_tiny.json"
 INFO = json.loads(CASE.read_text())
@@ -195,3 +195,15 @@ def test_the_posterior_is_drawn_by_the_given_generator() -> None:
     noise = torch.randn(1, 4, 1, 2, 2, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(draw, 0.5 * (3.0 + 2.0 * noise - 0.25))
     assert torch.equal(posterior_mean(cfg, moments), torch.full((1, 4, 1, 2, 2), 1.375))
+    assert posterior_sample(cfg, moments.bfloat16(), torch.Generator()).dtype == torch.float32
+
+
+def test_bf16_blends_without_losing_the_weights() -> None:
+    """Weights y/n of a blend are not rounded to bf16; the result differs from fp32 by rounding of the pixels alone."""
+    grid = decode_grid(tiles_of(VaeConfig()), (1, 8, 40))
+    whole = torch.linspace(-1, 1, 320).expand(1, 3, 1, 64, 320)
+    cut = [whole[..., tile.columns[0] * 8 : tile.columns[1] * 8].clone() for tile in grid.tiles]
+    torch.testing.assert_close(blend_tiles(grid, cut), whole, atol=1e-6, rtol=0)
+    half = blend_tiles(grid, [part.bfloat16() for part in cut])
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), whole, atol=2**-8, rtol=0)
