@@ -53,7 +53,7 @@ def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
     ConfigStore.instance().store("schema", RunConfig)
     path = create_config_search_path(str(config_folder()))
     if config_dir is not None:
-        path.append("command-line", f"file://{config_dir.absolute()}")
+        path.prepend("command-line", f"file://{config_dir.absolute()}", anchor="schema")
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("opensora-launch", path)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opensora_launch.cli.catalog import Key, keys
 from opensora_launch.config import RunConfig
 
+PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # flags: free text and paths
 Choices = Callable[[str], list[str] | None]  # group -> names of its choices, None where there is no such group
 
 
@@ -47,6 +48,9 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
     except HydraException as error:
         yield _not_parsed(text, error)
         return
+    if override.key_or_group in PROMPT_KEYS:
+        yield _is_a_flag(text)
+        return
     if override.is_sweep_override() and not multirun:
         yield f"{text} holds several values: add -m for a sweep over them, or quote the value: {_quoted(text)}"
         return
@@ -72,10 +76,15 @@ def _not_parsed(text: str, error: HydraException) -> str:
     key, equals, value = text.partition("=")
     if not equals and not text.startswith("~"):
         return f"{text!r} is neither a flag nor KEY=VALUE; a prompt goes behind --prompt"
-    if key in ("prompt", "prompts", "negative_prompt", "ref"):
-        return f"{text!r}: give it as --{key.replace('_', '-')} {value!r}; no character of it is special there"
+    if key in PROMPT_KEYS:
+        return _is_a_flag(text)
     reason = str(error).splitlines()[0]
     return f"{text!r} cannot be read ({reason}); quote the value: {_quoted(text)}"
+
+
+def _is_a_flag(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{text!r}: give it as --{key.replace('_', '-')} {value!r}; no character of it is special there"
 
 
 def _quoted(text: str) -> str:
@@ -93,7 +102,7 @@ def _wrong_choices(group: str, override: Override, values: list[str] | None, all
     for name in asked:
         if name is None or str(name) not in allowed:
             said = "null" if name is None else name
-            yield f"{group}={said} is not known{_nearest(str(name), allowed)}; use one of {', '.join(allowed)}"
+            yield f"{group}={said} is not known{_nearest(str(name), allowed)} Use one of {', '.join(allowed)}"
 
 
 def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
@@ -117,7 +126,9 @@ def _keys_under(prefix: str) -> list[str]:
 
 
 def _is_key(path: str) -> bool:
-    return path in _by_path() or bool(_keys_under(path)) or path.rpartition(".")[0] in _by_path()
+    known = _by_path()
+    parent = known.get(path.rpartition(".")[0])
+    return path in known or bool(_keys_under(path)) or (parent is not None and isinstance(parent.default, list))
 
 
 def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
@@ -125,8 +136,6 @@ def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
     parent = path.rpartition(".")[0]
     while parent and not _keys_under(parent):
         parent = parent.rpartition(".")[0]
-    if path in ("prompt", "prompts", "negative_prompt", "ref", "resume"):
-        return f"no such key; it is a flag: --{path.replace('_', '-')}"
     every = [key.path for key in keys()]
     same_leaf = [p for p in every if p.rpartition(".")[2] == path.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(path, [*every, *_keys_under("")], n=1, cutoff=0.6)
@@ -139,4 +148,4 @@ def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
 
 def _nearest(name: str, allowed: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else ""
+    return f", did you mean {near[0]}?" if near else "."

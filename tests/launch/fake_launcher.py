@@ -1,0 +1,22 @@
+"""A launcher of its own process, to be signalled: `fake_launcher.py SCENARIO ATTEMPT TIMEOUT_S`. Prints the outcome."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from opensora_launch.launch.supervise import Task, supervise
+
+RANKS = Path(__file__).with_name("fake_ranks.py")
+
+if __name__ == "__main__":
+    scenario, attempt, timeout_s = sys.argv[1:]
+    argv = [sys.executable, str(RANKS), scenario, "2", "--attempt", attempt]
+    looks = []
+    outcome = supervise(
+        Task(argv, os.environ, Path(attempt), 2, float(timeout_s)), lambda beats: looks.append(len(beats))
+    )
+    failure = asdict(outcome.failure) if outcome.failure else None
+    print(json.dumps({"code": outcome.code, "failure": failure, "most_beats": max(looks)}))
+    sys.exit(outcome.code)
