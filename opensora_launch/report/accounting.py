@@ -1,0 +1,235 @@
+"""Where each rank's wall time went: parts that add up to it, because every moment is given to exactly one part.
+
+A pure function of the ranks' events. A moment belongs to the innermost block that holds it: a collective in a step in a
+phase. In a collective a rank waits until the last of its group has come (`waiting`); what is left is `communication`.
+Steps in which a rank has no row are `idle` as a whole. What is outside all phases is `other`, and so is what is in the
+denoise phase and outside its steps.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from opensora_launch.telemetry.events import Collective, RankEvents
+
+PARTS = ("setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other")
+SAME_HOST_S = 0.5  # by more than this the clocks of one host cannot differ: then it is not one host
+
+
+class Interval(NamedTuple):
+    """`detail` of communication is its axis, of waiting the rank that is waited for."""
+
+    start_s: float
+    end_s: float
+    part: str
+    detail: str = ""
+
+
+class Wait(NamedTuple):
+    """`rank` waited for rank `on`, on the common clock."""
+
+    rank: int
+    on: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class RankAccount:
+    """One rank of one attempt. Times are on the clock common to the attempt's ranks; `parts` add up to `wall_s`."""
+
+    rank: int
+    host: str
+    device_name: str
+    start_s: float
+    end_s: float
+    parts: Mapping[str, float]
+    communication_by_axis: Mapping[str, float]
+    timeline: tuple[Interval, ...]  # without gaps from start_s to end_s
+    waits: tuple[Wait, ...]
+    denoise_s: float  # of its denoise phases, whole
+    row_forwards: int
+    peak_memory_bytes: int | None
+    complete: bool
+
+    @property
+    def wall_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """All ranks of an attempt that left events, by rank, and what could not be known."""
+
+    ranks: tuple[RankAccount, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def wall_s(self) -> float:
+        """From the first rank's start to the last rank's end."""
+        return max(r.end_s for r in self.ranks) - min(r.start_s for r in self.ranks)
+
+
+Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]  # of each rank: when, on which axis
+
+
+def account(ranks: Sequence[RankEvents]) -> Accounts:
+    """The accounts of one attempt. `ranks` are those whose events are there, at least one."""
+    shifts, unknown = _common_clock(ranks)
+    arrivals: dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]] = defaultdict(dict)
+    for events in ranks:
+        for c in events.collectives:
+            arrivals[c.ranks, c.sequence][events.meta.rank] = (c.start_s + shifts[events.meta.rank], c.axis)
+    accounts = tuple(
+        _account_one(events, shifts[events.meta.rank], arrivals) for events in sorted(ranks, key=lambda e: e.meta.rank)
+    )
+    here = {events.meta.rank for events in ranks}
+    if any(not here.issuperset(group) for group, _ in arrivals):
+        unknown.append("the events of some ranks are missing: what was waiting for them is counted as communication")
+    if any(len({axis for _, axis in came.values()}) > 1 for came in arrivals.values()):
+        unknown.append("ranks recorded different collectives under one number: their waiting is not known")
+    return Accounts(accounts, tuple(unknown))
+
+
+def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], list[str]]:
+    """What to add to each rank's times. Ranks of one host share a clock; hosts are joined by their wall clocks."""
+    epochs: dict[str, dict[int, float]] = defaultdict(dict)
+    for events in ranks:
+        epochs[events.meta.host][events.meta.rank] = events.meta.start_epoch_s - events.meta.start_s
+    unknown = []
+    if len(epochs) > 1:
+        unknown.append(
+            "hosts are aligned by their wall clocks, whose error is not known: waiting across hosts is rough"
+        )
+    shifts: dict[int, float] = {}
+    zero = min(min(found.values()) for found in epochs.values())  # small numbers keep their digits
+    for host, found in epochs.items():
+        if max(found.values()) - min(found.values()) < SAME_HOST_S:
+            shifts |= dict.fromkeys(found, min(found.values()) - zero)
+            continue
+        unknown.append(f"ranks of host {host} have different clocks; they are aligned by the wall clock, roughly")
+        shifts |= {rank: epoch - zero for rank, epoch in found.items()}
+    return shifts, unknown
+
+
+def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAccount:
+    meta = events.meta
+    start, end = meta.start_s + shift, events.end_s + shift
+    phases = [Interval(s.start_s + shift, s.end_s + shift, s.phase) for s in events.spans]
+    steps = [Interval(s.start_s + shift, s.end_s + shift, "compute" if s.own_rows else "idle") for s in events.steps]
+    inner: list[Interval] = []
+    for c in events.collectives:
+        begin, over = c.start_s + shift, c.end_s + shift
+        on, latest = _last_to_come(meta.rank, c, arrivals[c.ranks, c.sequence])
+        ready = min(max(latest, begin), over)
+        inner += [Interval(begin, ready, "waiting", str(on)), Interval(ready, over, "communication", c.axis)]
+    timeline = _timeline((start, end), phases, steps, inner)
+    parts = dict.fromkeys(PARTS, 0.0)
+    by_axis: dict[str, float] = defaultdict(float)
+    for piece in timeline:
+        parts[piece.part] += piece.end_s - piece.start_s
+        if piece.part == "communication":
+            by_axis[piece.detail] += piece.end_s - piece.start_s
+    return RankAccount(
+        rank=meta.rank,
+        host=meta.host,
+        device_name=meta.device_name,
+        start_s=start,
+        end_s=end,
+        parts=parts,
+        communication_by_axis=dict(by_axis),
+        timeline=timeline,
+        waits=tuple(Wait(meta.rank, int(p.detail), p.start_s, p.end_s) for p in timeline if p.part == "waiting"),
+        denoise_s=sum((s.end_s - s.start_s for s in events.spans if s.phase == "denoise"), 0.0),
+        row_forwards=sum(s.own_rows for s in events.steps),
+        peak_memory_bytes=events.end.peak_memory_bytes if events.end else None,
+        complete=events.end is not None,
+    )
+
+
+def _last_to_come(rank: int, c: Collective, came: Mapping[int, tuple[float, str]]) -> tuple[int, float]:
+    """Who of the group came last to this collective, and when. Not known where the ranks disagree on what it was."""
+    if len({axis for _, axis in came.values()}) > 1:
+        return rank, came[rank][0]
+    last = max(came, key=lambda r: came[r][0])
+    return last, came[last][0]
+
+
+def _timeline(
+    whole: tuple[float, float], phases: Sequence[Interval], steps: Sequence[Interval], inner: Sequence[Interval]
+) -> tuple[Interval, ...]:
+    """Cut [start, end) at every border and give each piece to the innermost block that holds it."""
+    start, end = whole
+    layers = [_in_order(layer, start, end) for layer in (phases, steps, inner)]
+    borders = sorted({start, end} | {t for layer in layers for block in layer for t in block[:2]})
+    at = [0, 0, 0]
+    pieces: list[Interval] = []
+    for begin, over in pairwise(borders):
+        holding: list[Interval | None] = []
+        for n, layer in enumerate(layers):
+            while at[n] < len(layer) and layer[at[n]].end_s <= begin:
+                at[n] += 1
+            block = layer[at[n]] if at[n] < len(layer) else None
+            holding.append(block if block and block.start_s <= begin else None)
+        part, detail = _part(*holding)
+        if pieces and (pieces[-1].part, pieces[-1].detail) == (part, detail):
+            pieces[-1] = pieces[-1]._replace(end_s=over)
+        else:
+            pieces.append(Interval(begin, over, part, detail))
+    return tuple(pieces)
+
+
+def _part(phase: Interval | None, step: Interval | None, inner: Interval | None) -> tuple[str, str]:
+    if step and step.part == "idle":
+        return "idle", ""
+    if inner:
+        return inner.part, inner.detail
+    if step:
+        return "compute", ""
+    return ("other", "") if phase is None or phase.part == "denoise" else (phase.part, "")
+
+
+def _in_order(blocks: Iterable[Interval], start: float, end: float) -> list[Interval]:
+    """Blocks of one layer, cut to [start, end] and, where two overlap, to the end of the first."""
+    found: list[Interval] = []
+    for block in sorted(blocks):
+        begin = max(block.start_s, found[-1].end_s if found else start)
+        over = min(block.end_s, end)
+        if over > begin:
+            found.append(block._replace(start_s=begin, end_s=over))
+    return found
+
+
+@dataclass(frozen=True)
+class WaitedFor:
+    """How long `rank` was waited for by whom, and what it was in meanwhile, in seconds by part."""
+
+    rank: int
+    seconds: float
+    by: Mapping[int, float]
+    while_in: Mapping[str, float]
+
+
+def waited_for(accounts: Accounts) -> tuple[WaitedFor, ...]:
+    """Ranks that others waited for, the most first."""
+    by: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    doing: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    timelines = {r.rank: (r.timeline, [piece.end_s for piece in r.timeline]) for r in accounts.ranks}
+    for wait in (w for r in accounts.ranks for w in r.waits):
+        by[wait.on][wait.rank] += wait.end_s - wait.start_s
+        timeline, ends = timelines[wait.on]
+        covered = 0.0
+        for piece in timeline[bisect_left(ends, wait.start_s) :]:
+            if piece.start_s >= wait.end_s:
+                break
+            overlap = min(piece.end_s, wait.end_s) - max(piece.start_s, wait.start_s)
+            if overlap > 0:
+                doing[wait.on][piece.part] += overlap
+                covered += overlap
+        if (before := wait.end_s - wait.start_s - covered) > 1e-9:
+            doing[wait.on]["not started"] += before
+    found = [WaitedFor(rank, sum(who.values()), dict(who), dict(doing[rank])) for rank, who in by.items()]
+    return tuple(sorted(found, key=lambda w: (-w.seconds, w.rank)))

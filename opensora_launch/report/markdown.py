@@ -1,0 +1,218 @@
+"""report.json as text: report.md for people, and a few lines for the terminal. Nothing here measures or decides."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from opensora_launch.report.accounting import PARTS
+
+PROMPT_CHARS = 100
+BAR_CHARS = 30
+LEAST_SHARE = 0.005
+GIB = 1 << 30
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole page."""
+    blocks = [*_header(report), *_used(report)]
+    for attempt in report["attempts"]:
+        blocks += _attempt(attempt, alone=len(report["attempts"]) == 1)
+    blocks += _samples(report["samples"])
+    blocks += ["## Weaker than it looks, or not known", "\n".join(f"- {text}" for text in _all_unknown(report))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
+    """Where the time went and how well the ranks were used, in at most 80 columns, for the terminal."""
+    lines: list[str] = []
+    ranks = [rank for attempt in report["attempts"] for rank in attempt["ranks"]]
+    if ranks:
+        total = sum(r["wall_s"] for r in ranks)
+        tries = len(report["attempts"])
+        of_ranks = f"{tries} attempts" if tries > 1 else _count(len(ranks), "rank")
+        lines.append(f"where the time went ({of_ranks}, {total:.1f} s of all ranks together):")
+        sums = _sums(ranks)
+        for part in sorted(PARTS, key=lambda p: -sums[p]):
+            share = sums[part] / total if total else 0.0
+            if share >= LEAST_SHARE:
+                bar = "#" * max(1, round(share * BAR_CHARS))
+                lines.append(f"  {part:<13} {sums[part]:>9.1f} s {share:>5.0%}  {bar}")
+    found = report["efficiency"]
+    if found is None:
+        lines += _wrapped(f"efficiency: none, {report['efficiency_reason']}")
+        return lines
+    for scope in ("job", "denoise"):
+        s = found[scope]
+        lines.append(f"efficiency of the {scope}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
+    lines += _wrapped(f"  baseline, {found['baseline']['kind']}: {found['baseline']['name']}")
+    return lines + (_wrapped(f"  {found['fault']}") if found["fault"] else [])
+
+
+def _header(report: Mapping[str, Any]) -> list[str]:
+    work, machine, videos = report["work"], report["machine"], report["videos"]
+    blocks = [f"# Run {report['run']}: {report['status']}, {videos['done']} of {_count(videos['asked'], 'video')}"]
+    if report["command"]:
+        blocks.append(f"```\n{report['command']}\n```")
+    threads = f", {_count(machine['threads_per_rank'], 'thread')} a rank" if machine["device"] == "cpu" else ""
+    layouts = "; ".join(f"{layout} for {_count(int(rows), 'row')}" for rows, layout in report["layouts"].items())
+    name = ", ".join(machine["device_names"]) or machine["device"]
+    hosts = f" on {', '.join(machine['hosts'])}" if machine["hosts"] else ""
+    facts = [
+        f"Work: {work['model.name']}, {work['width_px']} x {work['height_px']} px, "
+        f"{_count(work['num_frames'], 'frame')}, {work['num_steps']} steps, {work['row_forwards']} row-forwards, "
+        f"{work['precision']}, attention {work['attention']}",
+        f"Ranks: {machine['ranks']}{hosts}, each {_text(name)}{threads}",
+        f"Layout: {layouts}",
+        f"Made by opensora_launch {report['version']}",
+    ]
+    blocks.append("\n".join(f"- {fact}" for fact in facts))
+    return blocks
+
+
+def _used(report: Mapping[str, Any]) -> list[str]:
+    found = report["efficiency"]
+    blocks = ["## How well the ranks were used"]
+    if found is None:
+        return [*blocks, f"No efficiency is given: {report['efficiency_reason']}."]
+    rows = []
+    for scope, name in (("job", "the whole job"), ("denoise", "denoising alone")):
+        s = found[scope]
+        base = f"{s['t_base_s']:.1f} s on {s['gpus_base']}"
+        rows.append([name, base, f"{s['t_s']:.1f} s on {s['gpus']}", f"{s['speedup']:.2f}", f"{s['efficiency']:.1%}"])
+    base = found["baseline"]
+    blocks.append(_table(["time of", f"baseline ({base['kind']})", "this run", "speed-up", "efficiency"], rows))
+    blocks.append(f"Baseline: {_text(base['name'])}, {base['kind']}. How: {_text(base['how'])}.")
+    return blocks + ([f"**Fault: {found['fault']}**"] if found["fault"] else [])
+
+
+def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
+    title = "## Where the time went" + ("" if alone else f": attempt {attempt['attempt']}, {attempt['status']}")
+    blocks = [title]
+    if failure := attempt["failure"]:
+        place = ", ".join(f"{k} {failure[k]}" for k in ("phase", "step", "collective") if failure[k] is not None)
+        blocks.append(
+            f"Failed on rank {failure['rank']} of host {failure['host']}, {failure['kind']}{', ' * bool(place)}{place}:"
+        )
+        blocks.append("\n".join(f"    {line}" for line in failure["message"].splitlines()))
+        blocks.append(f"Log: attempts/{attempt['attempt']}/logs/rank{failure['rank']}.log")
+    ranks = attempt["ranks"]
+    if not ranks:
+        return [*blocks, "No rank left events."]
+    blocks.append(_by_rank(ranks))
+    axes = _total(r["communication_by_axis"] for r in ranks)
+    if axes:
+        blocks.append(f"Communication of all ranks by axis: {_seconds(axes)}.")
+    blocks += _steps(attempt["steps"])
+    return blocks + _slowest(attempt)
+
+
+def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds and percent of the rank's own wall time; parts that no rank has are left out."""
+    sums = _sums(ranks)
+    parts = [part for part in PARTS if sums[part] > 0]
+    rows = [
+        [f"{r['rank']}{'' if r['complete'] else ' (cut)'}", f"{r['wall_s']:.1f}"]
+        + [_share(r["parts"][part], r["wall_s"]) for part in parts]
+        + [_gib(r["peak_memory_bytes"])]
+        for r in ranks
+    ]
+    if len(ranks) > 1:
+        total = sum(r["wall_s"] for r in ranks)
+        rows.append(["all", f"{total:.1f}", *(_share(sums[part], total) for part in parts), ""])
+    return _table(["rank", "wall s", *(f"{part} s" for part in parts), "peak GiB"], rows)
+
+
+def _steps(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        [str(s["rows"]), s["layout"], str(s["count"]), f"{s['median_s']:.3f}", f"{s['min_s']:.3f} to {s['max_s']:.3f}"]
+        for s in steps
+    ]
+    return [_table(["rows of a step", "layout", "steps", "median s", "range s"], rows, (0, 1))] if rows else []
+
+
+def _slowest(attempt: Mapping[str, Any]) -> list[str]:
+    """The rank that was waited for most, and what it was in meanwhile."""
+    if not attempt["waited_for"]:
+        return []
+    most = attempt["waited_for"][0]
+    while_in = _seconds(dict(list(most["while_in"].items())[:3]))
+    who = ", ".join(most["by"])
+    return [
+        f"Waited for most: rank {most['rank']} on host {most['host']}, {most['seconds']:.1f} s "
+        f"(by rank {who}), while it was in {while_in}."
+    ]
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        [", ".join(f"[{f}]({f})" for f in s["files"]) or f"{s['name']}: not made", str(s["seed"]), _prompt(s["prompt"])]
+        for s in samples
+    ]
+    return ["## Samples", _table(["file", "seed", "prompt"], rows, (0, 2))] if rows else []
+
+
+def _all_unknown(report: Mapping[str, Any]) -> list[str]:
+    several = len(report["attempts"]) > 1
+    found = list(report["unknown"])
+    for attempt in report["attempts"]:
+        found += [f"attempt {attempt['attempt']}: {text}" if several else text for text in attempt["unknown"]]
+    return [_text(text) for text in found]
+
+
+def _sums(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {part: sum(r["parts"][part] for r in ranks) for part in PARTS}
+
+
+def _total(dicts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for found in dicts:
+        for name, seconds in found.items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
+def _seconds(parts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+
+
+def _share(seconds: float, wall_s: float) -> str:
+    return f"{seconds:.1f} ({seconds / wall_s if wall_s else 0.0:.0%})"
+
+
+def _gib(count: int | None) -> str:
+    return "?" if count is None else f"{count / GIB:.2f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _prompt(text: str) -> str:
+    one_line = " ".join(text.split())
+    return _text(one_line if len(one_line) <= PROMPT_CHARS else one_line[: PROMPT_CHARS - 1] + "…")
+
+
+def _text(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+    """A Markdown table that lines up as plain text too. Columns of `words` are set to the left, the others right."""
+    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [c.ljust(w) if n in words else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return f"| {' | '.join(cells)} |"
+
+    ruler = "|".join("-" * (w + 2) if n in words else "-" * (w + 1) + ":" for n, w in enumerate(widths))
+    return "\n".join([line(head), f"|{ruler}|", *(line(row) for row in rows)])
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of at most 80 columns; a longer word stays whole."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(
+        text.strip(), 80, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
+    )

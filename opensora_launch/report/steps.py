@@ -1,0 +1,43 @@
+"""Step times of an attempt: from the first rank that begins a step to the last that ends it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from opensora_launch.report.accounting import RankAccount
+from opensora_launch.telemetry.events import RankEvents
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """All steps with as many rows in the same layout; seconds."""
+
+    rows: int
+    layout: str
+    count: int
+    median_s: float
+    min_s: float
+    max_s: float
+
+
+def step_times(events: Sequence[RankEvents], accounts: Sequence[RankAccount]) -> tuple[StepTimes, ...]:
+    """One entry for each number of rows and layout. `accounts` give the common clock."""
+    shifts = {a.rank: a.start_s - e.meta.start_s for a in accounts for e in events if e.meta.rank == a.rank}
+    begun: dict[tuple[str, int, int, str], list[tuple[float, float]]] = defaultdict(list)
+    for rank in events:
+        for s in rank.steps:
+            shift = shifts[rank.meta.rank]
+            begun[s.video, s.step, s.rows, s.layout].append((s.start_s + shift, s.end_s + shift))
+    durations: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for (_, _, rows, layout), times in begun.items():
+        durations[rows, layout].append(max(end for _, end in times) - min(start for start, _ in times))
+    return tuple(
+        StepTimes(rows, layout, len(found), median(found), min(found), max(found))
+        for (rows, layout), found in sorted(durations.items(), reverse=True)
+    )
+
+
+def row_forwards(attempts: Sequence[Sequence[RankEvents]]) -> int:
+    """Row-forwards that were computed: each step's rows once, however many ranks shared them."""
+    return sum(sum({(s.video, s.step): s.rows for rank in events for s in rank.steps}.values()) for events in attempts)

@@ -1,0 +1,223 @@
+"""report.json and report.md from the files of runs that ended well, failed, were resumed or lost files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from opensora_launch.errors import UserError
+from opensora_launch.report.accounting import PARTS
+from opensora_launch.report.build import build_report
+from opensora_launch.report.markdown import summary_lines
+from opensora_launch.telemetry.failure import Failure, record_failure
+from tests.report.synthetic import a_plan, plain_simulation, random_simulation, write_events, write_run
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "report.md"
+VALIDATOR = Draft202012Validator(json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+
+
+def build(run: Path, **options: Any) -> dict[str, Any]:
+    """The report, which is what its file says, is of the schema and adds up."""
+    report = build_report(run, **options)
+    assert json.loads((run / "report.json").read_text()) == report
+    assert [e.message for e in VALIDATOR.iter_errors(report)] == []
+    for rank in (r for a in report["attempts"] for r in a["ranks"]):
+        assert sum(rank["parts"].values()) == pytest.approx(rank["wall_s"], rel=0.01)
+        assert sum(rank["communication_by_axis"].values()) == pytest.approx(rank["parts"]["communication"], abs=1e-4)
+    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == []
+    lines = summary_lines(report)
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 16
+    return report
+
+
+def good_run(folder: Path, world: int = 2, **options: Any) -> Path:
+    sim = plain_simulation(world, **options)
+    plan = a_plan(world, prompts=("raining, sea | *waves*\nat night",))
+    return write_run(folder, plan, [sim.events()], done=["0000_0"])
+
+
+def test_markdown_is_the_golden_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = good_run(tmp_path / "20261120-190000", slow=[1.0, 1.5])
+    build(run)
+    text = (run / "report.md").read_text()
+    if request.config.getoption("--update-golden"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_a_good_run(tmp_path: Path) -> None:
+    report = build(good_run(tmp_path / "run"))
+    assert (report["schema"], report["run"], report["status"]) == (1, "run", "complete")
+    assert report["command"] == "opensora-launch generate video=256px topology=cpu2"
+    assert report["work"]["row_forwards"] == 9
+    assert report["machine"]["hosts"] == ["host-a"]
+    (attempt,) = report["attempts"]
+    assert (attempt["status"], attempt["missing_ranks"], attempt["failure"]) == ("complete", [], None)
+    first = attempt["ranks"][0]
+    assert list(first["parts"]) == list(PARTS)
+    assert (first["parts"]["compute"], first["parts"]["load"], first["own_row_forwards"]) == (18, 2, 9)
+    base = report["efficiency"]["baseline"]
+    assert (base["kind"], base["name"]) == ("predicted", "one rank, predicted from run")
+    # 1 s of text on rank 0, then 2.5 + 18 + 5 x 0.25 + 1.5 + 0.5 s, of which one rank would take 43 s in all.
+    assert report["times"]["job_s"] == pytest.approx(24.75)
+    assert report["efficiency"]["job"]["efficiency"] == pytest.approx(43 / 24.75 / 2, abs=1e-6)
+    assert report["samples"] == [
+        {"name": "0000_0", "prompt": "raining, sea | *waves*\nat night", "seed": 42, "files": ["samples/0000_0.mp4"]}
+    ]
+
+
+def test_a_measured_baseline(tmp_path: Path) -> None:
+    base = good_run(tmp_path / "one", world=1)
+    alone = build(base)
+    assert (alone["efficiency"], alone["efficiency_reason"]) == (
+        None,
+        "one rank, and no other run was named as the baseline",
+    )
+    run = good_run(tmp_path / "two")
+    for path in (base, base / "report.json"):
+        report = build(run, baseline=path)
+        assert report["efficiency"]["baseline"]["kind"] == "measured"
+        assert report["efficiency"]["baseline"]["name"] == "one"
+        assert report["efficiency"]["job"]["efficiency"] == pytest.approx(43 / 24.75 / 2, abs=1e-6)
+        assert report["efficiency"]["fault"] is None
+    build(good_run(tmp_path / "slow", world=1, scale=2.0))
+    assert "efficiency above 1" in build(run, baseline=tmp_path / "slow")["efficiency"]["fault"]
+    assert "**Fault: efficiency above 1" in (run / "report.md").read_text()
+    assert summary_lines(json.loads((run / "report.json").read_text()))[-1].startswith("    ")
+
+
+def test_baselines_that_are_refused(tmp_path: Path) -> None:
+    run = good_run(tmp_path / "two")
+    with pytest.raises(UserError, match=r"has no report\.json; make it with: opensora-launch report"):
+        build_report(run, baseline=tmp_path / "none")
+    (tmp_path / "text.json").write_text("x")
+    with pytest.raises(UserError, match="is no report"):
+        build_report(run, baseline=tmp_path / "text.json")
+    (tmp_path / "new.json").write_text('{"schema": 2}')
+    with pytest.raises(UserError, match="has schema 2; make it anew"):
+        build_report(run, baseline=tmp_path / "new.json")
+    other = write_run(
+        tmp_path / "other", a_plan(1, video__num_frames=33), [plain_simulation(1).events()], done=["0000_0"]
+    )
+    build(other)
+    with pytest.raises(UserError) as refused:
+        build_report(run, baseline=other)
+    assert refused.value.problems == ("num_frames: 129 here, 33 in the baseline",)
+    assert not (run / "report.json").exists()
+
+
+def test_a_failed_run_says_how(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2).events()])
+    attempt = run / "attempts/0"
+    record_failure(
+        attempt, Failure(1, "host-a", "failure", "RuntimeError: no\nmore", phase="denoise", step=3, traceback="long")
+    )
+    second = plain_simulation(2).events()[1]
+    write_events(attempt / "telemetry/rank1.jsonl", replace(second, end=None))
+    with (attempt / "telemetry/rank1.jsonl").open("a") as file:
+        file.write('{"kind": "sp')
+    report = build(run)
+    assert (report["status"], report["times"], report["efficiency"]) == ("failed", None, None)
+    assert report["efficiency_reason"] == "the run is failed: 0 of 1 videos made"
+    failure = report["attempts"][0]["failure"]
+    assert (failure["rank"], failure["step"], failure["message"]) == (1, 3, "RuntimeError: no\nmore")
+    assert "traceback" not in failure
+    assert report["attempts"][0]["unknown"] == [
+        "rank 1 did not come to its end: its time after its last event is lost",
+        "1 lines of events cannot be read and are left out",
+    ]
+    text = (run / "report.md").read_text()
+    assert "# Run run: failed, 0 of 1 video\n" in text
+    assert (
+        "Failed on rank 1 of host host-a, failure, phase denoise, step 3:\n\n    RuntimeError: no\n    more\n" in text
+    )
+    assert "| 1 (cut) |" in text
+    assert "0000_0: not made" in text
+
+
+def test_missing_ranks_are_said(tmp_path: Path) -> None:
+    run = good_run(tmp_path / "run")
+    (run / "attempts/0/telemetry/rank1.jsonl").unlink()
+    report = build(run)
+    (attempt,) = report["attempts"]
+    assert (report["status"], attempt["status"], attempt["missing_ranks"]) == ("complete", "stopped", [1])
+    assert "no events of rank 1" in attempt["unknown"]
+    assert report["efficiency_reason"] == "not every rank left its events to the end"
+
+
+def test_a_run_that_left_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", a_plan(2), [[]])
+    report = build(run)
+    assert (report["status"], report["attempts"][0]["wall_s"]) == ("incomplete", None)
+    assert "No rank left events." in (run / "report.md").read_text()
+    assert summary_lines(report) == ["efficiency: none, the run is incomplete: 0 of 1 videos made"]
+    never_started = build(write_run(tmp_path / "planned", a_plan(2), []))
+    assert never_started["attempts"] == []
+
+
+def test_a_resumed_run_shows_every_attempt(tmp_path: Path) -> None:
+    first = [replace(e, end=None) for e in plain_simulation(2).events()]
+    run = write_run(tmp_path / "run", a_plan(2), [first, plain_simulation(2).events()], done=["0000_0"])
+    report = build(run)
+    assert [a["status"] for a in report["attempts"]] == ["stopped", "complete"]
+    assert report["status"] == "complete"
+    assert report["work"]["row_forwards"] == 18
+    assert report["efficiency_reason"] == "the videos were made in 2 attempts, so the time is not one run's"
+    text = (run / "report.md").read_text()
+    assert "## Where the time went: attempt 0, stopped\n" in text
+    assert "## Where the time went: attempt 1, complete\n" in text
+    assert "- attempt 0: rank 0, 1 did not come to its end" in text
+    assert "2 attempts" in summary_lines(report)[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reports_of_any_layout_are_of_the_schema(tmp_path: Path, seed: int) -> None:
+    sim = random_simulation(seed)
+    report = build(write_run(tmp_path / "run", a_plan(sim.world), [sim.events()], done=["0000_0"]))
+    assert len(report["attempts"][0]["ranks"]) == sim.world
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no run directory: it has no plan\.json"):
+        build_report(tmp_path)
+    (tmp_path / "plan.json").write_text('{"schema": 1}')
+    with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+        build_report(tmp_path)
+
+
+def test_summary_lines(tmp_path: Path) -> None:
+    lines = summary_lines(build(good_run(tmp_path / "20261120-190000")))
+    assert lines == [
+        "where the time went (2 ranks, 49.0 s of all ranks together):",
+        "  compute            36.0 s   73%  ######################",
+        "  load                4.0 s    8%  ##",
+        "  vae                 3.0 s    6%  ##",
+        "  communication       2.5 s    5%  ##",
+        "  setup               1.0 s    2%  #",
+        "  text                1.0 s    2%  #",
+        "  waiting             1.0 s    2%  #",
+        "  save                0.5 s    1%  #",
+        "efficiency of the job: 87% (1.74x on 2 ranks)",
+        "efficiency of the denoise: 89% (1.78x on 2 ranks)",
+        "  baseline, predicted: one rank, predicted from 20261120-190000",
+    ]
+
+
+def test_the_schema_refuses_what_is_not_a_report(tmp_path: Path) -> None:
+    Draft202012Validator.check_schema(VALIDATOR.schema)
+    report = build(good_run(tmp_path / "run"))
+    for change in (
+        {"schema": 2},
+        {"status": "fine"},
+        {"new": 1},
+        {"efficiency": {"job": 1}},
+        {"attempts": [report["attempts"][0] | {"wall_s": "1"}]},
+        {"attempts": [report["attempts"][0] | {"ranks": [report["attempts"][0]["ranks"][0] | {"parts": {}}]}]},
+    ):
+        assert not VALIDATOR.is_valid(report | change), change
