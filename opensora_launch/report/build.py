@@ -17,9 +17,11 @@ from opensora_launch.report.efficiency import (
     refuse_other_work,
     work_of,
 )
-from opensora_launch.report.markdown import markdown
+from opensora_launch.report.markdown import markdown, summary_lines
 from opensora_launch.report.run_files import SCHEMA, Attempt, Run, read_report, read_run
 from opensora_launch.report.steps import row_forwards, step_times
+
+__all__ = ["SCHEMA", "build_report", "summary_lines"]
 
 DIGITS = 6  # microseconds
 DRIFT_S = 1e-3
@@ -191,7 +193,7 @@ def _attempt_unknown(attempt: Attempt, accounts: Accounts | None) -> list[str]:
 
 def _unknown(run: Run, attention: bool) -> list[str]:
     unknown = ["this is one run: how much the times spread is not known"]
-    unknown.append("the time before a rank's recorder began (process start, imports) is not in the wall time")
+    unknown.append("a rank's wall time begins when it begins to note it: what its process did before is not in it")
     if not attention and run.plan.attention == "auto":
         unknown.append("which attention kernel ran was not recorded")
     return unknown
