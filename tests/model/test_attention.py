@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from opensora_launch.errors import UserError
 from opensora_launch.model import attention, kernels
@@ -58,10 +59,26 @@ def test_cpu_kernels_equal_plain_softmax(kind: str, dtype: torch.dtype, shape: t
     check(choose_attention(kind, device=CPU, dtype=dtype, head_dim=shape[-1]), *inputs(shape, dtype))
 
 
-def test_the_reference_in_slices_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SCORES", 6 * 2 * 33 * 5)  # five queries at a time, and a rest of three
-    q, k, v = inputs((2, 33, 33, 6, 16), torch.float64)
-    check(choose_attention("reference", device=CPU, dtype=torch.float64, head_dim=16), q, k, v)
+class Largest(TorchDispatchMode):
+    """Records the largest tensor that any operator makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_the_reference_holds_a_bounded_part_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs((2, 33, 330, 6, 16), torch.float64)
+    limit = 6 * 2 * 330 * 20  # the scores of 20 queries, so that 13 are left for the last slice
+    monkeypatch.setattr(kernels, "SCORES", limit)
+    with Largest() as largest:
+        out, _ = kernels.reference(q, k, v)
+    assert largest.numbers == limit
+    torch.testing.assert_close(out, plain(q, k, v)[0], atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["cpu_flash", "reference"])
@@ -106,6 +123,26 @@ def test_the_private_operators_are_the_ones_that_we_call() -> None:
         assert rest["dropout_p"] == 0.0, name
         assert rest["is_causal"] is False, name
         assert rest["scale"] is None, name
+
+
+@pytest.mark.parametrize("kernel", [kernels.cudnn, kernels.sdpa_flash, kernels.sdpa_efficient])
+@pytest.mark.parametrize("queries", [33, 64, 1])
+def test_shapes_of_the_cuda_operators(kernel: kernels.AttendLse, queries: int) -> None:
+    """On the meta device, which has their shapes but not their numbers."""
+    q, k = (torch.empty(2, s, 6, 64, dtype=torch.bfloat16, device="meta") for s in (queries, 70))
+    out, lse = kernel(q, k, k)
+    assert (out.shape, out.dtype) == (q.shape, torch.bfloat16)
+    assert (lse.shape, lse.dtype) == ((2, 6, queries), torch.float32)
+
+
+def test_xformers_padded_log_sum_exp_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def padded(q, k, v):
+        out, lse = kernels.reference(q, k, v)
+        return out, torch.nn.functional.pad(lse, (0, 23), value=float("nan"))
+
+    module = SimpleNamespace(memory_efficient_attention_forward_requires_grad=padded)
+    monkeypatch.setattr(kernels, "import_module", lambda name: module)
+    check(load("xformers", Target((8, 0), BF16, 16)), *inputs((1, 9, 9, 2, 16), BF16))
 
 
 BF16, FP32 = torch.bfloat16, torch.float32

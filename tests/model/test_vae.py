@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def check(name: str, got: Tensor | None) -> None:
 def test_decode_equals_the_reference(vae: CausalVae, variant: str) -> None:
     latent = TENSORS["latent"][:, :, :1] if variant == "image_T1" else TENSORS["latent"]
     check(f"decode.{variant}", decode(vae, CFG, latent, TILINGS[variant]))
+
+
+def test_a_shift_is_taken_back_before_decoding(vae: CausalVae) -> None:
+    latent, shifted = TENSORS["latent"][:, :, :1], replace(CFG, shift_factor=0.3)
+    want = decode(vae, CFG, latent, UNTILED)
+    got = decode(vae, shifted, latent - CFG.scale_factor * 0.3, UNTILED)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", TILINGS)

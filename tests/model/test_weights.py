@@ -70,6 +70,7 @@ def test_any_part_of_the_random_tensors_can_be_made_alone() -> None:
     part = random_tensors(module, seed=3, dtype=FP32, device=CPU, wanted=["txt_in.weight", "txt_in.bias"])
     assert all(torch.equal(part[n], every[n]) for n in part)
     assert set(part) == {"txt_in.weight", "txt_in.bias"}
+    assert len({float(t.sum()) for n, t in every.items() if n.endswith("_proj.weight")}) == 4 * 6 + 8 * 2
     other = random_tensors(module, seed=4, dtype=FP32, device=CPU, wanted=["txt_in.weight"])
     assert not torch.equal(other["txt_in.weight"], every["txt_in.weight"])
     half = random_tensors(module, seed=3, dtype=BF16, device=CPU, wanted=["txt_in.weight"])
