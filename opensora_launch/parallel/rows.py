@@ -103,7 +103,7 @@ def all_gather_padded(part: Float[Tensor, "n"], room: int, axis: Axis) -> Float[
     """All ranks' 1-D parts, each at the start of a block of `room` elements; what follows means nothing."""
     sent = part.new_zeros(room)
     sent[: part.numel()] = part
-    got = part.new_empty(axis.size * room)
+    got = part.new_empty(axis.size, room)
     with axis.exchange(part.numel() * part.element_size() * (axis.size - 1)):
-        dist.all_gather_into_tensor(got, sent, group=axis.group)
-    return got.view(axis.size, room)
+        dist.all_gather(list(got.unbind(0)), sent, group=axis.group)
+    return got

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ def deal(costs: Sequence[int], ranks: int) -> tuple[tuple[int, ...], ...]:
 T = TypeVar("T", bound="SizedTile")
 
 
+@runtime_checkable
 class SizedTile(Protocol):
     @property
     def out_shape(self) -> tuple[int, int, int]: ...
@@ -35,7 +36,8 @@ def spread_tiles(
 ) -> Callable[[Sequence[T], Callable[[T], Tensor]], Iterable[Tensor] | None]:
     """A `run_tiles(tiles, compute)` that deals the tiles over the axis.
 
-    On its first rank it gives the outputs in order, elsewhere None. Every rank computes its own before any is
+    On its first rank it gives the outputs in order, as they arrive: they are taken before any other collective.
+    Elsewhere it gives None. Every rank computes its own before any is
     sent, so none waits for another's tile. All outputs agree in dtype and in what stands before their
     `tile.out_shape`.
     """

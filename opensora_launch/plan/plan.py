@@ -5,12 +5,11 @@ The plan is written to plan.json, and that file is the only thing workers read.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import Enum
-from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 from opensora_launch.config import LayoutConfig, MmditConfig, ModelConfig, RunConfig, SamplingConfig
 from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.plan.codec import decode
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
@@ -78,7 +77,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        return cast(Plan, _decode(cls, data))
+        return cast(Plan, decode(cls, data))
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:
@@ -176,23 +175,3 @@ def _model_problems(mmdit: MmditConfig) -> list[str]:
     if sum(mmdit.axes_dim) != head_dim:
         return [f"model.mmdit.axes_dim={mmdit.axes_dim} must add up to the head size {head_dim}"]
     return []
-
-
-def _decode(kind: Any, data: Any) -> Any:
-    """Rebuild a dataclass from what json.loads(json.dumps(asdict(it))) gives."""
-    origin, args = get_origin(kind), get_args(kind)
-    if data is None:
-        return None
-    if origin in (Union, UnionType):
-        return _decode(next(a for a in args if a is not type(None)), data)
-    if origin is tuple:
-        kinds = [args[0]] * len(data) if args[-1] is Ellipsis else args
-        return tuple(_decode(k, d) for k, d in zip(kinds, data, strict=True))
-    if origin is list:
-        return [_decode(args[0], d) for d in data]
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(data)
-    if hasattr(kind, "__dataclass_fields__"):
-        hints = get_type_hints(kind)
-        return kind(**{name: _decode(hints[name], value) for name, value in data.items()})
-    return data

@@ -15,26 +15,28 @@ import torch.distributed as dist
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
+from opensora_launch.plan.verify import VerifySpec
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.run import run_plan
 from opensora_launch.worker.start import Rank
+from opensora_launch.worker.verify import run_verify
 
 
 def main(argv: Sequence[str]) -> int:
-    """`--attempt DIR`, or the overrides and flags of `generate`; the exit code.
+    """`--attempt DIR`, `--verify DIR`, or the overrides and flags of `generate`; the exit code.
 
     Where there are other ranks, a failure ends this process here and now: they must not wait for it.
     """
     started = (time.monotonic(), time.time())
-    launched = len(argv) == 2 and argv[0] == "--attempt"
+    launched = len(argv) == 2 and argv[0] in ("--attempt", "--verify")
     try:
         me = Rank.from_env(os.environ)
         if launched and me.world > 1:
             start.open_log(Path(argv[1]) / "logs" / f"rank{me.rank}.log")
         start.start_logging(me)
         start.join(me)
-        attempt, plan = _agree(argv, me, launched)
+        attempt, work = _agree(argv, me, launched)
     except UserError as e:
         sys.stderr.write(f"error: {e}\n")
         if "RANK" in os.environ:
@@ -43,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
     beat = Heartbeat(attempt / "heartbeat" / f"rank{me.rank}.json", rank=me.rank, host=socket.gethostname())
     beat.start()
     try:
-        run_plan(plan, attempt, me, beat, started)
+        if isinstance(work, VerifySpec):
+            run_verify(work, attempt, me, beat)
+        else:
+            run_plan(work, attempt, me, beat, started)
     except BaseException as e:  # noqa: BLE001 an interrupt too is a failure that other ranks must learn of
         code = start.fail(e, attempt, me, beat)
         if me.world > 1:
@@ -56,13 +61,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[Path, Plan]:
-    """The attempt's folder and its plan, which the first rank reads, or makes, and sends to the others."""
+def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[Path, Plan | VerifySpec]:
+    """The attempt's folder and what to do, which the first rank reads, or makes, and sends to the others."""
+    verify = launched and argv[0] == "--verify"
     said: list[tuple[str, str, str] | None] = [None]
     if me.rank == 0:
         try:
             attempt = Path(argv[1]) if launched else _prepare(argv, me)
-            said = [(str(attempt), (attempt / "plan.json").read_text(encoding="utf-8"), "")]
+            file = attempt / ("verify.json" if verify else "plan.json")
+            said = [(str(attempt), file.read_text(encoding="utf-8"), "")]
         except UserError as e:
             said = [("", "", str(e))]
     if me.world > 1:
@@ -72,7 +79,8 @@ def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[Path, Plan]:
     if problem:
         raise UserError(problem if me.rank == 0 else "rank 0 found the run impossible, and says why")
     Path(folder).mkdir(parents=True, exist_ok=True)  # a host that does not share the first rank's disk
-    return Path(folder), Plan.from_dict(json.loads(text))
+    data = json.loads(text)
+    return Path(folder), VerifySpec.from_dict(data) if verify else Plan.from_dict(data)
 
 
 def _prepare(argv: Sequence[str], me: Rank) -> Path:

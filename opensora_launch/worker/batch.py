@@ -1,9 +1,8 @@
 """Denoise one batch of videos on the ranks of a mesh. `generate` and `verify` share this."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -16,12 +15,8 @@ from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, ste
 Branch = tuple[Tensor, Tensor, Tensor | None]  # txt (T context), y_vec (vec), cond (S cond_channels)
 
 
-class StepRecord(Protocol):
-    """Times one denoising step; `Recorder.step` is one."""
-
-    def __call__(
-        self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int
-    ) -> AbstractContextManager[None]: ...
+# Times one denoising step, as `Recorder.step` does: video, step, rows, own_rows, layout, steps.
+StepRecord = Callable[[str, int, int, int, str, int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

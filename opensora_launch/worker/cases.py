@@ -23,7 +23,9 @@ from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import Mesh
 from opensora_launch.parallel.rows import RowInputs, ShardedModel
 from opensora_launch.parallel.tiles import spread_tiles
+from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.rows import Guidance
+from opensora_launch.plan.verify import VerifyLine
 from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
@@ -37,6 +39,7 @@ class Case:
     path: Path
     data: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    device: torch.device
 
     @property
     def kind(self) -> str:
@@ -46,6 +49,10 @@ class Case:
     def config(self) -> Mapping[str, Any]:
         """Of the transformer; empty for a VAE."""
         return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
+
+    @property
+    def num_heads(self) -> int:
+        return int(self.config.get("num_heads", 1))
 
     @property
     def rows(self) -> int:
@@ -67,14 +74,18 @@ class Case:
         if not path.exists():
             raise UserError(f"{self.path} takes its weights from {path}, which does not exist")
         prefix = where["prefix"]
-        return {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        tensors = load_file(path, device=str(self.device))
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def read_case(path: Path) -> Case:
-    """Raises UserError if the case cannot be read, is of an unknown kind, or lacks a tensor that it compares."""
+def read_case(path: Path, device: torch.device) -> Case:
+    """The case, its tensors on `device`.
+
+    Raises UserError if it cannot be read, is of an unknown kind, or lacks a tensor that it compares.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(path.parent / data["file"])
+        tensors = load_file(path.parent / data["file"], device=str(device))
     except OSError as e:
         raise UserError(f"the case {path} cannot be read: {e.strerror}: {e.filename}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -86,7 +97,7 @@ def read_case(path: Path) -> Case:
         raise UserError(f"{path} has kind={kind!r}; verify knows {', '.join(KINDS)}")
     if missing := sorted(set(data["compare"]) - set(tensors)):
         raise UserError(f"{data['file']} lacks tensors that {path.name} compares", missing)
-    return Case(path, data, tensors)
+    return Case(path, data, tensors, device)
 
 
 def run_case(
@@ -131,7 +142,7 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     shape = tuple(case.tensors["final_unpacked"].shape)
     frames, height, width = shape[2:]
     generator = torch.Generator().manual_seed(option["seed"])
-    noise = pack(torch.randn(shape, generator=generator), patch)
+    noise = pack(torch.randn(shape, generator=generator), patch).to(case.device)
     tokens_per_frame = (height // patch) * (width // patch)
     batch = Batch(
         name=case.path.stem,
@@ -217,30 +228,21 @@ def _tiles(spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
     )
 
 
-@dataclass(frozen=True)
-class Line:
-    """One compared tensor."""
-
-    tensor: str
-    max_abs_stored: float
-    max_abs_one_rank: float
-    ok: bool
-
-
-def compare(case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> list[Line]:
+def compare(case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor], layout: Layout) -> list[VerifyLine]:
     """Every element within atol + rtol * |want| of the stored tensor and of one rank's; NaN never is."""
     lines = []
     for name, bound in case.data["compare"].items():
         stored = case.tensors[name]
-        ok = all(_within(got[name], want, bound) for want in (stored, alone[name]))
-        lines.append(Line(name, _distance(got[name], stored), _distance(got[name], alone[name]), ok))
+        ok = all(within(got[name], want, bound) for want in (stored, alone[name]))
+        to_stored, to_one = distance(got[name], stored), distance(got[name], alone[name])
+        lines.append(VerifyLine(case.path.stem, case.kind, layout.ranks, str(layout), name, to_stored, to_one, ok))
     return lines
 
 
-def _within(got: Tensor, want: Tensor, bound: Mapping[str, float]) -> bool:
+def within(got: Tensor, want: Tensor, bound: Mapping[str, float]) -> bool:
     room = bound["atol"] + bound["rtol"] * want.abs()
     return got.shape == want.shape and bool(((got - want).abs() <= room).all())
 
 
-def _distance(got: Tensor, want: Tensor) -> float:
+def distance(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max()) if got.shape == want.shape else float("inf")

@@ -56,20 +56,19 @@ def own_batches(plan: Plan, dp_index: int) -> tuple[tuple[VideoRequest, ...], ..
 def generate(job: Job, networks: Networks, model: ShardedModel, texts: Mapping[str, Embedding]) -> list[str]:
     """Make this group's videos, one batch after another; names of the finished ones."""
     done: list[str] = []
-    plan = job.plan
-    for videos in own_batches(plan, job.dp_index):
-        latents = _denoise(job, networks, model, texts, videos)
+    for videos in own_batches(job.plan, job.dp_index):
+        latents = denoise_videos(job, networks, model, texts, videos)
         for video, latent in zip(videos, latents, strict=True):
-            pixels = _decode(job, networks, video, latent)
+            pixels = decode_video(job, networks, video, latent)
             if pixels is not None:
                 with job.recorder.span("save", video=video.name):
-                    _save(job, video, pixels[0, :, : plan.geometry.num_frames])
+                    _save(job, video, pixels)
             done.append(video.name)
             job.recorder.heartbeat.videos_done = len(done)
     return done
 
 
-def _denoise(
+def denoise_videos(
     job: Job,
     networks: Networks,
     model: ShardedModel,
@@ -160,13 +159,14 @@ def _encode_references(job: Job, networks: Networks, video: VideoRequest) -> lis
     return latents
 
 
-def _decode(
+def decode_video(
     job: Job, networks: Networks, video: VideoRequest, latent: Float[Tensor, "C T H W"]
-) -> Float[Tensor, "1 3 T H W"] | None:
-    """Pixels on the group's first rank."""
+) -> Float[Tensor, "3 T H W"] | None:
+    """Pixels on the group's first rank, None on the others."""
     cfg = job.plan.model.vae
     with job.recorder.span("vae", video=video.name):
-        return decode(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video, tile_cost))
+        pixels = decode(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video, tile_cost))
+    return None if pixels is None else pixels[0, :, : job.plan.geometry.num_frames]
 
 
 def _save(job: Job, video: VideoRequest, pixels: Float[Tensor, "3 T H W"]) -> None:

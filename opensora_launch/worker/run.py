@@ -6,8 +6,9 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes
 from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Plan
 from opensora_launch.telemetry.failure import record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
@@ -26,6 +28,7 @@ from opensora_launch.telemetry.stall import Verdict
 from opensora_launch.worker import start
 from opensora_launch.worker.generate import DTYPES, Job, generate, own_batches
 from opensora_launch.worker.networks import (
+    Embedding,
     Networks,
     distinct_texts,
     encode_texts,
@@ -40,8 +43,38 @@ BACKSTOP = timedelta(days=1)  # of collectives; a rank that stalls is found much
 log = logging.getLogger("opensora_launch.worker")
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a rank works: all its meshes, and the ranks of the whole run as one axis."""
+
+    job: Job
+    kernel: Kernel
+    meshes: Mapping[Layout, Mesh]
+    world: Axis
+
+    def model(self, networks: Networks, layouts: Mapping[int, Layout]) -> ShardedModel:
+        """`layouts`: by the number of rows of a step."""
+        meshes = {rows: self.meshes[layout] for rows, layout in layouts.items()}
+        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes)
+
+
 def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
     """Make this rank's part of the plan's videos. `started` is monotonic and epoch seconds."""
+    site = settle(plan, attempt, me, beat, started)
+    job, world = site.job, site.world
+    beat.videos = len([v for batch in own_batches(plan, job.dp_index) for v in batch])
+    with profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
+        networks, texts = load(site)
+        done = generate(job, networks, site.model(networks, dict(plan.layouts)), texts)
+    with job.recorder.span("setup"), world.record("barrier", world.ranks, 0):
+        dist.barrier(group=world.group)
+    job.recorder.close(peak_memory_bytes(job.device), done)
+
+
+def settle(
+    plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float], *, more: Sequence[Layout] = ()
+) -> Site:
+    """Device, kernel, telemetry and meshes of this rank, for the plan's layouts and some more."""
     start.set_numerics(plan.threads_per_rank)
     device = start.pick_device(plan.machine.device, me)
     kernel = choose_attention(
@@ -57,34 +90,27 @@ def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tupl
         device=device.type,
         heartbeat=beat,
     )
-    beat.watch(plan.timeout_s, lambda verdict: _stop_stalled(attempt, verdict))
+    beat.watch(plan.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
     with recorder.span("setup"):
-        layouts = list(dict.fromkeys(layout for _, layout in plan.layouts))
+        layouts = dict.fromkeys([*(layout for _, layout in plan.layouts), *more])
         meshes = build_meshes(layouts, me.rank, BACKSTOP, recorder.collective)
         world = world_axis(me, recorder.collective)
-    most = plan.layouts[-1][1]
-    job = Job(plan, attempt.parent.parent, device, meshes[most], recorder, _facts(device, kernel))
-    beat.videos = len([v for batch in own_batches(plan, job.dp_index) for v in batch])
-    with profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
-        done = _work(job, kernel, {rows: meshes[layout] for rows, layout in plan.layouts}, world)
-    with recorder.span("setup"), world.record("barrier", world.ranks, 0):
-        dist.barrier(group=world.group)
-    recorder.close(peak_memory_bytes(device), done)
+    job = Job(plan, attempt.parent.parent, device, meshes[plan.layouts[-1][1]], recorder, _facts(device, kernel))
+    return Site(job, kernel, meshes, world)
 
 
-def _work(job: Job, kernel: Kernel, meshes: Mapping[int, Mesh], world: Axis) -> list[str]:
-    """Text on the first rank while the others load; then the videos."""
-    plan, device, dtype = job.plan, job.device, DTYPES[job.plan.precision]
+def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
+    """The networks, and every text's embedding: encoded on the first rank while the others load."""
+    job, plan, device = site.job, site.job.plan, site.job.device
+    dtype = DTYPES[plan.precision]
     texts, encoded = distinct_texts(plan.videos), None
-    if world.index == 0:
+    if site.world.index == 0:
         with job.recorder.span("text"):
             encoded = encode_texts(plan.model, texts, device, dtype)
     with job.recorder.span("load"):
         networks = Networks(read_mmdit(plan.model, device, dtype), read_vae(plan.model, device, dtype))
     with job.recorder.span("text"):
-        embeddings = share_embeddings(world, texts, encoded)
-    model = ShardedModel(networks.mmdit.forward, kernel.call, meshes)
-    return generate(job, networks, model, embeddings)
+        return networks, share_embeddings(site.world, texts, encoded)
 
 
 def world_axis(me: Rank, record: Record) -> Axis:
@@ -92,7 +118,7 @@ def world_axis(me: Rank, record: Record) -> Axis:
     return Axis("text", ranks, me.rank, dist.new_group(list(ranks), timeout=BACKSTOP), record)
 
 
-def _stop_stalled(attempt: Path, verdict: Verdict) -> None:
+def stop_stalled(attempt: Path, verdict: Verdict) -> None:
     """Called from the heartbeat's thread while this rank waits in a collective that will not end."""
     log.error("stalled: %s", verdict.message)
     record_failure(attempt, start.stalled_failure(attempt, verdict.rank, verdict.message))

@@ -1,0 +1,133 @@
+"""The sharded transformer equals the whole one: every public geometry, any number of ranks, rows over cfg."""
+
+import json
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from opensora_launch.config import LayoutConfig, MmditConfig
+from opensora_launch.model import load_mmdit
+from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.mmdit import MMDiT
+from opensora_launch.model.weights import random_tensors
+from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.tiles import broadcast, deal, spread_tiles
+from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.sampling.latents import position_ids
+from tests.ranks import run_ranks
+
+SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]
+CPU = torch.device("cpu")
+SMALL = {
+    "in_channels": 4,
+    "vec_in_dim": 6,
+    "context_in_dim": 8,
+    "hidden_size": 24,
+    "num_heads": 3,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [2, 2, 4],
+    "patch_size": 2,
+}
+
+
+def small_model(dtype: torch.dtype) -> MMDiT:
+    with torch.device("meta"):
+        empty = MMDiT(MmditConfig(**SMALL))
+    return load_mmdit(SMALL, random_tensors(empty, seed=0, dtype=dtype, device=CPU))
+
+
+def rows_of(count: int, text: int, video: int, dtype: torch.dtype) -> tuple[torch.Tensor, list[RowInputs]]:
+    rng = torch.Generator().manual_seed(video)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng, dtype=dtype)
+
+    latents = draw(1, video, 4)
+    rows = [RowInputs(0, 0.5, draw(text, 8), draw(6), draw(video, 8), 0.0) for _ in range(count)]
+    return latents, rows
+
+
+def unrecorded(axis, ranks, nbytes):
+    return nullcontext()
+
+
+def compare(cases: list[tuple[int, int, int]], fixed: dict[str, int], dtype: torch.dtype) -> list[float]:
+    """Largest distance of sharded and whole, for cases of (rows, text tokens, video tokens)."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    model, alone = small_model(dtype), Layout(dp=world)
+    kernel = choose_attention("cpu_flash", device=CPU, dtype=dtype, head_dim=8).call
+    chosen = {}
+    for rows, text, video in cases:
+        facts = LayoutFacts(world, world, SMALL["num_heads"], 1, rows, text + video)
+        chosen[rows, text, video] = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
+    meshes = build_meshes([*dict.fromkeys(chosen.values()), alone], rank, timedelta(seconds=60), unrecorded)
+    distances = []
+    for (rows, text, video), layout in chosen.items():
+        latents, inputs = rows_of(rows, text, video, dtype)
+        ids = position_ids(1, 1, video, CPU)
+        got = ShardedModel(model.forward, kernel, {rows: meshes[layout]}).predict(latents, ids, inputs)
+        want = ShardedModel(model.forward, kernel, {rows: meshes[alone]}).predict(latents, ids, inputs)
+        distances.append(float((got - want).abs().max()))
+    return distances
+
+
+def scaled(ranks: int) -> list[tuple[int, int, int]]:
+    """All 90 geometries with fewer tokens: the remainders of text and video modulo the ranks are kept."""
+    small = {(row["txt_tokens"] % ranks + ranks, row["img_tokens"] % ranks + 2 * ranks) for row in SP_ROWS}
+    return [(1 + number % 2, text, video) for number, (text, video) in enumerate(sorted(small))]
+
+
+@pytest.mark.parametrize("fixed", [{}, {"ulysses": 1, "cfg": 1}], ids=["as planned", "ring"])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5, 6, 7, 8])
+def test_all_ninety_geometries_run(ranks, fixed, tmp_path):
+    for distances in run_ranks(ranks, tmp_path, compare, scaled(ranks), fixed, torch.float64):
+        assert max(distances) < 1e-10
+
+
+def test_a_geometry_at_its_true_token_count(tmp_path):
+    """256px 16:9, 129 frames: 512 + 8316 tokens on 3 ranks, where the reference asserts."""
+    for distances in run_ranks(3, tmp_path, compare, [(1, 512, 8316)], {"cfg": 1}, torch.float32, timeout=100.0):
+        assert max(distances) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fixed", "rows"),
+    [(2, {"cfg": 2}, 3), (2, {"cfg": 2}, 1), (3, {"cfg": 3}, 2), (4, {"cfg": 2, "ring": 2}, 3)],
+    ids=["3 rows on cfg 2", "1 row on cfg 2", "2 rows on cfg 3", "3 rows on cfg 2 x ring 2"],
+)
+def test_rows_need_not_divide_the_cfg_axis(ranks, fixed, rows, tmp_path):
+    for distances in run_ranks(ranks, tmp_path, compare, [(rows, 5, 23)], fixed, torch.float64):
+        assert max(distances) < 1e-10
+
+
+class Job:
+    def __init__(self, value: int) -> None:
+        self.out_shape = (1, 1, value)
+
+
+def tiles_on_rank() -> list[list[float]] | None:
+    layout = Layout(cfg=dist.get_world_size())
+    axis = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout].video
+    run = spread_tiles(axis, lambda job: job.out_shape[2])
+    outputs = run([Job(n) for n in (3, 1, 4, 1, 5)], lambda job: torch.full((1, *job.out_shape), job.out_shape[2]))
+    made = None if outputs is None else [t.flatten().tolist() for t in outputs]
+    shared = broadcast(axis, torch.tensor([7.0, axis.index]) if axis.index == 0 else None, CPU)
+    assert shared.tolist() == [7.0, 0.0]
+    return made
+
+
+def test_tiles_come_back_in_order_on_the_first_rank(tmp_path):
+    first, *others = run_ranks(3, tmp_path, tiles_on_rank)
+    assert first == [[3] * 3, [1], [4] * 4, [1], [5] * 5]
+    assert others == [None, None]
+
+
+def test_tiles_are_dealt_by_their_cost():
+    assert deal([9, 4, 5, 1, 1], 2) == ((0, 3), (1, 2, 4))
+    assert deal([1], 3) == ((0,), (), ())
