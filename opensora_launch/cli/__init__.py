@@ -54,14 +54,26 @@ def _run(words: list[str]) -> int:
 
         print(complete(rest))
         return 0
-    if verb == "generate":
-        from opensora_launch.cli.generate import generate
-
-        return generate(rest)
-    if verb == "report":
-        from opensora_launch.cli.report import report
-
-        return report(rest)
+    if verb in VERBS:
+        return _run_verb(verb, rest)
     near = difflib.get_close_matches(verb, VERBS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
     raise UserError(f"{verb!r} is not a verb of opensora-launch; {hint}")
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
+    from opensora_launch.cli.flags import FLAGS, parse
+
+    parsed = parse(verb, FLAGS[verb], words)
+    if parsed.has("--help"):
+        from opensora_launch.cli.help import verb_help
+
+        print(verb_help(verb))
+        return 0
+    if verb == "generate":
+        from opensora_launch.cli.generate import generate
+
+        return generate(parsed)
+    from opensora_launch.cli.report import report
+
+    return report(parsed)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from opensora_launch.cli.catalog import groups, keys
-from opensora_launch.cli.flags import GENERATE_FLAGS, REPORT_FLAGS
+from opensora_launch.cli.flags import FLAGS
 from opensora_launch.errors import UserError
 
 # "=" and ":" break words in bash, and our words hold them: a reply is the part behind what bash took for a word.
@@ -42,7 +42,7 @@ def candidates(line: str) -> list[str]:
     word = "" if not words or line[-1].isspace() else words.pop()
     if len(words) <= 1:
         return _starting([*ABOUT, *SHELL_FLAGS], word)
-    flags = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS}.get(words[1], ())
+    flags = FLAGS.get(words[1], ())
     before = next((flag for flag in flags if words[-1] in flag.names and flag.value), None)
     if before:
         return _starting(before.kinds, word)

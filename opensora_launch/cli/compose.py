@@ -95,12 +95,11 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
     """
     parser = OverridesParser.create()
     try:
-        named = any(parser.parse_override(text).key_or_group == "model" for text in overrides)
+        if any(parser.parse_override(text).key_or_group == "model" for text in overrides):
+            return tuple(overrides), ""
         folder = Path(_compose_one(hydra, [text for text in overrides if text.startswith("model.")]).model.folder)
     except (HydraException, UserError):
         return tuple(overrides), ""  # said properly by the checks that follow
-    if named:
-        return tuple(overrides), ""
     missing = folder / RunConfig().model.mmdit_file
     if missing.exists():
         return (f"model={DEFAULT_MODEL}", *overrides), ""
@@ -116,8 +115,7 @@ def _points(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> Iterator[
     _check(hydra, overrides, multirun=multirun)
     parser = OverridesParser.create(config_loader=hydra.config_loader)
     options: list[list[tuple[str, bool]]] = []
-    for text in overrides:
-        override = parser.parse_override(text)
+    for text, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
         if override.is_sweep_override():
             key = override.get_key_element()
             options.append([(f"{key}={value}", True) for value in override.sweep_string_iterator()])

@@ -60,6 +60,7 @@ GENERATE_FLAGS = (
     HELP,
 )
 REPORT_FLAGS = (Flag(("--baseline",), "RUN", "the run to compare with"), HELP)
+FLAGS = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS}
 
 
 def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opensora_launch.cli import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
-from opensora_launch.cli.prepare import Job, prepare_jobs
+from opensora_launch.cli.jobs import Job, prepare_jobs
 from opensora_launch.cli.resume import Resumed, prepare_resume
 from opensora_launch.cli.show import command_lines, plan_table
 from opensora_launch.cli.start import start
@@ -18,14 +18,8 @@ from opensora_launch.launch.run_dir import write_attempt, write_run, write_whole
 from opensora_launch.plan.plan import Machine, Plan
 
 
-def generate(argv: Sequence[str]) -> int:
+def generate(parsed: Parsed) -> int:
     """Everything behind the verb; the exit code."""
-    parsed = parse("generate", GENERATE_FLAGS, argv)
-    if parsed.has("--help"):
-        from opensora_launch.cli.help import generate_help
-
-        print(generate_help())
-        return 0
     if parsed.has("--cfg") or parsed.has("--info"):
         return _show_config(parsed)
     if parsed.has("--resume"):

@@ -43,8 +43,12 @@ Other flags: --version; --shell-completion bash prints a completion script.
 Exit codes: 0 done, 1 failure, 2 your mistake, 130 Ctrl-C."""
 
 
-def generate_help() -> str:
-    """What `opensora-launch generate --help` prints."""
+def verb_help(verb: str) -> str:
+    """What `opensora-launch VERB --help` prints."""
+    return _generate_help() if verb == "generate" else _report_help()
+
+
+def _generate_help() -> str:
     return f"""\
 usage: opensora-launch generate --prompt TEXT [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]
 
@@ -64,8 +68,7 @@ examples:
 {_indent(EXAMPLES)}"""
 
 
-def report_help() -> str:
-    """What `opensora-launch report --help` prints."""
+def _report_help() -> str:
     return f"""\
 usage: opensora-launch report RUN [--baseline RUN]
 

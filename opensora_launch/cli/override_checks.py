@@ -44,7 +44,7 @@ def plain_reason(error: BaseException) -> str:
 
 def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bool) -> Iterator[str]:
     try:
-        override = parser.parse_override(text)
+        (override,) = parser.parse_overrides([text])  # parse_override would leave out what glob() needs
     except HydraException as error:
         yield _not_parsed(text, error)
         return
@@ -73,7 +73,7 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
 
 
 def _not_parsed(text: str, error: HydraException) -> str:
-    key, equals, value = text.partition("=")
+    key, equals, _ = text.partition("=")
     if not equals and not text.startswith("~"):
         return f"{text!r} is neither a flag nor KEY=VALUE; a prompt goes behind --prompt"
     if key in PROMPT_KEYS:

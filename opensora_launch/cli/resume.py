@@ -9,7 +9,7 @@ from typing import Any
 from opensora_launch import __version__
 from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
-from opensora_launch.cli.prepare import Problems, finish_config, machine_of, weight_problems
+from opensora_launch.cli.jobs import Problems, finish_config, machine_of, weight_problems
 from opensora_launch.config import RunConfig
 from opensora_launch.launch.run_dir import missing_videos, plain, read_run
 from opensora_launch.plan.plan import Machine, Plan, make_plan

@@ -48,7 +48,9 @@ def test_a_flag_may_hold_its_value_behind_an_equals_sign() -> None:
 
 def test_the_run_directory_is_complete_and_absolute(empty_folder: Path) -> None:
     folder = 'runs of "me", it\'s $HOME #1 é'
-    attempt, plan, _ = written(["--prompt", "x", "model=tiny", f'runs_dir="{folder.replace(chr(34), chr(92) + chr(34))}"'])
+    attempt, plan, _ = written(
+        ["--prompt", "x", "model=tiny", f'runs_dir="{folder.replace(chr(34), chr(92) + chr(34))}"']
+    )
     run = attempt.parents[1]
     assert attempt.is_absolute()
     assert (attempt.name, run.parent) == ("0", empty_folder / folder)
@@ -66,7 +68,9 @@ def test_two_runs_in_one_second_have_two_folders() -> None:
 
 
 def test_settings_of_a_prompt_win_over_the_run(empty_folder: Path) -> None:
-    (empty_folder / "list.csv").write_text("text,seed,num_steps,guidance,num_samples,neg\nwaves,0,3,2.5,2,ugly\nsea,,,,,\n")
+    (empty_folder / "list.csv").write_text(
+        "text,seed,num_steps,guidance,num_samples,neg\nwaves,0,3,2.5,2,ugly\nsea,,,,,\n"
+    )
     _, plan, lines = written(["--prompts", "list.csv", "model=tiny", "sampling.num_steps=7", "sampling.seed=9"])
     found = [(v.name, v.seed, v.guidance.num_steps, v.guidance.text_scale, v.negative) for v in plan.videos]
     assert found == [("0000_0", 0, 3, 2.5, "ugly"), ("0000_1", 1, 3, 2.5, "ugly"), ("0001_0", 9, 7, 7.5, "")]

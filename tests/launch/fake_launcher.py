@@ -13,7 +13,7 @@ RANKS = Path(__file__).with_name("fake_ranks.py")
 if __name__ == "__main__":
     scenario, attempt, timeout_s = sys.argv[1:]
     argv = [sys.executable, str(RANKS), scenario, "2", "--attempt", attempt]
-    looks = []
+    looks: list[int] = []
     outcome = supervise(
         Task(argv, os.environ, Path(attempt), 2, float(timeout_s)), lambda beats: looks.append(len(beats))
     )

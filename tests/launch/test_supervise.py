@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Path:
-    folder = tmp_path / "it's a \"run\", über $HOME;#" / "attempts" / "0"
+    folder = tmp_path / 'it\'s a "run", über $HOME;#' / "attempts" / "0"
     for name in ("logs", "heartbeat", "telemetry"):
         (folder / name).mkdir(parents=True)
     return folder
@@ -74,9 +74,7 @@ def test_done(attempt: Path) -> None:
         ("nothing", 1, 0, ["without saying why"]),
     ],
 )
-def test_names_the_rank_that_failed_first(
-    attempt: Path, scenario: str, code: int, rank: int, words: list[str]
-) -> None:
+def test_names_the_rank_that_failed_first(attempt: Path, scenario: str, code: int, rank: int, words: list[str]) -> None:
     started = time.monotonic()
     found = finish(launch(scenario, attempt))
     assert (found["code"], found["failure"]["rank"]) == (code, rank)

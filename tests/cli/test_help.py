@@ -1,0 +1,135 @@
+"""Help at once and complete; unknown words answered with the nearest; tab completion."""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from opensora_launch import __version__
+from opensora_launch.cli import main
+from opensora_launch.cli.catalog import groups, keys
+from opensora_launch.cli.completion import SCRIPT, candidates
+from opensora_launch.cli.flags import GENERATE_FLAGS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"]])
+def test_help_is_quick_and_loads_nothing_heavy(argv: list[str]) -> None:
+    code = (
+        "import sys, time\nfrom opensora_launch.cli import main\n"
+        f"assert main({argv!r}) == 0\n"
+        "sys.exit(str(sorted({'torch', 'hydra', 'omegaconf', 'rich'} & set(sys.modules))))"
+    )
+    times = []
+    for _ in range(5):
+        started = time.process_time(), time.monotonic(), os.times()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        ended = os.times()
+        times.append(
+            ended.children_user + ended.children_system - started[2].children_user - started[2].children_system
+        )
+        assert done.stderr.strip() == "[]"
+    assert statistics.median(times) < 0.5  # of CPU: the machine may be busy with other things
+
+
+def test_help_names_every_group_choice_key_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    for group in groups():
+        assert f"\n  {group.name}\n" in text
+        assert [c.name for c in group.choices if f"    {c.name}" not in text] == []
+        assert f"    {group.default}*" in text
+    assert [key.path for key in keys() if f"  {key.path}=" not in text] == []
+    assert [flag.names[0] for flag in GENERATE_FLAGS if f"  {flag.names[0]}" not in text] == []
+    assert "sampling.num_steps=50" in text
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_main_help_has_verbs_examples_and_groups(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert 'generate --prompt "raining, sea"' in text
+    assert "256px*" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"opensora-launch {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["genrate"], "did you mean generate?"),
+        (["generate", "--promt", "x"], "--promt is not a flag of generate; did you mean --prompt?"),
+        (["generate", "--num-steps", "3"], "sampling.num_steps=..."),
+        (["generate", "--seed=3"], "sampling.seed=..."),
+        (["generate", "--prompt"], "--prompt needs a value: --prompt TEXT"),
+        (["generate", "--cfg", "jobs"], "use one of job, hydra, all"),
+        (["generate", "--multirun=yes"], "--multirun takes no value"),
+        (["generate", "--resume", "a", "--resume", "b"], "--resume is given twice"),
+        (["generate", "--resume", "gone"], "gone is not a run's folder"),
+        (["report"], "report takes one run's folder"),
+        (["report", "gone"], "gone is not a run's folder"),
+        (["report", "--basline", "x"], "did you mean --baseline?"),
+        (["--shell-completion", "tcsh"], "takes bash"),
+    ],
+)
+def test_wrong_words_get_one_line_and_exit_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "some"),
+    [
+        ("opensora-launch ", ["generate", "report", "--help"]),
+        ("opensora-launch gen", ["generate"]),
+        ("opensora-launch generate --pro", ["--prompt", "--prompts"]),
+        ("opensora-launch generate topology=cpu", [f"topology=cpu{n}" for n in range(1, 9)]),
+        ("opensora-launch generate vid", ["video=", "video."]),
+        ("opensora-launch generate video.num", ["video.num_frames="]),
+        ("opensora-launch generate model.mmdit.depth", ["model.mmdit.depth=", "model.mmdit.depth_single_blocks="]),
+        ("opensora-launch generate precision=f", ["precision=fp16", "precision=fp32"]),
+        ("opensora-launch generate dry_run=", ["dry_run=true", "dry_run=false"]),
+        ("opensora-launch generate ++launcher=in", ["++launcher=inline"]),
+        ("opensora-launch generate --cfg ", ["job", "hydra", "all"]),
+        ("opensora-launch generate --prompts ", []),
+        ("opensora-launch generate --prompt vid", []),
+    ],
+)
+def test_completion(line: str, some: list[str]) -> None:
+    found = candidates(line)
+    assert [word for word in some if word not in found] == []
+    assert some or not found
+    assert all(word.startswith(line.rpartition(" ")[2]) for word in found)
+
+
+def test_completion_knows_a_sites_own_choices(empty_folder: Path) -> None:
+    (empty_folder / "site" / "topology").mkdir(parents=True)
+    (empty_folder / "site" / "topology" / "lab.yaml").touch()
+    assert candidates("opensora-launch generate --config-dir site topology=la") == ["topology=lab"]
+
+
+def test_the_bash_script_completes(empty_folder: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    command = empty_folder / "opensora-launch"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m opensora_launch.cli "$@"\n')
+    command.chmod(0o755)
+    ask = """
+        COMP_LINE=$1; COMP_POINT=${#COMP_LINE}
+        COMP_WORDS=(./opensora-launch generate topology = cpu); COMP_CWORD=4
+        _opensora_launch; printf '%s\\n' "${COMPREPLY[@]}" """
+    done = subprocess.run(
+        [bash, "-c", SCRIPT + ask, "bash", "./opensora-launch generate topology=cpu"], capture_output=True, text=True
+    )
+    assert done.stdout.split() == [f"cpu{n}" for n in range(1, 9)]

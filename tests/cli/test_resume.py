@@ -1,0 +1,110 @@
+"""`--resume` makes what is missing, on other ranks if asked, and never other videos."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.cli import generate, main, prepare
+from opensora_launch.plan.plan import Machine, Plan
+
+ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
+
+
+@pytest.fixture
+def run(empty_folder: Path) -> Path:
+    """Three prompts with random seeds at two points of a sweep; the first, third and last are made."""
+    argv = [word for text in ("a", "${b}", "c") for word in ("--prompt", text)]
+    argv += ["--negative-prompt", "ugly, ${x}", "-m", "model=tiny", "topology=cpu2", "topology.gpus_per_node=3"]
+    attempt = prepare([*argv, "sampling.seed=null", "sampling.num_steps=3,4"], ONE_RANK)
+    for name in ("0000_0", "0002_0", "0005_0"):
+        (attempt.parents[1] / "samples" / f"{name}.json").write_text("{}")
+    return attempt.parents[1]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    calls: list[tuple[str, Path]] = []
+
+    def start(kind: object, plan: Plan, attempt: Path) -> int:
+        calls.append((str(kind), attempt))
+        return 0
+
+    monkeypatch.setattr(generate, "start", start)
+    return calls
+
+
+def plan_of(folder: Path) -> Plan:
+    return Plan.from_dict(json.loads((folder / "plan.json").read_text()))
+
+
+def test_only_what_is_missing_with_the_same_seeds(run: Path, started: list[tuple[str, Path]]) -> None:
+    assert main(["generate", "--resume", str(run)]) == 0
+    ((_, attempt),) = started
+    assert attempt == run / "attempts" / "1"
+    whole = {video.name: video for video in plan_of(run).videos}
+    assert plan_of(attempt).videos == tuple(whole[name] for name in ("0001_0", "0003_0", "0004_0"))
+    assert plan_of(attempt).machine.ranks == 3
+    assert (attempt / "command.txt").exists()
+
+
+def test_on_other_ranks_and_by_another_launcher(run: Path, started: list[tuple[str, Path]]) -> None:
+    assert main(["generate", "--resume", f"{run}/", "topology=cpu1", "launcher=inline", "sampling.batch_size=2"]) == 0
+    ((kind, attempt),) = started
+    assert kind == "inline"
+    assert plan_of(attempt).machine.ranks == 1
+    assert plan_of(attempt).sampling.batch_size == 2
+
+
+def test_from_another_working_directory(
+    run: Path,
+    started: list[tuple[str, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert main(["generate", "--resume", str(run)]) == 0
+    assert len(started) == 1
+
+
+def test_overrides_that_change_the_videos_are_refused(
+    run: Path, started: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["sampling.guidance=2", "video.num_frames=9", "precision=bf16", "topology=cpu1"]
+    assert main(["generate", "--resume", str(run), *argv, "--prompt", "d"]) == 2
+    said = capsys.readouterr().err
+    assert "sampling.guidance=2.0 would change the videos (the run has 7.5)" in said
+    assert "video.num_frames=9 would" in said
+    assert "precision=bf16 would" in said
+    assert "topology" not in said.replace(str(run), "")
+    assert "--prompt does not go with --resume" in said
+    assert started == []
+    assert not (run / "attempts" / "1").exists()
+
+
+def test_nothing_missing_says_so(
+    run: Path, started: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for video in plan_of(run).videos:
+        (run / "samples" / f"{video.name}.json").write_text("{}")
+    assert main(["generate", "--resume", str(run)]) == 0
+    assert capsys.readouterr().out == f"nothing is missing in {run}\n"
+    assert started == []
+
+
+def test_a_dry_run_of_what_is_missing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--resume", str(run), "dry_run=true"]) == 0
+    assert "3 (3 t2v)" in capsys.readouterr().out
+    assert not (run / "attempts" / "1").exists()
+
+
+def test_a_damaged_run_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "plan.json").write_text("{")
+    assert main(["generate", "--resume", str(run)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_ranks_started_by_hand_resume_too(run: Path) -> None:
+    attempt = prepare(["--resume", str(run), "topology=cpu1"], ONE_RANK)
+    assert attempt == run / "attempts" / "1"
+    assert [video.name for video in plan_of(attempt).videos] == ["0001_0", "0003_0", "0004_0"]

@@ -1,0 +1,81 @@
+"""Points of a sweep that differ only in what each video has for itself are one run; others are runs of their own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.cli import generate, main
+from opensora_launch.cli.flags import GENERATE_FLAGS, parse
+from opensora_launch.cli.jobs import Job, prepare_jobs
+from opensora_launch.errors import UserError
+from opensora_launch.plan.plan import Machine
+
+ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
+
+
+def jobs_of(*words: str) -> tuple[Job, ...]:
+    argv = ["--prompt", "sea", "--prompt", "raining, sea", "-m", "model=tiny", *words]
+    return prepare_jobs(parse("generate", GENERATE_FLAGS, argv), ONE_RANK).jobs
+
+
+def test_seeds_steps_and_guidance_share_one_run() -> None:
+    (job,) = jobs_of("sampling.seed=1,2", "sampling.num_steps=3,4", "sampling.guidance=range(2,4)")
+    videos = job.plan.videos
+    assert len(videos) == 2 * 2 * 2 * 2
+    assert [v.name for v in videos] == [f"{i:04d}_0" for i in range(16)]
+    assert [v.prompt for v in videos[:4]] == ["sea", "raining, sea", "sea", "raining, sea"]
+    found = [(v.seed, v.guidance.num_steps, v.guidance.text_scale) for v in videos[::2]]
+    assert found == [(s, n, g) for s in (1, 2) for n in (3, 4) for g in (2.0, 3.0)]
+
+
+def test_each_line_of_prompts_says_its_point_and_what_the_sweep_chose() -> None:
+    (job,) = jobs_of("sampling.seed=1,2")
+    lines = [(p["index"], p["text"], p["point"], p["overrides"], p["videos"]) for p in job.record.prompts]
+    assert lines == [
+        (0, "sea", 0, ["sampling.seed=1"], ["0000_0"]),
+        (1, "raining, sea", 0, ["sampling.seed=1"], ["0001_0"]),
+        (2, "sea", 1, ["sampling.seed=2"], ["0002_0"]),
+        (3, "raining, sea", 1, ["sampling.seed=2"], ["0003_0"]),
+    ]
+    assert json.dumps(job.record.argv) == '["model=tiny", "sampling.seed=1"]'
+
+
+def test_sizes_are_runs_of_their_own_and_gather_their_points() -> None:
+    jobs = jobs_of("sampling.seed=1,2", "video.num_frames=5,9")
+    assert [(job.plan.geometry.num_frames, len(job.plan.videos)) for job in jobs] == [(5, 4), (9, 4)]
+    assert [number for number, _ in jobs[0].swept] == [0, 2]
+    assert [number for number, _ in jobs[1].swept] == [1, 3]
+    assert jobs[1].swept[0][1] == ("sampling.seed=1", "video.num_frames=9")
+
+
+def test_groups_and_globs_can_be_swept() -> None:
+    assert [job.run.launcher.kind.value for job in jobs_of("launcher=glob(*)")] == ["inline", "torchrun"]
+    assert [job.plan.geometry.num_frames for job in jobs_of("video=256px,tiny")] == [129, 17]
+
+
+def test_a_sweep_of_one_point_is_a_run() -> None:
+    (job,) = jobs_of()
+    assert job.swept == ()
+    assert "point" not in job.record.prompts[0]
+
+
+def test_what_is_wrong_at_a_later_point_stops_all() -> None:
+    with pytest.raises(UserError) as caught:
+        jobs_of("sampling.seed=1,-1", "video.num_frames=17,18")
+    text = str(caught.value)
+    assert "sampling.seed=-1" in text
+    assert "video.num_frames=18" in text
+
+
+def test_a_sweep_runs_one_after_another_and_sums_up(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = iter([0, 1, 0])
+    monkeypatch.setattr(generate, "start", lambda kind, plan, attempt: next(codes))
+    argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
+    assert main(["generate", *argv]) == 1
+    out = capsys.readouterr().out
+    assert "run 2 of 3: video.num_frames=9" in out
+    assert out.splitlines()[-1] == "3 runs: 2 done, failed: 2"
+    assert len(list((empty_folder / "runs").iterdir())) == 3

@@ -1,0 +1,85 @@
+"""Who failed first, from what ranks and torchrun left behind."""
+
+from typing import Any
+
+from opensora_launch.launch.verdict import (
+    Exit,
+    agent_exits,
+    first_failure,
+    how_it_ended,
+    missing_failure,
+    silent_failure,
+)
+from opensora_launch.telemetry.failure import Failure
+from opensora_launch.telemetry.stall import Beat
+
+
+def beat(rank: int, time_s: float = 100.0, state: str = "running", **more: Any) -> Beat:
+    return Beat(rank=rank, host="h", pid=1000 + rank, time_s=time_s, state=state, phase="denoise", **more)
+
+
+def test_torchruns_log_is_read() -> None:
+    log = (
+        "W1120 18:44:56 torch/distributed/elastic/multiprocessing/api.py] Sending process 7 closing signal SIGTERM\n"
+        "E1120 18:44:57 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: -9) "
+        "local_rank: 1 (pid: 4711) of binary: /usr/bin/python\n"
+    )
+    assert agent_exits(log) == (Exit(rank=1, code=-9, pid=4711),)
+
+
+def test_a_rank_that_says_what_is_wrong_with_itself_comes_first() -> None:
+    said = Failure(rank=0, host="h", kind="failure", message="mine", traceback="Traceback")
+    assert first_failure(said, [beat(0), beat(1)], [Exit(1, -9, 5)], {1}, 1) is said
+    user = Failure(rank=0, host="h", kind="user", message="yours")
+    assert first_failure(user, [], [Exit(1, -9, 5)], {1}, 1) is user
+
+
+def test_a_killed_rank_comes_before_what_its_peers_say() -> None:
+    said = Failure(rank=0, host="h", kind="failure", message="rank 1 has not moved")
+    verdict = first_failure(said, [beat(0), beat(1, step=3, steps=6)], [Exit(1, -11, 1001)], set(), 1)
+    assert verdict.rank == 1
+    assert "rank 1 (pid 1001) was killed by SIGSEGV" in verdict.message
+    assert "step 3 of 6" in verdict.message
+
+
+def test_peers_are_believed_before_ranks_that_torchrun_ended() -> None:
+    said = Failure(rank=2, host="h", kind="stalled", message="rank 2 is silent")
+    exits = [Exit(0, 1, 5), Exit(1, -15, 6)]
+    assert first_failure(said, [beat(0), beat(1)], exits, {0, 1}, 1) is said
+
+
+def test_of_several_exits_the_oldest_heartbeat() -> None:
+    exits = [Exit(0, 1, 5), Exit(1, 7, 6), Exit(2, -15, 7)]
+    assert first_failure(None, [beat(0, 100.0), beat(1, 99.0), beat(2, 1.0)], exits, set(), 1).rank == 1
+
+
+def test_ranks_lost_without_a_trace() -> None:
+    verdict = first_failure(None, [beat(0), beat(1, 98.0), beat(2, 99.0)], [], {1, 2}, None)
+    assert (verdict.rank, verdict.kind) == (1, "failure")
+    assert "ended without a word" in verdict.message
+    assert "exit code is 3" in first_failure(None, [], [], set(), 3).message
+
+
+def test_silence() -> None:
+    beats = [beat(0, 100.0), beat(1, 95.0, step=2, steps=6, collective="ring", sequence=9), beat(2, 10.0, "done")]
+    assert silent_failure(beats, 101.0, 10.0) is None
+    verdict = silent_failure(beats, 106.0, 10.0)
+    assert verdict
+    assert (verdict.rank, verdict.kind, verdict.step, verdict.collective) == (1, "stalled", 2, "ring")
+    assert "silent for 11 s" in verdict.message
+    assert "collective ring #9" in verdict.message
+
+
+def test_a_rank_that_never_came() -> None:
+    assert missing_failure([beat(0), beat(1)], 2, 120.0) is None
+    verdict = missing_failure([beat(0), beat(2)], 4, 120.0)
+    assert verdict
+    assert verdict.rank == 1
+
+
+def test_exit_codes_in_words() -> None:
+    assert how_it_ended(7) == "ended with exit code 7"
+    assert "memory" in how_it_ended(-9)
+    assert how_it_ended(-6) == "was killed by SIGABRT"
+    assert how_it_ended(-34) == "was killed by SIGRTMIN"
+    assert how_it_ended(-99) == "was killed by signal 99"
