@@ -9,8 +9,10 @@ from opensora_launch.report.accounting import PARTS
 
 PROMPT_CHARS = 100
 BAR_CHARS = 30
-LEAST_SHARE = 0.005
+LEAST_SHARE = 0.005  # of a part in the summary
+LEAST_WAIT = 0.02  # of what a late rank was in, to be named
 GIB = 1 << 30
+SCOPES = {"job": "the whole job", "denoise": "denoising alone"}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -31,20 +33,20 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         total = sum(r["wall_s"] for r in ranks)
         tries = len(report["attempts"])
         of_ranks = f"{tries} attempts" if tries > 1 else _count(len(ranks), "rank")
-        lines.append(f"where the time went ({of_ranks}, {total:.1f} s of all ranks together):")
+        lines.append(f"where the time went ({of_ranks}, {_s(total)} s of all ranks together):")
         sums = _sums(ranks)
         for part in sorted(PARTS, key=lambda p: -sums[p]):
             share = sums[part] / total if total else 0.0
             if share >= LEAST_SHARE:
                 bar = "#" * max(1, round(share * BAR_CHARS))
-                lines.append(f"  {part:<13} {sums[part]:>9.1f} s {share:>5.0%}  {bar}")
+                lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
     found = report["efficiency"]
     if found is None:
         lines += _wrapped(f"efficiency: none, {report['efficiency_reason']}")
         return lines
-    for scope in ("job", "denoise"):
+    for scope, name in SCOPES.items():
         s = found[scope]
-        lines.append(f"efficiency of the {scope}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
+        lines.append(f"efficiency of {name}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
     lines += _wrapped(f"  baseline, {found['baseline']['kind']}: {found['baseline']['name']}")
     return lines + (_wrapped(f"  {found['fault']}") if found["fault"] else [])
 
@@ -76,13 +78,13 @@ def _used(report: Mapping[str, Any]) -> list[str]:
     if found is None:
         return [*blocks, f"No efficiency is given: {report['efficiency_reason']}."]
     rows = []
-    for scope, name in (("job", "the whole job"), ("denoise", "denoising alone")):
+    for scope, name in SCOPES.items():
         s = found[scope]
-        base = f"{s['t_base_s']:.1f} s on {s['gpus_base']}"
-        rows.append([name, base, f"{s['t_s']:.1f} s on {s['gpus']}", f"{s['speedup']:.2f}", f"{s['efficiency']:.1%}"])
+        base = f"{_s(s['t_base_s'])} s on {s['gpus_base']}"
+        rows.append([name, base, f"{_s(s['t_s'])} s on {s['gpus']}", f"{s['speedup']:.2f}", f"{s['efficiency']:.1%}"])
     base = found["baseline"]
     blocks.append(_table(["time of", f"baseline ({base['kind']})", "this run", "speed-up", "efficiency"], rows))
-    blocks.append(f"Baseline: {_text(base['name'])}, {base['kind']}. How: {_text(base['how'])}.")
+    blocks.append(f"Baseline ({base['kind']}): {_text(base['name'])}. How: {_text(base['how'])}.")
     return blocks + ([f"**Fault: {found['fault']}**"] if found["fault"] else [])
 
 
@@ -112,14 +114,14 @@ def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
     sums = _sums(ranks)
     parts = [part for part in PARTS if sums[part] > 0]
     rows = [
-        [f"{r['rank']}{'' if r['complete'] else ' (cut)'}", f"{r['wall_s']:.1f}"]
+        [f"{r['rank']}{'' if r['complete'] else ' (cut)'}", _s(r["wall_s"])]
         + [_share(r["parts"][part], r["wall_s"]) for part in parts]
         + [_gib(r["peak_memory_bytes"])]
         for r in ranks
     ]
     if len(ranks) > 1:
         total = sum(r["wall_s"] for r in ranks)
-        rows.append(["all", f"{total:.1f}", *(_share(sums[part], total) for part in parts), ""])
+        rows.append(["all", _s(total), *(_share(sums[part], total) for part in parts), ""])
     return _table(["rank", "wall s", *(f"{part} s" for part in parts), "peak GiB"], rows)
 
 
@@ -136,10 +138,10 @@ def _slowest(attempt: Mapping[str, Any]) -> list[str]:
     if not attempt["waited_for"]:
         return []
     most = attempt["waited_for"][0]
-    while_in = _seconds(dict(list(most["while_in"].items())[:3]))
+    while_in = _seconds({k: v for k, v in most["while_in"].items() if v >= LEAST_WAIT * most["seconds"]})
     who = ", ".join(most["by"])
     return [
-        f"Waited for most: rank {most['rank']} on host {most['host']}, {most['seconds']:.1f} s "
+        f"Waited for most: rank {most['rank']} on host {most['host']}, {_s(most['seconds'])} s "
         f"(by rank {who}), while it was in {while_in}."
     ]
 
@@ -173,11 +175,15 @@ def _total(dicts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _seconds(parts: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+    return ", ".join(f"{name} {_s(seconds)} s" for name, seconds in parts.items())
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.{2 if seconds < 10 else 1}f}"
 
 
 def _share(seconds: float, wall_s: float) -> str:
-    return f"{seconds:.1f} ({seconds / wall_s if wall_s else 0.0:.0%})"
+    return f"{_s(seconds)} ({seconds / wall_s if wall_s else 0.0:.0%})"
 
 
 def _gib(count: int | None) -> str:

@@ -195,16 +195,16 @@ def test_summary_lines(tmp_path: Path) -> None:
     lines = summary_lines(build(good_run(tmp_path / "20261120-190000")))
     assert lines == [
         "where the time went (2 ranks, 49.0 s of all ranks together):",
-        "  compute            36.0 s   73%  ######################",
-        "  load                4.0 s    8%  ##",
-        "  vae                 3.0 s    6%  ##",
-        "  communication       2.5 s    5%  ##",
-        "  setup               1.0 s    2%  #",
-        "  text                1.0 s    2%  #",
-        "  waiting             1.0 s    2%  #",
-        "  save                0.5 s    1%  #",
-        "efficiency of the job: 87% (1.74x on 2 ranks)",
-        "efficiency of the denoise: 89% (1.78x on 2 ranks)",
+        "  compute           36.00 s   73%  ######################",
+        "  load               4.00 s    8%  ##",
+        "  vae                3.00 s    6%  ##",
+        "  communication      2.50 s    5%  ##",
+        "  setup              1.00 s    2%  #",
+        "  text               1.00 s    2%  #",
+        "  waiting            1.00 s    2%  #",
+        "  save               0.50 s    1%  #",
+        "efficiency of the whole job: 87% (1.74x on 2 ranks)",
+        "efficiency of denoising alone: 89% (1.78x on 2 ranks)",
         "  baseline, predicted: one rank, predicted from 20261120-190000",
     ]
 
