@@ -14,30 +14,22 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 FILES = sorted(ROOT.rglob("*.py"))
 
 FACTS = {"errors", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
-ON_A_RANK = FACTS | {"parallel", "model", "sampling", "media", "telemetry"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "plan": {"errors", "config"},
-    "media": FACTS,
-    "telemetry": FACTS,
-    "parallel": FACTS,
+    "media": {"errors"},
+    "telemetry": {"errors"},
+    "parallel": {"errors", "plan"},
     "model": {"errors", "config"},  # not parallel: the model does not know that it is split
-    "sampling": FACTS,  # not model and not parallel: the loop gets functions
-    "report": FACTS | {"telemetry"},
-    "launch": FACTS | {"media", "telemetry"},  # heartbeats and first failures say which rank is to blame
-    "worker": ON_A_RANK,  # joins them
-    "verify": ON_A_RANK | {"launch", "worker"},
-    "demo": ON_A_RANK,
-    "cli": FACTS
-    | {"launch", "media", "report", "telemetry", "model.files"},  # of model only the file that looks at files
+    "sampling": {"errors", "plan"},  # not model and not parallel: the loop gets functions
+    "report": {"errors", "plan", "telemetry"},
+    "launch": FACTS | {"telemetry"},  # heartbeats and first failures say which rank is to blame
+    "worker": FACTS | {"parallel", "model", "sampling", "media", "telemetry"},  # joins them
+    "cli": FACTS | {"launch", "media", "report", "telemetry", "model.files"},  # of model only what looks at files
 }
 # Only inside a function: the inline launcher becomes the worker, a worker started by hand prepares its own run.
-MAY_IMPORT_LATE = {
-    "cli": {"demo", "verify", "worker"},
-    "launch": {"worker"},
-    "worker": {"cli", "launch", "report"},
-}
+MAY_IMPORT_LATE = {"cli": {"worker"}, "worker": {"cli", "report"}}
 # A login node has no GPU and often no torch; `--help` answers at once.
 WITHOUT_TORCH = [
     "errors",
@@ -118,8 +110,8 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         ("model", "from .. import parallel", 1),
         ("model", "from . import layers", 0),
         ("model", "if True:\n    def f():\n        import opensora_launch.parallel", 1),
-        ("launch", "from opensora_launch.worker import main", 1),
-        ("launch", "def f():\n    from opensora_launch.worker import main", 0),
+        ("cli", "from opensora_launch.worker import main", 1),
+        ("cli", "def f():\n    from opensora_launch.worker import main", 0),
         ("cli", "from opensora_launch.model.files import check_files", 0),
         ("cli", "from opensora_launch.model import files, load_mmdit", 1),
         ("cli", "import opensora_launch", 0),
