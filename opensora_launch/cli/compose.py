@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -135,9 +135,10 @@ def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:
 
 
 def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
+    search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # more folders with choices
+
     def choices(group: str) -> list[str] | None:
-        loader: Any = hydra.config_loader
-        return loader.get_group_options(group) if loader.repository.group_exists(group) else None
+        return hydra.config_loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
 
     parser = OverridesParser.create(config_loader=hydra.config_loader)
     if problems := override_problems(overrides, parser, choices, multirun=multirun):

@@ -19,17 +19,28 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
         yield _plain_lines(stream)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("ETA"))
+    shown = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (*shown, TextColumn("ETA"), TimeRemainingColumn())
     # No thread of rich: the launcher starts the ranks from here, and a fork with threads is a risk.
-    with Progress(*columns, TimeRemainingColumn(), console=Console(file=stream), auto_refresh=False) as bar:
+    with Progress(*columns, console=Console(file=stream), auto_refresh=False) as bar:
         task = bar.add_task("starting", total=None)
+        most = 0.0
 
         def show(beats: Sequence[Beat]) -> None:
+            nonlocal most
             if beats:
                 done, total = fraction(beats[0])
-                bar.update(task, description=describe(beats[0]), completed=done, total=total)
+                most = max(most, done)  # a video that is denoised and not yet saved has no step
+                bar.update(task, description=describe(beats[0]), completed=most, total=total)
             bar.refresh()
 
         yield show
@@ -37,14 +48,16 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
 
 def describe(beat: Beat) -> str:
     """Phase, video and step in words."""
+    if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos):
+        return "finishing"
     video = f", video {min(beat.videos_done + 1, beat.videos)} of {beat.videos}" if beat.videos else ""
     step = f", step {beat.step + 1} of {beat.steps}" if beat.step is not None and beat.steps else ""
     return f"{beat.phase}{video}{step}"
 
 
 def fraction(beat: Beat) -> tuple[float, float | None]:
-    """(done, total) in videos; the steps of the present one count as parts of it. No total before the first step."""
-    if not beat.videos or (beat.step is None and not beat.videos_done):
+    """(done, total) in videos; the steps of the present one count as parts of it. No total before there is work."""
+    if not beat.videos:
         return 0.0, None
     part = beat.step / beat.steps if beat.step is not None and beat.steps else 0.0
     return min(beat.videos_done + part, beat.videos), float(beat.videos)
@@ -58,8 +71,10 @@ def _plain_lines(stream: TextIO) -> OnBeats:
         if not beats:
             return
         now = time.monotonic()
-        if beats[0].phase != last_phase or now - last_s >= LINE_EVERY_S:
-            last_phase, last_s = beats[0].phase, now
-            print(describe(beats[0]), file=stream, flush=True)
+        said = describe(beats[0])
+        phase = said.partition(",")[0]
+        if phase != last_phase or now - last_s >= LINE_EVERY_S:
+            last_phase, last_s = phase, now
+            print(said, file=stream, flush=True)
 
     return show

@@ -1,6 +1,7 @@
 """Start an attempt, show how it goes, and say how it ended."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> Iterator[str]:
     if outcome.failure:
         yield from failure_lines(outcome.failure, attempt)
     elif outcome.code > 128:
-        yield f"stopped by signal {outcome.code - 128}"
+        yield f"ended by {signal.Signals(outcome.code - 128).name}"
     if missing := missing_videos(attempt.parent.parent, plan.videos):
         yield f"{len(missing)} of {len(plan.videos)} videos are missing; go on with --resume {attempt.parent.parent}"
 
@@ -69,11 +70,10 @@ def failure_lines(failure: Failure, attempt: Path) -> Iterator[str]:
     if failure.kind == "user":
         yield f"error: {failure.message}"
         return
-    rank = f"rank {failure.rank}" + (f" on {failure.host}" if failure.host else "")
-    place = [f"phase {failure.phase}"] if failure.phase else []
-    place += [f"step {failure.step}"] if failure.step is not None else []
-    place += [f"collective {failure.collective}"] if failure.collective else []
-    yield f"error: {rank} {failure.kind}{f' in {chr(44).join(place)}' if place else ''}: {failure.message}"
+    place = f" in phase {failure.phase}" if failure.phase else ""
+    place += f", step {failure.step}" if failure.step is not None else ""
+    named = failure.message.startswith("rank")  # a verdict on a rank says who and where; a rank's own error does not
+    yield f"error: {'' if named else f'rank {failure.rank} on {failure.host} failed{place}: '}{failure.message}"
     log = attempt / "logs" / f"rank{failure.rank}.log"
     if not log.exists() or not log.stat().st_size:
         log = log.with_name(AGENT_LOG)
