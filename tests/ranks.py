@@ -15,7 +15,13 @@ from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 # Ranks fork from a server that has imported all this once: 0.2 s for four ranks, not 3 s for each.
 # A module that is not there is passed over.
-PRELOAD = ["tests.ranks", "pytest", "torch.distributed.tensor", "opensora_launch.model", "opensora_launch.parallel"]
+PRELOAD = [
+    "tests.ranks",
+    "pytest",
+    "torch.distributed.tensor",
+    "opensora_launch.worker",
+    "opensora_launch.parallel.rows",
+]
 get_context("forkserver").set_forkserver_preload(PRELOAD)
 
 

@@ -1,4 +1,7 @@
-"""One rank makes its share of the run's videos: load, encode text, denoise, decode, save."""
+"""One rank makes its share of the run's videos: load, encode text, denoise, decode, save.
+
+Shapes: C T H W latents of a video, 3 F Y X its pixels.
+"""
 
 import json
 import logging
@@ -161,7 +164,7 @@ def _encode_references(job: Job, networks: Networks, video: VideoRequest) -> lis
 
 def decode_video(
     job: Job, networks: Networks, video: VideoRequest, latent: Float[Tensor, "C T H W"]
-) -> Float[Tensor, "3 T H W"] | None:
+) -> Float[Tensor, "3 F Y X"] | None:
     """Pixels on the group's first rank, None on the others."""
     cfg = job.plan.model.vae
     with job.recorder.span("vae", video=video.name):
@@ -169,7 +172,7 @@ def decode_video(
     return None if pixels is None else pixels[0, :, : job.plan.geometry.num_frames]
 
 
-def _save(job: Job, video: VideoRequest, pixels: Float[Tensor, "3 T H W"]) -> None:
+def _save(job: Job, video: VideoRequest, pixels: Float[Tensor, "3 F Y X"]) -> None:
     """The video, then the record of its completion; both appear whole or not at all."""
     folder = job.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
