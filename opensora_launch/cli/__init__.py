@@ -13,7 +13,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
-VERBS = ("generate", "report")
+VERBS = ("generate", "verify", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +74,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
         from opensora_launch.cli.generate import generate
 
         return generate(parsed)
+    if verb == "verify":
+        from opensora_launch.cli.verify import verify
+
+        return verify(parsed)
     from opensora_launch.cli.report import report
 
     return report(parsed)

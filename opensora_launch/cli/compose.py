@@ -65,16 +65,28 @@ def compose(overrides: Sequence[str], *, multirun: bool, config_dir: Path | None
     """The config of every point. Raises UserError with every override that is wrong."""
     with hydra_session(config_dir) as hydra:
         overrides, note = with_model(hydra, overrides, config_dir)
-        return Composed(tuple(_points(hydra, overrides, multirun)), note)
+        expanded = _expand(hydra, overrides, multirun)
+        return Composed(tuple(Point(texts, swept, _compose_one(hydra, texts)) for texts, swept in expanded), note)
 
 
-def show(overrides: Sequence[str], *, cfg: str, package: str | None, resolve: bool, config_dir: Path | None) -> str:
-    """The composed config as YAML, and why the model is what it is; what `--cfg` asks for goes to stdout."""
+@dataclass(frozen=True)
+class Shown:
+    """What `--cfg` asks for: "job", "hydra" or "all", perhaps only the part under `package`, with ${...} replaced."""
+
+    kind: str
+    package: str | None
+    resolve: bool
+
+
+def show(overrides: Sequence[str], what: Shown, *, multirun: bool, config_dir: Path | None) -> str:
+    """Print the composed config as YAML, of every point of a sweep; return why the model is what it is."""
     with hydra_session(config_dir) as hydra:
         overrides, note = with_model(hydra, overrides, config_dir)
-        _check(hydra, overrides, multirun=False)
-        with _as_user_error():
-            hydra.show_cfg(CONFIG_NAME, list(overrides), cfg, package, resolve)
+        for texts, swept in _expand(hydra, overrides, multirun):
+            if swept:
+                print(f"---\n# {' '.join(swept)}")
+            with _as_user_error():
+                hydra.show_cfg(CONFIG_NAME, list(texts), what.kind, what.package, what.resolve)
         return note
 
 
@@ -111,7 +123,10 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
     )
 
 
-def _points(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> Iterator[Point]:
+def _expand(
+    hydra: Hydra, overrides: Sequence[str], multirun: bool
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """(all overrides, those that the sweep chose) of every point."""
     _check(hydra, overrides, multirun=multirun)
     parser = OverridesParser.create(config_loader=hydra.config_loader)
     options: list[list[tuple[str, bool]]] = []
@@ -122,8 +137,7 @@ def _points(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> Iterator[
         else:
             options.append([(text, False)])
     for chosen in itertools.product(*options):
-        texts = tuple(text for text, _ in chosen)
-        yield Point(texts, tuple(text for text, swept in chosen if swept), _compose_one(hydra, texts))
+        yield tuple(text for text, _ in chosen), tuple(text for text, swept in chosen if swept)
 
 
 def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:

@@ -38,6 +38,7 @@ class Parsed:
 
 
 HELP = Flag(("--help", "-h"), "", "show this text")
+CONFIG_DIR = Flag(("--config-dir", "-cd"), "FOLDER", "a folder with more YAML files, for groups of your own")
 GENERATE_FLAGS = (
     Flag(("--prompt",), "TEXT", "what to show; once for each video", repeats=True),
     Flag(("--prompts",), "FILE", "a csv, jsonl or txt file of prompts", repeats=True),
@@ -55,12 +56,19 @@ GENERATE_FLAGS = (
         kinds=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
         unsaid="all",
     ),
-    Flag(("--config-dir", "-cd"), "FOLDER", "a folder with more YAML files, for groups of your own"),
+    CONFIG_DIR,
     Flag(("--shell-completion", "-sc"), "bash", 'print a script: eval "$(opensora-launch --shell-completion bash)"'),
     HELP,
 )
 REPORT_FLAGS = (Flag(("--baseline",), "RUN", "the run to compare with"), HELP)
-FLAGS = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS}
+VERIFY_FLAGS = (
+    Flag(
+        ("--case",), "FILE", "a stored case (docs/verify.md); without one, the current model is checked", repeats=True
+    ),
+    CONFIG_DIR,
+    HELP,
+)
+FLAGS = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS, "verify": VERIFY_FLAGS}
 
 
 def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:

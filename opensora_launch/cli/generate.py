@@ -55,11 +55,12 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None) -> Path:
 def _show_config(parsed: Parsed) -> int:
     folder = parsed.one("--config-dir")
     config_dir = None if folder is None else Path(folder)
+    multirun = parsed.has("--multirun")
     if cfg := parsed.one("--cfg"):
-        package, resolve = parsed.one("--package"), parsed.has("--resolve")
-        note = compose.show(parsed.rest, cfg=cfg, package=package, resolve=resolve, config_dir=config_dir)
+        what = compose.Shown(cfg, parsed.one("--package"), parsed.has("--resolve"))
+        note = compose.show(parsed.rest, what, multirun=multirun, config_dir=config_dir)
     else:
-        info, multirun = parsed.one("--info") or "all", parsed.has("--multirun")
+        info = parsed.one("--info") or "all"
         note = compose.show_info(parsed.rest, info=info, multirun=multirun, config_dir=config_dir)
     _note(note)
     return 0

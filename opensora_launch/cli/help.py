@@ -5,10 +5,11 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
-from opensora_launch.cli.flags import GENERATE_FLAGS, REPORT_FLAGS, Flag
+from opensora_launch.cli.flags import GENERATE_FLAGS, REPORT_FLAGS, VERIFY_FLAGS, Flag
 
 ABOUT = {
     "generate": "make videos from prompts, on one GPU or many",
+    "verify": "compare N ranks with one, and with stored tensors",
     "report": "show where each rank's time went, from the files of a run",
 }
 EXAMPLES = """\
@@ -18,7 +19,8 @@ opensora-launch generate --prompt "waves" --ref beach.png sampling.num_steps=30
 opensora-launch generate --prompt "a cat's eye" video=custom video.width_px=512 video.height_px=320 topology=cpu2
 opensora-launch generate --prompt "waves" dry_run=true             the plan and the command, nothing started
 opensora-launch generate --prompt "waves" -m sampling.seed=1,2,3   a sweep; one run, as only seeds differ
-opensora-launch generate --resume runs/20260131-120000 topology=4gpu"""
+opensora-launch generate --resume runs/20260131-120000 topology=4gpu
+opensora-launch verify topology=cpu4 layout.ring=2                 the same video on 4 ranks and on one?"""
 
 
 def main_help() -> str:
@@ -45,7 +47,7 @@ Exit codes: 0 done, 1 failure, 2 your mistake, 130 Ctrl-C."""
 
 def verb_help(verb: str) -> str:
     """What `opensora-launch VERB --help` prints."""
-    return _generate_help() if verb == "generate" else _report_help()
+    return {"generate": _generate_help, "verify": _verify_help, "report": _report_help}[verb]()
 
 
 def _generate_help() -> str:
@@ -76,6 +78,17 @@ Write report.json and report.md of a run from its telemetry, and print the summa
 
 flags:
 {_flags(REPORT_FLAGS)}"""
+
+
+def _verify_help() -> str:
+    return f"""\
+usage: opensora-launch verify [--case FILE ...] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+Run stored cases, or a small video of the current model, on a topology and layout and on one rank. Prints a line per
+compared tensor; exit code 0 when all agree, 1 otherwise. Groups and keys are those of generate.
+
+flags:
+{_flags(VERIFY_FLAGS)}"""
 
 
 def _indent(text: str) -> str:

@@ -5,6 +5,7 @@ Hydra stops at the first, and answers a typing mistake with advice to add a new 
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -90,8 +91,8 @@ def _is_a_flag(text: str) -> str:
 def _quoted(text: str) -> str:
     """The override with its value quoted for Hydra, and the whole for the shell."""
     key, _, value = text.partition("=")
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value).replace("'", "'\\''")
-    return f"""'{key}="{escaped}"'"""
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value).replace("${", "\\${")
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _wrong_choices(group: str, override: Override, values: list[str] | None, allowed: Sequence[str]) -> Iterator[str]:

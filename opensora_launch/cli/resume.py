@@ -1,6 +1,8 @@
 """`--resume RUN`: the same run, only what is missing, perhaps on other ranks."""
 
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,17 @@ from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.cli.jobs import Problems, finish_config, machine_of, weight_problems
 from opensora_launch.config import RunConfig
+from opensora_launch.launch.processes import is_alive
 from opensora_launch.launch.run_dir import missing_videos, plain, read_run
 from opensora_launch.plan.plan import Machine, Plan, make_plan
+from opensora_launch.telemetry.heartbeat import read_heartbeats
 
 # What may differ from the run's config: where and how the videos are made, not which.
 FREE = (
     "topology", "layout", "launcher", "attention", "profile", "dry_run", "runs_dir",
     "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows",
 )  # fmt: skip
+FRESH_S = 10.0  # twenty heartbeats
 OF_THE_RUN = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun", "--config-dir")
 
 
@@ -40,6 +45,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
         [f"{name} does not go with --resume: the videos are the run's own" for name in OF_THE_RUN if parsed.has(name)]
     )
     plan, config, argv = read_run(run_dir)
+    problems.add(still_running(run_dir))
     before = parse("generate", GENERATE_FLAGS, argv)
     folder = before.one("--config-dir")
     overrides = (*_still_valid(before.rest, parsed.rest), *parsed.rest)
@@ -56,6 +62,16 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
         resumed = Resumed(run_dir, run, make_plan(run, found, missing, __version__), tuple(unfit))
     problems.stop(f"{run_dir} cannot be resumed")
     return resumed
+
+
+def still_running(run_dir: Path) -> list[str]:
+    """A line if ranks are at work on this run: their heartbeats are fresh."""
+    folders = (run_dir / "attempts").glob("*/heartbeat")
+    fresh = [
+        b for f in folders for b in read_heartbeats(f) if b.state == "running" and time.time() - b.time_s < FRESH_S
+    ]
+    alive = [b for b in fresh if b.host != socket.gethostname() or is_alive(b.pid)]
+    return [f"it is still being made: rank {b.rank} runs on {b.host} (pid {b.pid}); end that first" for b in alive[:1]]
 
 
 def _still_valid(before: Sequence[str], new: Sequence[str]) -> list[str]:

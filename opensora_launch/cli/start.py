@@ -48,7 +48,7 @@ def _inline(attempt: Path) -> Outcome:
 
 def _torchrun(kind: LauncherKind, plan: Plan, attempt: Path) -> Outcome:
     argv = command(kind, plan.machine, attempt)
-    task = Task(argv, environment(plan, os.environ), attempt, plan.machine.ranks, plan.timeout_s)
+    task = Task(argv, environment(plan.threads_per_rank, os.environ), attempt, plan.machine.ranks, plan.timeout_s)
     with progress() as show:
         return supervise(task, show)
 

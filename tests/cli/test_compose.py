@@ -1,5 +1,6 @@
 """Every group composes, every wrong key, type and value is one clear line, and Hydra's own ways work."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,23 @@ def test_cfg_prints_yaml_only_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["generate", "--cfg", "hydra"]) == 0
     assert "hydra" in yaml.safe_load(capsys.readouterr().out)
     assert main(["generate", "--cfg", "job", "video=512px"]) == 2
+
+
+def test_cfg_of_a_sweep_prints_every_point(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert main(["generate", "--cfg", "job", "-p", "topology", "-m", "model=tiny", "topology=cpu1,cpu3"]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [d["gpus_per_node"] for d in documents] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat's eye", 'say "no", (now)', "ends in \\", 'x\\"y', "50% ${oc.env:HOME}", "été, $(x)"]
+)
+def test_the_quoting_that_is_advised_works(text: str) -> None:
+    (line,) = problems_of("model=tiny", f"sampling.negative_prompt=({text}")
+    (advised,) = shlex.split(line.partition("quote the value: ")[2])
+    assert run_of("model=tiny", advised).sampling.negative_prompt == f"({text}"
 
 
 def test_info_says_where_the_config_comes_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,14 @@
 """`--resume` makes what is missing, on other ranks if asked, and never other videos."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from opensora_launch.cli import generate, main, prepare
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.telemetry.heartbeat import Heartbeat
 
 ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
 
@@ -90,6 +92,18 @@ def test_nothing_missing_says_so(
     assert main(["generate", "--resume", str(run)]) == 0
     assert capsys.readouterr().out == f"nothing is missing in {run}\n"
     assert started == []
+
+
+def test_a_run_that_is_still_being_made_is_left_alone(
+    run: Path, started: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    beat = Heartbeat(run / "attempts" / "0" / "heartbeat" / "rank0.json", rank=0, host=socket.gethostname())
+    beat.write(beat.beat(beat.now()))
+    assert main(["generate", "--resume", str(run)]) == 2
+    assert f"it is still being made: rank 0 runs on {socket.gethostname()}" in capsys.readouterr().err
+    beat.write(beat.beat(beat.now() - 60))
+    assert main(["generate", "--resume", str(run)]) == 0
+    assert len(started) == 1
 
 
 def test_a_dry_run_of_what_is_missing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

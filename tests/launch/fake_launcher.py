@@ -6,13 +6,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from opensora_launch.config import LauncherKind
+from opensora_launch.launch.command import WORKER, command
 from opensora_launch.launch.supervise import Task, supervise
+from opensora_launch.plan.plan import Machine
 
 RANKS = Path(__file__).with_name("fake_ranks.py")
 
 if __name__ == "__main__":
     scenario, attempt, timeout_s = sys.argv[1:]
     argv = [sys.executable, str(RANKS), scenario, "2", "--attempt", attempt]
+    if scenario.startswith("torchrun-"):
+        made = command(LauncherKind.torchrun, Machine("cpu", 1, 2, 2), Path(attempt))
+        ranks = [str(RANKS), "rank", scenario.removeprefix("torchrun-"), "of-torchrun", "--attempt", attempt]
+        argv = made[: made.index(WORKER) - 1] + ranks
     looks: list[int] = []
     outcome = supervise(
         Task(argv, os.environ, Path(attempt), 2, float(timeout_s)), lambda beats: looks.append(len(beats))

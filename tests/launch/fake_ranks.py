@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-STUBBORN = ("crash", "stubborn")
+STUBBORN = ("crash", "stubborn", "victim")
 
 
 def beat(attempt: Path, rank: int, state: str = "running", step: int = 3) -> None:
@@ -55,6 +55,9 @@ def be_rank(scenario: str, rank: int, attempt: Path) -> int:
     if scenario == "victim":
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        while not (attempt / "heartbeat" / "rank1.json").exists():
+            time.sleep(0.05)
+        time.sleep(1.0)  # that rank is dead by now, and torchrun has seen it
         say(attempt, 0, "failure", "rank 1 lives but has not moved", "")
         return 1
     if scenario == "stopped" and rank == 1:
@@ -91,7 +94,8 @@ def be_agent(scenario: str, ranks: int, attempt: Path) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "rank":
-        sys.exit(be_rank(sys.argv[2], int(sys.argv[3]), Path(sys.argv[5])))
+        rank = os.environ["RANK"] if sys.argv[3] == "of-torchrun" else sys.argv[3]
+        sys.exit(be_rank(sys.argv[2], int(rank), Path(sys.argv[5])))
     if sys.argv[1] == "nothing":
         print("No module named opensora_launch", flush=True)
         sys.exit(1)
