@@ -62,9 +62,7 @@ GENERATE_FLAGS = (
 )
 REPORT_FLAGS = (Flag(("--baseline",), "RUN", "the run to compare with"), HELP)
 VERIFY_FLAGS = (
-    Flag(
-        ("--case",), "FILE", "a stored case (docs/verify.md); without one, the current model is checked", repeats=True
-    ),
+    Flag(("--case",), "FILE", "a stored case (docs/verify.md); without one the current model is checked", repeats=True),
     CONFIG_DIR,
     HELP,
 )

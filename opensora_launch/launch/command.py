@@ -11,9 +11,9 @@ from opensora_launch.plan.plan import Machine, Plan
 WORKER = "opensora_launch.worker"
 
 
-def command(kind: LauncherKind, machine: Machine, attempt: Path) -> list[str]:
-    """argv that makes the videos of an attempt. Each rank opens logs/rank<R>.log itself."""
-    worker = ["-m", WORKER, "--attempt", str(attempt)]
+def command(kind: LauncherKind, machine: Machine, attempt: Path, work: str = "--attempt") -> list[str]:
+    """argv that makes the videos of an attempt, or with "--verify" compares. Ranks open logs/rank<R>.log themselves."""
+    worker = ["-m", WORKER, work, str(attempt)]
     if kind is LauncherKind.inline:
         return [sys.executable, *worker]
     # A host that cannot look up its own name is common; --standalone would ask for it without --local-addr.
@@ -21,9 +21,9 @@ def command(kind: LauncherKind, machine: Machine, attempt: Path) -> list[str]:
     return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), *worker]
 
 
-def environment(plan: Plan, base: Mapping[str, str]) -> dict[str, str]:
+def environment(threads_per_rank: int, base: Mapping[str, str]) -> dict[str, str]:
     """`base` for the ranks: their threads, and GPUs numbered as NVML numbers them."""
-    return {**base, "OMP_NUM_THREADS": str(plan.threads_per_rank), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {**base, "OMP_NUM_THREADS": str(threads_per_rank), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def command_text(argv: list[str], plan: Plan) -> str:

@@ -143,6 +143,8 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     frames, height, width = shape[2:]
     generator = torch.Generator().manual_seed(option["seed"])
     noise = pack(torch.randn(shape, generator=generator), patch).to(case.device)
+    if not torch.equal(noise, case.tensors["noise_packed"]):
+        raise UserError(f"the noise of {case.path.stem} is not the stored one: its seed or torch's generator differs")
     tokens_per_frame = (height // patch) * (width // patch)
     batch = Batch(
         name=case.path.stem,
@@ -159,7 +161,7 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     latents = unpack(final, frames, height, width, patch)
     refs = [x[0] for name, x in sorted(case.tensors.items()) if name.startswith("ref_latent.")]
     latents = torch.stack([restore_given(x, case.data["cond_type"], refs) for x in latents])
-    out = {"noise_packed": noise, "final_packed": final, "video": latents}
+    out = {"final_packed": final, "video": latents}
     if spec := case.data.get("vae"):
         vae, cfg = _vae(case, spec)
         run = spread_tiles(model.meshes[1].video, tile_cost)

@@ -31,7 +31,7 @@ def test_the_shells_line_gives_the_same_argv_and_environment() -> None:
     argv = command(LauncherKind.torchrun, machine, HOSTILE)
     words = shlex.split(command_text(argv, plan))
     assert words[2:] == argv
-    env = environment(plan, {"PATH": "/bin"})
+    env = environment(plan.threads_per_rank, {"PATH": "/bin"})
     assert env == {"PATH": "/bin", "OMP_NUM_THREADS": "3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert words[:2] == [f"{name}={env[name]}" for name in ("OMP_NUM_THREADS", "CUDA_DEVICE_ORDER")]
 

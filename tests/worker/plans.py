@@ -1,6 +1,7 @@
 """Small plans for tests: the tiny model, a few steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from opensora_launch.config import (
     Init,
@@ -49,7 +50,7 @@ def small_plan(
     *,
     layout: LayoutConfig | None = None,
     frames: int = 9,
-    **sampling: object,
+    **sampling: Any,
 ) -> Plan:
     run = RunConfig(
         model=TINY,

@@ -1,0 +1,106 @@
+"""`verify` holds for the reference's cases, and fails where it should."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from opensora_launch.config import LayoutConfig
+from opensora_launch.errors import UserError
+from opensora_launch.plan.plan import Machine
+from opensora_launch.plan.verify import VerifySpec
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.worker.cases import read_case
+from opensora_launch.worker.start import Rank
+from opensora_launch.worker.verify import run_verify
+from tests.ranks import run_ranks
+from tests.worker.plans import small_plan, video
+
+REFERENCE = Path(__file__).parent.parent / "reference"
+CASES = sorted(p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit", "sampling", "vae")))
+
+
+def on_rank(spec: VerifySpec, attempt: str) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
+    run_verify(spec, Path(attempt), Rank(rank, rank, world, world), beat)
+
+
+def verify(ranks: int, layout: LayoutConfig, cases: list[Path], tmp_path: Path, **more: Any) -> list[dict]:
+    spec = VerifySpec(Machine("cpu", 1, ranks, 2), layout, "auto", 1, 60.0, tuple(str(c) for c in cases), **more)
+    run_ranks(ranks, tmp_path, on_rank, spec, str(tmp_path), timeout=100.0)
+    return [json.loads(line) for line in (tmp_path / "verify.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [(1, LayoutConfig()), (3, LayoutConfig(ring=3)), (4, LayoutConfig(cfg=2, ulysses=2))],
+    ids=["1 rank", "ring 3", "cfg 2 x ulysses 2"],
+)
+def test_every_reference_case_holds(ranks, layout, tmp_path):
+    lines = verify(ranks, layout, CASES, tmp_path)
+    assert {line["case"] for line in lines} == {c.stem for c in CASES}
+    assert len(lines) == sum(len(json.loads(c.read_text())["compare"]) for c in CASES)
+    assert [line for line in lines if not line["ok"]] == []
+
+
+def altered(tmp_path: Path, name: str, tensor: str, value: float) -> Path:
+    """A copy of a case with one element of one tensor changed."""
+    case = json.loads((REFERENCE / f"{name}.json").read_text())
+    tensors = load_file(REFERENCE / case["file"])
+    tensors[tensor].view(-1)[5] += value
+    save_file(tensors, tmp_path / case["file"])
+    for file in {case["weights"]["file"], case["vae"]["file"]} - {case["file"]}:
+        shutil.copy(REFERENCE / file, tmp_path / file)
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(case))
+    return path
+
+
+@pytest.mark.parametrize("value", [0.1, float("nan")])
+def test_one_wrong_element_is_found(value, tmp_path):
+    lines = verify(1, LayoutConfig(), [altered(tmp_path, "sampling_t2v_batch2", "final_packed", value)], tmp_path)
+    assert {line["tensor"]: line["ok"] for line in lines} == {"final_packed": False, "video": True}
+
+
+def test_another_noise_is_found(tmp_path):
+    path = altered(tmp_path, "sampling_t2v_batch2", "final_packed", 0.0)
+    case = json.loads(path.read_text())
+    case["sampling_option"]["seed"] += 1
+    path.write_text(json.dumps(case))
+    with pytest.raises(AssertionError, match="the noise of sampling_t2v_batch2 is not the stored one"):
+        verify(1, LayoutConfig(), [path], tmp_path)
+
+
+def test_the_current_model_without_a_case(tmp_path):
+    plan = small_plan(2, [video()], layout=LayoutConfig(dp=1))
+    lines = verify(2, LayoutConfig(), [], tmp_path, plan=plan)
+    assert [(line["tensor"], line["ok"], line["max_abs_stored"]) for line in lines] == [
+        ("0000_0.latent", True, None),
+        ("0000_0.video", True, None),
+    ]
+    assert 0 < lines[0]["max_abs_one_rank"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not a case"),
+        ('{"file": "none.safetensors", "kind": "mmdit"}', "cannot be read"),
+        ('{"file": "mmdit_tiny_t2v.safetensors", "kind": "audio", "compare": {}}', "verify knows mmdit, vae, sampling"),
+        (
+            '{"file": "mmdit_tiny_t2v.safetensors", "kind": "mmdit", "compare": {"video": {}}}',
+            "lacks tensors that bad.json compares",
+        ),
+    ],
+)
+def test_a_bad_case_is_one_line(text, said, tmp_path):
+    shutil.copy(REFERENCE / "mmdit_tiny_t2v.safetensors", tmp_path)
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_case(tmp_path / "bad.json", torch.device("cpu"))
