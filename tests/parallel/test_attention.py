@@ -66,8 +66,8 @@ def ring_in_bf16() -> torch.Tensor:
     mesh = mesh_of(Layout(ring=4))
     tokens, heads = 256, 2
     mine = share_slices(tokens, 4)[mesh.ring.index]
-    parts = (x[:, mine].bfloat16() for x in qkv(tokens, heads))
-    return ring_attention(*parts, share_sizes(tokens, 4), mesh.ring, kernel(torch.bfloat16))
+    q, k, v = (x[:, mine].bfloat16() for x in qkv(tokens, heads))
+    return ring_attention(q, k, v, share_sizes(tokens, 4), mesh.ring, kernel(torch.bfloat16))
 
 
 def merged_in_bf16(q, k, v) -> torch.Tensor:
@@ -76,13 +76,15 @@ def merged_in_bf16(q, k, v) -> torch.Tensor:
     for part in share_slices(256, 4):
         running = merge(running, *kernel(torch.bfloat16)(q, k[:, part], v[:, part]))
         running = (running[0].bfloat16(), running[1])
+    assert running is not None
     return running[0]
 
 
 def test_a_bf16_ring_keeps_its_running_result_in_fp32(tmp_path):
     got = torch.cat(run_ranks(4, tmp_path, ring_in_bf16), dim=1).double()
     low = [x.bfloat16() for x in qkv(256, 2)]
-    exact = F.scaled_dot_product_attention(*(x.double().transpose(1, 2) for x in low)).transpose(1, 2)
+    q, k, v = (x.double().transpose(1, 2) for x in low)
+    exact = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     error, rounded = ((x.double() - exact).abs().mean() for x in (got, merged_in_bf16(*low)))
     assert error < 0.9 * rounded, f"{error:.2e} against {rounded:.2e}"
 
@@ -93,6 +95,7 @@ def test_merging_blocks_is_softmax_over_their_union():
     for part in share_slices(12, 5):
         merged = merge(merged, *kernel(torch.float64)(q, k[:, part], v[:, part]))
     want, lse = kernel(torch.float64)(q, k, v)
+    assert merged is not None
     torch.testing.assert_close(merged[0], want, rtol=0, atol=1e-12)
     torch.testing.assert_close(merged[1], lse, rtol=0, atol=1e-12)
 

@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,13 @@ from tests.ranks import run_ranks
 
 SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]
 CPU = torch.device("cpu")
-SMALL = {
+HEADS = 3
+SMALL: dict[str, Any] = {
     "in_channels": 4,
     "vec_in_dim": 6,
     "context_in_dim": 8,
     "hidden_size": 24,
-    "num_heads": 3,
+    "num_heads": HEADS,
     "depth": 1,
     "depth_single_blocks": 1,
     "axes_dim": [2, 2, 4],
@@ -64,7 +66,7 @@ def compare(cases: list[tuple[int, int, int]], fixed: dict[str, int], dtype: tor
     kernel = choose_attention("cpu_flash", device=CPU, dtype=dtype, head_dim=8).call
     chosen = {}
     for rows, text, video in cases:
-        facts = LayoutFacts(world, world, SMALL["num_heads"], 1, rows, text + video)
+        facts = LayoutFacts(world, world, HEADS, 1, rows, text + video)
         chosen[rows, text, video] = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
     meshes = build_meshes([*dict.fromkeys(chosen.values()), alone], rank, timedelta(seconds=60), unrecorded)
     distances = []

@@ -49,7 +49,7 @@ def test_an_empty_prompt_needs_one_row():
 @pytest.mark.parametrize("equal_to", [(0, 1, 1), (0, 1, 2), (0, 0, 2), (0, 0, 0)])
 def test_pruned_rows_mix_to_the_same_sum(scales, equal_to):
     """With outputs that are equal where inputs are, dropping and merging rows changes nothing."""
-    guidance = Guidance(3, *scales, text_osci=False, image_osci=False, temporal_osci=True)
+    guidance = Guidance(3, scales[0], scales[1], text_osci=False, image_osci=False, temporal_osci=True)
     outputs = [(2.0, -5.0, 11.0)[equal_to[b]] for b in range(3)]
     full = branch_weights(guidance, 1, 4)
     want = [sum(full[b][f] * outputs[b] for b in range(3)) for f in range(4)]

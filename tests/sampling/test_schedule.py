@@ -47,7 +47,7 @@ def test_noise_and_packing(case):
     n, patch, shape = case["case"], case["patch_size"], case["noise_shape"]
     noise = PACKED[f"{n}.noise"]
     assert torch.equal(pack(noise, patch), PACKED[f"{n}.packed"])
-    assert torch.equal(unpack(PACKED[f"{n}.packed"], *shape[2:], patch), noise)
+    assert torch.equal(unpack(PACKED[f"{n}.packed"], shape[2], shape[3], shape[4], patch), noise)
     ids = position_ids(shape[2], shape[3] // patch, shape[4] // patch, CPU)
     assert torch.equal(ids[0], PACKED[f"{n}.prepare.img_ids"][0])
     if shape[0] == 1:  # one generator a video: the reference's draw where it makes one
