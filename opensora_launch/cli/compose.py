@@ -83,11 +83,21 @@ def show(overrides: Sequence[str], what: Shown, *, multirun: bool, config_dir: P
     with hydra_session(config_dir) as hydra:
         overrides, note = with_model(hydra, overrides, config_dir)
         for texts, swept in _expand(hydra, overrides, multirun):
+            _check_package(hydra, texts, what.package)
             if swept:
                 print(f"---\n# {' '.join(swept)}")
             with _as_user_error():
                 hydra.show_cfg(CONFIG_NAME, list(texts), what.kind, what.package, what.resolve)
         return note
+
+
+def _check_package(hydra: Hydra, overrides: Sequence[str], package: str | None) -> None:
+    if package in (None, "_global_"):
+        return
+    with _as_user_error():
+        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+    if OmegaConf.select(config, package) is None:
+        raise UserError(f"--package {package}: there is no such part of the config, or it is null")
 
 
 def show_info(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> str:

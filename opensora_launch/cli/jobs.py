@@ -11,7 +11,7 @@ from typing import Any
 from opensora_launch import __version__
 from opensora_launch.cli.compose import Composed, Point, compose
 from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.requests import Asked, ask, sampling_text_problems, settle_cond_types
+from opensora_launch.cli.requests import Asked, ask, sampling_problems, settle_cond_types
 from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import launch_problems
@@ -146,7 +146,7 @@ def _plan_job(
 ) -> tuple[Asked, Plan | None, tuple[str, ...]]:
     run = points[0][1].run
     for _, point in points:
-        if wrong := sampling_text_problems(point.run):
+        if wrong := sampling_problems(point.run):
             problems.add(wrong)
         else:
             settled = settle_cond_types(entries, point.run)

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opensora_launch.cli.catalog import Key, keys
+from opensora_launch.cli.catalog import Key, default_choices, keys
 from opensora_launch.config import RunConfig
 
 PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # flags: free text and paths
@@ -32,7 +32,9 @@ def plain_reason(error: BaseException) -> str:
     """What Hydra or OmegaConf says, in one line that names the allowed keys where a key is wrong."""
     inner = error.__cause__ or error.__context__
     said = " ".join(str(error).split("\nConfig search path:")[0].split()) or type(error).__name__
-    if isinstance(inner, OmegaConfBaseException):
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        said = f"{error.full_key}: {said}"
+    elif isinstance(inner, OmegaConfBaseException) and not str(inner.full_key).startswith("hydra"):
         first = str(inner).splitlines()[0]
         said = said if first in said else f"{said}: {first}"
         path = inner.full_key or str(inner.key or "")
@@ -58,9 +60,14 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
     key = override.key_or_group
     if override.is_hydra_override() or override.is_delete():
         return  # Hydra's own checks are clear there
+    if not key:
+        yield _no_override(text)
+        return
     values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
     allowed = choices(key)
-    if allowed is not None:
+    if allowed is not None and override.is_add() and override.package is None and key in default_choices():
+        yield f"{text}: {key} has a choice already; leave out the plus"
+    elif allowed is not None:
         yield from _wrong_choices(key, override, values, allowed)
     elif override.is_add() or override.is_force_add():
         return  # a plus says: this key is mine
@@ -76,11 +83,15 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
 def _not_parsed(text: str, error: HydraException) -> str:
     key, equals, _ = text.partition("=")
     if not equals and not text.startswith("~"):
-        return f"{text!r} is neither a flag nor KEY=VALUE; a prompt goes behind --prompt"
+        return _no_override(text)
     if key in PROMPT_KEYS:
         return _is_a_flag(text)
     reason = str(error).splitlines()[0]
     return f"{text!r} cannot be read ({reason}); quote the value: {_quoted(text)}"
+
+
+def _no_override(text: str) -> str:
+    return f"{text!r} is neither a flag nor KEY=VALUE; a prompt goes behind --prompt"
 
 
 def _is_a_flag(text: str) -> str:

@@ -1,5 +1,6 @@
 """Prompts and sampling settings become the videos to make."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,9 +37,14 @@ def settle_cond_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[P
     )
 
 
-def sampling_text_problems(run: RunConfig) -> list[str]:
-    """What is wrong with the settings that prompts may set for themselves too."""
-    problems = []
+def sampling_problems(run: RunConfig) -> list[str]:
+    """What is wrong with the settings that prompts may set for themselves too, and that the plan does not check."""
+    scales = {"guidance": run.sampling.guidance, "guidance_img": run.sampling.guidance_img}
+    problems = [
+        f"sampling.{name}={scale} must be a number of at least 0"
+        for name, scale in scales.items()
+        if not (math.isfinite(scale) and scale >= 0)
+    ]
     for check, value in ((check_cond_type, run.sampling.cond_type), (check_motion_score, run.sampling.motion_score)):
         try:
             if value is not None:

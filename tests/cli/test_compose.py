@@ -129,6 +129,10 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
         ("sampling.negative_prompt=a cat's eye", "quote the value"),
         ("layout=null", "Use one of auto"),
         ("video.num_frames=${nothing}", "nothing"),
+        ("=3", "neither a flag nor KEY=VALUE"),
+        ("hydra.foo=1", "Could not override 'hydra.foo'. To append to your config use +hydra.foo=1"),
+        ("+video=256px", "leave out the plus"),
+        ("topology.gpus_per_node=${oc.env:NOT_SET}", "topology.gpus_per_node: "),
         ("~video.nothing", "does not exist"),
         ("+video.num_frames=9", "num_frames"),
     ],
@@ -162,6 +166,7 @@ def test_cfg_prints_yaml_only_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["generate", "--cfg", "hydra"]) == 0
     assert "hydra" in yaml.safe_load(capsys.readouterr().out)
     assert main(["generate", "--cfg", "job", "video=512px"]) == 2
+    assert main(["generate", "--cfg", "job", "-p", "vido"]) == 2
 
 
 def test_cfg_of_a_sweep_prints_every_point(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,10 +114,25 @@ def test_every_problem_is_said_at_once_and_nothing_written(
 ) -> None:
     (empty_folder / "list.csv").write_text("name,ref\nx,y\n")
     argv = ["generate", "--prompts", "list.csv", "--prompts", "gone.txt", "model=tiny", "video.num_frames=10"]
-    argv += ["layout.cfg=7", "sampling.num_steps=0", "sampling.cond_type=i2v_haed", "launcher=inline", "topology=cpu2"]
+    argv += [
+        "layout.cfg=7",
+        "sampling.num_steps=0",
+        "sampling.cond_type=i2v_haed",
+        "sampling.guidance=nan",
+        "launcher=inline",
+        "topology=cpu2",
+    ]
     assert main(argv) == 2
     said = capsys.readouterr().err
-    parts = ["no column 'text'", "gone.txt", "video.num_frames=10", "num_steps=0", "i2v_haed", "launcher=inline"]
+    parts = [
+        "no column 'text'",
+        "gone.txt",
+        "video.num_frames=10",
+        "num_steps=0",
+        "i2v_haed",
+        "guidance=nan",
+        "launcher=inline",
+    ]
     assert [part for part in parts if part not in said] == []
     assert not (empty_folder / "runs").exists()
 
