@@ -115,6 +115,17 @@ def test_ranks_end_with_a_launcher_that_is_killed(attempt: Path) -> None:
         time.sleep(0.1)
 
 
+def test_ranks_end_with_a_torchrun_that_is_killed(attempt: Path) -> None:
+    launcher = launch("stubborn", attempt)
+    wait_for_ranks(attempt)
+    (agent,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(agent), signal.SIGKILL)
+    found = finish(launcher)
+    assert found["code"] == 1
+    assert "torchrun's exit code is -9" in found["failure"]["message"]
+    assert left_over(attempt) == []
+
+
 def test_nohup_is_respected(attempt: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
