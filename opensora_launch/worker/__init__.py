@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     launched = len(argv) == 2 and argv[0] in ("--attempt", "--verify")
     try:
         me = Rank.from_env(os.environ)
-        if launched and me.world > 1:
+        if launched and "RANK" in os.environ:
             start.open_log(Path(argv[1]) / "logs" / f"rank{me.rank}.log")
         start.start_logging(me)
         start.join(me)

@@ -1,0 +1,178 @@
+"""Runs that go wrong, for real: torchrun, gloo, signals. No hang, no orphan, the guilty rank named, videos kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "opensora_launch.cli", "generate", "model=tiny", "launcher.timeout_s=4"]
+START_S, END_S = 60.0, 30.0
+
+
+class Run:
+    """A launcher that makes two videos on some ranks: a short one, and one that takes its time."""
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        self.folder = folder
+        prompts = folder / "prompts.jsonl"
+        prompts.write_text('{"text": "short", "num_steps": 2}\n{"text": "long", "num_steps": 10000}\n')
+        argv = [*COMMAND, "--prompts", str(prompts), f"topology=cpu{ranks}", "layout.dp=1"]
+        self.process = subprocess.Popen(
+            argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self.pids = self._wait_for_the_long_one(ranks)
+
+    @property
+    def attempt(self) -> Path:
+        return next((self.folder / "runs").glob("*/attempts/0"))
+
+    def beats(self) -> list[dict[str, Any]]:
+        files = sorted((self.folder / "runs").glob("*/attempts/0/heartbeat/rank*.json"))
+        return [json.loads(file.read_text()) for file in files]
+
+    def _wait_for_the_long_one(self, ranks: int) -> list[int]:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            beats = self.beats()
+            if len(beats) == ranks and all((b["video"], b["phase"]) == ("0001_0", "denoise") for b in beats):
+                return [b["pid"] for b in beats]
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.1)
+        raise AssertionError("the run did not come to its second video")
+
+    def end(self) -> tuple[int, str, float]:
+        """Exit code, output and the seconds it took from now."""
+        start = time.monotonic()
+        out, _ = self.process.communicate(timeout=END_S)
+        return self.process.returncode, out, time.monotonic() - start
+
+
+@pytest.fixture
+def three_ranks(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path, 3)
+    yield run
+    if run.process.poll() is None:
+        os.killpg(run.process.pid, signal.SIGKILL)
+    assert [pid for pid in run.pids if alive(pid)] == [], "ranks were left behind"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def finished(run: Run) -> list[str]:
+    return sorted(p.name for p in (run.folder / "runs").glob("*/samples/*") if not p.name.startswith("."))
+
+
+def test_a_killed_rank_ends_the_run_and_is_named(three_ranks):
+    os.kill(three_ranks.pids[1], signal.SIGKILL)
+    code, out, seconds = three_ranks.end()
+    assert code == 1
+    assert "error: rank 1" in out
+    assert "logs/rank1.log" in out
+    assert seconds < 15
+    assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
+    assert json.loads((three_ranks.attempt / "error.json").read_text())["rank"] == 1
+
+
+def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
+    os.kill(three_ranks.pids[2], signal.SIGSTOP)
+    code, out, seconds = three_ranks.end()
+    assert code == 1
+    assert "error: rank 2" in out
+    error = json.loads((three_ranks.attempt / "error.json").read_text())
+    assert (error["rank"], error["phase"]) == (2, "denoise")
+    assert error["step"] > 0
+    assert error["collective"] in ("ulysses", "video")
+    assert seconds < 4 + 15
+    assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
+
+
+def test_ctrl_c_leaves_nothing_behind(three_ranks):
+    os.kill(three_ranks.process.pid, signal.SIGINT)
+    code, out, _ = three_ranks.end()
+    assert code == 130
+    assert "Traceback" not in out
+    assert "--resume" in out
+
+
+def test_a_killed_launcher_takes_its_ranks_along(three_ranks):
+    os.kill(three_ranks.process.pid, signal.SIGKILL)
+    three_ranks.end()
+    deadline = time.monotonic() + 15
+    while any(alive(pid) for pid in three_ranks.pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in three_ranks.pids)
+
+
+def test_what_is_missing_is_made_by_resume_on_another_number_of_ranks(tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("one\ntwo\n")
+    made = subprocess.run(
+        [*COMMAND, "--prompts", str(prompts), "topology=cpu1", "sampling.num_steps=2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    first, second = run_dir / "samples/0000_0.mp4", run_dir / "samples/0001_0.mp4"
+    want, kept = second.read_bytes(), first.stat().st_mtime_ns
+    (run_dir / "samples/0001_0.json").unlink()  # the record of completion: without it the video is not done
+    second.unlink()
+    again = [*COMMAND[:4], "--resume", str(run_dir), "topology=cpu2"]
+    subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert second.read_bytes() == want or abs(len(second.read_bytes()) - len(want)) < len(want) / 10
+    assert first.stat().st_mtime_ns == kept
+    nothing = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "nothing is missing" in nothing.stdout
+    assert str(first) in made.stdout
+
+
+def test_ranks_started_by_hand_make_the_same_video(tmp_path):
+    flags = ["--prompt", "by hand", "model=tiny", "sampling.num_steps=2"]
+    argv = [
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "opensora_launch.worker",
+        *flags,
+    ]
+    hand, launched = tmp_path / "hand", tmp_path / "launched"
+    for folder, command in (
+        (hand, [sys.executable, "-m", "torch.distributed.run", *argv]),
+        (launched, [*COMMAND[:4], *flags, "topology=cpu2"]),
+    ):
+        folder.mkdir()
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    (by_hand,), (by_launcher,) = (list(f.glob("runs/*/samples/*.mp4")) for f in (hand, launched))
+    assert by_hand.read_bytes() == by_launcher.read_bytes()
+    assert len(list(hand.glob("runs/*/report.json"))) == 1
+
+
+def test_by_hand_a_mistake_is_one_message_and_no_hang(tmp_path):
+    argv = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "opensora_launch.worker"]
+    bad = ["--prompt", "x", "model=tiny", "video.num_frames=16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *argv, *bad],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "video.num_frames=16 must be 1 plus a multiple of 4; the nearest is 17" in done.stderr
+    assert not (tmp_path / "runs").exists()
