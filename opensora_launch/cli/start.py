@@ -61,7 +61,7 @@ def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> Iterator[str]:
         yield from failure_lines(outcome.failure, attempt)
     elif outcome.code > 128:
         yield f"ended by {signal.Signals(outcome.code - 128).name}"
-    if missing := missing_videos(attempt.parent.parent, plan.videos):
+    if outcome.code != 2 and (missing := missing_videos(attempt.parent.parent, plan.videos)):
         yield f"{len(missing)} of {len(plan.videos)} videos are missing; go on with --resume {attempt.parent.parent}"
 
 
