@@ -4,17 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLHunyuanVideo
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from demo.generate import DEFAULTS, Networks
+from demo.generate import DEFAULTS
 from demo.mmdit import MMDIT_CONFIG
 from demo.text import CLIP_TOKENS, T5_TOKENS, TextEncoders
 from demo.vae import VAE_CONFIG, LatentScale
-from opensora_launch.model import load_mmdit
+from opensora_launch.config import MmditConfig, ModelConfig, TextConfig, VaeConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "opensora_launch" / "demo" / "ckpts"
 MMDIT, VAE, T5, CLIP = (
@@ -67,21 +65,18 @@ def export(
         network.save_pretrained(folder / place)
         tokenizer.save_pretrained(folder / place)
     (folder / "config.json").write_text(json.dumps(facts(scale), indent=2) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
     return total_bytes(folder)
 
 
-def load(folder: Path = FOLDER, dtype: torch.dtype = torch.float32) -> Networks:
-    """The networks from the files alone."""
+def model_config(folder: Path = FOLDER) -> ModelConfig:
+    """The package's config of these files."""
     config = json.loads((folder / "config.json").read_text())
-    scale = LatentScale(config["vae"].pop("scale_factor"), config["vae"].pop("shift_factor"))
-    vae = AutoencoderKLHunyuanVideo(**config["vae"])
-    vae.load_state_dict(load_file(folder / VAE))
-    vae.use_framewise_encoding = vae.use_framewise_decoding = False
-    mmdit = load_mmdit(config["mmdit"], {name: t.to(dtype) for name, t in load_file(folder / MMDIT).items()})
-    encoders = TextEncoders(
-        T5EncoderModel.from_pretrained(folder / T5, dtype=dtype).eval(),
-        CLIPTextModel.from_pretrained(folder / CLIP, dtype=dtype).eval(),
-        AutoTokenizer.from_pretrained(folder / T5),
-        AutoTokenizer.from_pretrained(folder / CLIP),
+    return ModelConfig(
+        name="demo",
+        folder=str(folder),
+        mmdit=MmditConfig(**config["mmdit"]),
+        vae=VaeConfig(**config["vae"]),
+        text=TextConfig(**config["text"]),
     )
-    return Networks(mmdit, vae.to(dtype).eval(), encoders, scale)

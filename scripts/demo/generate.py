@@ -1,37 +1,43 @@
-"""Clips from prompts, on one device, with the package's own functions: noise, times, guidance rows, loop, conditions.
+"""Clips from prompts, on one rank, all with the package's own functions: networks, noise, times, guidance, loop.
 
 Shapes: V videos, C latent channels, T latent frames, H = W = 64 pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
-from torch import Tensor, nn
+from torch import Tensor
 
 from demo import clips
-from demo.mmdit import LATENT_FRAMES, LATENT_SIDE, PATCH
-from demo.vae import VAE_CONFIG, LatentScale
+from opensora_launch.config import ModelConfig
 from opensora_launch.media.prompts import with_suffixes
+from opensora_launch.model import vae
+from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.mmdit import MMDiT
+from opensora_launch.model.text import TextEncoders, load_text_encoders
+from opensora_launch.model.tiles import tiles_of
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
 from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
+from opensora_launch.worker.networks import read_mmdit, read_vae
 
-Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+CPU = torch.device("cpu")
 POSTERIOR_SEED = 1
+LATENT_FRAMES = (clips.FRAMES - 1) // 4 + 1
+LATENT_SIDE = clips.SIDE // 8
 
 
 @dataclass(frozen=True)
 class Networks:
-    """All that generation needs; `encode` gives (txt, y_vec) of prompts."""
+    """All that generation needs, in fp32, and the config they were loaded by."""
 
-    mmdit: nn.Module
-    vae: AutoencoderKLHunyuanVideo
-    encode: Encode
-    scale: LatentScale
+    config: ModelConfig
+    mmdit: MMDiT
+    vae: CausalVae
+    text: TextEncoders
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,27 @@ class Request:
 DEFAULTS = Guidance(num_steps=20, text_scale=3.0, image_scale=1.5, text_osci=True, image_osci=True, temporal_osci=False)
 
 
-def encode_image(networks: Networks, image: Tensor) -> Tensor:
-    """The scaled latent [C, 1, h, w] of an image [3, H, W]: a seeded draw from the posterior."""
-    posterior = networks.vae.encode(image[None, :, None].to(networks.vae.dtype)).latent_dist
-    latent = posterior.sample(torch.Generator().manual_seed(POSTERIOR_SEED)).float()
-    scaled: Tensor = networks.scale.factor * (latent[0] - networks.scale.shift)
-    return scaled
+def load(config: ModelConfig) -> Networks:
+    """The networks from the files that the config names."""
+    text = load_text_encoders(config, device=CPU, dtype=torch.float32)
+    return Networks(config, read_mmdit(config, CPU, torch.float32), read_vae(config, CPU, torch.float32), text)
+
+
+def encode(networks: Networks, pixels: Tensor) -> Tensor:
+    """Latents [V, C, t, h, w] of pixels [V, 3, frames, H, W]: a seeded draw from the posterior."""
+    moments = vae.encode(networks.vae, pixels, tiles_of(networks.config.vae))
+    assert moments is not None, "all tiles are computed here"
+    return vae.posterior_sample(networks.config.vae, moments, torch.Generator().manual_seed(POSTERIOR_SEED))
 
 
 def decode(networks: Networks, latents: Tensor) -> Tensor:
-    """Scaled latents [V, C, T, h, w] -> clips [V, 3, frames, H, W] in [-1, 1]."""
-    raw = (latents / networks.scale.factor + networks.scale.shift).to(networks.vae.dtype)
-    return torch.cat([networks.vae.decode(part).sample.float().clamp(-1, 1) for part in raw.split(8)])
+    """Latents [V, C, T, h, w] -> clips [V, 3, frames, H, W] in [-1, 1]."""
+    parts = []
+    for part in latents.split(8):
+        pixels = vae.decode(networks.vae, networks.config.vae, part, tiles_of(networks.config.vae))
+        assert pixels is not None, "all tiles are computed here"
+        parts.append(pixels.clamp(-1, 1))
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -66,20 +81,20 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
     """Clips [V, 3, 17, H, W] in [-1, 1] of requests that share one condition type, as one batch."""
     kind = requests[0].cond_type
     assert all(request.cond_type == kind for request in requests), "one condition type a batch"
-    side = LATENT_SIDE // PATCH
-    shape = (VAE_CONFIG["latent_channels"], LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE)
-    noise = draw_noise([r.seed for r in requests], shape, device=torch.device("cpu"), dtype=torch.float32)
-    refs = [[encode_image(networks, image) for image in r.images] for r in requests]
-    conds = torch.stack([pack_condition(*condition(kind, ref, noise[0]), PATCH) for ref in refs])
-    txt, y_vec = networks.encode([with_suffixes(r.prompt, 24, "4") for r in requests])
-    negative_txt, negative_vec = networks.encode([""])
+    patch = networks.config.mmdit.patch_size
+    side = LATENT_SIDE // patch
+    shape = (networks.config.vae.latent_channels, LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE)
+    noise = draw_noise([r.seed for r in requests], shape, device=CPU, dtype=torch.float32)
+    refs = [[encode(networks, image[None, :, None])[0] for image in r.images] for r in requests]
+    conds = torch.stack([pack_condition(*condition(kind, ref, noise[0]), patch) for ref in refs])
+    text = networks.text.encode([*(with_suffixes(r.prompt, 24, "4") for r in requests), ""])
+    negative = (text.t5[-1], text.clip[-1])
     branches = [
-        ((txt[i], y_vec[i], conds[i]), (negative_txt[0], negative_vec[0], conds[i]),
-         (negative_txt[0], negative_vec[0], torch.zeros_like(conds[i])))
-        for i in range(len(requests))
-    ]  # fmt: skip
+        ((text.t5[i], text.clip[i], cond), (*negative, cond), (*negative, torch.zeros_like(cond)))
+        for i, cond in enumerate(conds)
+    ]
     equal = [equal_inputs(of_video) for of_video in branches]
-    ids = position_ids(LATENT_FRAMES, side, side, noise.device)
+    ids = position_ids(LATENT_FRAMES, side, side, CPU)
 
     def predict(step: int, latents: Tensor, t: float, rows: Sequence[StepRow]) -> Tensor:
         count = len(rows)
@@ -97,8 +112,8 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
 
     times = timesteps(guidance.num_steps, side**2, LATENT_FRAMES, shift=True, flow_shift=None)
     rows_at = [step_rows(guidance, step, LATENT_FRAMES, equal, prune=True) for step in range(guidance.num_steps)]
-    tokens = denoise(pack(noise, PATCH), times, lambda step: rows_at[step], predict, side**2)
-    latents = unpack(tokens, LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE, PATCH)
+    tokens = denoise(pack(noise, patch), times, lambda step: rows_at[step], predict, side**2)
+    latents = unpack(tokens, LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE, patch)
     return decode(networks, torch.stack([restore_given(x, kind, ref) for x, ref in zip(latents, refs, strict=True)]))
 
 

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor, nn
 
 from demo import clips, text
+from demo.generate import LATENT_FRAMES, LATENT_SIDE
 from demo.training import Learner, Log, Schedule, Stage, run_stage
 from demo.vae import VAE_CONFIG, LatentScale, measure_scale
 from opensora_launch.model.load import mmdit_config
@@ -21,8 +22,6 @@ from opensora_launch.sampling.latents import pack, position_ids
 from opensora_launch.sampling.schedule import shift_alpha, shift_timesteps
 
 PATCH = 2
-LATENT_FRAMES = (clips.FRAMES - 1) // 4 + 1
-LATENT_SIDE = clips.SIDE // 8
 MMDIT_CONFIG: dict[str, Any] = {
     "in_channels": VAE_CONFIG["latent_channels"] * PATCH**2,
     "vec_in_dim": text.CLIP_WIDTH,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from demo import files
+from demo.generate import load
 from demo.mmdit import encode_clips, train_mmdit
 from demo.score import score
 from demo.text import train_text
@@ -46,7 +47,7 @@ def run(stages: Sequence[str], folder: Path, threads: int) -> None:
 
 def final_gates(log: Log) -> None:
     """Held-out combinations from the files alone, in fp32."""
-    networks = files.load()
+    networks = load(files.model_config())
     text, _ = score(networks, "t2v", repeats=5)
     log.write(stage="export", t2v_colour=text.colour, t2v_shape=text.shape, t2v_direction=text.direction)
     gate(log, "export", "t2v all three right", text.all_three, LEAST_ALL_RIGHT)

@@ -70,7 +70,7 @@ def make_clip_tokenizer() -> CLIPTokenizer:
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """Both encoders and their tokenizers, called as generation calls them."""
+    """Both encoders and their tokenizers in training; generation has a class of its own, without gradients."""
 
     t5: T5EncoderModel
     clip: CLIPTextModel

@@ -111,8 +111,8 @@ class Stage:
     name: str
     folder: Path
     schedule: Schedule
-    save_every: int = 200
-    log_every: int = 50
+    save_every: int = 50
+    log_every: int = 25
 
     @property
     def path(self) -> Path:

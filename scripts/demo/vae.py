@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo import clips, judge
 from demo.training import Learner, Log, Schedule, Stage, gate, run_stage
@@ -16,15 +17,15 @@ VAE_CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 8,
-    "block_out_channels": (16, 16, 32, 48),
+    "block_out_channels": [16, 16, 32, 48],
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "mid_block_add_attention": True,
 }
-STAGES = {
-    "vae_images": (1, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
-    "vae_5_frames": (5, Schedule(steps=1500, batch=8, peak_rate=1.5e-3)),
-    "vae_17_frames": (17, Schedule(steps=1400, batch=4, peak_rate=1e-3)),
+STAGES = {  # frames, side in pixels of the part that is cut out around the shape, schedule
+    "vae_images": (1, 64, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
+    "vae_5_frames": (5, 32, Schedule(steps=350, batch=16, peak_rate=2e-3)),
+    "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
+    "vae_17_frames_whole": (17, 64, Schedule(steps=450, batch=4, peak_rate=1e-3)),
 }
 KL_WEIGHT = 1e-4
 SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
@@ -52,13 +53,27 @@ def build_vae() -> AutoencoderKLHunyuanVideo:
     return vae.bfloat16()
 
 
-def batch_loss(
-    vae: AutoencoderKLHunyuanVideo, frames: int, count: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Reconstruction of freshly drawn clips plus the KL term. frames=1 takes an image from anywhere in a clip."""
+def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clips [B, 3, frames, side, side] from anywhere in time, cut out at random where the shape is, and coverage."""
     combos = clips.pick(clips.TRAINED, count, generator)
     first = int(torch.randint(clips.FRAMES - frames + 1, (1,), generator=generator))
-    clip, cover = clips.render(combos, clips.draw_paths(combos, generator), range(first, first + frames))
+    paths = clips.draw_paths(combos, generator)
+    clip, cover = clips.render(combos, paths, range(first, first + frames))
+    if side == clips.SIDE:
+        return clip, cover
+    middle = paths.start + paths.step * (first + frames / 2)
+    shift = (torch.rand(count, 2, generator=generator) - 0.5) * side
+    corner = (middle + shift - side / 2).round().long().clamp(0, clips.SIDE - side).tolist()
+    both = torch.cat([clip, cover], dim=1)
+    cut = torch.stack([b[..., y : y + side, x : x + side] for b, (x, y) in zip(both, corner, strict=True)])
+    return cut[:, :3], cut[:, 3:]
+
+
+def batch_loss(
+    vae: AutoencoderKLHunyuanVideo, frames: int, side: int, count: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Reconstruction of freshly drawn clips plus the KL term."""
+    clip, cover = draw_batch(frames, side, count, generator)
     posterior = vae.encode(clip.bfloat16()).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     noise = torch.randn(mean.shape, generator=generator)
@@ -119,13 +134,29 @@ def measure_scale(vae: AutoencoderKLHunyuanVideo) -> LatentScale:
     return LatentScale(round(1 / float(latent.std()), 5), round(float(latent.mean()), 5))
 
 
+@torch.no_grad()
+def inflate(vae: AutoencoderKLHunyuanVideo) -> None:
+    """Put each convolution's whole weight on the newest frame, which leaves images as they are.
+
+    Training on images moves the three taps in time together, and repeated first frames then drown the rest of a
+    clip. After this a frame starts out from its own latent, and motion is learned from there.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
+            whole = module.weight.float().sum(dim=2)
+            module.weight.zero_()
+            module.weight[:, :, -1] = whole
+
+
 def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
     """All three stages and the gate; gives the network (bf16)."""
     vae = build_vae()
-    for name, (frames, schedule) in STAGES.items():
+    for name, (frames, side, schedule) in STAGES.items():
+        if name == "vae_5_frames":
+            inflate(vae)
         learner = Learner([vae])  # starts from the weights of the stage before
         stage = Stage(name, folder, schedule)
-        run_stage(stage, learner, lambda g, f=frames, n=schedule.batch: batch_loss(vae, f, n, g), log)  # type: ignore[misc]
+        run_stage(stage, learner, partial(batch_loss, vae, frames, side, schedule.batch), log)
     right, psnr = round_trip(vae, clips.all_combinations() * 2, seed=5)
     log.write(stage="vae", round_trip_psnr_db=psnr)
     gate(log, "vae", "true clips judged right after the round trip", right, LEAST_JUDGED_RIGHT)

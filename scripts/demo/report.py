@@ -1,0 +1,65 @@
+"""The evaluation and the training's log as Markdown, and clips as strips of frames."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+STRIP_FRAMES = (0, 4, 8, 12, 16)
+
+
+def percent(share: float) -> str:
+    """0.975 -> 97.5%."""
+    return f"{100 * share:.1f}%"
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The evaluation's figures, one line a kind of condition."""
+    results = figures["results"]
+    kept = results["vae"]
+    lines = [
+        "| clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
+        "|---|---|---|---|---|---|---|",
+        f"| true ones, drawn | {results['judge']['count']} | | | | {percent(results['judge']['true_clips_right'])} | |",
+        f"| true ones through the VAE and back | {kept['count']} | | | | {percent(kept['round_trip_right'])} "
+        f"| {kept['round_trip_psnr_db']:.1f} dB (all frames) |",
+    ]
+    for name, row in results.items():
+        if name in ("judge", "vae"):
+            continue
+        shares = " | ".join(percent(row[key]) for key in ("colour", "shape", "direction", "all_three"))
+        mean = row["psnr_mean_db"]
+        psnr = "" if mean is None else f"{mean:.1f} / {row['psnr_worst_db']:.1f} dB"
+        lines.append(f"| {name}, held-out combinations | {row['count']} | {shares} | {psnr} |")
+    return "\n".join(lines)
+
+
+def training_table(log: Path) -> str:
+    """Steps, last loss and CPU minutes of every stage, from the training's log."""
+    stages: dict[str, dict[str, Any]] = {}
+    gates, before = [], 0.0
+    for record in map(json.loads, log.read_text().splitlines()):
+        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # less: a new process
+        before = record["cpu_s"]
+        stage = stages.setdefault(record["stage"], {"cpu_s": 0.0, "steps": 0, "loss": None})
+        stage["cpu_s"] += spent
+        if "loss" in record:
+            stage.update(steps=record["step"], loss=record["loss"])
+        if "gate" in record:
+            gates.append(f"| {record['stage']} | {record['gate']} | {record['value']:.4g} | {record['least']:.4g} |")
+    lines = ["| stage | steps | last loss | CPU minutes |", "|---|---|---|---|"]
+    for name, stage in stages.items():
+        loss = "" if stage["loss"] is None else f"{stage['loss']:.4f}"
+        lines.append(f"| {name} | {stage['steps'] or ''} | {loss} | {stage['cpu_s'] / 60:.1f} |")
+    lines.append(f"| together | | | {sum(stage['cpu_s'] for stage in stages.values()) / 60:.1f} |")
+    return "\n".join([*lines, "", "| stage | gate | measured | at least |", "|---|---|---|---|", *gates])
+
+
+def save_strips(made: Tensor, path: Path) -> None:
+    """Clips [N, 3, T, H, W] in [-1, 1], one a row, STRIP_FRAMES of each, as one PNG."""
+    rows = made[:, :, list(STRIP_FRAMES)].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(((rows + 1) * 127.5).round().byte().numpy()).save(path)
