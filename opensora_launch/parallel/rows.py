@@ -29,11 +29,12 @@ class RowInputs:
 
 @dataclass(frozen=True)
 class ShardedModel:
-    """A transformer that every rank holds whole and runs on its share of rows and tokens."""
+    """A transformer that every rank runs on its share of rows and tokens."""
 
     forward: Forward
     kernel: Kernel
     meshes: Mapping[int, Mesh]  # by the number of rows of a step
+    sit_out: Callable[[], None] | None = None  # what a rank without a row does while the others compute
 
     @torch.no_grad()
     def predict(
@@ -50,7 +51,12 @@ class ShardedModel:
         mesh = self.meshes[len(rows)]
         own = own_rows(mesh, len(rows))
         num_text = rows[0].txt.shape[0]
-        part = self._share(mesh, latents, img_ids, rows[own]) if own.stop > own.start else latents.new_empty(0)
+        if own.stop > own.start:
+            part = self._share(mesh, latents, img_ids, rows[own])
+        else:
+            part = latents.new_empty(0)
+            if self.sit_out:
+                self.sit_out()
         return _gather(part, latents, mesh, (num_text, len(rows)))
 
     def _share(self, mesh: Mesh, latents: Tensor, img_ids: Tensor, rows: Sequence[RowInputs]) -> Float[Tensor, "r s C"]:
