@@ -32,6 +32,19 @@ class LauncherKind(StrEnum):
     torchrun = "torchrun"
 
 
+class Shard(StrEnum):
+    """Over which ranks a transformer's weights are divided; they are gathered block by block ahead of use."""
+
+    none = "none"  # every rank holds them whole
+    node = "node"  # over the ranks of a node that work on the same videos
+    all = "all"  # over all ranks that work on the same videos
+
+
+class Offload(StrEnum):
+    none = "none"
+    host = "host"  # blocks wait in host memory and are copied to the GPU ahead of use
+
+
 class AttentionKind(StrEnum):
     """Kernels that compute softmax(q k^T) v; `auto` takes the fastest that the GPU, dtype and shape allow."""
 
@@ -140,6 +153,14 @@ class LayoutConfig:
 
 
 @dataclass
+class PlacementConfig:
+    """Where the transformer's weights live. The video is the same to the last bit wherever that is."""
+
+    shard: Shard = Shard.none
+    offload: Offload = Offload.none
+
+
+@dataclass
 class SamplingConfig:
     num_steps: int = 50
     guidance: float = 7.5
@@ -173,6 +194,7 @@ class RunConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     precision: Precision = Precision.auto

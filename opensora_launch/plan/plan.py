@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from opensora_launch.config import LayoutConfig, MmditConfig, ModelConfig, RunConfig, SamplingConfig
+from opensora_launch.config import LayoutConfig, MmditConfig, ModelConfig, PlacementConfig, RunConfig, SamplingConfig
 from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
@@ -57,6 +57,7 @@ class Plan:
     profile: bool
     model: ModelConfig
     geometry: Geometry
+    placement: PlacementConfig
     sampling: SamplingConfig
     layouts: tuple[tuple[int, Layout], ...]  # (rows of a step, its layout), rows rising from 1
     videos: tuple[VideoRequest, ...]
@@ -133,6 +134,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         profile=run.profile,
         model=run.model,
         geometry=shape,
+        placement=run.placement,
         sampling=run.sampling,
         layouts=_layouts(run, machine, shape, videos),
         videos=tuple(videos),
