@@ -12,6 +12,7 @@ from torch import Tensor
 from demo import clips
 
 DIFFERENT = 0.35  # distance in RGB, of [-1, 1], at which a pixel is no longer background
+SHAPE_QUANTILE = 0.97  # of the pixels: the shape covers 6% at least
 MIN_AREA_PX = 60
 MIN_OVERLAP = 0.60  # intersection over union with the best ideal drawing, averaged over frames
 MAX_COLOUR_DISTANCE = 0.60
@@ -42,8 +43,13 @@ def background(frame: Tensor) -> Tensor:
 
 
 def mask_of(frame: Tensor) -> Tensor:
-    """[H, W] bool: the pixels of a frame [3, H, W] that are not background."""
-    different: Tensor = (frame - background(frame)[:, None, None]).norm(dim=0) > DIFFERENT
+    """[H, W] bool: pixels of a frame [3, H, W] more than half as far from the background as the shape's own colour is.
+
+    Half way is where an edge lies, however much contrast the colour has.
+    """
+    distance = (frame - background(frame)[:, None, None]).norm(dim=0)
+    full = float(distance.flatten().quantile(SHAPE_QUANTILE))
+    different: Tensor = distance > max(DIFFERENT, full / 2)
     return different
 
 

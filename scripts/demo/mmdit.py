@@ -40,8 +40,8 @@ MMDIT_CONFIG: dict[str, Any] = {
     "use_liger_rope": True,
     "patch_size": PATCH,
 }
-CLIPS_PER_COMBINATION = 100
-SCHEDULE = Schedule(steps=12000, batch=64, peak_rate=1.5e-3, warmup=300)
+CLIPS_PER_COMBINATION = 60
+SCHEDULE = Schedule(steps=5000, batch=64, peak_rate=1.5e-3, warmup=300)
 AVERAGE = 0.999
 DROP_TEXT = 0.12
 CONDITIONS = {"t2v": 0.5, "i2v_head": 0.26, "i2v_tail": 0.12, "i2v_loop": 0.12}
