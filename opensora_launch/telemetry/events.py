@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from opensora_launch.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # schema 1 has no work events, processes, devices' ids and offsets of clocks
 PHASES = ("setup", "load", "text", "denoise", "vae", "save")
 
 
@@ -37,6 +38,14 @@ class Step(NamedTuple):
     end_s: float
 
 
+class Work(NamedTuple):
+    """What a step computes: `part` is a block of the network ("double", "single") or "attention" inside one."""
+
+    part: str
+    start_s: float
+    end_s: float
+
+
 class Collective(NamedTuple):
     """`sequence` counts the collectives of this group of ranks, so (ranks, sequence) is the same on all of them."""
 
@@ -48,8 +57,8 @@ class Collective(NamedTuple):
     end_s: float
 
 
-Event = Span | Step | Collective
-KINDS: dict[str, type[Event]] = {"span": Span, "step": Step, "collective": Collective}
+Event = Span | Step | Work | Collective
+KINDS: dict[str, type[Event]] = {"span": Span, "step": Step, "work": Work, "collective": Collective}
 NAMES = {kind: name for name, kind in KINDS.items()}
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes a new encoder for each line
 
@@ -71,6 +80,10 @@ class Meta:
     clock: str = "host"  # of steps and collectives: "host" or "device"
     clock_error_s: float = 0.0  # of putting the device's clock on the host's
     attention: str | None = None  # the kernel that ran, where the worker says so
+    pid: int | None = None
+    device_uuid: str | None = None  # of a GPU, as NVML and CUDA name it
+    clock_offset_s: float | None = None  # add it to this host's monotonic times: then they are those of rank 0's host
+    clock_offset_error_s: float | None = None  # half of the fastest round trip over the process group
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class End:
     peak_memory_bytes: int
     videos: tuple[str, ...]
     clock_drift_s: float = 0.0  # device's clock against the host's, over the run
+    clock_offset_s: float | None = None  # measured again at the end
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,7 @@ class RankEvents:
     spans: tuple[Span, ...] = ()
     steps: tuple[Step, ...] = ()
     collectives: tuple[Collective, ...] = ()
+    work: tuple[Work, ...] = ()
     end: End | None = None
     bad_lines: int = field(default=0, compare=False)
 
@@ -99,7 +114,7 @@ class RankEvents:
         """The end, or the last moment that was recorded."""
         if self.end is not None:
             return self.end.end_s
-        events: tuple[Event, ...] = (*self.spans, *self.steps, *self.collectives)
+        events: tuple[Event, ...] = (*self.spans, *self.steps, *self.work, *self.collectives)
         return max((e.end_s for e in events), default=self.meta.start_s)
 
 
@@ -137,8 +152,8 @@ def read_events(path: Path) -> RankEvents | None:
         try:
             values = json.loads(line)
             kind, schema = values.pop("kind"), values.pop("schema", SCHEMA)
-            if schema != SCHEMA:
-                raise UserError(f"{path} has telemetry of schema {schema}; this version reads schema {SCHEMA}")
+            if schema not in READABLE:
+                raise UserError(f"{path} has telemetry of schema {schema}; this version reads schema 1 and 2")
             found[kind].append(_decode(kind, values))
         except (ValueError, KeyError, TypeError, AttributeError):
             bad += 1
@@ -149,6 +164,7 @@ def read_events(path: Path) -> RankEvents | None:
         spans=tuple(found["span"]),
         steps=tuple(found["step"]),
         collectives=tuple(found["collective"]),
+        work=tuple(found["work"]),
         end=found["end"][-1] if found["end"] else None,
         bad_lines=bad,
     )

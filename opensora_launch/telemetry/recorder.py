@@ -18,6 +18,7 @@ from opensora_launch.telemetry.events import (
     Meta,
     Span,
     Step,
+    Work,
     end_line,
     event_line,
     meta_line,
@@ -65,6 +66,10 @@ class Recorder:
         """The part of a collective that this rank cannot compute in; `nbytes` are what it sends."""
         return _Collective(self, axis, ranks, nbytes)
 
+    def work(self, part: str, start: Any) -> None:
+        """Something that a step computed is over; `start` is the mark taken when it began."""
+        self.done.append(Work(part, start, self.mark()))
+
     def flush(self) -> None:
         """Write what is over, by the device's clock too. Steps and spans do it at their end."""
         ready, clock = 0, self.clock
@@ -79,13 +84,13 @@ class Recorder:
         self.done = self.done[ready:]
         self._append("".join(lines))
 
-    def close(self, peak_memory_bytes: int, videos: Sequence[str]) -> None:
+    def close(self, peak_memory_bytes: int, videos: Sequence[str], *, clock_offset_s: float | None = None) -> None:
         """Write the rest and the last line; only for a rank that came to its end."""
         self.clock.wait()
         self.flush()
         assert not self.done, "the device was waited for"
         drift_s = self.clock.drift_s()
-        self._append(end_line(End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s)))
+        self._append(end_line(End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s)))
 
     def _append(self, lines: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import platform
 import resource
 import socket
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from opensora_launch.model.attention import Kernel, choose_attention
-from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes
+from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Plan
@@ -25,18 +26,18 @@ from opensora_launch.telemetry.failure import record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Verdict
-from opensora_launch.worker import start
+from opensora_launch.worker import start, watch
 from opensora_launch.worker.generate import DTYPES, Job, generate, own_batches
 from opensora_launch.worker.networks import (
     Embedding,
     Networks,
     distinct_texts,
     encode_texts,
-    read_mmdit,
-    read_vae,
+    read_networks,
     share_embeddings,
 )
 from opensora_launch.worker.start import Rank
+from opensora_launch.worker.transformer import Source
 
 BACKSTOP = timedelta(days=1)  # of collectives; a rank that stalls is found much sooner, by the heartbeat's watch
 
@@ -51,11 +52,13 @@ class Site:
     kernel: Kernel
     meshes: Mapping[Layout, Mesh]
     world: Axis
+    node: Axis  # the ranks of this node that work on the same videos
 
     def model(self, networks: Networks, layouts: Mapping[int, Layout]) -> ShardedModel:
         """`layouts`: by the number of rows of a step."""
         meshes = {rows: self.meshes[layout] for rows, layout in layouts.items()}
-        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes)
+        sit_out = networks.blocks.pass_through if networks.blocks else None
+        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out)
 
 
 def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
@@ -63,12 +66,15 @@ def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tupl
     site = settle(plan, attempt, me, beat, started)
     job, world = site.job, site.world
     beat.videos = len([v for batch in own_batches(plan, job.dp_index) for v in batch])
-    with profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
+    with watch.sampling(attempt, me), profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
         networks, texts = load(site)
+        watch.watch_blocks(networks.mmdit, job.recorder)
         done = generate(job, networks, site.model(networks, dict(plan.layouts)), texts)
+        if networks.blocks:
+            networks.blocks.drain()
     with job.recorder.span("setup"), world.record("barrier", world.ranks, 0):
         dist.barrier(group=world.group)
-    job.recorder.close(peak_memory_bytes(job.device), done)
+    job.recorder.close(peak_memory_bytes(job.device), done, clock_offset_s=watch.clock_offset(me)[0])
 
 
 def settle(
@@ -86,7 +92,7 @@ def settle(
     log.info("%s, %s, attention by %s %s", device_name(device), plan.precision, kernel.name, kernel.version)
     recorder = Recorder(
         attempt / "telemetry" / f"rank{me.rank}.jsonl",
-        _meta(plan, me, device, kernel, started),
+        _meta(plan, me, device, kernel, started) | _clock(me),
         device=device.type,
         heartbeat=beat,
     )
@@ -95,8 +101,10 @@ def settle(
         layouts = dict.fromkeys([*(layout for _, layout in plan.layouts), *more])
         meshes = build_meshes(layouts, me.rank, BACKSTOP, recorder.collective)
         world = world_axis(me, recorder.collective)
-    job = Job(plan, attempt.parent.parent, device, meshes[plan.layouts[-1][1]], recorder, _facts(device, kernel))
-    return Site(job, kernel, meshes, world)
+        mesh = meshes[plan.layouts[-1][1]]
+        node = node_axis(mesh.video, me.local_world, me.world, BACKSTOP)
+    job = Job(plan, attempt.parent.parent, device, mesh, recorder, _facts(device, kernel))
+    return Site(job, watch.watch_kernel(kernel, recorder), meshes, world, node)
 
 
 def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
@@ -108,7 +116,8 @@ def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
         with job.recorder.span("text"):
             encoded = encode_texts(plan.model, texts, device, dtype)
     with job.recorder.span("load"):
-        networks = Networks(read_mmdit(plan.model, device, dtype), read_vae(plan.model, device, dtype))
+        source = Source(plan.model, device, dtype)
+        networks = read_networks(source, plan.placement, (site.node, job.mesh.video), job.recorder.heartbeat.tick)
     with job.recorder.span("text"):
         return networks, share_embeddings(site.world, texts, encoded)
 
@@ -137,7 +146,14 @@ def _meta(plan: Plan, me: Rank, device: torch.device, kernel: Kernel, started: t
         "start_epoch_s": started[1],
         "layouts": {str(rows): str(layout) for rows, layout in plan.layouts},
         "attention": kernel.name,
+        "pid": os.getpid(),
+        "device_uuid": watch.device_uuid(device),
     }
+
+
+def _clock(me: Rank) -> dict[str, Any]:
+    offset_s, error_s = watch.clock_offset(me)
+    return {"clock_offset_s": offset_s, "clock_offset_error_s": error_s}
 
 
 def _facts(device: torch.device, kernel: Kernel) -> dict[str, Any]:

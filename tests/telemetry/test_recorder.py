@@ -54,7 +54,7 @@ def test_events_come_back_in_the_contracts_lines(tmp_path: Path) -> None:
         pass
     rec.close(123, ["0000_0"])
     lines = [json.loads(line) for line in (tmp_path / "telemetry/rank1.jsonl").read_text().splitlines()]
-    assert lines[0].items() >= ({"schema": 1, "kind": "meta", "device": "cpu"} | META).items()
+    assert lines[0].items() >= ({"schema": 2, "kind": "meta", "device": "cpu"} | META).items()
     kinds = [line["kind"] for line in lines]
     per_step = ["collective", "collective", "step"]
     assert kinds == ["meta", "span", *per_step, *per_step, "span", "collective", "end"]
@@ -135,8 +135,8 @@ def test_a_line_cut_short_is_counted_and_passed_over(tmp_path: Path) -> None:
     assert cut.spans == whole.spans[:1]
     path.write_text('{"kind": "me')
     assert read_events(path) is None
-    path.write_text('{"schema": 2, "kind": "meta"}')
-    with pytest.raises(UserError, match="schema 2; this version reads schema 1"):
+    path.write_text('{"schema": 3, "kind": "meta"}')
+    with pytest.raises(UserError, match="schema 3; this version reads schema 1 and 2"):
         read_events(path)
 
 

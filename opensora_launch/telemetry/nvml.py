@@ -1,0 +1,256 @@
+"""What NVIDIA's management library tells of the GPUs of this host: one dict a GPU and look.
+
+What a driver refuses (containers, MIG, older drivers, cards without the sensor) is named in `refused` and left out of
+the samples; nothing here raises after `open_gpus`. Matched to CUDA's devices by UUID: the indices may differ.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pynvml
+
+SLOW_S = 1.0  # readings that are slow (PCIe counters take 20 ms each) or change seldom are taken this often
+TRIES = 3  # failures in a row after which a reading is given up
+FOR_GOOD = (
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_NO_PERMISSION,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_INVALID_ARGUMENT,
+)
+THROTTLES = {  # NVML's clocks event reasons that slow a GPU down against its owner's will
+    "power cap": pynvml.nvmlClocksEventReasonSwPowerCap,
+    "hardware slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
+    "too hot (driver)": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+    "too hot (hardware)": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+    "power brake": pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+    "locked clocks": pynvml.nvmlClocksThrottleReasonUserDefinedClocks,
+    "clocks in step with another GPU": pynvml.nvmlClocksEventReasonSyncBoost,
+}
+NVLINK_FIELDS = {
+    "nvlink_tx_bytes": pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
+    "nvlink_rx_bytes": pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
+}
+ALL_LINKS = 0xFFFFFFFF  # scope of a field value: the sum over a GPU's links
+
+Reading = Callable[[Any], dict[str, Any]]
+
+
+@dataclass
+class Gpu:
+    """One GPU, or one MIG instance of it: `uuid` is what CUDA knows it by."""
+
+    index: int
+    uuid: str
+    name: str
+    handle: Any
+    parent: "Gpu | None" = None
+    refused: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """What does not change while a run lasts."""
+        found: dict[str, Any] = {"index": self.index, "uuid": self.uuid, "name": self.name}
+        if self.parent:
+            found["mig_of"] = self.parent.uuid
+        for name, reading in FACTS.items():
+            found |= self.read(name, reading)
+        return found
+
+    def read(self, name: str, reading: Reading) -> dict[str, Any]:
+        """One reading; empty, and its reason in `refused`, where the driver does not give it."""
+        if self.failures.get(name, 0) >= TRIES:
+            return {}
+        try:
+            found = reading(self.handle)
+        except pynvml.NVMLError as error:
+            gone = getattr(error, "value", None) in FOR_GOOD
+            self.failures[name] = TRIES if gone else self.failures.get(name, 0) + 1
+            self.refused[name] = str(error)
+            return {}
+        self.failures[name] = 0
+        return found
+
+
+class Gpus:
+    """All GPUs that this process may see. `close` it; for one thread."""
+
+    def __init__(self, gpus: list[Gpu], driver: str, events: Any) -> None:
+        self.gpus, self.driver = gpus, driver
+        self._events = events
+        self._slow_s = float("-inf")
+
+    def sample(self) -> list[dict[str, Any]]:
+        """One dict a GPU, in the order of `gpus`; readings that were refused are not in it."""
+        now = time.monotonic()
+        slow = now - self._slow_s >= SLOW_S
+        if slow:
+            self._slow_s = now
+        readings = FAST | SLOW if slow else FAST
+        samples = []
+        for gpu in self.gpus:
+            found: dict[str, Any] = {"gpu": gpu.index}
+            for name, reading in readings.items():
+                found |= gpu.read(name, reading)
+            samples.append(found)
+        return samples
+
+    def xids(self) -> list[dict[str, Any]]:
+        """Critical errors (XID) that the driver reported since the last call."""
+        found: list[dict[str, Any]] = []
+        while self._events is not None:
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._events, 0)
+                found.append({"uuid": _text(pynvml.nvmlDeviceGetUUID(event.device)), "xid": int(event.eventData)})
+            except pynvml.NVMLError as error:
+                if getattr(error, "value", None) != pynvml.NVML_ERROR_TIMEOUT:
+                    self._refuse_events(error)
+                break
+        return found
+
+    def refused(self) -> dict[str, str]:
+        """Reading -> why the driver refused it, the same for several GPUs once."""
+        return {name: why for gpu in self.gpus for name, why in gpu.refused.items()}
+
+    def close(self) -> None:
+        try:
+            if self._events is not None:
+                pynvml.nvmlEventSetFree(self._events)
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError as error:
+            self._refuse_events(error)
+
+    def _refuse_events(self, error: Exception) -> None:
+        self._events = None
+        for gpu in self.gpus:
+            gpu.refused["xid"] = str(error)
+
+
+def open_gpus() -> tuple[Gpus | None, str | None]:
+    """The GPUs of this host, or why there are none to be seen."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return None, str(error)
+    try:
+        whole = [_gpu(n, pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
+        gpus = [gpu for one in whole for gpu in (one, *_mig(one))]
+        return Gpus(gpus, _text(pynvml.nvmlSystemGetDriverVersion()), _register(whole)), None
+    except pynvml.NVMLError as error:
+        pynvml.nvmlShutdown()
+        return None, str(error)
+
+
+def _gpu(index: int, handle: Any, parent: Gpu | None = None) -> Gpu:
+    return Gpu(
+        index, _text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle)), handle, parent=parent
+    )
+
+
+def _mig(gpu: Gpu) -> list[Gpu]:
+    """MIG instances of a GPU; none where MIG is off or not known to the driver."""
+    try:
+        if pynvml.nvmlDeviceGetMigMode(gpu.handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+            return []
+        count = pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu.handle)
+    except pynvml.NVMLError:
+        return []
+    found = []
+    for n in range(count):
+        try:
+            found.append(_gpu(gpu.index, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu.handle, n), gpu))
+        except pynvml.NVMLError:  # a free place
+            continue
+    return found
+
+
+def _register(gpus: list[Gpu]) -> Any:
+    """An event set that hears of XIDs; None, and the reason with the GPU, where that is refused."""
+    try:
+        events = pynvml.nvmlEventSetCreate()
+        for gpu in gpus:
+            pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, events)
+    except pynvml.NVMLError as error:
+        for gpu in gpus:
+            gpu.refused["xid"] = str(error)
+        return None
+    return events
+
+
+def _use(handle: Any) -> dict[str, Any]:
+    found = pynvml.nvmlDeviceGetUtilizationRates(handle)
+    return {"util": found.gpu / 100, "memory_util": found.memory / 100}
+
+
+def _throttles(handle: Any) -> dict[str, Any]:
+    try:
+        bits = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+    except pynvml.NVMLError_FunctionNotFound:  # drivers before 535 have it by its former name
+        bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    return {"throttled": [name for name, bit in THROTTLES.items() if bits & bit]}
+
+
+def _clocks(handle: Any) -> dict[str, Any]:
+    return {
+        "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+    }
+
+
+def _nvlink(handle: Any) -> dict[str, Any]:
+    values = pynvml.nvmlDeviceGetFieldValues(handle, [(field, ALL_LINKS) for field in NVLINK_FIELDS.values()])
+    for value in values:
+        if value.nvmlReturn != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(value.nvmlReturn)
+    return {name: int(value.value.ullVal) * 1024 for name, value in zip(NVLINK_FIELDS, values, strict=True)}
+
+
+def _pcie(handle: Any) -> dict[str, Any]:
+    """KB/s over the last 20 ms."""
+    return {
+        "pcie_tx_bytes_per_s": 1000 * pynvml.nvmlDeviceGetPcieThroughput(handle, pynvml.NVML_PCIE_UTIL_TX_BYTES),
+        "pcie_rx_bytes_per_s": 1000 * pynvml.nvmlDeviceGetPcieThroughput(handle, pynvml.NVML_PCIE_UTIL_RX_BYTES),
+    }
+
+
+def _ecc(handle: Any) -> dict[str, Any]:
+    kinds = {
+        "ecc_corrected": pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
+        "ecc_uncorrected": pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+    }
+    since_boot = pynvml.NVML_VOLATILE_ECC
+    return {name: pynvml.nvmlDeviceGetTotalEccErrors(handle, kind, since_boot) for name, kind in kinds.items()}
+
+
+def _processes(handle: Any) -> dict[str, Any]:
+    """Who computes on it. In a container the ids may be the host's, or only our own processes are shown."""
+    return {"processes": [[p.pid, p.usedGpuMemory] for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]}
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+FAST: dict[str, Reading] = {
+    "utilisation": _use,
+    "memory": lambda handle: {"memory_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)},
+    "power": lambda handle: {"power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000},
+    "energy": lambda handle: {"energy_j": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000},
+    "clocks": _clocks,
+    "throttling": _throttles,
+    "nvlink": _nvlink,
+}
+SLOW: dict[str, Reading] = {
+    "temperature": lambda handle: {
+        "temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
+    },
+    "pcie": _pcie,
+    "ecc": _ecc,
+    "processes": _processes,
+}
+FACTS: dict[str, Reading] = {
+    "memory": lambda handle: {"memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)},
+    "power limit": lambda handle: {"power_limit_w": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000},
+    "clock limit": lambda handle: {"sm_mhz_max": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)},
+}

@@ -1,0 +1,104 @@
+"""One thread a node looks at its GPUs, its CPUs and its ranks a few times a second: `telemetry/node-<host>.jsonl`.
+
+Times are the host's `time.monotonic()`, as those of the ranks' events. A sampler never stops a run: what cannot be read
+or written is named in the file, or in `problem`.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from opensora_launch.telemetry.heartbeat import read_heartbeats
+from opensora_launch.telemetry.host import host_sample, rank_samples
+from opensora_launch.telemetry.nvml import Gpus, open_gpus
+from opensora_launch.telemetry.samples import SCHEMA
+
+INTERVAL_S = 0.25
+SHUT_S = 5.0  # a driver may hang in a call; the run does not wait for it longer
+
+
+class Sampler:
+    """`start` it on the first rank of a node, `close` it at the end. `pids` tells the ranks of this host."""
+
+    def __init__(
+        self, path: Path, host: str, pids: Callable[[], Mapping[int, int]], *, interval_s: float = INTERVAL_S
+    ) -> None:
+        self.problem: str | None = None
+        self._path, self._host, self._pids, self._interval_s = path, host, pids, interval_s
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take a last look and stop; a thread that hangs in the driver is left behind."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(SHUT_S)
+
+    def _run(self) -> None:
+        try:
+            gpus, why_not = open_gpus()
+            try:
+                self._look(gpus, why_not)
+            finally:
+                if gpus:
+                    gpus.close()
+        except Exception as error:  # noqa: BLE001 a broken driver must not stop the run
+            self.problem = f"{type(error).__name__}: {error}"
+
+    def _look(self, gpus: Gpus | None, why_not: str | None) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("w", encoding="utf-8") as file:
+
+            def write(kind: str, values: Mapping[str, Any]) -> None:
+                file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n")
+                file.flush()
+
+            write("meta", self._meta(gpus, why_not))
+            told: dict[str, str] = {}
+            ending = False
+            while True:
+                write("sample", self._sample(gpus))
+                for xid in gpus.xids() if gpus else ():
+                    write("xid", {"time_s": time.monotonic(), **xid})
+                if gpus and (refused := gpus.refused()) != told:
+                    told = refused
+                    write("refused", {"readings": refused})
+                if ending:
+                    break
+                ending = self._ending.wait(self._interval_s)
+
+    def _meta(self, gpus: Gpus | None, why_not: str | None) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "host": self._host,
+            "interval_s": self._interval_s,
+            "driver": gpus.driver if gpus else None,
+            "no_gpus": why_not,
+            "gpus": [gpu.facts() for gpu in gpus.gpus] if gpus else [],
+        }
+
+    def _sample(self, gpus: Gpus | None) -> dict[str, Any]:
+        return {
+            "time_s": time.monotonic(),
+            "host": host_sample(),
+            "ranks": rank_samples(self._pids()),
+            "gpus": gpus.sample() if gpus else [],
+        }
+
+
+def node_sampler(attempt: Path, host: str) -> Sampler:
+    """The sampler of this node; the ranks and their processes are known by their heartbeats."""
+    known: dict[int, int] = {}
+
+    def pids() -> Mapping[int, int]:
+        known.update({b.rank: b.pid for b in read_heartbeats(attempt / "heartbeat") if b.host == host})
+        return known
+
+    return Sampler(attempt / "telemetry" / f"node-{re.sub(r'[^A-Za-z0-9._-]', '_', host)}.jsonl", host, pids)
