@@ -4,7 +4,8 @@ Shapes: V videos, C latent channels, T latent frames, H = W = 64 pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,17 +13,17 @@ from torch import Tensor
 from demo import clips
 from opensora_launch.config import ModelConfig
 from opensora_launch.media.prompts import with_suffixes
-from opensora_launch.model import vae
+from opensora_launch.model import load_mmdit, vae
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.text import TextEncoders, load_text_encoders
 from opensora_launch.model.tiles import tiles_of
+from opensora_launch.model.weights import read_tensors
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
 from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
-from opensora_launch.worker.networks import read_mmdit, read_vae
 
 CPU = torch.device("cpu")
 POSTERIOR_SEED = 1
@@ -56,7 +57,9 @@ DEFAULTS = Guidance(num_steps=20, text_scale=3.0, image_scale=1.5, text_osci=Tru
 def load(config: ModelConfig) -> Networks:
     """The networks from the files that the config names."""
     text = load_text_encoders(config, device=CPU, dtype=torch.float32)
-    return Networks(config, read_mmdit(config, CPU, torch.float32), read_vae(config, CPU, torch.float32), text)
+    folder = Path(config.folder)
+    tensors = [read_tensors(folder / f, device=CPU, dtype=torch.float32) for f in (config.mmdit_file, config.vae_file)]
+    return Networks(config, load_mmdit(asdict(config.mmdit), tensors[0]), vae.load_vae(config.vae, tensors[1]), text)
 
 
 def encode(networks: Networks, pixels: Tensor) -> Tensor:

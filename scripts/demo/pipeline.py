@@ -11,9 +11,9 @@ from demo.mmdit import encode_clips, train_mmdit
 from demo.score import score
 from demo.text import train_text
 from demo.training import Log, StageFailed, gate
-from demo.vae import train_vae
+from demo.vae import train_decoder, train_vae
 
-STAGES = ("vae", "text", "latents", "mmdit", "export")
+STAGES = ("vae", "text", "latents", "mmdit", "decoder", "export")
 LEAST_ALL_RIGHT = 0.90
 LEAST_DIRECTION = 0.90
 LEAST_PSNR_DB = 28.0
@@ -26,16 +26,22 @@ def run(stages: Sequence[str], folder: Path, threads: int) -> None:
     log = Log(folder / "log.jsonl")
     last = max(STAGES.index(stage) for stage in stages)
     vae = train_vae(folder, log)
-    if last < 1:
+    if last < STAGES.index("text"):
         return
     encoders = train_text(folder, log)
-    if last < 2:
+    if last < STAGES.index("latents"):
         return
     latents = encode_clips(vae, folder / "latents.pt", log)
-    if last < 3:
+    if stages == ["decoder"]:  # it needs nothing of the MMDiT: both may run at the same time
+        train_decoder(vae, folder, log)
+        return
+    if last < STAGES.index("mmdit"):
         return
     mmdit = train_mmdit(folder, log, encoders, latents)
-    if last < 4:
+    if last < STAGES.index("decoder"):
+        return
+    train_decoder(vae, folder, log)
+    if last < STAGES.index("export"):
         return
     encoders.copy_cases()
     size = files.export(mmdit, vae, encoders, latents.scale)

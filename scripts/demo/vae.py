@@ -27,6 +27,8 @@ STAGES = {  # frames, side in pixels of the part that is cut out around the shap
     "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
     "vae_17_frames_whole": (17, 64, Schedule(steps=450, batch=4, peak_rate=1e-3)),
 }
+DECODER = Schedule(steps=500, batch=4, peak_rate=1e-3)  # the encoder stands still, so latents stay what they are
+DECODER_NOISE = 0.06  # deviation of the noise on the latents (theirs is 2): generated ones are a little off too
 KL_WEIGHT = 1e-4
 SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
 SHAPE_WEIGHT = 4.0  # a pixel of the moving shape counts 1 + this, against 1 for the background
@@ -80,19 +82,34 @@ def batch_loss(
     latent = mean + (0.5 * logvar).exp() * noise
     if frames == clips.FRAMES:
         latent = swap_ends(vae, latent, clip, generator)
-    error = vae.decode(latent.bfloat16()).sample.float() - clip
-    touched = torch.nn.functional.max_pool3d(cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
-    weight = 1 + SHAPE_WEIGHT * touched
-    rebuilt = (weight * (error.abs() + error.square())).mean() / weight.mean()
+    rebuilt, mse = rebuild(vae, latent, clip, cover)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return {
         "loss": rebuilt + KL_WEIGHT * kl,
         "rebuilt": rebuilt.detach(),
         "kl": kl.detach(),
-        "mse": error.square().mean().detach(),
+        "mse": mse,
         "posterior_std": (0.5 * logvar).exp().mean().detach(),
         "latent_std": mean.std().detach(),
     }
+
+
+def decoder_loss(vae: AutoencoderKLHunyuanVideo, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Reconstruction from slightly noisy latents of whole clips, with ends from frames encoded alone mixed in."""
+    clip, cover = draw_batch(clips.FRAMES, clips.SIDE, count, generator)
+    with torch.no_grad():
+        latent = swap_ends(vae, vae.encode(clip.bfloat16()).latent_dist.mean.float(), clip, generator)
+    latent = latent + DECODER_NOISE * torch.randn(latent.shape, generator=generator)
+    rebuilt, mse = rebuild(vae, latent, clip, cover)
+    return {"loss": rebuilt, "mse": mse}
+
+
+def rebuild(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, cover: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted reconstruction error to minimise, and the plain mean square."""
+    error = vae.decode(latent.bfloat16()).sample.float() - clip
+    touched = torch.nn.functional.max_pool3d(cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
+    weight = 1 + SHAPE_WEIGHT * touched
+    return (weight * (error.abs() + error.square())).mean() / weight.mean(), error.square().mean().detach()
 
 
 def swap_ends(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,7 +174,20 @@ def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
         learner = Learner([vae])  # starts from the weights of the stage before
         stage = Stage(name, folder, schedule)
         run_stage(stage, learner, partial(batch_loss, vae, frames, side, schedule.batch), log)
+    check_vae(vae, log)
+    return vae
+
+
+def train_decoder(vae: AutoencoderKLHunyuanVideo, folder: Path, log: Log) -> None:
+    """Polish the decoder after the encoder is settled; the latents that the MMDiT learns from do not change."""
+    learner = Learner([vae.decoder, vae.post_quant_conv])
+    stage = Stage("vae_decoder", folder, DECODER)
+    run_stage(stage, learner, partial(decoder_loss, vae, DECODER.batch), log)
+    check_vae(vae, log)
+
+
+def check_vae(vae: AutoencoderKLHunyuanVideo, log: Log) -> None:
+    """The gate."""
     right, psnr = round_trip(vae, clips.all_combinations() * 2, seed=5)
     log.write(stage="vae", round_trip_psnr_db=psnr)
     gate(log, "vae", "true clips judged right after the round trip", right, LEAST_JUDGED_RIGHT)
-    return vae
