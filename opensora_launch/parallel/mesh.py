@@ -61,6 +61,20 @@ def ranks_along(layout: Layout, rank: int, axes: tuple[str, ...]) -> tuple[int, 
     return tuple(same)
 
 
+def node_axis(video: Axis, ranks_per_node: int, world: int, timeout: timedelta) -> Axis:
+    """The ranks of our node that work on the same videos. All ranks must call this together."""
+    size = video.size
+    groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+    for start in range(0, world, size):  # the ranks of a video are neighbours
+        for node in range(world // ranks_per_node):
+            here = range(node * ranks_per_node, (node + 1) * ranks_per_node)
+            if ranks := tuple(r for r in range(start, start + size) if r in here):
+                groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
+    me = video.ranks[video.index]
+    ours = next(ranks for ranks in groups if me in ranks)
+    return Axis("weights", ours, ours.index(me), groups[ours], video.record)
+
+
 def build_meshes(layouts: Iterable[Layout], rank: int, timeout: timedelta, record: Record) -> dict[Layout, Mesh]:
     """Our mesh in every layout. All ranks must call this together, with the same layouts in the same order."""
     groups: dict[tuple[int, ...], dist.ProcessGroup] = {}

@@ -1,24 +1,25 @@
 """The networks of a run on this rank, and the embeddings of its texts."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from opensora_launch.config import Init, ModelConfig
-from opensora_launch.model import load_mmdit
+from opensora_launch.config import Init, ModelConfig, PlacementConfig
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.text import load_text_encoders, random_embeddings
 from opensora_launch.model.vae import load_vae
 from opensora_launch.model.weights import random_tensors, read_tensors
 from opensora_launch.parallel.mesh import Axis
+from opensora_launch.parallel.placement import StreamedBlocks
 from opensora_launch.parallel.tiles import broadcast
 from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.worker.transformer import Source, load_transformer
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -27,6 +28,7 @@ log = logging.getLogger("opensora_launch.worker")
 class Networks:
     mmdit: MMDiT
     vae: CausalVae
+    blocks: StreamedBlocks | None  # of the mmdit, where its weights do not stay on the device
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,19 @@ class Embedding:
         return Embedding(self.t5.to(device), self.clip.to(device))
 
 
-def read_mmdit(model: ModelConfig, device: torch.device, dtype: torch.dtype) -> MMDiT:
-    config = asdict(model.mmdit)
-    with torch.device("meta"):
-        empty = MMDiT(model.mmdit)
-    return load_mmdit(config, _tensors(empty, model, model.mmdit_file, device, dtype))
-
-
-def read_vae(model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalVae:
+def read_networks(
+    source: Source, placement: PlacementConfig, axes: tuple[Axis, Axis], tick: Callable[[], None]
+) -> Networks:
+    """Transformer and VAE on this rank. axes: our ranks of this node, and on all nodes."""
+    transformer = load_transformer(source, placement, axes, tick)
+    model = source.model
     with torch.device("meta"):
         empty = CausalVae(model.vae)
-    return load_vae(model.vae, _tensors(empty, model, model.vae_file, device, dtype))
-
-
-def _tensors(
-    empty: nn.Module, model: ModelConfig, file: str, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
     if model.init is Init.random:
-        return random_tensors(empty, seed=model.init_seed, dtype=dtype, device=device)
-    return read_tensors(Path(model.folder) / file, device=device, dtype=dtype)
+        tensors = random_tensors(empty, seed=model.init_seed, dtype=source.dtype, device=source.device)
+    else:
+        tensors = read_tensors(Path(model.folder) / model.vae_file, device=source.device, dtype=source.dtype)
+    return Networks(transformer.module, load_vae(model.vae, tensors), transformer.blocks)
 
 
 def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensora_launch.config import PlacementConfig
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes
@@ -22,10 +23,11 @@ from opensora_launch.plan.verify import VerifyLine, VerifySpec
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.cases import Case, compare, distance, read_case, run_case, within
-from opensora_launch.worker.generate import Job, decode_video, denoise_videos
-from opensora_launch.worker.networks import Embedding, Networks
+from opensora_launch.worker.generate import DTYPES, Job, decode_video, denoise_videos
+from opensora_launch.worker.networks import Embedding, Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
 from opensora_launch.worker.start import Rank
+from opensora_launch.worker.transformer import Source
 
 # Between layouts only rounding may differ; over the steps guidance makes it larger.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
@@ -83,11 +85,14 @@ def _verify_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat) -> list[V
     networks, texts = load(site)
     layouts = dict(plan.layouts)
     got = _make(site.job, networks, site.model(networks, layouts), texts)
+    if networks.blocks:
+        networks.blocks.drain()
     if me.rank != 0:
         return []
-    by_one = _make(
-        replace(site.job, mesh=site.meshes[alone]), networks, site.model(networks, dict.fromkeys(layouts, alone)), texts
-    )
+    solo = site.meshes[alone]
+    source = Source(plan.model, site.job.device, DTYPES[plan.precision])
+    whole = read_networks(source, PlacementConfig(), (solo.video, solo.video), beat.tick)
+    by_one = _make(replace(site.job, mesh=solo), whole, site.model(whole, dict.fromkeys(layouts, alone)), texts)
     bound, layout = BOUNDS[plan.precision], plan.layouts[-1][1]
     return [
         VerifyLine(

@@ -8,6 +8,7 @@ from opensora_launch.config import (
     LayoutConfig,
     MmditConfig,
     ModelConfig,
+    PlacementConfig,
     RunConfig,
     SamplingConfig,
     TextConfig,
@@ -49,6 +50,7 @@ def small_plan(
     videos: Sequence[VideoRequest],
     *,
     layout: LayoutConfig | None = None,
+    placement: PlacementConfig | None = None,
     frames: int = 9,
     **sampling: Any,
 ) -> Plan:
@@ -56,6 +58,7 @@ def small_plan(
         model=TINY,
         video=VideoConfig(resolution=None, height_px=48, width_px=80, num_frames=frames),
         layout=layout or LayoutConfig(),
+        placement=placement or PlacementConfig(),
         sampling=SamplingConfig(**sampling),
     )
     run.launcher.threads_per_rank = 1

@@ -57,6 +57,8 @@ def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
         for v, latent in zip(videos, denoise_videos(site.job, networks, model, texts, videos), strict=True):
             if (pixels := decode_video(site.job, networks, v, latent)) is not None:
                 made[v.name] = pixels
+    if networks.blocks:
+        networks.blocks.drain()
     return made
 
 

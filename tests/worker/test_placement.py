@@ -1,0 +1,100 @@
+"""Where the weights live changes nothing: the same bits from a file, on any ranks, sharded and offloaded."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from opensora_launch.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
+from opensora_launch.model.mmdit import MMDiT
+from opensora_launch.model.weights import random_tensors
+from opensora_launch.parallel.mesh import build_meshes, node_axis
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.plan import Plan
+from opensora_launch.worker.transformer import Source, load_transformer
+from tests.ranks import run_ranks
+from tests.worker.plans import TINY, small_plan, video
+from tests.worker.test_generate import pixels
+
+PLACEMENTS = {
+    "sharded over the node": PlacementConfig(Shard.node, Offload.none),
+    "sharded over all": PlacementConfig(Shard.all, Offload.none),
+    "offloaded": PlacementConfig(Shard.none, Offload.host),
+    "sharded and offloaded": PlacementConfig(Shard.node, Offload.host),
+}
+
+
+def plan_of(ranks: int, placement: PlacementConfig) -> Plan:
+    """One video with steps of one and two rows: on cfg 2 some ranks sit some steps out."""
+    layout = LayoutConfig(dp=1, cfg=2) if ranks % 2 == 0 else LayoutConfig(dp=1)
+    return small_plan(ranks, [video()], layout=layout, placement=placement)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_placement_makes_the_same_bits(ranks, tmp_path):
+    want = pixels(plan_of(ranks, PlacementConfig()), tmp_path / "replicated")
+    for name, placement in PLACEMENTS.items():
+        got = pixels(plan_of(ranks, placement), tmp_path / name)
+        assert torch.equal(got["0000_0"], want["0000_0"]), name
+
+
+def test_two_groups_of_videos_shard_among_themselves(tmp_path):
+    videos = [video("0000_0", seed=1), video("0001_0", seed=2), video("0002_0", seed=3)]
+    layout = LayoutConfig(dp=2, ulysses=2)
+    want = pixels(small_plan(4, videos, layout=layout), tmp_path / "replicated")
+    placed = small_plan(4, videos, layout=layout, placement=PLACEMENTS["sharded over the node"])
+    got = pixels(placed, tmp_path / "sharded")
+    assert {name: torch.equal(got[name], want[name]) for name in want} == dict.fromkeys(want, True)
+
+
+def output_on_rank(model: ModelConfig, placement: PlacementConfig) -> torch.Tensor:
+    """The network's output for one input, its weights from the checkpoint in `model.folder`."""
+    layout = Layout(ulysses=dist.get_world_size())
+    timeout = timedelta(seconds=30)
+    mesh = build_meshes([layout], dist.get_rank(), timeout, lambda *args: nullcontext())[layout]
+    node = node_axis(mesh.video, mesh.video.size, mesh.video.size, timeout)
+    ticks: list[int] = []
+    source = Source(model, torch.device("cpu"), torch.float32)
+    loaded = load_transformer(source, placement, (node, mesh.video), lambda: ticks.append(1))
+    assert len(ticks) == 2, "a tick for each block"
+    rng = torch.Generator().manual_seed(0)
+    out = loaded.module(
+        img=torch.randn(1, 6, 16, generator=rng),
+        img_ids=torch.zeros(1, 6, 3),
+        txt=torch.randn(1, 7, 32, generator=rng),
+        txt_ids=torch.zeros(1, 7, 3),
+        timesteps=torch.tensor([0.5]),
+        y_vec=torch.randn(1, 24, generator=rng),
+        cond=torch.randn(1, 6, 20, generator=rng),
+    )
+    if loaded.blocks:
+        loaded.blocks.drain()
+    result: torch.Tensor = out.detach()
+    return result
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> ModelConfig:
+    with torch.device("meta"):
+        empty = MMDiT(TINY.mmdit)
+    tensors = random_tensors(empty, seed=3, dtype=torch.float32, device=torch.device("cpu"))
+    save_file(tensors, tmp_path / TINY.mmdit_file)
+    return replace(TINY, init=Init.checkpoint, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("placement", [PlacementConfig(), *PLACEMENTS.values()], ids=["replicated", *PLACEMENTS])
+def test_a_checkpoint_is_read_in_parts(placement, stored, tmp_path):
+    """What three ranks put together from their shares of a file is what one reads whole."""
+    (want,) = run_ranks(1, tmp_path, output_on_rank, stored, PlacementConfig())
+    assert [torch.equal(got, want) for got in run_ranks(3, tmp_path, output_on_rank, stored, placement)] == [True] * 3
+
+
+def test_a_file_of_another_model_is_one_error(stored, tmp_path):
+    other = replace(stored, mmdit=replace(TINY.mmdit, depth=2))
+    with pytest.raises(AssertionError, match=r"does not match the config:\n  - 28 missing: double_blocks.1"):
+        run_ranks(2, tmp_path, output_on_rank, other, PlacementConfig())
