@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from opensora_launch.config import LayoutConfig, MmditConfig, ModelConfig, PlacementConfig, RunConfig, SamplingConfig
+from opensora_launch.config import (
+    LauncherConfig,
+    LauncherKind,
+    LayoutConfig,
+    MmditConfig,
+    ModelConfig,
+    PlacementConfig,
+    RunConfig,
+    SamplingConfig,
+)
 from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
@@ -15,6 +24,7 @@ from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
 
 SCHEMA = 1
+BATCH_JOB_CHECKPOINT_STEPS = 5  # a job on a cluster may lose a node or be preempted
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Plan:
     precision: str
     attention: str
     profile: bool
+    checkpoint_every_steps: int  # of denoising; 0 never
     model: ModelConfig
     geometry: Geometry
     placement: PlacementConfig
@@ -115,6 +126,8 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
     threads = run.launcher.threads_per_rank
     if threads is not None and threads < 1:
         problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null to be chosen")
+    if (run.launcher.checkpoint_every_steps or 0) < 0:
+        problems.append("launcher.checkpoint_every_steps must be at least 1, 0 for never, or null to be chosen")
     if run.launcher.timeout_s <= 0:
         problems.append(f"launcher.timeout_s={run.launcher.timeout_s} must be more than 0 seconds")
     if problems:
@@ -132,6 +145,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         precision=precision,
         attention=run.attention.value,
         profile=run.profile,
+        checkpoint_every_steps=_checkpoint_every(run.launcher),
         model=run.model,
         geometry=shape,
         placement=run.placement,
@@ -156,6 +170,12 @@ def _layouts(
         total_tokens=shape.total_tokens,
     )
     return layouts_by_rows(facts, LayoutConfig(**vars(run.layout)))
+
+
+def _checkpoint_every(launcher: LauncherConfig) -> int:
+    if launcher.checkpoint_every_steps is not None:
+        return launcher.checkpoint_every_steps
+    return BATCH_JOB_CHECKPOINT_STEPS if launcher.kind is LauncherKind.slurm else 0
 
 
 def _sampling_problems(sampling: SamplingConfig) -> list[str]:
