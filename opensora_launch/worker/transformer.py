@@ -164,7 +164,7 @@ def _host_copy(
     if source.device.type == "cuda":
         status = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.numel() * itemsize, 0)
         assert int(status) == 0, f"the host copy could not be pinned: cudaError {status}"
-    return flats
+    return [flat[: layout.size] for flat, layout in zip(flats, layouts, strict=True)]
 
 
 def _shared_memory(axis: Axis, nbytes: int) -> Tensor:

@@ -96,5 +96,5 @@ def test_a_checkpoint_is_read_in_parts(placement, stored, tmp_path):
 
 def test_a_file_of_another_model_is_one_error(stored, tmp_path):
     other = replace(stored, mmdit=replace(TINY.mmdit, depth=2))
-    with pytest.raises(AssertionError, match=r"does not match the config:\n  - 28 missing: double_blocks.1"):
+    with pytest.raises(AssertionError, match=r"does not match the config:\n  - 32 missing: double_blocks.1"):
         run_ranks(2, tmp_path, output_on_rank, other, PlacementConfig())
