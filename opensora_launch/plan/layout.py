@@ -1,8 +1,9 @@
 """How the ranks of a run are arranged: degrees of the mesh axes, by rule or as the user fixed them."""
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from opensora_launch.config import LayoutConfig
 from opensora_launch.errors import UserError
@@ -31,6 +32,12 @@ class Layout:
 
     def __str__(self) -> str:
         return f"dp{self.dp} cfg{self.cfg} ring{self.ring} ulysses{self.ulysses}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """What str() wrote; an axis that is not named has degree 1."""
+        named = dict(re.findall(r"([a-z]+)(\d+)", text))
+        return cls(**{f.name: int(named[f.name]) for f in fields(cls) if f.name in named})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Where each rank's wall time went: parts that add up to it, because every moment is given to exactly one part.
 
-A pure function of the ranks' events. A moment belongs to the innermost block that holds it: a collective in a step in a
-phase. In a collective a rank waits until the last of its group has come (`waiting`); what is left is `communication`.
+A pure function of the ranks' events. A moment belongs to the innermost block that holds it: a collective in a kernel in
+a block of the network in a step in a phase. In a collective a rank waits until the last of its group has come (`waiting`); what is left is `communication`.
 Steps in which a rank has no row are `idle` as a whole. What is outside all phases is `other`, and so is what is in the
 denoise phase and outside its steps.
 """
@@ -16,11 +16,12 @@ from typing import NamedTuple
 from opensora_launch.telemetry.events import Collective, RankEvents
 
 PARTS = ("setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other")
+COMPUTE_KINDS = ("attention", "double", "single", "other")  # other: of a step, outside the network's blocks
 SAME_HOST_S = 0.5  # by more than this the clocks of one host cannot differ: then it is not one host
 
 
 class Interval(NamedTuple):
-    """`detail` of communication is its axis, of waiting the rank that is waited for."""
+    """`detail` of compute is its kind, of communication its axis, of waiting the rank that is waited for."""
 
     start_s: float
     end_s: float
@@ -48,6 +49,9 @@ class RankAccount:
     end_s: float
     parts: Mapping[str, float]
     communication_by_axis: Mapping[str, float]
+    compute_by_kind: Mapping[str, float]
+    bytes_by_axis: Mapping[str, int]  # sent
+    device_uuid: str | None
     timeline: tuple[Interval, ...]  # without gaps from start_s to end_s
     waits: tuple[Wait, ...]
     denoise_s: float  # of its denoise phases, whole
@@ -66,6 +70,8 @@ class Accounts:
 
     ranks: tuple[RankAccount, ...]
     unknown: tuple[str, ...]
+    clock_error_s: float | None  # by how much the hosts' clocks may be apart; None where that is not known
+    shifts: Mapping[str, float]  # host -> what to add to its times
 
     @property
     def wall_s(self) -> float:
@@ -78,7 +84,7 @@ Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]
 
 def account(ranks: Sequence[RankEvents]) -> Accounts:
     """The accounts of one attempt. `ranks` are those whose events are there, at least one."""
-    shifts, unknown = _common_clock(ranks)
+    shifts, clock_error_s, unknown = _common_clock(ranks)
     arrivals: dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]] = defaultdict(dict)
     for events in ranks:
         for c in events.collectives:
@@ -91,16 +97,30 @@ def account(ranks: Sequence[RankEvents]) -> Accounts:
         unknown.append("the events of some ranks are missing: what was waiting for them is counted as communication")
     if any(len({axis for _, axis in came.values()}) > 1 for came in arrivals.values()):
         unknown.append("ranks recorded different collectives under one number: their waiting is not known")
-    return Accounts(accounts, tuple(unknown))
+    hosts = {events.meta.host: shifts[events.meta.rank] for events in ranks}
+    return Accounts(accounts, tuple(unknown), clock_error_s, hosts)
 
 
-def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], list[str]]:
-    """What to add to each rank's times. Ranks of one host share a clock; hosts are joined by their wall clocks."""
+def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], float | None, list[str]]:
+    """What to add to each rank's times, within what error, and what is not known.
+
+    Ranks of one host share a clock. Hosts are joined by the offsets that they measured over the process group, or else
+    by their wall clocks.
+    """
     epochs: dict[str, dict[int, float]] = defaultdict(dict)
+    offsets: dict[str, tuple[float, float]] = {}
     for events in ranks:
-        epochs[events.meta.host][events.meta.rank] = events.meta.start_epoch_s - events.meta.start_s
+        meta = events.meta
+        epochs[meta.host][meta.rank] = meta.start_epoch_s - meta.start_s
+        if meta.clock_offset_s is not None:
+            later = events.end.clock_offset_s if events.end else None
+            moved = abs((meta.clock_offset_s if later is None else later) - meta.clock_offset_s)
+            offsets[meta.host] = (meta.clock_offset_s, (meta.clock_offset_error_s or 0.0) + moved)
     unknown = []
-    if len(epochs) > 1:
+    measured = offsets.keys() >= epochs.keys()
+    error_s: float | None = max((error for _, error in offsets.values()), default=0.0) if measured else 0.0
+    if len(epochs) > 1 and not measured:
+        error_s = None
         unknown.append(
             "hosts are aligned by their wall clocks, whose error is not known: waiting across hosts is rough"
         )
@@ -108,11 +128,13 @@ def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], list[s
     zero = min(min(found.values()) for found in epochs.values())  # small numbers keep their digits
     for host, found in epochs.items():
         if max(found.values()) - min(found.values()) < SAME_HOST_S:
-            shifts |= dict.fromkeys(found, min(found.values()) - zero)
+            shift = offsets[host][0] if measured and len(epochs) > 1 else min(found.values()) - zero
+            shifts |= dict.fromkeys(found, shift)
             continue
+        error_s = None
         unknown.append(f"ranks of host {host} have different clocks; they are aligned by the wall clock, roughly")
         shifts |= {rank: epoch - zero for rank, epoch in found.items()}
-    return shifts, unknown
+    return shifts, error_s, unknown
 
 
 def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAccount:
@@ -120,19 +142,24 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
     start, end = meta.start_s + shift, events.end_s + shift
     phases = [Interval(s.start_s + shift, s.end_s + shift, s.phase) for s in events.spans]
     steps = [Interval(s.start_s + shift, s.end_s + shift, "compute" if s.own_rows else "idle") for s in events.steps]
+    work = [Interval(w.start_s + shift, w.end_s + shift, "compute", w.part) for w in events.work]
+    kernels = [w for w in work if w.detail == "attention"]
+    blocks = [w for w in work if w.detail != "attention"]
     inner: list[Interval] = []
     for c in events.collectives:
         begin, over = c.start_s + shift, c.end_s + shift
         on, latest = _last_to_come(meta.rank, c, arrivals[c.ranks, c.sequence])
         ready = min(max(latest, begin), over)
         inner += [Interval(begin, ready, "waiting", str(on)), Interval(ready, over, "communication", c.axis)]
-    timeline = _timeline((start, end), phases, steps, inner)
+    timeline = _timeline((start, end), phases, steps, blocks, kernels, inner)
     parts = dict.fromkeys(PARTS, 0.0)
-    by_axis: dict[str, float] = defaultdict(float)
+    details: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
     for piece in timeline:
         parts[piece.part] += piece.end_s - piece.start_s
-        if piece.part == "communication":
-            by_axis[piece.detail] += piece.end_s - piece.start_s
+        details[piece.part][piece.detail] += piece.end_s - piece.start_s
+    sent: dict[str, int] = defaultdict(int)
+    for c in events.collectives:
+        sent[c.axis] += c.bytes
     return RankAccount(
         rank=meta.rank,
         host=meta.host,
@@ -140,7 +167,10 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
         start_s=start,
         end_s=end,
         parts=parts,
-        communication_by_axis=dict(by_axis),
+        communication_by_axis=dict(details["communication"]),
+        compute_by_kind={kind: details["compute"][kind] for kind in COMPUTE_KINDS} if work else {},
+        bytes_by_axis=dict(sent),
+        device_uuid=meta.device_uuid,
         timeline=timeline,
         waits=tuple(Wait(meta.rank, int(p.detail), p.start_s, p.end_s) for p in timeline if p.part == "waiting"),
         denoise_s=sum((s.end_s - s.start_s for s in events.spans if s.phase == "denoise"), 0.0),
@@ -158,18 +188,19 @@ def _last_to_come(rank: int, c: Collective, came: Mapping[int, tuple[float, str]
     return last, came[last][0]
 
 
-def _timeline(
-    whole: tuple[float, float], phases: Sequence[Interval], steps: Sequence[Interval], inner: Sequence[Interval]
-) -> tuple[Interval, ...]:
-    """Cut [start, end) at every border and give each piece to the innermost block that holds it."""
+def _timeline(whole: tuple[float, float], *layers: Sequence[Interval]) -> tuple[Interval, ...]:
+    """Cut [start, end) at every border and give each piece to the innermost block that holds it.
+
+    `layers` from the outermost: phases, steps, the network's blocks, its kernels, collectives.
+    """
     start, end = whole
-    layers = [_in_order(layer, start, end) for layer in (phases, steps, inner)]
-    borders = sorted({start, end} | {t for layer in layers for block in layer for t in block[:2]})
-    at = [0, 0, 0]
+    ordered = [_in_order(layer, start, end) for layer in layers]
+    borders = sorted({start, end} | {t for layer in ordered for block in layer for t in block[:2]})
+    at = [0] * len(ordered)
     pieces: list[Interval] = []
     for begin, over in pairwise(borders):
         holding: list[Interval | None] = []
-        for n, layer in enumerate(layers):
+        for n, layer in enumerate(ordered):
             while at[n] < len(layer) and layer[at[n]].end_s <= begin:
                 at[n] += 1
             block = layer[at[n]] if at[n] < len(layer) else None
@@ -182,13 +213,20 @@ def _timeline(
     return tuple(pieces)
 
 
-def _part(phase: Interval | None, step: Interval | None, inner: Interval | None) -> tuple[str, str]:
+def _part(
+    phase: Interval | None,
+    step: Interval | None,
+    block: Interval | None,
+    kernel: Interval | None,
+    inner: Interval | None,
+) -> tuple[str, str]:
     if step and step.part == "idle":
         return "idle", ""
     if inner:
         return inner.part, inner.detail
     if step:
-        return "compute", ""
+        work = kernel or block
+        return "compute", work.detail if work else "other"
     return ("other", "") if phase is None or phase.part == "denoise" else (phase.part, "")
 
 

@@ -1,0 +1,157 @@
+"""What the nodes' samples say of GPUs, hosts and ranks: means, peaks and sums over a window of time.
+
+Counters (energy, CPU time, page faults) are differences between the samples next to the window's ends.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from opensora_launch.report.accounting import Accounts
+from opensora_launch.telemetry.samples import NodeSamples
+
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's samples on the attempt's common clock."""
+
+    found: NodeSamples
+    times: tuple[float, ...]
+
+    @property
+    def host(self) -> str:
+        return self.found.host
+
+    def within(self, window: Window) -> Sequence[Mapping[str, Any]]:
+        """The samples in a window, and the last one before it, from which counters are counted."""
+        first = max(0, bisect_right(self.times, window[0]) - 1)
+        return self.found.samples[first : bisect_right(self.times, window[1]) + 1]
+
+
+@dataclass(frozen=True)
+class RankUse:
+    """Of a rank's main thread, from one sample to another: seconds on a CPU, seconds ready without one, page faults
+    that read a disk."""
+
+    window: Window
+    ran_s: float
+    starved_s: float
+    major_faults: int
+
+
+def nodes_of(found: Sequence[NodeSamples], accounts: Accounts) -> tuple[Node, ...]:
+    """The nodes whose clock is known; times become those of the accounts."""
+    return tuple(
+        Node(n, tuple(s["time_s"] + accounts.shifts[n.host] for s in n.samples))
+        for n in found
+        if n.host in accounts.shifts and n.samples
+    )
+
+
+def rank_use(node: Node, rank: int, window: Window) -> RankUse | None:
+    """None where the samples are too few, or this kernel does not count so."""
+    inside = zip(node.times, node.found.samples, strict=True)
+    seen = [
+        (now, r)
+        for now, s in inside
+        if window[0] <= now <= window[1]
+        for r in s["ranks"]
+        if r["rank"] == rank and "ran_s" in r
+    ]
+    if len(seen) < 2:
+        return None
+    (start, first), (end, last) = seen[0], seen[-1]
+    return RankUse(
+        (start, end),
+        last["ran_s"] - first["ran_s"],
+        last["starved_s"] - first["starved_s"],
+        last["major_faults"] - first["major_faults"],
+    )
+
+
+def host_use(node: Node, window: Window) -> dict[str, Any]:
+    """CPUs and memory of a node; null where the kernel does not tell."""
+    hosts = [s["host"] for s in node.within(window)]
+    busy, cpu = _gain(hosts, "cpu_busy_s"), _gain(hosts, "cpu_all_s")
+    return {
+        "host": node.host,
+        "cpu_share": busy / cpu if busy is not None and cpu else None,
+        "memory_bytes": _last(hosts, "memory_bytes"),
+        "least_available_bytes": _over(hosts, "available_bytes", min),
+        "memory_stall_s": _gain(hosts, "memory_stall_s"),
+        "driver": node.found.driver,
+        "no_gpus": node.found.no_gpus,
+        "refused": dict(node.found.refused),
+        "samples": len(hosts),
+    }
+
+
+def gpu_uses(node: Node, window: Window, accounts: Accounts) -> list[dict[str, Any]]:
+    """Each GPU of a node that a rank computes on, or every one where the ranks' GPUs are not known."""
+    ranks: dict[str, list[int]] = {}
+    for r in accounts.ranks:
+        if r.host == node.host and r.device_uuid:
+            ranks.setdefault(r.device_uuid, []).append(r.rank)
+    uses = []
+    for place, facts in enumerate(node.found.gpus):
+        if ranks and facts["uuid"] not in ranks:
+            continue
+        samples = [s["gpus"][place] for s in node.within(window) if place < len(s["gpus"])]
+        uses.append(_gpu_use(node, facts, samples, ranks.get(facts["uuid"], [])))
+    return uses
+
+
+def _gpu_use(
+    node: Node, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], ranks: Sequence[int]
+) -> dict[str, Any]:
+    throttled = Counter(reason for s in samples for reason in s.get("throttled", ()))
+    told = sum("throttled" in s for s in samples)
+    seen = [len(s["processes"]) for s in samples if "processes" in s]
+    return {
+        "host": node.host,
+        "index": facts["index"],
+        "uuid": facts["uuid"],
+        "name": facts["name"],
+        "ranks": list(ranks),
+        "util_mean": _over(samples, "util", fmean),
+        "memory_bytes": facts.get("memory_bytes"),
+        "memory_peak_bytes": _over(samples, "memory_used_bytes", max),
+        "power_mean_w": _over(samples, "power_w", fmean),
+        "power_limit_w": facts.get("power_limit_w"),
+        "energy_j": _gain(samples, "energy_j"),
+        "sm_mhz_median": _over(samples, "sm_mhz", median),
+        "sm_mhz_max": facts.get("sm_mhz_max"),
+        "temperature_max_c": _over(samples, "temperature_c", max),
+        "throttled": {reason: count / told for reason, count in throttled.most_common()},
+        "nvlink_tx_bytes": _gain(samples, "nvlink_tx_bytes"),
+        "nvlink_rx_bytes": _gain(samples, "nvlink_rx_bytes"),
+        "pcie_tx_bytes_per_s": _over(samples, "pcie_tx_bytes_per_s", fmean),
+        "ecc_uncorrected": _gain(samples, "ecc_uncorrected"),
+        "others_share": sum(n > max(len(ranks), 1) for n in seen) / len(seen) if seen else None,
+        "xids": sorted({x["xid"] for x in node.found.xids if x["uuid"] == facts["uuid"]}),
+    }
+
+
+def _values(samples: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [s[name] for s in samples if s.get(name) is not None]
+
+
+def _gain(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """How much a counter grew."""
+    found = _values(samples, name)
+    return found[-1] - found[0] if len(found) > 1 else None
+
+
+def _last(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    found = _values(samples, name)
+    return found[-1] if found else None
+
+
+def _over(samples: Sequence[Mapping[str, Any]], name: str, fold: Callable[[list[float]], float]) -> float | None:
+    found = _values(samples, name)
+    return fold(found) if found else None
