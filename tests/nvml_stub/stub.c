@@ -7,6 +7,11 @@
    MIG             the first GPU has one MIG instance
    XID             one XID 79 is reported, of the last GPU
    DRIVER          its version
+   CUDA            the newest CUDA that it runs (12040: 12.4)
+   NVLINKS         active links of each GPU to a switch (0)
+   NO_P2P          why no pair has peer access, as nvmlGpuP2PStatus_t (0: it has)
+   SICK            the last GPU has uncorrected memory errors and a row that waits for a reset
+   CAPABILITY      major and minor compute capability, as 90 (90)
 
    A function that a test leaves out (-DNO_<name>) is not there at all, as in an older driver. */
 #include <stdint.h>
@@ -23,6 +28,23 @@
 #endif
 #ifndef DRIVER
 #define DRIVER "570.86.10"
+#endif
+#ifndef CUDA
+#define CUDA 12080
+#endif
+#ifndef NVLINKS
+#define NVLINKS 0
+#endif
+#ifndef NO_P2P
+#define NO_P2P 0
+#endif
+#ifndef CAPABILITY
+#define CAPABILITY 90
+#endif
+#ifdef SICK
+#define IS_SICK(n) ((n) == GPUS - 1)
+#else
+#define IS_SICK(n) 0
 #endif
 #ifdef HOT
 #define IS_HOT(n) ((n) == GPUS - 1)
@@ -119,7 +141,7 @@ int nvmlDeviceGetPcieThroughput(Device *d, int counter, unsigned *kb) {
 }
 int nvmlDeviceGetTotalEccErrors(Device *d, int type, int counter, unsigned long long *count) {
   ANSWER(nvmlDeviceGetTotalEccErrors);
-  return *count = type ? 0 : 7, SUCCESS;
+  return *count = type ? 2 * IS_SICK(d->index) : 7, SUCCESS;
 }
 typedef struct {
   uint32_t field, scope;
@@ -160,3 +182,32 @@ int nvmlEventSetWait_v2(void *set, Event *event, unsigned timeout_ms) {
 #endif
   return TIMED_OUT;
 }
+
+/* What is looked at before a run: versions, links, memory errors. */
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = CUDA, SUCCESS; }
+int nvmlDeviceGetCudaComputeCapability(Device *d, int *major, int *minor) {
+  return *major = CAPABILITY / 10, *minor = CAPABILITY % 10, SUCCESS;
+}
+int nvmlDeviceGetEccMode(Device *d, int *now, int *later) {
+  ANSWER(nvmlDeviceGetEccMode);
+  return *now = *later = 1, SUCCESS;
+}
+int nvmlDeviceGetRemappedRows(Device *d, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+  ANSWER(nvmlDeviceGetRemappedRows);
+  return *corrected = *failed = 0, *uncorrected = *pending = IS_SICK(d->index), SUCCESS;
+}
+int nvmlDeviceGetPowerManagementDefaultLimit(Device *d, unsigned *mw) { return *mw = 700000, SUCCESS; }
+int nvmlDeviceGetCurrPcieLinkGeneration(Device *d, unsigned *n) { return *n = 1, SUCCESS; } /* idle GPUs lower it */
+int nvmlDeviceGetMaxPcieLinkGeneration(Device *d, unsigned *n) { return *n = 5, SUCCESS; }
+int nvmlDeviceGetCurrPcieLinkWidth(Device *d, unsigned *n) { return *n = IS_SICK(d->index) ? 4 : 16, SUCCESS; }
+int nvmlDeviceGetMaxPcieLinkWidth(Device *d, unsigned *n) { return *n = 16, SUCCESS; }
+int nvmlDeviceGetTopologyCommonAncestor(Device *a, Device *b, int *level) { return *level = 30, SUCCESS; }
+int nvmlDeviceGetP2PStatus(Device *a, Device *b, int caps, int *status) {
+  ANSWER(nvmlDeviceGetP2PStatus);
+  return *status = caps == 2 && !NVLINKS ? 5 : NO_P2P, SUCCESS;
+}
+int nvmlDeviceGetNvLinkState(Device *d, unsigned link, unsigned *active) {
+  if (link >= NVLINKS) return NOT_SUPPORTED;
+  return *active = 1, SUCCESS;
+}
+int nvmlDeviceGetNvLinkRemoteDeviceType(Device *d, unsigned link, int *kind) { return *kind = 2, SUCCESS; }
