@@ -8,6 +8,8 @@ Plain dataclasses, not frozen: Hydra must be able to write overrides into them. 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from opensora_launch.cards import HardwareConfig as HardwareConfig
+
 
 class Init(StrEnum):
     checkpoint = "checkpoint"
@@ -18,6 +20,12 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Link(StrEnum):
+    auto = "auto"  # NVLink where all cards of a node have it
+    nvlink = "nvlink"
+    pcie = "pcie"
 
 
 class Precision(StrEnum):
@@ -160,6 +168,10 @@ class TopologyConfig:
     nodes: int = 1
     gpus_per_node: int | None = None  # null: all visible GPUs, or 2 CPU ranks where there is none
     device: Device = Device.auto
+    gpus: list[str] = field(default_factory=list)  # of this machine, by number or UUID; empty: those that are free
+    link: Link = Link.auto  # between the GPUs of a node
+    link_gb_s: float | None = None  # measured, one way; null: the catalogue's
+    node_link_gb_s: float = 25.0  # of a GPU to other nodes, one way: 200 Gbit/s
 
 
 @dataclass
@@ -313,6 +325,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -322,6 +335,7 @@ class RunConfig:
     precision: Precision = Precision.auto
     attention: AttentionKind = AttentionKind.auto
     profile: bool = False  # write one Chrome trace a rank, which opens in Perfetto
+    text_cache: str | None = "~/.cache/opensora-launch/text"  # embeddings of prompts, kept from run to run; null: off
     runs_dir: str = "runs"
     dry_run: bool = False
     follow: bool = False  # launcher=slurm: show how the job gets on, and end with its exit code

@@ -13,11 +13,12 @@ PACKAGE = "opensora_launch"
 ROOT = Path(__file__).parent.parent / PACKAGE
 FILES = sorted(ROOT.rglob("*.py"))
 
-FACTS = {"errors", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
+FACTS = {"errors", "cards", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
-    "plan": {"errors", "config"},
+    "cards": set(),
+    "config": {"errors", "cards"},
+    "plan": {"errors", "cards", "config"},
     "media": {"errors"},
     "telemetry": {"errors"},
     "parallel": {"errors", "plan"},

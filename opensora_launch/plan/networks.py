@@ -1,0 +1,196 @@
+"""Diffusion transformers as counts: enough to work out FLOPs, bytes and traffic of any video or image.
+
+Open-Sora's own come from its config (`network_of`); the others are public models that can be estimated and not run.
+Numbers are those of each model's published config file or paper, named beside it.
+"""
+
+from dataclasses import dataclass, replace
+
+from opensora_launch.config import MmditConfig
+
+TIME_CHANNELS = 256  # of the timestep embedding
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stack of transformer blocks over the tokens of a video.
+
+    `joint` blocks attend over text and video tokens together. `cross` blocks attend over the video and read the text
+    by cross-attention (`text_tokens` 0: they read none). `spatial` and `temporal` are cross blocks whose attention
+    stays inside a latent frame, or inside a place over time.
+    """
+
+    name: str
+    hidden: int
+    heads: int
+    head_dim: int
+    feed_forward: int  # inner width
+    joint_blocks: int = 0
+    cross_blocks: int = 0
+    spatial_blocks: int = 0
+    temporal_blocks: int = 0
+    feed_forward_matrices: int = 2  # 3 where it is gated
+    mixes_text: bool = True  # spatial and temporal blocks read the text too
+    two_streams: int = 0  # joint blocks with weights of their own for the text
+    text_tokens: int = 0
+    stride_frames: int = 4  # pixel frames to a latent frame, behind the first where `causal`
+    stride_px: int = 16  # pixels to the side of a token: VAE times patch
+    causal: bool = True
+    rows: int = 2  # guidance rows of a step
+    steps: int = 50
+    parameters: float | None = None  # as published, where blocks alone would miss a part
+    vae: str = ""  # a name in plan/phases.py
+    text_gib: float = 0.0  # text encoders, bf16
+    tokens_in: int = 64  # channels of a token, in and out
+    text_width: int = 4096  # channels of the text's states
+
+    @property
+    def attention_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def blocks(self) -> int:
+        return self.joint_blocks + self.cross_blocks + self.spatial_blocks + self.temporal_blocks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one row of a forward is made of."""
+
+    latent_frames: int
+    tokens_per_frame: int
+    text_tokens: int
+
+    @property
+    def video_tokens(self) -> int:
+        return self.latent_frames * self.tokens_per_frame
+
+
+def shape_of(net: Network, width_px: int, height_px: int, num_frames: int) -> Shape:
+    """Tokens of a video; sides are cut to whole tokens as the models do."""
+    latent = (num_frames - 1) // net.stride_frames + 1 if net.causal else max(1, num_frames // net.stride_frames)
+    return Shape(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
+
+
+def network_of(cfg: MmditConfig, text_tokens: int, name: str = "open_sora_v2") -> Network:
+    """Open-Sora's transformer of that config, in the geometry of the Hunyuan VAE."""
+    return Network(
+        name=name,
+        hidden=cfg.hidden_size,
+        heads=cfg.num_heads,
+        head_dim=cfg.hidden_size // cfg.num_heads,
+        feed_forward=int(cfg.hidden_size * cfg.mlp_ratio),
+        joint_blocks=cfg.depth + cfg.depth_single_blocks,
+        two_streams=cfg.depth,
+        text_tokens=text_tokens,
+        stride_px=8 * cfg.patch_size,
+        rows=1 if cfg.guidance_embed else 3,
+        vae="hunyuan",
+        text_gib=9.1,
+        parameters=mmdit_parameters(cfg),
+        tokens_in=cfg.in_channels,
+        text_width=cfg.context_in_dim,
+    )
+
+
+def mmdit_parameters(cfg: MmditConfig) -> int:
+    """Of Open-Sora's transformer: 11,891,390,528 with the released config (tests hold it to the modules)."""
+    width, wide, head = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio), cfg.hidden_size // cfg.num_heads
+
+    def linear(inputs: int, outputs: int, bias: bool = True) -> int:
+        return inputs * outputs + bias * outputs
+
+    mlp = linear(width, wide) + linear(wide, width)
+    stream = linear(width, 6 * width) + linear(width, width) + mlp + 2 * head
+    double = 2 * (stream + (linear(width, 3 * width, cfg.qkv_bias)))
+    single = linear(width, 3 * width + wide) + linear(width + wide, width) + linear(width, 3 * width) + 2 * head
+    embedders = [TIME_CHANNELS, cfg.vec_in_dim, *([TIME_CHANNELS] if cfg.guidance_embed else [])]
+    ends = sum(linear(inputs, width) + linear(width, width) for inputs in embedders)
+    ends += linear(cfg.in_channels, width) + linear(cfg.context_in_dim, width)
+    ends += linear(cfg.in_channels + cfg.patch_size**2, width) if cfg.cond_embed else 0
+    ends += linear(width, cfg.in_channels) + linear(width, 2 * width)
+    return cfg.depth * double + cfg.depth_single_blocks * single + ends
+
+
+OPEN_SORA_2 = network_of(MmditConfig(), 512)
+_HUNYUAN = replace(
+    OPEN_SORA_2, parameters=12.8e9, joint_blocks=60, two_streams=20, text_tokens=256, rows=1, text_gib=14.9
+)
+_WAN = Network(
+    "wan2.1_14b", 5120, 40, 128, 13824, cross_blocks=40, text_tokens=512, parameters=14.3e9, vae="wan", text_gib=10.6
+)
+_COG = Network(
+    "cogvideox_5b", 3072, 48, 64, 12288, joint_blocks=42, text_tokens=226, parameters=5.57e9, vae="cogvideox",
+    text_gib=8.87,
+)  # fmt: skip
+_FLUX = Network(
+    "flux1_dev", 3072, 24, 128, 12288, joint_blocks=57, two_streams=19, text_tokens=512, rows=1, steps=28,
+    parameters=11.9e9, vae="flux", text_gib=9.1,
+)  # fmt: skip
+_DIT = Network("dit_xl_2", 1152, 16, 72, 4608, cross_blocks=28, rows=2, steps=250, parameters=675e6, vae="sd")
+
+# Sources: configs of hpcaitech/Open-Sora (2.0; branch opensora/v1.2), Tencent-Hunyuan/HunyuanVideo, Wan-Video/Wan2.1
+# and Wan2.2, THUDM/CogVideoX, genmoai/mochi, stepfun-ai/Step-Video-T2V, black-forest-labs/flux, Vchitect/Latte,
+# Qwen/Qwen-Image, Tongyi-MAI/Z-Image; DiT: Peebles and Xie 2023, table 1. `sora_guess` is the Factorial Funds
+# estimate of 2024: 20e9 parameters, 8x8 pixels and 8 frames to a token as in DiT's VAE, 24 frames a second.
+NETWORKS: dict[str, Network] = {
+    net.name: net
+    for net in (
+        OPEN_SORA_2,
+        # 4 x 32 x 32 autoencoder with 128 channels, patch 1 (docs/hcae.md of Open-Sora)
+        replace(
+            network_of(MmditConfig(in_channels=128, patch_size=1), 512, "open_sora_v2_dcae"),
+            stride_px=32, causal=False, vae="dcae",
+        ),
+        # factorised attention, 300 text tokens
+        Network(
+            "open_sora_v1_2", 1152, 16, 72, 4608, spatial_blocks=28, temporal_blocks=28, text_tokens=300, steps=30,
+            parameters=1.12e9, vae="open_sora_1_2", text_gib=8.87,
+        ),
+        replace(_HUNYUAN, name="hunyuan_video"),
+        _WAN,
+        replace(
+            _WAN, name="wan2.1_1.3b", hidden=1536, heads=12, feed_forward=8960, cross_blocks=30, parameters=1.42e9
+        ),
+        replace(_WAN, name="wan2.2_a14b", steps=40),  # two of them, one after the other
+        replace(
+            _WAN, name="wan2.2_ti2v_5b", hidden=3072, heads=24, feed_forward=14336, cross_blocks=30, stride_px=32,
+            parameters=5.0e9, vae="wan2.2",
+        ),
+        _COG,
+        replace(
+            _COG, name="cogvideox_2b", hidden=1920, heads=30, feed_forward=7680, joint_blocks=30, parameters=1.69e9
+        ),
+        # the text stream is 1536 wide there and counted as wide as the video's: 0.3% of the FLOPs
+        Network(
+            "mochi_1", 3072, 24, 128, 8192, joint_blocks=48, feed_forward_matrices=3, text_tokens=256,
+            stride_frames=6, steps=64, parameters=10.0e9, vae="mochi", text_gib=8.87,
+        ),
+        Network(
+            "step_video", 6144, 48, 128, 24576, cross_blocks=48, text_tokens=320, stride_frames=8, stride_px=16,
+            causal=False, parameters=30.0e9, vae="step", text_gib=17.0,
+        ),
+        _FLUX,
+        replace(
+            _FLUX, name="flux2_dev", hidden=6144, heads=48, feed_forward=18432, feed_forward_matrices=3,
+            joint_blocks=56, two_streams=8, parameters=32.0e9, steps=50, text_gib=45.0,
+        ),
+        Network(
+            "qwen_image", 3072, 24, 128, 12288, joint_blocks=60, two_streams=60, text_tokens=128, parameters=20.4e9,
+            vae="flux", text_gib=15.4,
+        ),
+        Network(
+            "z_image", 3840, 30, 128, 10240, joint_blocks=32, feed_forward_matrices=3, text_tokens=128, rows=1,
+            steps=9, parameters=6.15e9, vae="flux", text_gib=7.5,
+        ),
+        Network(
+            "latte_1", 1152, 16, 72, 4608, spatial_blocks=28, temporal_blocks=28, text_tokens=120, stride_frames=1,
+            mixes_text=False, parameters=1.06e9, vae="sd", text_gib=8.87,
+        ),
+        _DIT,
+        replace(
+            _DIT, name="sora_guess", hidden=6144, heads=48, head_dim=128, feed_forward=24576, cross_blocks=44,
+            stride_frames=8, parameters=20e9,
+        ),
+    )
+}  # fmt: skip

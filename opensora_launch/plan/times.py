@@ -1,0 +1,152 @@
+"""How long a denoising step takes on some cards: FLOPs and bytes of `costs` over the rates of `Rates`.
+
+    step = max(compute + exposed communication, launch)
+
+compute        (products / their rate + attention / its rate + elementwise bytes / memory rate) of the busiest rank
+communication  Ulysses bytes / link and the ring's bytes / link, less what the ring hides behind its own attention;
+               weights gathered ahead of use where they are sharded, less what compute hides
+launch         the CPU's time to start the kernels of every block: the floor of eager mode with few tokens
+
+Rates are per card: data-sheet peaks times efficiencies fitted to published tables (docs/prediction.md).
+"""
+
+import math
+from dataclasses import dataclass
+
+from opensora_launch.plan.costs import (
+    latent_bytes,
+    row_traffic,
+    row_work,
+    tensor_parallel_bytes,
+    uneven,
+    weight_bytes,
+)
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.networks import Network, Shape
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a card and its links reach, in units a second."""
+
+    matmul_flops: float
+    attention_flops: float
+    memory_bytes: float
+    link_bytes: float  # from one GPU to another of its node, one way
+    crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange at once
+    node_link_bytes: float = 25e9  # to a GPU of another node
+    call_s: float = 20e-6  # of a collective or hop, before its bytes
+    ring_hidden: float = 0.5  # of a hop's attention, the part behind which the hop's bytes travel
+    gather_hidden: float = 0.8  # of compute, the part behind which sharded weights are gathered
+    block_launch_s: float = 2e-3  # CPU time to start the kernels of a block
+    hop_launch_s: float = 0.5e-3  # more of it, where a ring is passed
+
+
+@dataclass(frozen=True)
+class Load:
+    """One denoising step of one batch."""
+
+    net: Network
+    shape: Shape
+    rows: int
+    layout: Layout
+    gpus_per_node: int
+    tp: int = 1
+    sharded: int = 1  # ranks over which the weights are spread; 1 is replicated
+    separate_rows: bool = False  # rows one after another, each a forward of its own
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the busiest rank; they add up to `total`."""
+
+    compute: float
+    ulysses: float
+    ring: float  # exposed
+    gather: float  # of latents and guidance rows, of sharded weights, of tensor-parallel sums: exposed
+    launch: float  # by which the CPU is late
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.communication + self.launch
+
+    @property
+    def communication(self) -> float:
+        return self.ulysses + self.ring + self.gather
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the busiest rank does in a step: FLOPs, bytes and calls, before any rate."""
+
+    matmul_flops: float
+    attention_flops: float
+    elementwise_bytes: float
+    ulysses_bytes: float
+    ulysses_calls: int
+    ring_bytes: float
+    ring_calls: int
+    ring_share: float  # of the attention, what is computed while a hop travels
+    latent_bytes: float
+    tensor_bytes: float
+    tensor_calls: int
+    weight_bytes: float  # gathered, where weights are sharded
+    launches: int  # of a block
+    wide: bool  # an exchange of more than two GPUs
+    wide_ulysses: bool
+    near_leaves: bool  # the ulysses axis, the ring or the gather leaves the node
+    far_leaves: bool
+    gather_leaves: bool
+
+
+def step_counts(load: Load) -> Counts:
+    """Of one step. Shares that differ count as the largest."""
+    net, layout = load.net, load.layout
+    work, traffic = row_work(net, load.shape), row_traffic(net, load.shape, layout)
+    rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * load.tp
+    ranks = layout.cfg * layout.sequence
+    heads = uneven(net.heads, layout.ulysses) if layout.ulysses > 1 else 1.0
+    forwards = rows if load.separate_rows else 1
+    tensor = rows * tensor_parallel_bytes(net, load.shape, load.tp) / layout.sequence
+    return Counts(
+        matmul_flops=rows * work.matmul_flops / split,
+        attention_flops=rows * work.attention_flops / split * heads,
+        elementwise_bytes=rows * work.elementwise_bytes / split,
+        ulysses_bytes=rows * traffic.ulysses_bytes,
+        ulysses_calls=forwards * traffic.ulysses_calls,
+        ring_bytes=rows * traffic.ring_bytes,
+        ring_calls=forwards * traffic.ring_calls,
+        ring_share=(layout.ring - 1) / layout.ring,
+        latent_bytes=load.rows * latent_bytes(net, load.shape) * (ranks - 1) / ranks,
+        tensor_bytes=tensor,
+        tensor_calls=forwards * 2 * net.blocks * (load.tp > 1),
+        weight_bytes=forwards * weight_bytes(net) * (load.sharded - 1) / load.sharded,
+        launches=forwards * net.blocks,
+        wide=max(ranks, load.tp, load.sharded) > 2,
+        wide_ulysses=layout.ulysses > 2,
+        near_leaves=load.gpus_per_node % layout.ulysses != 0,
+        far_leaves=load.gpus_per_node % layout.sequence != 0,
+        gather_leaves=max(ranks, load.sharded) > load.gpus_per_node,
+    )
+
+
+def step_time(counts: Counts, rates: Rates) -> StepTime:
+    """Seconds of one step on the busiest rank."""
+    attention = counts.attention_flops / rates.attention_flops
+    compute = attention + counts.matmul_flops / rates.matmul_flops + counts.elementwise_bytes / rates.memory_bytes
+    ulysses = counts.ulysses_calls * rates.call_s
+    ulysses += counts.ulysses_bytes / _link(rates, counts.near_leaves, counts.wide_ulysses)
+    ring = counts.ring_calls * rates.call_s + counts.ring_bytes / _link(rates, counts.far_leaves, False)
+    ring = max(0.0, ring - rates.ring_hidden * attention * counts.ring_share)
+    wire = _link(rates, counts.gather_leaves, counts.wide)
+    gather = (counts.latent_bytes + counts.tensor_bytes) / wire + counts.tensor_calls * rates.call_s
+    gather += max(0.0, counts.weight_bytes / wire - rates.gather_hidden * compute)
+    launch = counts.launches * (rates.block_launch_s + (counts.ring_calls > 0) * rates.hop_launch_s)
+    late = max(0.0, launch - compute - ulysses - ring - gather)
+    return StepTime(compute, ulysses, ring, gather, late)
+
+
+def _link(rates: Rates, leaves_node: bool, crowded: bool) -> float:
+    """Bytes a second that a rank sends."""
+    inside = rates.link_bytes * (rates.crowd if crowded else 1.0)
+    return min(inside, rates.node_link_bytes) if leaves_node else inside
