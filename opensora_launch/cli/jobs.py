@@ -93,6 +93,8 @@ def finish_config(run: RunConfig, negative: str | None) -> None:
     if negative is not None:
         run.sampling.negative_prompt = negative
     run.runs_dir = os.path.abspath(os.path.expanduser(run.runs_dir))
+    if run.text_cache is not None:
+        run.text_cache = os.path.abspath(os.path.expanduser(run.text_cache))
     run.model.folder = os.path.abspath(os.path.expanduser(run.model.folder))
 
 

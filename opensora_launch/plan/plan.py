@@ -69,6 +69,7 @@ class Plan:
     model: ModelConfig
     geometry: Geometry
     placement: PlacementConfig
+    text_cache: str | None
     sampling: SamplingConfig
     layouts: tuple[tuple[int, Layout], ...]  # (rows of a step, its layout), rows rising from 1
     videos: tuple[VideoRequest, ...]
@@ -149,6 +150,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         model=run.model,
         geometry=shape,
         placement=run.placement,
+        text_cache=run.text_cache,
         sampling=run.sampling,
         layouts=_layouts(run, machine, shape, videos),
         videos=tuple(videos),

@@ -28,7 +28,8 @@ from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unp
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.batch import Batch, Branch, denoise_batch
-from opensora_launch.worker.networks import Embedding, Networks
+from opensora_launch.worker.networks import Networks
+from opensora_launch.worker.texts import Embedding
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REF_SEED_OFFSET = 1 << 32  # so that a reference's posterior draw is not the video's own noise

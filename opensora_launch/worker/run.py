@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from opensora_launch.config import Init
 from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
@@ -28,15 +29,9 @@ from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Verdict
 from opensora_launch.worker import start, watch
 from opensora_launch.worker.generate import DTYPES, Job, generate, own_batches
-from opensora_launch.worker.networks import (
-    Embedding,
-    Networks,
-    distinct_texts,
-    encode_texts,
-    read_networks,
-    share_embeddings,
-)
+from opensora_launch.worker.networks import Networks, read_networks
 from opensora_launch.worker.start import Rank
+from opensora_launch.worker.texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
 from opensora_launch.worker.transformer import Source
 
 BACKSTOP = timedelta(days=1)  # of collectives; a rank that stalls is found much sooner, by the heartbeat's watch
@@ -114,7 +109,9 @@ def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
     texts, encoded = distinct_texts(plan.videos), None
     if site.world.index == 0:
         with job.recorder.span("text"):
-            encoded = encode_texts(plan.model, texts, device, dtype)
+            folder, cached = plan.text_cache, plan.model.init is Init.checkpoint
+            cache = TextCache.of(Path(folder), plan.model, device_name(device), dtype) if folder and cached else None
+            encoded = encode_texts(plan.model, texts, site.world, device, dtype, cache)
     with job.recorder.span("load"):
         source = Source(plan.model, device, dtype)
         networks = read_networks(source, plan.placement, (site.node, job.mesh.video), job.recorder.heartbeat.tick)

@@ -24,9 +24,10 @@ from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.cases import Case, compare, distance, read_case, run_case, within
 from opensora_launch.worker.generate import DTYPES, Job, decode_video, denoise_videos
-from opensora_launch.worker.networks import Embedding, Networks, read_networks
+from opensora_launch.worker.networks import Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
 from opensora_launch.worker.start import Rank
+from opensora_launch.worker.texts import Embedding
 from opensora_launch.worker.transformer import Source
 
 # Between layouts only rounding may differ; over the steps guidance makes it larger.

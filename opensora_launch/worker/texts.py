@@ -1,0 +1,156 @@
+"""Embeddings of a run's texts: encoded once, in little memory, remembered on disk, sent to every rank."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from opensora_launch.config import Init, ModelConfig
+from opensora_launch.model.files import weight_files
+from opensora_launch.model.text import TextEncoders, load_text_encoders, random_embeddings
+from opensora_launch.parallel.mesh import Axis
+from opensora_launch.parallel.placement import FlatLayout, StreamedBlocks
+from opensora_launch.parallel.tiles import broadcast
+from opensora_launch.plan.plan import VideoRequest
+
+ROOM = 1.2  # free memory that whole encoders need, as a multiple of their weights
+CPU = torch.device("cpu")
+
+log = logging.getLogger("opensora_launch.worker")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One text: T5's token states and CLIP's pooled vector."""
+
+    t5: Float[Tensor, "T context"]
+    clip: Float[Tensor, "vec"]
+
+    def to(self, device: torch.device) -> "Embedding":
+        return Embedding(self.t5.to(device), self.clip.to(device))
+
+
+@dataclass(frozen=True)
+class TextCache:
+    """Embeddings on disk, a file a text. Another encoder, precision or device has other files."""
+
+    folder: Path
+    encoder: str  # what decides the result besides the text
+
+    @classmethod
+    def of(cls, folder: Path, model: ModelConfig, device_name: str, dtype: torch.dtype) -> "TextCache":
+        files = [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for part in (model.t5_folder, model.clip_folder)
+            for file in weight_files(Path(model.folder) / part)
+        ]
+        lengths = (model.text.t5_max_length, model.text.clip_max_length)
+        versions = [version(package) for package in ("torch", "transformers")]
+        place = os.path.abspath(model.folder)
+        return cls(folder, json.dumps([place, files, lengths, versions, device_name, str(dtype)]))
+
+    def read(self, text: str) -> Embedding | None:
+        """None if it is not there, or cannot be read."""
+        try:
+            tensors = load_file(self._file(text))
+            return Embedding(tensors["t5"], tensors["clip"])
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def write(self, text: str, embedding: Embedding) -> None:
+        """A full or read-only disk costs the next run some time, not this one its video."""
+        path = self._file(text)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"t5": embedding.t5.contiguous(), "clip": embedding.clip.contiguous()}, aside)
+            aside.replace(path)
+        except (OSError, SafetensorError) as error:
+            log.warning("the text embeddings are not kept in %s: %s", self.folder, error)
+
+    def _file(self, text: str) -> Path:
+        key = sha256("\n".join([self.encoder, text]).encode()).hexdigest()
+        return self.folder / f"{key}.safetensors"
+
+
+def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
+    """Every text that is encoded, once, in the order of first use."""
+    return list(dict.fromkeys(text for video in videos for text in (video.text, video.negative)))
+
+
+def encode_texts(
+    model: ModelConfig,
+    texts: Sequence[str],
+    axis: Axis,
+    device: torch.device,
+    dtype: torch.dtype,
+    cache: TextCache | None,
+) -> list[Embedding]:
+    """Each text's embedding on the CPU, in `dtype`; the encoders are gone when this returns."""
+    if model.init is Init.random:
+        shape = (model.text.t5_max_length, model.mmdit.context_in_dim)
+        rows = random_embeddings(texts, t5_shape=shape, clip_channels=model.mmdit.vec_in_dim)
+        return [Embedding(t5.to(dtype), clip.to(dtype)) for t5, clip in zip(rows.t5, rows.clip, strict=True)]
+    known = {text: cache.read(text) if cache else None for text in texts}
+    if new := [text for text in texts if known[text] is None]:
+        rows = fitting_encoders(model, axis, device, dtype).encode(new)
+        for text, t5, clip, (cut, _) in zip(new, rows.t5, rows.clip, rows.cut, strict=True):
+            known[text] = Embedding(t5.to(CPU, dtype), clip.to(CPU, dtype))
+            if cut:
+                log.warning("the last %d tokens of this prompt do not fit and are not seen: %s", cut, text)
+    found = [embedding for text in texts if (embedding := known[text]) is not None]
+    if cache:
+        for text, embedding in zip(texts, found, strict=True):
+            if text in new:
+                cache.write(text, embedding)
+    return found
+
+
+def fitting_encoders(model: ModelConfig, axis: Axis, device: torch.device, dtype: torch.dtype) -> TextEncoders:
+    """The text encoders on the device, or T5 layer by layer where it does not fit there whole."""
+    if device.type == "cuda":
+        weights = sum(file.stat().st_size for file in weight_files(Path(model.folder) / model.t5_folder))
+        if torch.cuda.mem_get_info(device)[0] < ROOM * weights:
+            log.info("T5 (%.1f GiB) does not fit on this GPU whole: its layers pass through it", weights / 2**30)
+            return stream_t5(load_text_encoders(model, device=CPU, dtype=dtype), axis, device)
+    return load_text_encoders(model, device=device, dtype=dtype)
+
+
+def stream_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextEncoders:
+    """Encoders loaded on the CPU, for the device: of T5's layers only two are there at a time."""
+    network: Any = encoders.t5.network
+    layers: list[nn.Module] = list(network.encoder.block)
+    shares = [_flat(layer, pinned=device.type == "cuda") for layer in layers]
+    alone = replace(axis, ranks=(axis.ranks[axis.index],), index=0)
+    for layer in layers:
+        layer.to("meta")
+    StreamedBlocks(layers, shares, alone, device)  # held by its hooks
+    for part in (network.shared, network.encoder.final_layer_norm, encoders.clip.network):
+        part.to(device)
+    return encoders
+
+
+def _flat(layer: nn.Module, *, pinned: bool) -> Float[Tensor, "n"]:
+    layout, state = FlatLayout.of(layer), layer.state_dict()
+    flat = torch.zeros(layout.size, dtype=next(iter(state.values())).dtype, pin_memory=pinned)
+    for name, view in layout.views(flat).items():
+        view.copy_(state[name])
+    return flat
+
+
+def share_embeddings(axis: Axis, texts: Sequence[str], encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:
+    """Each text's embedding, on the CPU of every rank of the axis; its first rank has encoded them."""
+    t5 = broadcast(axis, torch.stack([e.t5 for e in encoded]) if encoded else None, CPU)
+    clip = broadcast(axis, torch.stack([e.clip for e in encoded]) if encoded else None, CPU)
+    return {text: Embedding(t5[i], clip[i]) for i, text in enumerate(texts)}
