@@ -13,7 +13,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
-VERBS = ("generate", "verify", "report")
+VERBS = ("generate", "verify", "report", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +78,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
         from opensora_launch.cli.verify import verify
 
         return verify(parsed)
+    if verb == "doctor":
+        from opensora_launch.cli.doctor import doctor
+
+        return doctor(parsed)
     from opensora_launch.cli.report import report
 
     return report(parsed)

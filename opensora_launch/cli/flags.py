@@ -66,7 +66,15 @@ VERIFY_FLAGS = (
     CONFIG_DIR,
     HELP,
 )
-FLAGS = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS, "verify": VERIFY_FLAGS}
+DOCTOR_FLAGS = (
+    Flag(("--quick",), "", "only what generate looks at: environment, memory, disk"),
+    Flag(("--no-ranks",), "", "start no ranks: no bandwidth, no test that each sees its own GPU"),
+    Flag(("--json",), "", "print one JSON document"),
+    Flag(("--here",), "", "on a Slurm job: only this node, a line of JSON each finding"),
+    CONFIG_DIR,
+    HELP,
+)
+FLAGS = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS, "verify": VERIFY_FLAGS, "doctor": DOCTOR_FLAGS}
 
 
 def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:

@@ -5,12 +5,13 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
-from opensora_launch.cli.flags import GENERATE_FLAGS, REPORT_FLAGS, VERIFY_FLAGS, Flag
+from opensora_launch.cli.flags import DOCTOR_FLAGS, GENERATE_FLAGS, REPORT_FLAGS, VERIFY_FLAGS, Flag
 
 ABOUT = {
     "generate": "make videos from prompts, on one GPU or many",
     "verify": "compare N ranks with one, and with stored tensors",
     "report": "show where each rank's time went, from the files of a run",
+    "doctor": "look whether this machine is ready: one line a finding, with the fix",
 }
 EXAMPLES = """\
 opensora-launch generate --prompt "raining, sea" video=256px topology=2gpu
@@ -47,7 +48,7 @@ Exit codes: 0 done, 1 failure, 2 your mistake, 130 Ctrl-C."""
 
 def verb_help(verb: str) -> str:
     """What `opensora-launch VERB --help` prints."""
-    return {"generate": _generate_help, "verify": _verify_help, "report": _report_help}[verb]()
+    return {"generate": _generate_help, "verify": _verify_help, "report": _report_help, "doctor": _doctor_help}[verb]()
 
 
 def _generate_help() -> str:
@@ -89,6 +90,18 @@ compared tensor; exit code 0 when all agree, 1 otherwise. Groups and keys are th
 
 flags:
 {_flags(VERIFY_FLAGS)}"""
+
+
+def _doctor_help() -> str:
+    return f"""\
+usage: opensora-launch doctor [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+Examine this machine, or every node of a Slurm allocation, for a run with these settings: driver and builds, memory,
+disk, limits, links, weight files, environment (docs/doctor.md). A line a finding: ok, warn, fail. Exit code 1 where
+something fails. Groups and keys are those of generate.
+
+flags:
+{_flags(DOCTOR_FLAGS)}"""
 
 
 def _indent(text: str) -> str:

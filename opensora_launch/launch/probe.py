@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from opensora_launch.launch import processes
@@ -117,8 +117,3 @@ def _speed(speed: AxisSpeed, expected: float | None) -> Finding:
         Level.warn, "bandwidth", what, "the links, pcie and env lines; nvidia-smi topo -m; what else uses the link",
         "no cost",
     )  # fmt: skip
-
-
-def expected_by_axis(speeds: Sequence[str], gb_s: float | None) -> dict[str, float]:
-    """The same link for every axis of one machine."""
-    return {} if gb_s is None else dict.fromkeys(speeds, gb_s)

@@ -1,0 +1,66 @@
+"""The ranks' environment by a profile (config group `env`), and a record of what it did. Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opensora_launch.config import EnvConfig
+
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
+RECORDED = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "GLOO_", "NVIDIA_")  # never a secret
+SAME = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}  # two names of one setting
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """An environment, and how it differs from the launcher's own."""
+
+    profile: str
+    env: dict[str, str]
+    was_set: dict[str, str]  # by the profile
+    taken: dict[str, str]  # away by the profile, with the value that it had
+    kept: dict[str, str]  # the user's own value of a variable that the profile would have set
+
+    def record(self) -> dict[str, Any]:
+        """For environment.json in the attempt's folder."""
+        relevant = {name: value for name, value in sorted(self.env.items()) if name.startswith(RECORDED)}
+        return {
+            "profile": self.profile,
+            "set": self.was_set,
+            "taken_away": self.taken,
+            "kept": self.kept,
+            "environment": relevant,
+        }
+
+    def notes(self) -> list[str]:
+        """What a user should know: their settings that the ranks do not get."""
+        return [
+            f"env={self.profile} keeps {name}={value} from the ranks (env=asis leaves it)"
+            for name, value in self.taken.items()
+        ]
+
+
+def profile_problems(config: EnvConfig) -> list[str]:
+    """Entries that are no assignment or no name."""
+    wrong = [f"env.set: {entry!r} is not NAME=VALUE" for entry in config.set if not ASSIGNMENT.fullmatch(entry)]
+    return wrong + [
+        f"env.unset: {name!r} is not the name of a variable"
+        for name in config.unset
+        if not ASSIGNMENT.fullmatch(f"{name}=")
+    ]
+
+
+def profiled(base: Mapping[str, str], config: EnvConfig) -> Profiled:
+    """`base` without what the profile takes away, and with what it sets where the user has nothing."""
+    env = dict(base)
+    taken = {name: env.pop(name) for name in config.unset if name in env}
+    was_set, kept = {}, {}
+    for entry in config.set:
+        name, _, value = entry.partition("=")
+        own = next((other for other in (name, SAME.get(name, name)) if env.get(other)), None)
+        if own is None:
+            env[name] = was_set[name] = value
+        elif env[own] != value:
+            kept[own] = env[own]
+    return Profiled(config.profile, env, was_set, taken, kept)
