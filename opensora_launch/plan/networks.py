@@ -87,7 +87,7 @@ def network_of(cfg: MmditConfig, text_tokens: int, name: str = "open_sora_v2") -
         rows=1 if cfg.guidance_embed else 3,
         vae="hunyuan",
         text_gib=9.1,
-        parameters=mmdit_parameters(cfg),
+        parameters=float(mmdit_parameters(cfg)),
         tokens_in=cfg.in_channels,
         text_width=cfg.context_in_dim,
     )
