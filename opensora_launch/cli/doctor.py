@@ -10,19 +10,16 @@ from opensora_launch import __version__
 from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
-from opensora_launch.config import Init, LauncherKind, RunConfig
+from opensora_launch.cli.preflight import patient
+from opensora_launch.config import Init, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.doctor import Patient, full, here, quick
+from opensora_launch.launch.doctor import full, here, quick
 from opensora_launch.launch.doctor_nodes import ask_nodes, nodes_of_job, to_line
-from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
+from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines, ok, worst
-from opensora_launch.launch.host_checks import Needs
-from opensora_launch.plan.geometry import geometry
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
+from opensora_launch.plan.plan import Machine, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
-
-VIDEO_SHARE = 0.1  # of its raw pixels, that a saved video takes at most
 
 
 def doctor(parsed: Parsed) -> int:
@@ -46,59 +43,18 @@ def doctor(parsed: Parsed) -> int:
     return 1 if worst(found) is Level.fail else 0
 
 
-def preflight(run: RunConfig, plan: Plan) -> Profiled:
-    """What `generate` asks of this machine before it starts ranks; their environment.
-
-    Prints warnings. Raises UserError with what would stop the run.
-    """
-    made = profiled(os.environ, run.env)
-    problems = profile_problems(run.env)
-    found = (
-        [] if run.launcher.kind is LauncherKind.slurm else quick(_patient(run, plan.machine, made, len(plan.videos)))
-    )
-    problems += lines([f for f in found if f.level is Level.fail])
-    if problems:
-        raise UserError("this machine is not ready (opensora-launch doctor says more)", problems)
-    for line in [*made.notes(), *lines(found)]:
-        print(line, file=sys.stderr)
-    return made
-
-
 def _examine(run: RunConfig, parsed: Parsed) -> list[Finding]:
     machine, _ = machine_of(run, None)  # what is missing is a finding of its own
     made = profiled(os.environ, run.env)
-    patient = _patient(run, machine, made, 1)
+    who = patient(run, machine, made.env, 1)
     notes = [
         Finding(Level.warn, "env", note, "leave it out of your shell or image", "no cost") for note in made.notes()
     ]
     if parsed.has("--quick"):
-        return [*quick(patient), *notes] or [ok("quick", "nothing to complain of")]
+        return [*quick(who), *notes] or [ok("quick", "nothing to complain of")]
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
-    found = full(patient, _layout(run, machine), ranks=ranks, nvlink_gb_s=None)
+    found = full(who, _layout(run, machine), ranks=ranks, nvlink_gb_s=None)
     return [*found, *notes, *_files(run)]
-
-
-def _patient(run: RunConfig, machine: Machine, made: Profiled, videos: int) -> Patient:
-    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
-    pixels = shape.height_px * shape.width_px * shape.num_frames * 3
-    on_gpu = machine.device == "cuda"
-    needs = Needs(
-        ranks=machine.gpus_per_node,
-        nodes=machine.nodes,
-        disk_bytes=videos * pixels * VIDEO_SHARE,
-        gpu_weight_bytes=_resident_bytes(run, machine) if on_gpu else 0.0,
-        on_gpu=on_gpu,
-    )
-    return Patient(made.env, machine, needs, (Path(run.runs_dir),))
-
-
-def _resident_bytes(run: RunConfig, machine: Machine) -> float:
-    """Weights of the transformer on one GPU, by its file: the least that must be free."""
-    file = Path(run.model.folder) / run.model.mmdit_file
-    if run.model.init is not Init.checkpoint or not file.is_file() or run.placement.offload.value != "none":
-        return 0.0
-    over = {"node": machine.gpus_per_node, "all": machine.ranks}.get(run.placement.shard.value, 1)
-    return file.stat().st_size / over
 
 
 def _layout(run: RunConfig, machine: Machine) -> Layout:

@@ -1,5 +1,6 @@
 """`opensora-launch generate`: from a command line to videos."""
 
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,12 +9,14 @@ from pathlib import Path
 from opensora_launch.cli import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.cli.jobs import Job, prepare_jobs
+from opensora_launch.cli.preflight import preflight
 from opensora_launch.cli.resume import Resumed, prepare_resume
 from opensora_launch.cli.show import command_lines, plan_table
 from opensora_launch.cli.start import start
-from opensora_launch.config import LauncherKind
+from opensora_launch.config import EnvConfig, LauncherKind
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, command_text
+from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.launch.run_dir import write_attempt, write_run, write_whole
 from opensora_launch.plan.plan import Machine, Plan
 
@@ -41,7 +44,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None) -> Path:
         resumed = prepare_resume(parsed, machine)
         if not resumed.plan.videos:
             raise UserError(f"nothing is missing in {resumed.run_dir}")
-        return _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind)
+        return _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, by_hand())
     prepared = prepare_jobs(parsed, machine)
     _note(prepared.note)
     if len(prepared.jobs) > 1:
@@ -49,7 +52,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None) -> Path:
     (job,) = prepared.jobs
     if job.run.dry_run:
         raise UserError("dry_run=true: ask opensora-launch generate for it, without starting ranks")
-    return _write(job)
+    return _write(job, by_hand())
 
 
 def _show_config(parsed: Parsed) -> int:
@@ -74,18 +77,20 @@ def _resume(parsed: Parsed) -> int:
     if resumed.run.dry_run:
         _print_dry_run(resumed.plan, resumed.run.launcher.kind, resumed.run_dir, resumed.unfit)
         return 0
-    attempt = _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind)
-    return start(resumed.run.launcher.kind, resumed.plan, attempt)
+    (made,) = preflight([(resumed.run, resumed.plan)])
+    attempt = _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
+    return start(resumed.run.launcher.kind, resumed.plan, attempt, made)
 
 
 def _run_all(jobs: Sequence[Job]) -> int:
     """One run after another; a failed one does not keep the others back. The worst exit code."""
     codes = []
-    for number, job in enumerate(jobs, start=1):
+    environments = preflight([(job.run, job.plan) for job in jobs])
+    for number, (job, made) in enumerate(zip(jobs, environments, strict=True), start=1):
         if len(jobs) > 1:
             print(f"run {number} of {len(jobs)}: {_points(job)}", flush=True)
-        attempt = _write(job)
-        codes.append(start(job.run.launcher.kind, job.plan, attempt))
+        attempt = _write(job, made)
+        codes.append(start(job.run.launcher.kind, job.plan, attempt, made))
     if len(jobs) > 1:
         failed = [str(number) for number, code in enumerate(codes, start=1) if code]
         print(
@@ -98,14 +103,20 @@ def _points(job: Job) -> str:
     return "; ".join(" ".join(overrides) for _, overrides in job.swept)
 
 
-def _write(job: Job) -> Path:
+def by_hand() -> Profiled:
+    """The environment of ranks that are there already: as it is."""
+    return profiled(os.environ, EnvConfig(profile="by hand", set=[], unset=[]))
+
+
+def _write(job: Job, made: Profiled) -> Path:
     run_dir = write_run(Path(job.run.runs_dir), datetime.now(), job.record, job.plan)
-    return _write_attempt(run_dir, job.plan, job.run.launcher.kind)
+    return _write_attempt(run_dir, job.plan, job.run.launcher.kind, made)
 
 
-def _write_attempt(run_dir: Path, plan: Plan, kind: LauncherKind) -> Path:
+def _write_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
     attempt = write_attempt(run_dir, plan)
-    write_whole(attempt / "command.txt", command_text(command(kind, plan.machine, attempt), plan))
+    write_whole(attempt / "environment.json", made.to_json())
+    write_whole(attempt / "command.txt", command_text(command(kind, plan.machine, attempt), plan, made))
     return attempt
 
 

@@ -20,7 +20,7 @@ from opensora_launch.telemetry.heartbeat import read_heartbeats
 
 # What may differ from the run's config: where and how the videos are made, not which.
 FREE = (
-    "topology", "layout", "launcher", "attention", "profile", "dry_run", "follow", "runs_dir",
+    "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "dry_run", "follow", "runs_dir",
     "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows",
 )  # fmt: skip
 FRESH_S = 10.0  # twenty heartbeats

@@ -1,6 +1,5 @@
 """Start an attempt, show how it goes, and say how it ended."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from opensora_launch.cli.progress import progress
 from opensora_launch.config import LauncherKind
 from opensora_launch.launch.command import command, environment
+from opensora_launch.launch.env_profile import Profiled, applied
 from opensora_launch.launch.run_dir import missing_videos, sample_files
 from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
 from opensora_launch.plan.plan import Plan
@@ -18,10 +18,10 @@ TAIL_LINES = 12
 LOG_BYTES = 64 * 1024
 
 
-def start(kind: LauncherKind, plan: Plan, attempt: Path) -> int:
-    """Make the videos of an attempt; the exit code."""
+def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
+    """Make the videos of an attempt, in the environment `made`; the exit code."""
     run_dir = attempt.parent.parent
-    outcome = _inline(attempt) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt)
+    outcome = _inline(attempt, made) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt, made)
     for path in sample_files(run_dir, plan.videos):
         print(path)
     for line in _ending(outcome, plan, attempt):
@@ -39,16 +39,17 @@ def report_lines(run_dir: Path, baseline: Path | None = None) -> list[str]:
     return list(summary_lines(build_report(run_dir, baseline=baseline)))
 
 
-def _inline(attempt: Path) -> Outcome:
-    from opensora_launch import worker
+def _inline(attempt: Path, made: Profiled) -> Outcome:
+    with applied(made):  # before torch is imported, which reads some of it then
+        from opensora_launch import worker
 
-    code = worker.main(["--attempt", str(attempt)])
+        code = worker.main(["--attempt", str(attempt)])
     return Outcome(code, read_failure(attempt) if code else None)
 
 
-def _torchrun(kind: LauncherKind, plan: Plan, attempt: Path) -> Outcome:
+def _torchrun(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
     argv = command(kind, plan.machine, attempt)
-    task = Task(argv, environment(plan.threads_per_rank, os.environ), attempt, plan.machine.ranks, plan.timeout_s)
+    task = Task(argv, environment(plan.threads_per_rank, made.env), attempt, plan.machine.ranks, plan.timeout_s)
     with progress() as show:
         return supervise(task, show)
 

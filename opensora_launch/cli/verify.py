@@ -16,6 +16,7 @@ from opensora_launch.cli.start import failure_lines
 from opensora_launch.config import RunConfig, VideoConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, environment
+from opensora_launch.launch.env_profile import profiled
 from opensora_launch.launch.supervise import Task, supervise
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
@@ -64,7 +65,7 @@ def _run(run: RunConfig, spec: VerifySpec) -> int:
         (attempt / name).mkdir()
     (attempt / "verify.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
     argv = command(run.launcher.kind, spec.machine, attempt, "--verify")
-    env = environment(spec.threads_per_rank, os.environ)
+    env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env)
     with progress() as show:
         outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), show)
     if outcome.code:

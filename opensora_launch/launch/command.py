@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from opensora_launch.config import LauncherKind
+from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Machine, Plan
 
 WORKER = "opensora_launch.worker"
@@ -26,9 +27,12 @@ def environment(threads_per_rank: int, base: Mapping[str, str]) -> dict[str, str
     return {**base, "OMP_NUM_THREADS": str(threads_per_rank), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def command_text(argv: list[str], plan: Plan) -> str:
-    """A line for a shell that starts the same by hand."""
-    return f"OMP_NUM_THREADS={plan.threads_per_rank} CUDA_DEVICE_ORDER=PCI_BUS_ID {shlex.join(argv)}\n"
+def command_text(argv: list[str], plan: Plan, made: Profiled | None = None) -> str:
+    """A line for a shell that starts the same by hand, with what the profile has changed in the environment."""
+    words = environment(plan.threads_per_rank, made.was_set if made else {})
+    taken = [word for name in (made.taken if made else ()) for word in ("-u", name)]
+    assigned = [f"{name}={shlex.quote(value)}" for name, value in words.items()]
+    return " ".join([*(["env", *taken] if taken else []), *assigned, shlex.join(argv)]) + "\n"
 
 
 def launch_problems(kind: LauncherKind, machine: Machine) -> list[str]:

@@ -1,7 +1,10 @@
-"""The ranks' environment by a profile (config group `env`), and a record of what it did. Pure."""
+"""The ranks' environment by a profile (config group `env`), and a record of what it did."""
 
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +25,17 @@ class Profiled:
     taken: dict[str, str]  # away by the profile, with the value that it had
     kept: dict[str, str]  # the user's own value of a variable that the profile would have set
 
-    def record(self) -> dict[str, Any]:
-        """For environment.json in the attempt's folder."""
+    def to_json(self) -> str:
+        """For environment.json in the attempt's folder: what was changed, and the variables that matter as they are."""
         relevant = {name: value for name, value in sorted(self.env.items()) if name.startswith(RECORDED)}
-        return {
+        record: dict[str, Any] = {
             "profile": self.profile,
             "set": self.was_set,
             "taken_away": self.taken,
             "kept": self.kept,
             "environment": relevant,
         }
+        return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
 
     def notes(self) -> list[str]:
         """What a user should know: their settings that the ranks do not get."""
@@ -64,3 +68,19 @@ def profiled(base: Mapping[str, str], config: EnvConfig) -> Profiled:
         elif env[own] != value:
             kept[own] = env[own]
     return Profiled(config.profile, env, was_set, taken, kept)
+
+
+@contextmanager
+def applied(made: Profiled) -> Iterator[None]:
+    """This process's own environment, changed as a rank's is, and put back at the end."""
+    names = (*made.taken, *made.was_set)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    for name in made.taken:
+        os.environ.pop(name, None)
+    os.environ.update(made.was_set)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -52,6 +52,6 @@ def worst(findings: Iterable[Finding]) -> Level:
     return max((f.level for f in findings), key=order.index, default=Level.ok)
 
 
-def gib(count: float) -> str:
+def gib(count: int | float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

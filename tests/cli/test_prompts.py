@@ -57,7 +57,9 @@ def test_the_run_directory_is_complete_and_absolute(empty_folder: Path) -> None:
     assert sorted(p.name for p in run.iterdir()) == sorted(
         ["attempts", "config.yaml", "overrides.json", "plan.json", "prompts.jsonl", "samples"]
     )
-    assert sorted(p.name for p in attempt.iterdir()) == ["command.txt", "heartbeat", "logs", "plan.json", "telemetry"]
+    assert sorted(p.name for p in attempt.iterdir()) == [
+        "command.txt", "environment.json", "heartbeat", "logs", "plan.json", "telemetry",
+    ]  # fmt: skip
     assert plan.machine == ONE_RANK
     assert json.loads((run / "overrides.json").read_text())[0] == "model=tiny"
 

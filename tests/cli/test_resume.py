@@ -28,7 +28,7 @@ def run(empty_folder: Path) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     calls: list[tuple[str, Path]] = []
 
-    def start(kind: object, plan: Plan, attempt: Path) -> int:
+    def start(kind: object, plan: Plan, attempt: Path, made: object) -> int:
         calls.append((str(kind), attempt))
         return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import main, prepare, start
+from opensora_launch.cli.generate import by_hand
 from opensora_launch.cli.progress import describe, fraction, progress
 from opensora_launch.cli.start import failure_lines
 from opensora_launch.config import LauncherKind
@@ -106,7 +107,7 @@ def test_the_end_of_a_run_that_failed(
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     failure = Failure(rank=1, host="h", kind="failure", message="rank 1 was killed")
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(1, failure))
-    assert start.start(LauncherKind.torchrun, plan, attempt) == 1
+    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
     assert "error: rank 1 was killed" in said.err
@@ -116,7 +117,7 @@ def test_the_end_of_a_run_that_failed(
 def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
-    assert start.start(LauncherKind.torchrun, plan, attempt) == 130
+    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 130
     assert "ended by SIGINT" in capsys.readouterr().err
 
 

@@ -72,7 +72,7 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = iter([0, 1, 0])
-    monkeypatch.setattr(generate, "start", lambda kind, plan, attempt: next(codes))
+    monkeypatch.setattr(generate, "start", lambda kind, plan, attempt, made: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == 1
     out = capsys.readouterr().out
