@@ -1,7 +1,7 @@
 """The denoising loop: Euler steps along the mixed prediction of the needed guidance rows."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from opensora_launch.plan.rows import NUM_ROWS, Guidance, Row, needed_rows
 
 StepRow = tuple[int, Row]  # index of the video in the batch, the row
 Predict = Callable[[int, Float[Tensor, "V S C"], float, Sequence[StepRow]], Float[Tensor, "R S C"]]
+AfterStep = Callable[[int, Float[Tensor, "V S C"]], None]  # steps done, the latents after them
 
 
 def step_rows(
@@ -50,15 +51,21 @@ def denoise(
     rows_at: Callable[[int], Sequence[StepRow]],
     predict: Predict,
     tokens_per_frame: int,
+    *,
+    first: int = 0,
+    after_step: AfterStep = lambda done, latents: None,
 ) -> Float[Tensor, "V S C"]:
-    """Latents at times[-1]. `predict` gives the model's output for the rows of a step, on whatever ranks.
+    """Latents at times[-1], from those at times[first].
+
+    `predict` gives the model's output for the rows of a step, on whatever ranks.
 
     The latents' dtype is the state's: times are rounded to it before the model sees them, as the reference's
     bf16 state does.
     """
-    for step, (t, t_next) in enumerate(pairwise(times)):
+    for step, (t, t_next) in islice(enumerate(pairwise(times)), first, None):
         rows = rows_at(step)
         seen = torch.tensor(t, dtype=latents.dtype).item()
         preds = predict(step, latents, seen, rows)
         latents = latents + (t_next - t) * mix(preds, rows, latents.shape[0], tokens_per_frame)
+        after_step(step + 1, latents)
     return latents

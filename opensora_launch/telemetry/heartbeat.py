@@ -67,8 +67,8 @@ class Heartbeat:
         self._watch = (timeout_s, on_stall)
 
     def close(self, state: str = "done") -> None:
-        """Stop the thread and write the last beat: "done" or "failed"."""
-        assert state in ("done", "failed"), state
+        """Stop the thread and write the last beat: "done", "failed" or "preempted"."""
+        assert state in ("done", "failed", "preempted"), state
         self._ending.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
@@ -133,11 +133,14 @@ class Heartbeat:
 
 def read_heartbeats(folder: Path) -> list[Beat]:
     """The last beat of each rank that has one, by rank. Files that cannot be read are passed over."""
-    beats = []
-    for path in folder.glob("rank*.json"):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            beats.append(Beat(**(data | {"ranks": tuple(data["ranks"])})))
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
+    beats = [beat for path in folder.glob("rank*.json") if (beat := read_beat(path))]
     return sorted(beats, key=lambda b: b.rank)
+
+
+def read_beat(path: Path) -> Beat | None:
+    """The last beat in one file, if it can be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Beat(**(data | {"ranks": tuple(data["ranks"])}))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

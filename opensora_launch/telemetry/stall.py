@@ -26,7 +26,7 @@ class Beat:
     host: str
     pid: int
     time_s: float
-    state: str  # "running", "done" or "failed"
+    state: str  # "running", "done", "failed" or "preempted"
     phase: str
     video: str | None = None
     step: int | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opensora_launch.parallel.rows import RowInputs, ShardedModel, own_rows
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
+from opensora_launch.sampling.denoise import AfterStep, StepRow, denoise, equal_inputs, step_rows
 
 Branch = tuple[Tensor, Tensor, Tensor | None]  # txt (T context), y_vec (vec), cond (S cond_channels)
 
@@ -24,7 +24,7 @@ class Batch:
     """Videos that are denoised together, whole, the same on every rank of the mesh."""
 
     name: str
-    noise: Float[Tensor, "V S C"]
+    latents: Float[Tensor, "V S C"]  # the noise, or what a stopped run has stored
     img_ids: Float[Tensor, "1 S A"]
     branches: Sequence[tuple[Branch, ...]]  # the three guidance branches of each video
     guidance: Guidance
@@ -33,8 +33,14 @@ class Batch:
     prune: bool = True
 
 
-def denoise_batch(batch: Batch, model: ShardedModel, record: StepRecord) -> Float[Tensor, "V S C"]:
-    """The denoised latents, on every rank."""
+def denoise_batch(
+    batch: Batch,
+    model: ShardedModel,
+    record: StepRecord,
+    first: int = 0,
+    after_step: AfterStep = lambda done, latents: None,
+) -> Float[Tensor, "V S C"]:
+    """The denoised latents, on every rank. `first`: steps that the batch's latents have behind them."""
     steps = len(batch.times) - 1
     equal_to = [equal_inputs(branches) for branches in batch.branches]
 
@@ -51,6 +57,8 @@ def denoise_batch(batch: Batch, model: ShardedModel, record: StepRecord) -> Floa
             ]
             return model.predict(latents, batch.img_ids, inputs)
 
-    tokens_per_frame = batch.noise.shape[1] // batch.latent_frames
+    tokens_per_frame = batch.latents.shape[1] // batch.latent_frames
     with torch.no_grad():
-        return denoise(batch.noise, batch.times, rows_at, predict, tokens_per_frame)
+        return denoise(
+            batch.latents, batch.times, rows_at, predict, tokens_per_frame, first=first, after_step=after_step
+        )

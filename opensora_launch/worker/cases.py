@@ -148,7 +148,7 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     tokens_per_frame = (height // patch) * (width // patch)
     batch = Batch(
         name=case.path.stem,
-        noise=noise,
+        latents=noise,
         img_ids=position_ids(frames, height // patch, width // patch, noise.device),
         branches=_branches(case, shape[0]),
         guidance=_guidance(case),

@@ -6,8 +6,8 @@ Shapes: C T H W latents of a video, 3 F Y X its pixels.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unp
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.batch import Batch, Branch, denoise_batch
+from opensora_launch.worker.checkpoint import Checkpoints, fingerprint
 from opensora_launch.worker.networks import Networks
 from opensora_launch.worker.texts import Embedding
 
@@ -47,20 +48,19 @@ class Job:
     mesh: Mesh  # of the steps with the most rows; its `video` axis holds the ranks that share our videos
     recorder: Recorder
     facts: Mapping[str, Any]  # for the sidecars: versions, device, attention kernel
-
-    @property
-    def dp_index(self) -> int:
-        return self.mesh.video.ranks[0] // self.mesh.video.size
+    checkpoints: Checkpoints | None = None  # none for a comparison, which leaves nothing behind
 
 
-def own_batches(plan: Plan, dp_index: int) -> tuple[tuple[VideoRequest, ...], ...]:
-    return plan.batches[dp_index :: plan.dp]
-
-
-def generate(job: Job, networks: Networks, model: ShardedModel, texts: Mapping[str, Embedding]) -> list[str]:
-    """Make this group's videos, one batch after another; names of the finished ones."""
+def generate(
+    job: Job,
+    networks: Networks,
+    model: ShardedModel,
+    texts: Mapping[str, Embedding],
+    batches: Iterable[Sequence[VideoRequest]],
+) -> list[str]:
+    """Make these videos, one batch after another; names of the finished ones. Raises Preempted when asked to stop."""
     done: list[str] = []
-    for videos in own_batches(job.plan, job.dp_index):
+    for videos in batches:
         latents = denoise_videos(job, networks, model, texts, videos)
         for video, latent in zip(videos, latents, strict=True):
             pixels = decode_video(job, networks, video, latent)
@@ -68,7 +68,8 @@ def generate(job: Job, networks: Networks, model: ShardedModel, texts: Mapping[s
                 with job.recorder.span("save", video=video.name):
                     _save(job, video, pixels)
             done.append(video.name)
-            job.recorder.heartbeat.videos_done = len(done)
+        if job.checkpoints:
+            job.checkpoints.drop(videos[0].name)
     return done
 
 
@@ -84,7 +85,7 @@ def denoise_videos(
     refs = [_encode_references(job, networks, video) for video in videos]
     with job.recorder.span("denoise", video=videos[0].name):
         batch = _batch(job, texts, videos, refs)
-        final = denoise_batch(batch, model, job.recorder.step)
+        final = _denoise(job, batch, model, videos)
         latents = unpack(
             final, shape.latent_frames, shape.latent_height, shape.latent_width, plan.model.mmdit.patch_size
         )
@@ -93,6 +94,17 @@ def denoise_videos(
             f"the latents of {videos[0].name} are not finite: weights or precision ({plan.precision}) are at fault"
         )
     return [restore_given(x, v.cond_type, r) for x, v, r in zip(latents, videos, refs, strict=True)]
+
+
+def _denoise(job: Job, batch: Batch, model: ShardedModel, videos: Sequence[VideoRequest]) -> Float[Tensor, "V S C"]:
+    """From where a run before this one has stopped, if it has."""
+    if job.checkpoints is None:
+        return denoise_batch(batch, model, job.recorder.step)
+    name, kept = batch.name, job.checkpoints
+    own = fingerprint(job.plan, videos)
+    first, latents = kept.load(name, own, batch.latents)
+    going_on = replace(batch, latents=latents)
+    return denoise_batch(going_on, model, job.recorder.step, first, lambda done, x: kept.after_step(name, own, done, x))
 
 
 def _batch(
@@ -113,7 +125,7 @@ def _batch(
     guidance = videos[0].guidance
     return Batch(
         name=videos[0].name,
-        noise=pack(noise, patch),
+        latents=pack(noise, patch),
         img_ids=position_ids(latent[1], latent[2] // patch, latent[3] // patch, device),
         branches=[_branches(job, texts, v, r, like) for v, r, like in zip(videos, refs, noise.float(), strict=True)],
         guidance=guidance,

@@ -7,9 +7,9 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.plan import Plan
+from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.telemetry.failure import record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Verdict
 from opensora_launch.worker import start, watch
-from opensora_launch.worker.generate import DTYPES, Job, generate, own_batches
+from opensora_launch.worker.checkpoint import Checkpoints, Preempted
+from opensora_launch.worker.generate import DTYPES, Job, generate
 from opensora_launch.worker.networks import Networks, read_networks
+from opensora_launch.worker.queue import Owner, Queue, finished
+from opensora_launch.worker.slurm_env import job_name
 from opensora_launch.worker.start import Rank
 from opensora_launch.worker.texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
 from opensora_launch.worker.transformer import Source
@@ -60,16 +63,59 @@ def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tupl
     """Make this rank's part of the plan's videos. `started` is monotonic and epoch seconds."""
     site = settle(plan, attempt, me, beat, started)
     job, world = site.job, site.world
-    beat.videos = len([v for batch in own_batches(plan, job.dp_index) for v in batch])
+    job = replace(job, checkpoints=_checkpoints(job, attempt))
+    beat.videos = len(plan.videos)
     with watch.sampling(attempt, me), profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
         networks, texts = load(site)
         watch.watch_blocks(networks.mmdit, job.recorder)
-        done = generate(job, networks, site.model(networks, dict(plan.layouts)), texts)
+        model = site.model(networks, dict(plan.layouts))
+        done, preempted = _generate(job, networks, model, texts, _batches(job, attempt, me))
         if networks.blocks:
             networks.blocks.drain()
     with job.recorder.span("setup"), world.record("barrier", world.ranks, 0):
-        dist.barrier(group=world.group)
+        stop = torch.tensor([preempted], dtype=torch.uint8)
+        dist.all_reduce(stop, dist.ReduceOp.MAX, group=world.group)
+    if stop.item():
+        raise Preempted
     job.recorder.close(peak_memory_bytes(job.device), done, clock_offset_s=watch.clock_offset(me)[0])
+
+
+def _generate(
+    job: Job,
+    networks: Networks,
+    model: ShardedModel,
+    texts: Mapping[str, Embedding],
+    batches: Iterable[Sequence[VideoRequest]],
+) -> tuple[list[str], bool]:
+    """Names of the videos that this group has made, and whether it was asked to stop before there were no more."""
+    try:
+        return generate(job, networks, model, texts, batches), False
+    except Preempted:
+        return [], True
+
+
+def _checkpoints(job: Job, attempt: Path) -> Checkpoints:
+    return Checkpoints(
+        job.run_dir / "checkpoints", attempt / start.STOP, job.plan.checkpoint_every_steps, job.mesh.video
+    )
+
+
+def _batches(job: Job, attempt: Path, me: Rank) -> Iterator[tuple[VideoRequest, ...]]:
+    """Those that this group gets from the run's queue: its first rank takes one, and tells the others."""
+    axis, beat, everything = job.mesh.video, job.recorder.heartbeat, job.plan.batches
+    assert job.checkpoints
+    queue = Queue(job.run_dir, everything, Owner(attempt.name, me.rank, job_name(os.environ)))
+    while True:
+        beat.videos_done = sum(finished(job.run_dir, [video]) for video in job.plan.videos)
+        if job.checkpoints.asked_to_stop():
+            raise Preempted
+        taken = [queue.take() if axis.index == 0 else None]
+        if axis.size > 1:
+            with axis.exchange(0):
+                dist.broadcast_object_list(taken, axis.ranks[0], group=axis.group)
+        if taken[0] is None:
+            return
+        yield everything[taken[0]]
 
 
 def settle(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -19,6 +21,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat, read_heartbeats
 from opensora_launch.telemetry.stall import find_guilty
+from opensora_launch.worker import rendezvous, slurm_env
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PEER_ERRORS = (
@@ -31,8 +34,10 @@ PEER_ERRORS = (
     "NCCL communicator was aborted",
 )
 RENDEZVOUS = timedelta(minutes=5)  # for all ranks to come up
+MESH = timedelta(minutes=1)  # for ranks that have met already to connect to one another
 PEER_GRACE_S = 2.0  # how long a rank that lost a peer waits for that peer's own word
-EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USER, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 2, 75, 130
+STOP = "stop"  # of an attempt: a file that asks its ranks to store where they are and to end
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -45,15 +50,24 @@ class Rank:
     local_rank: int
     world: int
     local_world: int
+    starter: str = ""  # "torchrun", "srun", or neither
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Rank":
-        """From torchrun's variables; without any of them we are the only rank."""
+        """From torchrun's variables, or else from those of the step that srun has started; else we are the only rank.
+
+        Raises UserError where both are there and do not fit together.
+        """
+        step = slurm_env.read_step(env)
         if "RANK" not in env:
-            return cls(0, 0, 1, 1)
+            counts = (step.rank, step.local_rank, step.tasks, step.local_tasks) if step else (0, 0, 1, 1)
+            return cls(*counts, starter="srun" if step else "")
         if missing := [name for name in LAUNCHED if name not in env]:
             raise UserError(f"RANK is set but {', '.join(missing)} is not: start ranks with torchrun, or unset RANK")
-        return cls(*(int(env[name]) for name in LAUNCHED[:4]))
+        rank, local_rank, world, local_world = (int(env[name]) for name in LAUNCHED[:4])
+        if step is not None:
+            slurm_env.refuse_two_worlds(step, world, local_world)
+        return cls(rank, local_rank, world, local_world, "torchrun")
 
 
 def open_log(path: Path) -> None:
@@ -94,14 +108,47 @@ def gpus_visible() -> bool:
     return torch.cuda.is_available() and torch.cuda.device_count() > 0
 
 
+def has_peers(env: Mapping[str, str]) -> bool:
+    """Whether others may wait for us, by all that the environment says before it is understood."""
+    step = slurm_env.read_step(env)
+    return "RANK" in env or (step is not None and step.tasks > 1)
+
+
 def join(me: Rank) -> None:
-    """The one place where the process group is made. Bounded: a rank that does not come up is an error."""
+    """The one place where the process group is made. Bounded: a rank that does not come up is an error.
+
+    Raises Unreachable in a batch job whose ranks do not find each other.
+    """
     backend = "cpu:gloo,cuda:nccl" if gpus_visible() else "gloo"
-    if me.world > 1 or "RANK" in os.environ:
+    if me.starter == "srun" and me.world > 1:
+        host, port = slurm_env.head_host(os.environ), slurm_env.head_port(os.environ)
+        within_s = float(os.environ.get("CONNECT_TIMEOUT_S", rendezvous.CONNECT_S))
+        store = rendezvous.meet(me.rank, me.world, host, port, within_s)
+        dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=MESH)
+    elif me.starter == "torchrun":
         dist.init_process_group(backend, timeout=RENDEZVOUS)
     else:
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        alone = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+
+
+def listen_for_stop(attempt: Path, me: Rank) -> None:
+    """SIGUSR1, and in a batch job SIGTERM, leave the file that asks every rank of the attempt to store and stop."""
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        (attempt / STOP).touch()
+
+    signal.signal(signal.SIGUSR1, ask)
+    if me.starter == "srun":
+        signal.signal(signal.SIGTERM, ask)
+
+
+def record_early(attempt: Path, error: Exception, env: Mapping[str, str]) -> None:
+    """The failure of a rank that is not among the others yet."""
+    rank = int(env.get("RANK") or env.get("SLURM_PROCID") or 0)
+    kind = "user" if isinstance(error, UserError) else "failure"
+    failure = Failure(rank=rank, host=socket.gethostname(), kind=kind, message=str(error), phase="setup")
+    record_failure(attempt, failure)
 
 
 def set_numerics(threads: int) -> None:

@@ -39,7 +39,7 @@ def forwards(has_condition: bool, prune: bool) -> tuple[int, torch.Tensor]:
     cond = torch.randn(tokens, 3, generator=rng) if has_condition else torch.zeros(tokens, 3)
     batch = Batch(
         name="0000_0",
-        noise=torch.randn(1, tokens, 2, generator=rng),
+        latents=torch.randn(1, tokens, 2, generator=rng),
         img_ids=position_ids(FRAMES, 2, 2, CPU),
         branches=[((text, vec, cond), (negative, vec, cond), (negative, vec, torch.zeros(tokens, 3)))],
         guidance=Guidance(50, 7.5, 3.0, text_osci=True, image_osci=True, temporal_osci=has_condition),

@@ -15,7 +15,7 @@ from opensora_launch.config import LayoutConfig
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker.generate import decode_video, denoise_videos, own_batches
+from opensora_launch.worker.generate import decode_video, denoise_videos
 from opensora_launch.worker.run import load, run_plan, settle
 from opensora_launch.worker.start import Rank
 from tests.ranks import run_ranks
@@ -53,7 +53,8 @@ def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
     networks, texts = load(site)
     model = site.model(networks, dict(plan.layouts))
     made = {}
-    for videos in own_batches(plan, site.job.dp_index):
+    group = site.job.mesh.video.ranks[0] // site.job.mesh.video.size
+    for videos in plan.batches[group :: plan.dp]:
         for v, latent in zip(videos, denoise_videos(site.job, networks, model, texts, videos), strict=True):
             if (pixels := decode_video(site.job, networks, v, latent)) is not None:
                 made[v.name] = pixels

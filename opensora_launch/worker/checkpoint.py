@@ -1,0 +1,112 @@
+"""Denoising that can stop after any step and go on from there: latents and step of a batch, in one file.
+
+Every rank of a group has the whole latents after a step, so the first one writes them and any number of ranks can go
+on. Files: checkpoints/<batch>.safetensors in the run's folder; they go when the batch's videos are saved.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opensora_launch.parallel.mesh import Axis
+from opensora_launch.parallel.tiles import broadcast
+from opensora_launch.plan.plan import Plan, VideoRequest
+
+# Settings that change how a video is made and not which.
+FREE_SAMPLING = ("batch_size", "num_samples", "prune_rows")
+FREE_MODEL = ("folder", "download")
+
+log = logging.getLogger("opensora_launch.worker")
+
+
+class Preempted(Exception):
+    """The ranks were asked to stop, and have stored where they are."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a group of ranks keeps them. `axis`: the ranks that work on the same videos."""
+
+    folder: Path
+    stop_file: Path  # once it is there, the group stores and stops after the step it is in
+    every: int  # steps; 0: only when asked to stop
+    axis: Axis
+
+    def load(self, name: str, fingerprint: str, noise: Float[Tensor, "V S C"]) -> tuple[int, Tensor]:
+        """(first step to compute, its latents), the same on every rank: 0 and the noise where nothing is stored."""
+        found = self._read(self._path(name), fingerprint, noise) if self.axis.index == 0 else None
+        step = torch.tensor([found[0] if found else 0])
+        step = broadcast(self.axis, step if self.axis.index == 0 else None, torch.device("cpu"))
+        if not step.item():
+            return 0, noise
+        log.info("%s goes on after step %d", name, step.item())
+        return int(step.item()), broadcast(self.axis, found[1] if found else None, noise.device)
+
+    def after_step(self, name: str, fingerprint: str, done: int, latents: Float[Tensor, "V S C"]) -> None:
+        """Store where it is time. Raises Preempted, on all ranks of the group together, where the group is to stop."""
+        stop = self.asked_to_stop()
+        if stop or (self.every and done % self.every == 0):
+            if self.axis.index == 0:
+                self._write(self._path(name), fingerprint, done, latents)
+            if stop:
+                log.info("%s is stored after step %d", name, done)
+                raise Preempted
+
+    def asked_to_stop(self) -> bool:
+        """What the group's first rank sees, on all of its ranks: they must agree on the step."""
+        asked = torch.tensor([self.axis.index == 0 and self.stop_file.exists()], dtype=torch.uint8)
+        if self.axis.size > 1:
+            with self.axis.exchange(1 if self.axis.index == 0 else 0):
+                dist.broadcast(asked, self.axis.ranks[0], group=self.axis.group)
+        return bool(asked.item())
+
+    def drop(self, name: str) -> None:
+        """The batch is finished."""
+        if self.axis.index == 0:
+            self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _read(self, path: Path, fingerprint: str, noise: Tensor) -> tuple[int, Tensor] | None:
+        try:
+            with safe_open(path, framework="pt", device=str(noise.device)) as file:
+                facts, latents = file.metadata(), file.get_tensor("latents")
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be read (%s): the batch starts anew", path, error)
+            return None
+        if facts.get("fingerprint") != fingerprint or latents.shape != noise.shape or latents.dtype != noise.dtype:
+            log.warning("%s is of another request: the batch starts anew", path)
+            return None
+        return int(facts["step"]), latents
+
+    def _write(self, path: Path, fingerprint: str, step: int, latents: Tensor) -> None:
+        """Whole or not at all, and on the disk: the node may be gone a moment later."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        facts = {"step": str(step), "fingerprint": fingerprint}
+        save_file({"latents": latents.detach().cpu().contiguous()}, aside, metadata=facts)
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+def fingerprint(plan: Plan, videos: Sequence[VideoRequest]) -> str:
+    """Of all that decides which videos these are; not of the ranks, the layout and the files' places."""
+    sampling = {k: v for k, v in asdict(plan.sampling).items() if k not in FREE_SAMPLING}
+    model = {k: v for k, v in asdict(plan.model).items() if k not in FREE_MODEL}
+    facts = [[asdict(v) for v in videos], asdict(plan.geometry), sampling, model, plan.precision]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""Ranks of a batch job find each other, or say within a minute who cannot be reached."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+CONNECT_S = 45.0
+TRY_S, AGAIN_S = 3.0, 0.2  # one attempt to connect, and the pause before the next
+
+log = logging.getLogger("opensora_launch.worker")
+
+
+class Unreachable(Exception):
+    """A rank that the others cannot find; the message names host and port."""
+
+
+def meet(rank: int, world: int, host: str, port: int, timeout_s: float) -> Any:
+    """The store of all ranks, which rank 0 serves. Raises Unreachable once `timeout_s` is over."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        if rank == 0:
+            store = _store(host, port, world, timeout_s, serves=True)
+            _gather(store, world, deadline, f"{host}:{port}")
+        else:
+            _reach(host, port, deadline, rank)
+            store = _store(host, port, world, max(1.0, deadline - time.monotonic()), serves=False)
+            store.set(f"here{rank}", socket.gethostname())
+            store.wait(["everyone"], timedelta(seconds=timeout_s))
+    except (RuntimeError, OSError) as error:
+        raise Unreachable(f"rank {rank} on {socket.gethostname()}: {host}:{port} fails: {error}") from error
+    log.info("%d ranks met at %s:%d", world, host, port)
+    return store
+
+
+def _store(host: str, port: int, world: int, timeout_s: float, *, serves: bool) -> Any:
+    timeout = timedelta(seconds=timeout_s)
+    return dist.TCPStore(host, port, world, serves, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def _gather(store: Any, world: int, deadline: float, place: str) -> None:
+    waiting = set(range(1, world))
+    while waiting := {rank for rank in waiting if not store.check([f"here{rank}"])}:
+        if time.monotonic() > deadline:
+            missing = ", ".join(map(str, sorted(waiting)))
+            nodes = os.environ.get("SLURM_STEP_NODELIST", "unknown")
+            raise Unreachable(
+                f"rank 0 on {socket.gethostname()} waits at {place}, and these ranks did not come: {missing}; the "
+                f"nodes are {nodes}. Does that name lead here from all of them, and does a firewall close the port? "
+                f"launcher.slurm.host_suffix and launcher.slurm.interface choose another way"
+            )
+        time.sleep(0.05)
+    store.set("everyone", "1")
+
+
+def _reach(host: str, port: int, deadline: float, rank: int) -> None:
+    """Return once somebody listens there."""
+    error: Exception = TimeoutError("no answer")
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            address = _resolve(host, port, left)
+            socket.create_connection(address, timeout=min(TRY_S, left)).close()
+            return
+        except OSError as failed:
+            error = failed
+            time.sleep(min(AGAIN_S, max(0.0, deadline - time.monotonic())))
+    raise Unreachable(
+        f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {host}:{port}: {error}. Is that the name of the "
+        f"first node on a network that joins all of them? launcher.slurm.host_suffix changes it (now part of the name)"
+    )
+
+
+def _resolve(host: str, port: int, timeout_s: float) -> tuple[str, int]:
+    """The first address of a name, in a thread: a resolver may take minutes to give up."""
+    found: list[tuple[str, int]] = []
+    failed: list[OSError] = []
+
+    def ask() -> None:
+        try:
+            found.append((str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]), port))
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if found:
+        return found[0]
+    raise failed[0] if failed else TimeoutError(f"the name {host} is not resolved in {timeout_s:.0f} s")

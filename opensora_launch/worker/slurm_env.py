@@ -1,0 +1,77 @@
+"""What Slurm's variables say of this task: pure functions of the environment. No torch."""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opensora_launch.errors import UserError
+
+FIRST_PORT, PORTS, STRIDE = 20_000, 10_000, 101
+SCONTROL_S = 15.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """This task among those that one srun has started."""
+
+    rank: int
+    local_rank: int
+    tasks: int
+    local_tasks: int
+
+
+def read_step(env: Mapping[str, str]) -> Step | None:
+    """The step's own variables; None where no srun has started us. SLURM_NTASKS alone tells of the job, not of us."""
+    if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
+        return None
+    tasks = int(env["SLURM_STEP_NUM_TASKS"])
+    by_node = tasks_by_node(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))
+    node = int(env.get("SLURM_NODEID", "0"))
+    return Step(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", "0")), tasks, by_node[node])
+
+
+def tasks_by_node(text: str) -> list[int]:
+    """ "2(x3),1" is 2, 2, 2, 1."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    return counts
+
+
+def refuse_two_worlds(step: Step, world: int, local_world: int) -> None:
+    """Raises UserError where srun has started torchrun more than once on a node, or each for itself."""
+    if step.local_tasks == 1 and step.tasks * local_world == world:
+        return
+    raise UserError(
+        f"srun has started {step.tasks} tasks ({step.local_tasks} on this node), each a torchrun of {world} ranks: "
+        f"start one torchrun a node (srun --ntasks-per-node=1) with --nnodes={step.tasks}, or no torchrun at all"
+    )
+
+
+def head_host(env: Mapping[str, str]) -> str:
+    """The host of rank 0: MASTER_ADDR, or the first of the job's nodes as scontrol lists them."""
+    if env.get("MASTER_ADDR"):
+        return env["MASTER_ADDR"]
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    argv = ["scontrol", "show", "hostnames", nodes]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"the first node of {nodes} is not known ({error}): set MASTER_ADDR and MASTER_PORT") from error
+    return said[0]
+
+
+def head_port(env: Mapping[str, str]) -> int:
+    """MASTER_PORT, or one of the job and step."""
+    if env.get("MASTER_PORT"):
+        return int(env["MASTER_PORT"])
+    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+    return FIRST_PORT + (job + STRIDE * step) % PORTS
+
+
+def job_name(env: Mapping[str, str]) -> str:
+    """One name for a job and all its restarts, or for one task of an array; empty outside Slurm."""
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"slurm {env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
+    return f"slurm {env['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in env else ""

@@ -1,0 +1,88 @@
+"""Ranks out of Slurm's variables, their CPUs, and a first rank that cannot be reached."""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.errors import UserError
+from opensora_launch.worker import slurm_env
+from opensora_launch.worker.affinity import numa_nodes, own_cpus, parse_cpus
+from opensora_launch.worker.rendezvous import Unreachable, meet
+from opensora_launch.worker.start import Rank
+
+STEP = {
+    "SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
+}  # fmt: skip
+TORCHRUN = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1",
+}  # fmt: skip
+ONE_A_NODE = STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_NODEID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("env", "rank"),
+    [
+        ({}, Rank(0, 0, 1, 1)),
+        (STEP, Rank(4, 0, 5, 1, "srun")),
+        (STEP | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}, Rank(1, 1, 5, 2, "srun")),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, Rank(0, 0, 1, 1)),  # a batch script itself
+        (TORCHRUN, Rank(1, 1, 2, 2, "torchrun")),
+        (TORCHRUN | ONE_A_NODE | {"WORLD_SIZE": "4"}, Rank(1, 1, 4, 2, "torchrun")),
+    ],
+)
+def test_the_rank(env: dict[str, str], rank: Rank) -> None:
+    assert Rank.from_env(env) == rank
+
+
+@pytest.mark.parametrize("step", [STEP, ONE_A_NODE])
+def test_two_worlds_are_refused(step: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="one torchrun a node"):
+        Rank.from_env(TORCHRUN | step)
+
+
+def test_the_head() -> None:
+    assert slurm_env.head_port(STEP) == 22345
+    assert slurm_env.head_port(STEP | {"SLURM_STEP_ID": "2"}) == 22345 + 202
+    assert slurm_env.head_port(STEP | {"MASTER_PORT": "7"}) == 7
+    assert slurm_env.head_host(STEP | {"MASTER_ADDR": "n1-ib0"}) == "n1-ib0"
+
+
+def test_a_job_has_one_name_through_its_restarts() -> None:
+    assert slurm_env.job_name({}) == ""
+    assert slurm_env.job_name(STEP) == "slurm 12345"
+    assert slurm_env.job_name(STEP | {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "slurm 12_3"
+
+
+def test_cpus_are_shared_out_along_numa_nodes() -> None:
+    numa = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert [own_cpus(range(8), numa, i, 2) for i in range(2)] == numa
+    assert [own_cpus(range(8), numa, i, 3) for i in range(3)] == [[0, 1], [2, 4, 5], [3, 6, 7]]
+    assert own_cpus([3, 9], numa, 2, 4) == [3, 9]
+    assert own_cpus([1, 9], numa, 1, 2) == [9]
+    assert parse_cpus("0-2,8,10-11\n") == [0, 1, 2, 8, 10, 11]
+    assert {cpu for node in numa_nodes() for cpu in node} >= (os.sched_getaffinity(0) if numa_nodes() else set())
+    assert numa_nodes(Path("/no such folder")) == []
+
+
+@pytest.mark.parametrize(("host", "said"), [("no-such-host.invalid", "no-such-host.invalid"), ("127.0.0.1", "refused")])
+def test_a_first_rank_that_is_not_there(host: str, said: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match=said) as caught:
+        meet(1, 2, host, port, 1.0)
+    assert time.monotonic() - started < 10
+    assert f"{host}:{port}" in str(caught.value)
+
+
+def test_ranks_that_do_not_come_are_named() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(Unreachable, match="did not come: 1, 2;"):
+        meet(0, 3, "127.0.0.1", port, 0.5)
