@@ -42,7 +42,7 @@ class HardwareConfig:
 
 def default_efficiency(tflops: float) -> float:
     """Share of its peak that a card reaches in products and attention, where nothing was fitted."""
-    return EFFICIENCY * min(1.0, (EFFICIENT_TFLOPS / tflops) ** 0.25)
+    return EFFICIENCY * float(min(1.0, (EFFICIENT_TFLOPS / tflops) ** 0.25))
 
 
 def slowest(cards: list[HardwareConfig]) -> HardwareConfig:

@@ -105,6 +105,13 @@ def block_weight_bytes(net: Network, element_bytes: float = BF16) -> float:
     return float(matrices * streams + (modulation * net.hidden**2 if net.joint_blocks else 0)) * element_bytes
 
 
+def merge_bytes(net: Network, shape: Shape, layout: Layout) -> float:
+    """Read and written by a rank a row to add up the results of a ring's hops, fp32: 20 bytes an element and hop."""
+    hops = layout.ring if layout.ring > 1 else 0
+    full = net.joint_blocks + net.cross_blocks
+    return 20.0 * sequence_tokens(net, shape) / layout.sequence * net.attention_width * hops * full
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Bytes that one rank sends in one forward of one row, by axis, and in how many calls."""

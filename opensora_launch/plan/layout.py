@@ -72,12 +72,12 @@ def layouts_by_rows(facts: LayoutFacts, fixed: LayoutConfig) -> tuple[tuple[int,
 
 def _best(facts: LayoutFacts, rows: int, fixed: LayoutConfig) -> Layout | None:
     asked = {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
-    fitting = [c for c in _layouts(facts.ranks) if all(getattr(c, axis) == degree for axis, degree in asked.items())]
+    fitting = [c for c in all_layouts(facts.ranks) if all(getattr(c, axis) == degree for axis, degree in asked.items())]
     fitting = [c for c in fitting if c.sequence <= facts.total_tokens]
     return min(fitting, key=lambda c: (_cost(facts, rows, c), -c.cfg, c.ring), default=None)
 
 
-def _layouts(ranks: int) -> Iterator[Layout]:
+def all_layouts(ranks: int) -> Iterator[Layout]:
     for dp in _divisors(ranks):
         for cfg in _divisors(ranks // dp):
             for ring in _divisors(ranks // dp // cfg):

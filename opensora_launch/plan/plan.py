@@ -4,7 +4,7 @@ The plan is written to plan.json, and that file is the only thing workers read.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from opensora_launch.config import (
@@ -14,13 +14,18 @@ from opensora_launch.config import (
     MmditConfig,
     ModelConfig,
     PlacementConfig,
+    Precision,
     RunConfig,
     SamplingConfig,
 )
 from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.plan.choose import Option, Work, options, steps_of
 from opensora_launch.plan.codec import decode
+from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.plan.memory import VideoSize
+from opensora_launch.plan.networks import Shape, network_of
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
 
 SCHEMA = 1
@@ -133,9 +138,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         problems.append(f"launcher.timeout_s={run.launcher.timeout_s} must be more than 0 seconds")
     if problems:
         raise UserError("this run cannot be planned", problems)
-    precision = run.precision.value
-    if precision == "auto":
-        precision = "bf16" if machine.device == "cuda" else "fp32"
+    precision = _precision(run, machine)
     shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
     return Plan(
         schema=SCHEMA,
@@ -157,12 +160,21 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
     )
 
 
+def _precision(run: RunConfig, machine: Machine) -> str:
+    """auto: bf16 on GPUs, fp16 on those that have no bf16, fp32 on the CPU."""
+    if run.precision is not Precision.auto:
+        return run.precision.value
+    if machine.device != "cuda":
+        return "fp32"
+    return "fp16" if run.hardware.known and run.hardware.bf16_tflops is None else "bf16"
+
+
 def _layouts(
     run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
 ) -> tuple[tuple[int, Layout], ...]:
-    groups = batches(videos, run.sampling.batch_size)
-    prune = run.sampling.prune_rows
-    most = max((sum(max(rows_per_step(v, shape.latent_frames, prune)) for v in group) for group in groups), default=1)
+    """By predicted time under the memory limit where the card is known; else by a rule of thumb."""
+    fixed, groups = LayoutConfig(**vars(run.layout)), batches(videos, run.sampling.batch_size)
+    most = max((max(_rows_of(group, shape, run), default=1) for group in groups), default=1)
     facts = LayoutFacts(
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
@@ -171,7 +183,54 @@ def _layouts(
         max_rows=most,
         total_tokens=shape.total_tokens,
     )
-    return layouts_by_rows(facts, LayoutConfig(**vars(run.layout)))
+    by_rule = layouts_by_rows(facts, fixed)  # refuses what is impossible
+    if not (run.hardware.known and machine.device == "cuda" and videos):
+        return by_rule
+    work = work_of(run, machine, shape, videos)
+    found = options(work, fixed)
+    if problems := fit_problems(work, fixed, found):
+        raise UserError("this run does not fit in GPU memory", problems)
+    return found[0].layouts
+
+
+def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Work, tuple[Option, ...]]:
+    """Every legal layout of a run that has a plan, the best first."""
+    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    work = work_of(run, machine, shape, videos)
+    return work, options(work, LayoutConfig(**vars(run.layout)))
+
+
+def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]) -> Work:
+    """What is to be made, as the cost functions want it: the largest batch stands for all."""
+    groups = batches(videos, run.sampling.batch_size)
+    return Work(
+        net=network_of(run.model.mmdit, shape.text_tokens, run.model.name),
+        shape=Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
+        video=VideoSize(shape.width_px, shape.height_px, shape.num_frames, run.model.vae.tile_px),
+        steps=_steps(groups, shape, run),
+        batches=len(groups),
+        videos=len(videos),
+        ranks=machine.ranks,
+        gpus_per_node=machine.gpus_per_node,
+        element_bytes=4 if _precision(run, machine) == "fp32" else 2,
+        placement=PlacementConfig(run.placement.shard, run.placement.offload),
+        card=run.hardware,
+        topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
+    )
+
+
+def _steps(groups: Sequence[Sequence[VideoRequest]], shape: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:
+    """Of the batch with the most row-forwards, for as many rows as any batch has in a step."""
+    counted = [_rows_of(group, shape, run) for group in groups]
+    most = max(max(rows) for rows in counted)
+    steps = dict(steps_of(max(counted, key=sum)))
+    return tuple((rows, steps.get(rows, 0)) for rows in range(1, most + 1))
+
+
+def _rows_of(group: Sequence[VideoRequest], shape: Geometry, run: RunConfig) -> list[int]:
+    """Rows of each step of a batch."""
+    each = [rows_per_step(video, shape.latent_frames, run.sampling.prune_rows) for video in group]
+    return [sum(rows) for rows in zip(*each, strict=True)]
 
 
 def _checkpoint_every(launcher: LauncherConfig) -> int:

@@ -13,8 +13,11 @@ Rates are per card: data-sheet peaks times efficiencies fitted to published tabl
 import math
 from dataclasses import dataclass
 
+from opensora_launch.cards import LINK_EFFICIENCY, PCIE_GB_S, default_efficiency
+from opensora_launch.config import HardwareConfig, Link, TopologyConfig
 from opensora_launch.plan.costs import (
     latent_bytes,
+    merge_bytes,
     row_traffic,
     row_work,
     tensor_parallel_bytes,
@@ -24,22 +27,64 @@ from opensora_launch.plan.costs import (
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 
+MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.44, 0.92, 0.053  # fitted over all cards
+
 
 @dataclass(frozen=True)
 class Rates:
-    """What a card and its links reach, in units a second."""
+    """What a card and its links reach, in units a second. Defaults are fitted, over all cards."""
 
     matmul_flops: float
     attention_flops: float
     memory_bytes: float
-    link_bytes: float  # from one GPU to another of its node, one way
-    crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange at once
+    link_bytes: float  # from one GPU to others of its node, one way
+    crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange over PCIe
     node_link_bytes: float = 25e9  # to a GPU of another node
-    call_s: float = 20e-6  # of a collective or hop, before its bytes
-    ring_hidden: float = 0.5  # of a hop's attention, the part behind which the hop's bytes travel
-    gather_hidden: float = 0.8  # of compute, the part behind which sharded weights are gathered
-    block_launch_s: float = 2e-3  # CPU time to start the kernels of a block
-    hop_launch_s: float = 0.5e-3  # more of it, where a ring is passed
+    call_s: float = 27e-6  # of a collective or hop, before its bytes
+    ring_hidden: float = 0.28  # of a hop's attention, the part behind which the hop's bytes travel
+    gather_hidden: float = 0.26  # of compute, the part behind which sharded weights are gathered
+    block_launch_s: float = 2.4e-3  # CPU time to start the kernels of a block in eager mode
+    hop_launch_s: float = 0.53e-3  # more of it, where a ring is passed
+    host_bytes: float = 20e9  # from host memory to a GPU
+    copy_hidden: float = 0.8  # of compute, the part behind which weights are copied from the host
+    vae_flops: float = 50e12  # of the VAE's convolutions
+
+
+def rates_of(card: HardwareConfig, topology: TopologyConfig) -> Rates:
+    """What is expected of a card: its peaks times what was fitted to it, or to all cards."""
+    peak = card.half_tflops * 1e12
+    rule = default_efficiency(card.half_tflops)
+    nvlink = uses_nvlink(card, topology)
+    pcie = PCIE_GB_S[card.pcie_generation]
+    if topology.link_gb_s is not None:
+        link = topology.link_gb_s
+    elif nvlink:
+        link = (card.nvlink_gb_s or pcie) * (card.link_efficiency or LINK_EFFICIENCY["nvlink"])
+    else:
+        link = pcie * (
+            LINK_EFFICIENCY["pcie"] if nvlink_card(card) else card.link_efficiency or LINK_EFFICIENCY["pcie"]
+        )
+    return Rates(
+        matmul_flops=peak * (card.matmul_efficiency or rule),
+        attention_flops=peak * (card.attention_efficiency or rule),
+        memory_bytes=card.bandwidth_gb_s * 1e9 * MEMORY_EFFICIENCY,
+        link_bytes=link * 1e9,
+        crowd=1.0 if nvlink else PCIE_CROWD,
+        node_link_bytes=topology.node_link_gb_s * 1e9,
+        host_bytes=pcie * 1e9 * LINK_EFFICIENCY["pcie"],
+        vae_flops=peak * VAE_EFFICIENCY,
+    )
+
+
+def nvlink_card(card: HardwareConfig) -> bool:
+    return card.nvlink_gb_s is not None
+
+
+def uses_nvlink(card: HardwareConfig, topology: TopologyConfig) -> bool:
+    """NVLink joins all GPUs of a node: it was said, or the card has it for that many. Bridges join pairs only."""
+    if topology.link is not Link.auto:
+        return topology.link is Link.nvlink
+    return nvlink_card(card) and card.nvlink_gpus >= (topology.gpus_per_node or 1)
 
 
 @dataclass(frozen=True)
@@ -53,6 +98,7 @@ class Load:
     gpus_per_node: int
     tp: int = 1
     sharded: int = 1  # ranks over which the weights are spread; 1 is replicated
+    offloaded: bool = False  # weights are copied from host memory ahead of use
     separate_rows: bool = False  # rows one after another, each a forward of its own
 
 
@@ -91,6 +137,7 @@ class Counts:
     tensor_bytes: float
     tensor_calls: int
     weight_bytes: float  # gathered, where weights are sharded
+    copied_bytes: float  # from host memory, where weights wait there
     launches: int  # of a block
     wide: bool  # an exchange of more than two GPUs
     wide_ulysses: bool
@@ -111,7 +158,7 @@ def step_counts(load: Load) -> Counts:
     return Counts(
         matmul_flops=rows * work.matmul_flops / split,
         attention_flops=rows * work.attention_flops / split * heads,
-        elementwise_bytes=rows * work.elementwise_bytes / split,
+        elementwise_bytes=rows * (work.elementwise_bytes / split + merge_bytes(net, load.shape, layout)),
         ulysses_bytes=rows * traffic.ulysses_bytes,
         ulysses_calls=forwards * traffic.ulysses_calls,
         ring_bytes=rows * traffic.ring_bytes,
@@ -121,6 +168,7 @@ def step_counts(load: Load) -> Counts:
         tensor_bytes=tensor,
         tensor_calls=forwards * 2 * net.blocks * (load.tp > 1),
         weight_bytes=forwards * weight_bytes(net) * (load.sharded - 1) / load.sharded,
+        copied_bytes=forwards * weight_bytes(net) / load.sharded * load.offloaded,
         launches=forwards * net.blocks,
         wide=max(ranks, load.tp, load.sharded) > 2,
         wide_ulysses=layout.ulysses > 2,
@@ -141,6 +189,7 @@ def step_time(counts: Counts, rates: Rates) -> StepTime:
     wire = _link(rates, counts.gather_leaves, counts.wide)
     gather = (counts.latent_bytes + counts.tensor_bytes) / wire + counts.tensor_calls * rates.call_s
     gather += max(0.0, counts.weight_bytes / wire - rates.gather_hidden * compute)
+    gather += max(0.0, counts.copied_bytes / rates.host_bytes - rates.copy_hidden * compute)
     launch = counts.launches * (rates.block_launch_s + (counts.ring_calls > 0) * rates.hop_launch_s)
     late = max(0.0, launch - compute - ulysses - ring - gather)
     return StepTime(compute, ulysses, ring, gather, late)

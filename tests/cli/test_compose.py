@@ -160,7 +160,7 @@ def test_cfg_prints_yaml_only_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
 
     assert main(["generate", "--cfg", "job", "topology=cpu3", "model=tiny"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["topology"] == {"nodes": 1, "gpus_per_node": 3, "device": "cpu"}
+    assert config["topology"].items() >= {"nodes": 1, "gpus_per_node": 3, "device": "cpu"}.items()
     assert main(["generate", "--cfg", "job", "-p", "video", "model=tiny", "--resolve"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["num_frames"] == 17
     assert main(["generate", "--cfg", "hydra"]) == 0

@@ -1,0 +1,234 @@
+"""Every legal layout of a topology, ranked by predicted time under the memory limit. Pure: no clock, no files."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from opensora_launch.config import HardwareConfig, LayoutConfig, Offload, PlacementConfig, Shard, TopologyConfig
+from opensora_launch.plan.layout import Layout, all_layouts
+from opensora_launch.plan.memory import GIB, Memory, VideoSize, memory_of
+from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
+
+VAE_FLOPS_PER_PIXEL = 17.2e6  # of a decoded pixel and frame: 145 TFLOP for a tile of 129 x 256 x 256
+DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be made, on what. `steps` are (rows, how many steps have them) of a batch."""
+
+    net: Network
+    shape: Shape
+    video: VideoSize
+    steps: tuple[tuple[int, int], ...]
+    batches: int
+    videos: int
+    ranks: int
+    gpus_per_node: int
+    element_bytes: int
+    placement: PlacementConfig
+    card: HardwareConfig
+    topology: TopologyConfig
+
+    @property
+    def max_rows(self) -> int:
+        return max(rows for rows, _ in self.steps)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of the whole job. compute, ulysses, ring, gather, launch and idle add up to the denoising."""
+
+    load: float
+    text: float
+    compute: float
+    ulysses: float
+    ring: float
+    gather: float
+    launch: float
+    vae: float
+    save: float
+
+    @property
+    def denoise(self) -> float:
+        return self.compute + self.ulysses + self.ring + self.gather + self.launch
+
+    @property
+    def total(self) -> float:
+        """With what happens once: weights from disk and text encoders."""
+        return self.load + self.text + self.making
+
+    @property
+    def making(self) -> float:
+        """Weights loaded: what the videos take."""
+        return self.denoise + self.vae + self.save
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layout for each number of rows, and what it is predicted to take."""
+
+    layouts: tuple[tuple[int, Layout], ...]  # rows rising
+    placement: PlacementConfig
+    phases: Phases
+    memory: Memory
+    limit_bytes: float
+    efficiency: float  # against one GPU of unlimited memory
+    energy_kwh: float
+
+    @property
+    def layout(self) -> Layout:
+        """Of the steps with the most rows."""
+        return self.layouts[-1][1]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.limit_bytes
+
+
+def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
+    """Layouts that fit first, then by time. A tie goes to more guidance ranks, then to fewer ring hops."""
+    return _options(work, fixed, work.placement)
+
+
+def _options(work: Work, fixed: LayoutConfig, placement: PlacementConfig) -> tuple[Option, ...]:
+    predict = _Predictor(work, placement)
+    asked = {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
+    legal = [
+        layout
+        for layout in all_layouts(work.ranks)
+        if all(getattr(layout, axis) == degree for axis, degree in asked.items())
+        and layout.sequence <= work.shape.video_tokens + work.shape.text_tokens
+    ]
+    useful = [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
+    found = [predict.option(layout, fixed) for layout in useful]
+    found.sort(key=lambda o: (not o.fits, o.phases.making, -o.layout.cfg, o.layout.ring))
+    return tuple(found)
+
+
+def _useful(work: Work, layout: Layout, rows: int) -> bool:
+    """More Ulysses ranks than heads, or more guidance ranks than rows, would only wait."""
+    return layout.ulysses <= work.net.heads and layout.cfg <= rows and layout.dp <= work.batches
+
+
+def ways_to_fit(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
+    """The best option of each other placement of the weights that fits, fastest first."""
+    found = []
+    for shard in Shard:
+        for offload in Offload:
+            placement = PlacementConfig(shard, offload)
+            best = next(iter(_options(work, fixed, placement)), None)
+            if placement != work.placement and best and best.fits and _differs(work, placement):
+                found.append(best)
+    return tuple(sorted(found, key=lambda o: (o.placement.offload is Offload.host, o.phases.making)))
+
+
+def _differs(work: Work, placement: PlacementConfig) -> bool:
+    """shard=all is shard=node on one node; nothing is spread over one rank."""
+    if placement.shard is Shard.all and work.ranks <= work.gpus_per_node:
+        return False
+    return placement.shard is Shard.none or work.ranks > 1
+
+
+class _Predictor:
+    """Predictions of one job, with what its layouts have in common worked out once."""
+
+    def __init__(self, work: Work, placement: PlacementConfig) -> None:
+        self.work, self.placement = work, placement
+        self.rates: Rates = rates_of(work.card, work.topology)
+        self._steps: dict[tuple[int, Layout], StepTime] = {}
+        rounds = work.batches
+        self.alone = rounds * sum(
+            n * step_time(self._counts(rows, Layout(), 1), self.rates).total for rows, n in work.steps
+        )
+        self.limit = work.card.memory_gib * GIB
+
+    def option(self, most: Layout, fixed: LayoutConfig) -> Option:
+        work = self.work
+        free = [lay for lay in all_layouts(work.ranks) if lay.dp == most.dp and _allowed(lay, fixed)]
+        layouts = tuple(
+            (rows, most if rows == work.max_rows else self._best(rows, free)) for rows, _ in sorted(work.steps)
+        )
+        memory = max((self._memory(lay, rows) for rows, lay in layouts), key=lambda m: m.peak)
+        phases = self._phases(layouts, memory)
+        alone = self.alone + self._vae(1) + self._save(1)
+        watts = work.card.tdp_w * work.ranks
+        return Option(
+            layouts=layouts,
+            placement=self.placement,
+            phases=phases,
+            memory=memory,
+            limit_bytes=self.limit,
+            efficiency=alone / (phases.making * work.ranks),
+            energy_kwh=watts * phases.total / 3.6e6,
+        )
+
+    def _best(self, rows: int, free: list[Layout]) -> Layout:
+        useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
+        return min(useful, key=lambda lay: (self.step(rows, lay).total, -lay.cfg, lay.ring))
+
+    def step(self, rows: int, layout: Layout) -> StepTime:
+        key = (rows, layout)
+        if key not in self._steps:
+            ranks = layout.cfg * layout.sequence
+            spread = {Shard.none: 1, Shard.node: min(ranks, self.work.gpus_per_node), Shard.all: ranks}
+            self._steps[key] = step_time(self._counts(rows, layout, spread[self.placement.shard]), self.rates)
+        return self._steps[key]
+
+    def _counts(self, rows: int, layout: Layout, sharded: int) -> Counts:
+        work = self.work
+        offloaded = self.placement.offload is Offload.host and layout.ranks == work.ranks
+        return step_counts(
+            Load(work.net, work.shape, rows, layout, work.gpus_per_node, sharded=sharded, offloaded=offloaded)
+        )
+
+    def _memory(self, layout: Layout, rows: int) -> Memory:
+        work = self.work
+        return memory_of(
+            work.net, work.shape, layout, work.video,
+            rows=rows, gpus_per_node=work.gpus_per_node, placement=self.placement, element_bytes=work.element_bytes,
+        )  # fmt: skip
+
+    def _phases(self, layouts: tuple[tuple[int, Layout], ...], memory: Memory) -> Phases:
+        work, by_rows = self.work, dict(layouts)
+        rounds = math.ceil(work.batches / layouts[-1][1].dp)
+        parts: Counter[str] = Counter()
+        for rows, count in work.steps:
+            for name, seconds in vars(self.step(rows, by_rows[rows])).items():
+                parts[name] += rounds * count * seconds
+        dp = layouts[-1][1].dp
+        return Phases(load=memory.disk / DISK_BYTES_S, text=TEXT_S, **parts, vae=self._vae(dp), save=self._save(dp))
+
+    def _vae(self, dp: int) -> float:
+        """Tiles are dealt to the ranks of a video; the busiest has the most."""
+        work = self.work
+        tiles = math.ceil(work.video.tiles / (work.ranks // dp)) if dp < work.ranks else work.video.tiles
+        tile_s = work.video.tile_pixels * VAE_FLOPS_PER_PIXEL / self.rates.vae_flops
+        return math.ceil(work.videos / dp) * tiles * tile_s
+
+    def _save(self, dp: int) -> float:
+        pixels = self.work.video.width_px * self.work.video.height_px * self.work.video.num_frames
+        return math.ceil(self.work.videos / dp) * pixels / SAVE_PIXELS_S
+
+
+def _allowed(layout: Layout, fixed: LayoutConfig) -> bool:
+    """Steps with fewer rows are free, but an axis that was fixed at 1 stays out of use."""
+    return not (fixed.ring == 1 and layout.ring > 1) and not (
+        fixed.ulysses == 1 and fixed.ring != 1 and layout.ulysses > 1
+    )
+
+
+def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
+    """(rows, how many steps have them), for 1 row to the most."""
+    counts = Counter(rows)
+    return tuple((number, counts[number]) for number in range(1, max(rows, default=1) + 1))
+
+
+def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
+    """GPU-seconds lost against one GPU of unlimited memory, by cause: they add up to n t_n - t_1."""
+    ranks = option.layout.ranks
+    for name in ("ulysses", "ring", "gather", "launch", "vae", "save"):
+        yield name, ranks * getattr(option.phases, name) - getattr(alone.phases, name)
+    yield "compute", ranks * option.phases.compute - alone.phases.compute

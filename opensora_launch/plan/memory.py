@@ -1,0 +1,147 @@
+"""Bytes that a run needs, by phase: on the busiest GPU, in a node's host memory, and read from disk.
+
+Peaks of activations are counted from the code of the blocks: the tensors that are alive at the same time, in units of
+one activation U = rows x share of the tokens x H x E. Tests hold them to what an allocator sees.
+"""
+
+import math
+from dataclasses import dataclass
+
+from opensora_launch.config import Offload, PlacementConfig, Shard
+from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.networks import Network, Shape
+
+GIB = 2.0**30
+RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces
+FRAGMENTS = 1.02  # of what the allocator holds over what is alive
+RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
+VAE_WEIGHTS = 246_478_803  # parameters of the Hunyuan VAE
+VAE_TILE_UNITS = 7  # of 128 channels at full size alive in the decoder's last stage
+VAE_CHANNELS = 128
+
+
+@dataclass(frozen=True)
+class VideoSize:
+    """What the VAE makes; `tile_px` None: in one piece."""
+
+    width_px: int
+    height_px: int
+    num_frames: int
+    tile_px: int | None
+
+    @property
+    def tiles(self) -> int:
+        """Open-Sora's grid: a tile every three quarters of its size (autoencoder_kl_causal_3d.py)."""
+        if self.tile_px is None or max(self.width_px, self.height_px) <= self.tile_px:
+            return 1
+        stride = self.tile_px * 3 // 4
+        return math.ceil(self.width_px / stride) * math.ceil(self.height_px / stride)
+
+    @property
+    def tile_pixels(self) -> int:
+        """Of the largest tile, over all frames."""
+        most = self.tile_px or max(self.width_px, self.height_px)
+        return min(self.width_px, most) * min(self.height_px, most) * self.num_frames
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `text`, `denoise` and `decode` are the peaks of the phases on the busiest GPU."""
+
+    weights: float  # of the transformer, resident on a GPU
+    activations: float
+    text: float
+    denoise: float
+    decode: float
+    host: float  # of a node
+    disk: float  # read by a node
+
+    @property
+    def peak(self) -> float:
+        return max(self.text, self.denoise, self.decode)
+
+
+def activation_bytes(net: Network, shape: Shape, layout: Layout, rows: int, element_bytes: int) -> float:
+    """Peak of one forward of `rows` rows on the busiest rank, over its weights and inputs.
+
+    With m = F/H: alone 8 + 3m (attention, the widened stream and its activation before the second product of a single
+    block) or 13 + m (rotation in fp32); Ulysses 17 + m (q, k, v sent, received and put together); a ring 22.6 + m (two
+    blocks of keys and values on their way, results in fp32), one more past two hops and one more with Ulysses.
+    """
+    wide = net.feed_forward / net.hidden
+    narrow = element_bytes < 4
+    units = max(8 + 3 * wide, (13 if narrow else 10) + wide)
+    if layout.sequence > 1:
+        units = max(units, 17 + wide)
+    if layout.ring > 1:
+        more = (1 + (layout.ulysses > 1)) * (layout.ring > 2)
+        units = max(units, 22.6 + wide + more if narrow else 16.3 + wide + more)
+    tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
+    table = 4.0 * net.head_dim  # cos and sin of half the channels, fp32
+    return rows * tokens * (units * net.hidden * element_bytes + table)
+
+
+def memory_of(
+    net: Network,
+    shape: Shape,
+    layout: Layout,
+    video: VideoSize,
+    *,
+    rows: int,
+    gpus_per_node: int,
+    placement: PlacementConfig,
+    element_bytes: int,
+) -> Memory:
+    """`rows` of the step with the most; weights placed as design and worker do it, two blocks ahead of use."""
+    whole = weight_bytes(net, element_bytes)
+    shared_by = _shared_by(placement, layout, gpus_per_node)
+    buffers = 2 * block_weight_bytes(net, element_bytes)
+    offloaded = placement.offload is Offload.host
+    weights = whole
+    if offloaded or shared_by > 1:
+        ends = whole - blocks_bytes(net, element_bytes)
+        staging = buffers / shared_by if offloaded and shared_by > 1 else 0.0
+        weights = ends + buffers + staging + (0.0 if offloaded else (whole - ends) / shared_by)
+    held = weights + VAE_WEIGHTS * element_bytes
+    mine = math.ceil(rows / layout.cfg)
+    activations = activation_bytes(net, shape, layout, mine, element_bytes)
+    latents = 4.0 * shape.video_tokens * net.tokens_in * (3 + 2 * rows)
+    tile = VAE_TILE_UNITS * VAE_CHANNELS * video.tile_pixels * element_bytes
+    pixels = 3.0 * video.width_px * video.height_px * video.num_frames * (element_bytes + 4)
+    host = gpus_per_node * RANK_HOST_BYTES
+    if offloaded:  # one copy for the ranks of a node that work on the same videos
+        host += blocks_bytes(net, element_bytes) * max(1.0, gpus_per_node / (layout.cfg * layout.sequence))
+    disk = whole + VAE_WEIGHTS * element_bytes + net.text_gib * GIB
+    return Memory(
+        weights=weights,
+        activations=activations,
+        text=_held(net.text_gib * GIB + 0.5 * GIB),
+        denoise=_held(held + activations + latents),
+        decode=_held(held + tile + pixels),
+        host=host,
+        disk=disk,
+    )
+
+
+def blocks_bytes(net: Network, element_bytes: float) -> float:
+    """Of all blocks together: what can be sharded or offloaded. The ends are a hundredth of it."""
+    return min(weight_bytes(net, element_bytes), _mean_block(net) * net.blocks * element_bytes)
+
+
+def _mean_block(net: Network) -> float:
+    matrices = 4 * net.hidden * net.attention_width + net.feed_forward_matrices * net.hidden * net.feed_forward
+    if not net.joint_blocks:
+        return float(matrices)
+    doubles = net.two_streams / net.blocks
+    return matrices * (1 + doubles) + (12 * doubles + 3 * (1 - doubles)) * net.hidden**2
+
+
+def _shared_by(placement: PlacementConfig, layout: Layout, gpus_per_node: int) -> int:
+    """Ranks of one video that spread its weights: those of a node, or all."""
+    ranks = layout.cfg * layout.sequence
+    return {Shard.none: 1, Shard.node: min(ranks, gpus_per_node), Shard.all: ranks}[placement.shard]
+
+
+def _held(alive: float) -> float:
+    return alive * FRAGMENTS + RESERVED_BYTES
