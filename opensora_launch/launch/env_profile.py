@@ -10,7 +10,7 @@ from typing import Any
 
 from opensora_launch.config import EnvConfig
 
-ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RECORDED = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "GLOO_", "NVIDIA_")  # never a secret
 SAME = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}  # two names of one setting
 
@@ -47,11 +47,13 @@ class Profiled:
 
 def profile_problems(config: EnvConfig) -> list[str]:
     """Entries that are no assignment or no name."""
-    wrong = [f"env.set: {entry!r} is not NAME=VALUE" for entry in config.set if not ASSIGNMENT.fullmatch(entry)]
+    wrong = [
+        f"env.set: {entry!r} is not NAME=VALUE"
+        for entry in config.set
+        if "=" not in entry or not NAME.fullmatch(entry.partition("=")[0])
+    ]
     return wrong + [
-        f"env.unset: {name!r} is not the name of a variable"
-        for name in config.unset
-        if not ASSIGNMENT.fullmatch(f"{name}=")
+        f"env.unset: {name!r} is not the name of a variable" for name in config.unset if not NAME.fullmatch(name)
     ]
 
 

@@ -62,7 +62,7 @@ def _wait(process: "subprocess.Popen[bytes]", timeout_s: float) -> str:
         process.wait(timeout_s)
         return ""
     except subprocess.TimeoutExpired:
-        return f"no answer after {timeout_s:.0f} s"
+        return f"no answer after {timeout_s:g} s"
     finally:
         ours = {process.pid, *processes.descendants(process.pid)} if process.poll() is None else set()
         processes.send(ours, signal.SIGKILL)
