@@ -1,0 +1,163 @@
+"""`opensora-launch doctor`, and what `generate` asks of its machine before it starts."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.cli import generate, main
+from opensora_launch.launch import doctor as launch_doctor
+from opensora_launch.launch.doctor_nodes import from_line, node_command, nodes_of_job, to_line
+from opensora_launch.launch.env_profile import Profiled
+from opensora_launch.launch.findings import Finding, Level
+from opensora_launch.plan.plan import Plan
+
+TINY = ["model=tiny", "topology=cpu2"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quiet_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the shell or CI sets for itself."""
+    for name in [n for n in os.environ if n.startswith(("OMP_", "MKL_", "NCCL_", "SLURM_", "PYTORCH_", "GLOO_"))]:
+        monkeypatch.delenv(name)
+
+
+def test_all_of_it_as_json_on_real_ranks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MEMORY_FRACTION", "0.4")
+    assert main(["doctor", "--json", *TINY, "layout.ulysses=2"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    checks = {finding["check"]: finding for finding in data["findings"]}
+    assert {"gpus", "torch", "memory", "disk", "shm", "limits", "env", "ranks", "bandwidth", "files"} <= set(checks)
+    assert data["worst"] == "warn"
+    assert checks["bandwidth"]["what"].startswith("ulysses of 2: all-to-all ")
+    said = [finding["what"] for finding in data["findings"] if finding["check"] == "env"]
+    assert "env=workstation keeps CUDA_MEMORY_FRACTION=0.4 from the ranks (env=asis leaves it)" in said
+
+
+def test_missing_files_and_gpus_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "model=open_sora_v2", "topology=custom", "topology.device=cuda"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    fails = [line for line in lines if line.startswith("fail")]
+    assert any("Open_Sora_v2.safetensors is missing; to download it" in line for line in fails)
+    assert any(line.split()[1] == "gpus" and "0 of 0 visible, 1 asked for" in line for line in fails)
+    assert not any(" ranks " in line for line in lines)  # not started where they cannot
+    assert lines[-1].endswith("that stop a run")
+
+
+def test_quick(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["doctor", "--quick", *TINY]) == 0
+    assert "nothing to complain of" in capsys.readouterr().out
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
+    assert main(["doctor", "--quick", *TINY]) == 1
+    assert "names no interface of this host" in capsys.readouterr().out
+
+
+def test_wrong_profiles_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--quick", *TINY, "env.set=[A]"]) == 2
+    assert "env.set: 'A' is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_every_node_of_a_slurm_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """srun played by a script that runs the task twice under other host names, and loses the third."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(
+        '#!/bin/sh\necho "$@" >srun.args\nwhile [ "${1#--}" != "$1" ]; do shift; done\n'
+        'for host in b a; do "$@" | sed "s/\\"host\\": \\"[^\\"]*\\"/\\"host\\": \\"$host\\"/"; done\n'
+        "echo 'srun: error: c: node down' >&2; exit 1\n"
+    )
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    assert main(["doctor", "--quick", "--json", *TINY]) == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert [(f["host"], f["level"]) for f in found] == [("", "fail"), ("a", "ok"), ("b", "ok")]
+    assert found[0]["what"] == "2 of 3 nodes answered: srun: error: c: node down"
+    assert "--nodes=3 --ntasks=3 --ntasks-per-node=1" in Path("srun.args").read_text()
+
+
+def test_nodes_of_a_job() -> None:
+    assert nodes_of_job({}) == 1
+    assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4"}) == 4
+    assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}) == 1
+    assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == 4
+    assert node_command(2, ["--quick", "a=b c"])[-4:] == ["doctor", "--here", "--quick", "a=b c"]
+    finding = Finding(Level.warn, "env", "é\n", "f", "c", "h")
+    assert from_line(to_line(finding)) == finding
+    assert "\n" not in to_line(finding)
+
+
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Profiled]:
+    """The environments of runs that would have been started."""
+    seen: list[Profiled] = []
+
+    def start(kind: object, plan: Plan, attempt: Path, made: Profiled) -> int:
+        seen.append(made)
+        return 0
+
+    monkeypatch.setattr(generate, "start", start)
+    return seen
+
+
+def test_generate_stops_before_it_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    seen = started(monkeypatch)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
+    assert main(["generate", "--prompt", "x", *TINY]) == 2
+    said = capsys.readouterr().err
+    assert "this machine is not ready" in said
+    assert "GLOO_SOCKET_IFNAME=nosuch0 names no interface" in said
+    assert (seen, list(empty_folder.iterdir())) == ([], [])
+
+
+def test_generate_warns_once_and_records_the_profile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    seen = started(monkeypatch)
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    assert main(["generate", "--prompt", "x", *TINY, "-m", "video.num_frames=5,9"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "NCCL_DEBUG=INFO" in line] == [said[1]]
+    assert said[0] == "env=workstation keeps CUDA_LAUNCH_BLOCKING=1 from the ranks (env=asis leaves it)"
+    assert len(said) == 2
+    assert [made.taken for made in seen] == [{"CUDA_LAUNCH_BLOCKING": "1"}] * 2
+    for attempt in empty_folder.glob("runs/*/attempts/0"):
+        record = json.loads((attempt / "environment.json").read_text())
+        assert record["profile"] == "workstation"
+        assert record["taken_away"] == {"CUDA_LAUNCH_BLOCKING": "1"}
+        assert record["kept"] == {"NCCL_DEBUG": "INFO"}
+        assert record["environment"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+        assert (attempt / "command.txt").read_text().startswith("env -u CUDA_LAUNCH_BLOCKING PYTORCH_CUDA_ALLOC_CONF=")
+
+
+def test_another_profile_leaves_all_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = started(monkeypatch)
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    assert main(["generate", "--prompt", "x", *TINY, "env=asis"]) == 0
+    assert seen[0].env == dict(os.environ)
+
+
+def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import time
+
+    took: list[float] = []
+    look = launch_doctor.quick
+
+    def timed(patient: launch_doctor.Patient) -> list[Finding]:
+        begun = time.process_time()
+        found = look(patient)
+        took.append(time.process_time() - begun)
+        return found
+
+    monkeypatch.setattr("opensora_launch.cli.preflight.quick", timed)
+    started(monkeypatch)
+    assert main(["generate", "--prompt", "x", *TINY]) == 0
+    assert capsys.readouterr().err == ""
+    assert took[0] < 0.1
