@@ -41,8 +41,9 @@ MMDIT_CONFIG: dict[str, Any] = {
     "patch_size": PATCH,
 }
 CLIPS_PER_COMBINATION = 60
-SCHEDULE = Schedule(steps=5000, batch=64, peak_rate=1.5e-3, warmup=300)
-AVERAGE = 0.999
+SCHEDULE = Schedule(steps=2800, batch=32, peak_rate=1.3e-3, warmup=150)
+MATRIX_RATE = 0.012
+AVERAGE = 0.995
 DROP_TEXT = 0.12
 CONDITIONS = {"t2v": 0.5, "i2v_head": 0.26, "i2v_tail": 0.12, "i2v_loop": 0.12}
 
@@ -158,8 +159,8 @@ def flow_loss(
 def train_mmdit(folder: Path, log: Log, encoders: text.TextEncoders, latents: Latents) -> MMDiT:
     """The MMDiT with the encoders that learned beside it; both are left with their averaged weights."""
     mmdit = build_mmdit()
-    learner = Learner([mmdit, *encoders.networks], decay=AVERAGE)
-    stage = Stage("mmdit", folder, SCHEDULE, save_every=500, log_every=100)
+    learner = Learner([mmdit, *encoders.networks], decay=AVERAGE, matrix_rate=MATRIX_RATE)
+    stage = Stage("mmdit", folder, SCHEDULE, save_every=200, log_every=100)
     run_stage(stage, learner, lambda g: flow_loss(mmdit, encoders, latents, SCHEDULE.batch, g), log)
     learner.put(learner.average)
     return mmdit

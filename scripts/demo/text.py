@@ -170,6 +170,8 @@ def train_text(folder: Path, log: Log) -> TextEncoders:
         return {"loss": torch.stack(losses).sum()}
 
     run_stage(Stage("text", folder, SCHEDULE), Learner([*encoders.networks, heads]), loss, log)
+    if log.passed("text"):
+        return encoders
     generator = torch.Generator().manual_seed(3)
     combos = clips.HELD_OUT * 10
     with torch.no_grad():

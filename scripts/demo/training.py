@@ -33,20 +33,48 @@ class Schedule:
         return self.peak_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class Learner:
-    """AdamW on fp32 copies of bf16 weights, with an average (EMA) of them. The networks compute in bf16 throughout."""
+@torch.no_grad()
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices [N, rows, columns], rows <= columns, with all singular values near 1.
 
-    def __init__(self, networks: Iterable[nn.Module], decay: float = 0.0, weight_decay: float = 0.0) -> None:
-        self.working = [p for network in networks for p in network.parameters() if p.requires_grad]
+    Five Newton-Schulz steps with the coefficients of Jordan et al., "Muon: an optimizer for hidden layers" (2024).
+    """
+    x: Tensor = matrices.bfloat16()
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.float()
+
+
+class Learner:
+    """AdamW on fp32 copies of bf16 weights, with an average (EMA) of them. The networks compute in bf16 throughout.
+
+    With `matrix_rate`, the matrices inside transformer blocks are moved by Muon instead, at that times the schedule.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], decay: float = 0.0, matrix_rate: float = 0.0) -> None:
+        named = [pair for network in networks for pair in network.named_parameters() if pair[1].requires_grad]
+        self.working = [parameter for _, parameter in named]
         self.exact = [p.detach().float().clone() for p in self.working]
+        self.matrix_rate = matrix_rate
+        self.matrices = [
+            number
+            for number, (name, p) in enumerate(named)
+            if matrix_rate and p.ndim == 2 and "_blocks." in name and "mod" not in name
+        ]
+        self.momentum = [torch.zeros_like(self.exact[number]) for number in self.matrices]
         self.average = [p.clone() for p in self.exact]
         self.decay = decay
-        self.adam = torch.optim.AdamW(self.exact, lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+        self.adam = torch.optim.AdamW(self.exact, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, rate: float) -> float:
-        """Use the gradients, clear them; gives their norm. A step with gradients that are not finite is skipped."""
+    def step(self, rate: float, share: float = 1.0) -> float:
+        """Use the gradients, clear them; gives their norm. A step with gradients that are not finite is skipped.
+
+        rate is AdamW's; share is its part of the schedule's peak, which Muon's rate is multiplied by.
+        """
         grads = [
             torch.zeros_like(e) if p.grad is None else p.grad.float()
             for p, e in zip(self.working, self.exact, strict=True)
@@ -57,8 +85,9 @@ class Learner:
         if not bool(torch.isfinite(norm)):
             return float(norm)
         scale = min(1.0, 1.0 / (float(norm) + 1e-6))
-        for exact, grad in zip(self.exact, grads, strict=True):
-            exact.grad = grad * scale
+        for number, (exact, grad) in enumerate(zip(self.exact, grads, strict=True)):
+            exact.grad = None if number in self.matrices else grad * scale
+        self._step_matrices(grads, self.matrix_rate * share)
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
@@ -68,6 +97,18 @@ class Learner:
         self.put(self.exact)
         return float(norm)
 
+    def _step_matrices(self, grads: list[Tensor], rate: float) -> None:
+        """Muon with Nesterov momentum 0.95, matrices of one shape at a time."""
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for place, number in enumerate(self.matrices):
+            self.momentum[place].lerp_(grads[number], 0.05)
+            shapes.setdefault(tuple(grads[number].shape), []).append(place)
+        for (rows, columns), places in shapes.items():
+            ahead = torch.stack([grads[self.matrices[p]].lerp(self.momentum[p], 0.95) for p in places])
+            moved = orthogonal(ahead.mT).mT if rows > columns else orthogonal(ahead)
+            for place, update in zip(places, moved, strict=True):
+                self.exact[self.matrices[place]].sub_(update, alpha=rate * max(1.0, rows / columns) ** 0.5)
+
     @torch.no_grad()
     def put(self, values: list[Tensor]) -> None:
         """Write these values into the networks, rounded to their type."""
@@ -76,13 +117,16 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on later."""
-        return {"exact": self.exact, "average": self.average, "adam": self.adam.state_dict(), "steps": self.steps}
+        lists = {"exact": self.exact, "average": self.average, "momentum": self.momentum}
+        return {**lists, "adam": self.adam.state_dict(), "steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         for name in ("exact", "average"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
                 mine.copy_(saved)
+        if state.get("momentum"):
+            self.momentum = state["momentum"]
         self.adam.load_state_dict(state["adam"])
         self.steps = state["steps"]
         self.put(self.exact)
@@ -102,6 +146,14 @@ class Log:
         with self.path.open("a") as file:
             file.write(line + "\n")
         print(line, flush=True)
+
+    def passed(self, stage: str) -> bool:
+        """Whether the stage's gate was passed after its last training step."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for record in map(json.loads, reversed(lines)):
+            if record["stage"].startswith(stage) and ("gate" in record or "loss" in record):
+                return bool(record.get("passed", False))
+        return False
 
 
 @dataclass(frozen=True)
@@ -140,7 +192,8 @@ def run_stage(
         generator = torch.Generator().manual_seed(1_000_003 * sum(stage.name.encode()) + step)
         parts = loss_of(generator)
         parts["loss"].backward()
-        norm = learner.step(stage.schedule.rate(step))
+        rate = stage.schedule.rate(step)
+        norm = learner.step(rate, rate / stage.schedule.peak_rate)
         for name, value in {**parts, "norm": torch.tensor(norm)}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / stage.log_every
         if (step + 1) % stage.log_every == 0:
