@@ -13,7 +13,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
-VERBS = ("generate", "verify", "report", "doctor")
+VERBS = ("generate", "plan", "verify", "report", "status", "cancel", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,10 +74,18 @@ def _run_verb(verb: str, words: list[str]) -> int:
         from opensora_launch.cli.generate import generate
 
         return generate(parsed)
+    if verb == "plan":
+        from opensora_launch.cli.plan import plan
+
+        return plan(parsed)
     if verb == "verify":
         from opensora_launch.cli.verify import verify
 
         return verify(parsed)
+    if verb in ("status", "cancel"):
+        from opensora_launch.cli.status import cancel, status
+
+        return (status if verb == "status" else cancel)(parsed)
     if verb == "doctor":
         from opensora_launch.cli.doctor import doctor
 

@@ -74,7 +74,14 @@ DOCTOR_FLAGS = (
     CONFIG_DIR,
     HELP,
 )
-FLAGS = {"generate": GENERATE_FLAGS, "report": REPORT_FLAGS, "verify": VERIFY_FLAGS, "doctor": DOCTOR_FLAGS}
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "generate": GENERATE_FLAGS,
+    "report": REPORT_FLAGS,
+    "verify": VERIFY_FLAGS,
+    "status": (HELP,),
+    "cancel": (HELP,),
+    "doctor": DOCTOR_FLAGS,
+}
 
 
 def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:

@@ -1,6 +1,7 @@
 """`opensora-launch generate`: from a command line to videos."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,11 +14,13 @@ from opensora_launch.cli.preflight import preflight
 from opensora_launch.cli.resume import Resumed, prepare_resume
 from opensora_launch.cli.show import command_lines, plan_table
 from opensora_launch.cli.start import start
-from opensora_launch.config import EnvConfig, LauncherKind
+from opensora_launch.cli.submit import SCRIPT, script_of, submit
+from opensora_launch.config import EnvConfig, LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, command_text
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.launch.run_dir import write_attempt, write_run, write_whole
+from opensora_launch.launch.slurm_query import estimate
 from opensora_launch.plan.plan import Machine, Plan
 
 
@@ -31,7 +34,7 @@ def generate(parsed: Parsed) -> int:
     _note(prepared.note)
     for job in prepared.jobs:
         if job.run.dry_run:
-            _print_dry_run(job.plan, job.run.launcher.kind, Path(job.run.runs_dir) / "STAMP", job.unfit)
+            _print_dry_run(job.run, job.plan, Path(job.run.runs_dir) / "STAMP", job.unfit)
     return _run_all([job for job in prepared.jobs if not job.run.dry_run])
 
 
@@ -75,11 +78,11 @@ def _resume(parsed: Parsed) -> int:
         print(f"nothing is missing in {resumed.run_dir}")
         return 0
     if resumed.run.dry_run:
-        _print_dry_run(resumed.plan, resumed.run.launcher.kind, resumed.run_dir, resumed.unfit)
+        _print_dry_run(resumed.run, resumed.plan, resumed.run_dir, resumed.unfit)
         return 0
     (made,) = preflight([(resumed.run, resumed.plan)])
     attempt = _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
-    return start(resumed.run.launcher.kind, resumed.plan, attempt, made)
+    return _start(resumed.run, resumed.plan, attempt, made)
 
 
 def _run_all(jobs: Sequence[Job]) -> int:
@@ -90,13 +93,19 @@ def _run_all(jobs: Sequence[Job]) -> int:
         if len(jobs) > 1:
             print(f"run {number} of {len(jobs)}: {_points(job)}", flush=True)
         attempt = _write(job, made)
-        codes.append(start(job.run.launcher.kind, job.plan, attempt, made))
+        codes.append(_start(job.run, job.plan, attempt, made))
     if len(jobs) > 1:
         failed = [str(number) for number, code in enumerate(codes, start=1) if code]
         print(
             f"{len(jobs)} runs: {len(jobs) - len(failed)} done" + (f", failed: {', '.join(failed)}" if failed else "")
         )
     return next((code for code in (1, 2) if code in codes), max(codes, default=0))
+
+
+def _start(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> int:
+    if run.launcher.kind is LauncherKind.slurm:
+        return submit(run, plan, attempt, made)
+    return start(run.launcher.kind, plan, attempt, made)
 
 
 def _points(job: Job) -> str:
@@ -116,13 +125,21 @@ def _write(job: Job, made: Profiled) -> Path:
 def _write_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
     attempt = write_attempt(run_dir, plan)
     write_whole(attempt / "environment.json", made.to_json())
-    write_whole(attempt / "command.txt", command_text(command(kind, plan.machine, attempt), plan, made))
+    by_slurm = kind is LauncherKind.slurm
+    text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
+    text = text or command_text(command(kind, plan.machine, attempt), plan, made)
+    write_whole(attempt / "command.txt", text)
     return attempt
 
 
-def _print_dry_run(plan: Plan, kind: LauncherKind, run_dir: Path, unfit: Sequence[str]) -> None:
+def _print_dry_run(run: RunConfig, plan: Plan, run_dir: Path, unfit: Sequence[str]) -> None:
+    attempt, kind = run_dir / "attempts" / "0", run.launcher.kind
     print(f"plan:\n{plan_table(plan)}")
-    print(f"command:\n{command_lines(command(kind, plan.machine, run_dir / 'attempts' / '0'))}")
+    if kind is LauncherKind.slurm:
+        script = script_of(run, plan, attempt, profiled(os.environ, run.env))
+        print("\n".join([f"{SCRIPT}:", script, *estimate(script)]))
+    else:
+        print(f"command:\n{command_lines(command(kind, plan.machine, attempt))}")
     if unfit:
         print("this machine cannot run it:\n" + "\n".join(f"  - {line}" for line in unfit))
 

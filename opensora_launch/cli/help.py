@@ -5,12 +5,15 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
-from opensora_launch.cli.flags import DOCTOR_FLAGS, GENERATE_FLAGS, REPORT_FLAGS, VERIFY_FLAGS, Flag
+from opensora_launch.cli.flags import DOCTOR_FLAGS, GENERATE_FLAGS, PLAN_FLAGS, REPORT_FLAGS, VERIFY_FLAGS, Flag
 
 ABOUT = {
     "generate": "make videos from prompts, on one GPU or many",
+    "plan": "predict time and memory of every layout, on any card; needs no GPU",
     "verify": "compare N ranks with one, and with stored tensors",
     "report": "show where each rank's time went, from the files of a run",
+    "status": "show what a run is doing: job, ranks, nodes, logs, last error",
+    "cancel": "end all that works on a run",
     "doctor": "look whether this machine is ready: one line a finding, with the fix",
 }
 EXAMPLES = """\
@@ -48,7 +51,16 @@ Exit codes: 0 done, 1 failure, 2 your mistake, 130 Ctrl-C."""
 
 def verb_help(verb: str) -> str:
     """What `opensora-launch VERB --help` prints."""
-    return {"generate": _generate_help, "verify": _verify_help, "report": _report_help, "doctor": _doctor_help}[verb]()
+    known = {"generate": _generate_help, "verify": _verify_help, "report": _report_help, "doctor": _doctor_help}
+    known["plan"] = _plan_help
+    return known.get(verb, lambda: _run_help(verb))()
+
+
+def _run_help(verb: str) -> str:
+    return f"""\
+usage: opensora-launch {verb} RUN
+
+{ABOUT[verb][0].upper()}{ABOUT[verb][1:]}. For runs of torchrun and of Slurm alike, from the run's folder."""
 
 
 def _generate_help() -> str:
@@ -69,6 +81,17 @@ keys, as KEY=VALUE, with the defaults of the default choices:
 
 examples:
 {_indent(EXAMPLES)}"""
+
+
+def _plan_help() -> str:
+    return f"""\
+usage: opensora-launch plan hardware=CARD topology=CHOICE video=CHOICE [FLAGS] [KEY=VALUE ...]
+
+Predict every layout of a topology on a card: seconds by phase, efficiency, memory, and why the others are not chosen.
+Runs anywhere; the weights and the GPUs need not be here. Groups and keys are those of generate.
+
+flags:
+{_flags(PLAN_FLAGS)}"""
 
 
 def _report_help() -> str:

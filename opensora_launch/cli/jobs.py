@@ -12,11 +12,13 @@ from opensora_launch import __version__
 from opensora_launch.cli.compose import Composed, Point, compose
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.requests import Asked, ask, sampling_problems, settle_cond_types
-from opensora_launch.config import RunConfig
+from opensora_launch.config import LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import launch_problems
 from opensora_launch.launch.machine import find_machine
 from opensora_launch.launch.run_dir import RunRecord, plain
+from opensora_launch.launch.slurm import slurm_machine
+from opensora_launch.launch.slurm_query import no_sbatch
 from opensora_launch.media.prompts import PromptEntry, PromptSettings, read_prompts
 from opensora_launch.media.reference_files import check_references
 from opensora_launch.plan.plan import Machine, Plan, make_plan
@@ -102,6 +104,9 @@ def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[s
     """The machine of a run, and why it cannot be had. One that is given is there already."""
     if machine is not None:
         return machine, []
+    if run.launcher.kind is LauncherKind.slurm:
+        asked, problems = slurm_machine(run.topology, run.launcher.slurm)
+        return asked, problems + ([] if run.dry_run else no_sbatch())
     found, problems = find_machine(run.topology, os.environ)
     return found, problems + launch_problems(run.launcher.kind, found)
 

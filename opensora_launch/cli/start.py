@@ -10,6 +10,7 @@ from opensora_launch.config import LauncherKind
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import Profiled, applied
 from opensora_launch.launch.run_dir import missing_videos, sample_files
+from opensora_launch.launch.run_state import record_launch, this_process
 from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
 from opensora_launch.plan.plan import Plan
 from opensora_launch.telemetry.failure import Failure, read_failure
@@ -21,6 +22,7 @@ LOG_BYTES = 64 * 1024
 def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
     """Make the videos of an attempt, in the environment `made`; the exit code."""
     run_dir = attempt.parent.parent
+    record_launch(attempt, this_process(kind.value))
     outcome = _inline(attempt, made) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt, made)
     for path in sample_files(run_dir, plan.videos):
         print(path)

@@ -69,6 +69,12 @@ def reap(pids: Iterable[int]) -> None:
             continue
 
 
+def start_ticks(pid: int) -> int:
+    """When the process began, in clock ticks since boot: tells it from a later one with its id. 0 if it is gone."""
+    stat = _stat(pid)
+    return int(stat[19]) if stat else 0
+
+
 def _state(pid: int) -> str:
     stat = _stat(pid)
     return stat[0] if stat else ""

@@ -7,10 +7,10 @@ with the folder of an attempt, whose plan.json has everything. In a script to su
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from opensora_launch.config import Container, GpuOption, SlurmConfig, Starter
+from opensora_launch.config import Container, Device, GpuOption, SlurmConfig, Starter, TopologyConfig
 from opensora_launch.launch.slurm_body import BODY
 from opensora_launch.plan.plan import Machine
 
@@ -31,6 +31,17 @@ class SlurmJob:
     threads_per_rank: int
     attempt: Path
     python: str
+    exports: Mapping[str, str] = field(default_factory=dict)  # what the environment's profile sets
+    unsets: Sequence[str] = ()  # and takes away
+
+
+def slurm_machine(topology: TopologyConfig, settings: SlurmConfig) -> tuple[Machine, list[str]]:
+    """The machine that a job asks for: this host says nothing of it."""
+    device = "cpu" if topology.device is Device.cpu else "cuda"
+    ranks = topology.gpus_per_node
+    problems = [] if ranks else ["launcher=slurm needs to know the ranks of a node: topology=8gpu, topology=2x8, ..."]
+    machine = Machine(device, topology.nodes, ranks or 1, settings.cpus_per_rank * (ranks or 1))
+    return machine, problems + slurm_problems(settings, machine)
 
 
 def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
@@ -70,7 +81,8 @@ def job_script(job: SlurmJob) -> str:
         "# Made by opensora-launch. To submit it once more: sbatch and this file; what is missing is made.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
         *_settings(settings, ranks, job.python),
-        *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank)}),
+        *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
+        *(f"unset {name}" for name in job.unsets),
     ]
     find = '--attempt "$attempt_made"'
     return _whole(lines, settings, find)

@@ -1,0 +1,101 @@
+"""`python -m opensora_launch.cli.job`: a batch job that starts asks for the folder of its attempt.
+
+    --attempt DIR                                 the attempt that the launcher has made, for its first start
+    --run-file FILE --ranks-per-node N -- WORDS   a script submitted by hand: WORDS are those of `generate`
+
+Prints the folder. Each start of a job, and each task of an array, has an attempt of its own in the same run.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from opensora_launch.errors import UserError
+from opensora_launch.launch.machine import gpu_uuids
+from opensora_launch.launch.run_dir import write_attempt
+from opensora_launch.launch.run_state import Launched, record_launch
+from opensora_launch.plan.plan import Machine, Plan
+
+USED = "started"  # of an attempt: a job works, or has worked, with it
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 2 for the user's mistake."""
+    try:
+        if len(argv) == 2 and argv[0] == "--attempt":
+            attempt = attempt_of_launcher(Path(argv[1]), os.environ)
+        else:
+            assert list(argv[::2])[:2] == ["--run-file", "--ranks-per-node"] and argv[4] == "--", argv
+            attempt = attempt_by_hand(Path(argv[1]), int(argv[3]), argv[5:], os.environ)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(attempt)
+    return 0
+
+
+def attempt_of_launcher(made: Path, env: Mapping[str, str]) -> Path:
+    """The attempt that was made for this task of the array at submission, or a new one like it."""
+    mine = made.with_name(str(int(made.name) + int(env.get("SLURM_ARRAY_TASK_ID", "0"))))
+    return mine if _use(mine) else _another(made, env)
+
+
+def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mapping[str, str]) -> Path:
+    """The first start writes the run, and its folder into `run_file`; later ones and other tasks find it there."""
+    from opensora_launch.cli import prepare
+
+    if not run_file.exists():
+        cpus = int(env.get("SLURM_CPUS_ON_NODE", "1"))
+        machine = Machine("cuda" if gpu_uuids() else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
+        attempt = prepare(words, machine)
+        _use(attempt)
+        record_launch(attempt, _this_job(env))
+        if _publish(run_file, attempt.parent.parent):
+            return attempt
+        shutil.rmtree(attempt.parent.parent)  # another task of the array was first
+    run_dir = Path(run_file.read_text(encoding="utf-8").rstrip("\n"))
+    return _another(run_dir / "attempts" / "0", env)
+
+
+def _use(attempt: Path) -> bool:
+    """Whether this attempt was still free, and is now ours."""
+    try:
+        (attempt / USED).touch(exist_ok=False)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    return True
+
+
+def _another(like: Path, env: Mapping[str, str]) -> Path:
+    """A new attempt with the same plan: what is finished is passed over, and what is not may be in other hands."""
+    plan = Plan.from_dict(json.loads((like / "plan.json").read_text(encoding="utf-8")))
+    attempt = write_attempt(like.parent.parent, plan)
+    _use(attempt)
+    record_launch(attempt, _this_job(env))
+    return attempt
+
+
+def _this_job(env: Mapping[str, str]) -> Launched:
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return Launched("slurm", job=f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}")
+    return Launched("slurm", job=env.get("SLURM_JOB_ID", ""))
+
+
+def _publish(file: Path, run_dir: Path) -> bool:
+    """The folder's name in a file that appears whole; False if another process was first."""
+    aside = file.with_name(f".{file.name}.{os.uname().nodename}.{os.getpid()}")
+    aside.write_text(f"{run_dir}\n", encoding="utf-8")
+    try:
+        os.link(aside, file)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
