@@ -1,9 +1,9 @@
 """Where each rank's wall time went: parts that add up to it, because every moment is given to exactly one part.
 
 A pure function of the ranks' events. A moment belongs to the innermost block that holds it: a collective in a kernel in
-a block of the network in a step in a phase. In a collective a rank waits until the last of its group has come (`waiting`); what is left is `communication`.
-Steps in which a rank has no row are `idle` as a whole. What is outside all phases is `other`, and so is what is in the
-denoise phase and outside its steps.
+a block of the network in a step in a phase. In a collective a rank waits until the last of its group has come
+(`waiting`); what is left is `communication`. Steps in which a rank has no row are `idle` as a whole. What is outside
+all phases is `other`, and so is what is in the denoise phase and outside its steps.
 """
 
 from bisect import bisect_left

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.report.accounting import Accounts, RankAccount
+from opensora_launch.report.accounting import Accounts, RankAccount, waited_for
 from opensora_launch.report.machine import Node, Window, gpu_uses, host_use, rank_use
 from opensora_launch.telemetry.events import RankEvents
 
@@ -33,7 +33,9 @@ class Finding:
     ranks: tuple[int, ...]
     host: str
     gpu: str | None
-    cause: str  # of a slow rank: more_work, slower_card, throttled, shared_gpu, starved, asleep, memory or unknown
+    cause: (
+        str  # of a slow rank: more_work, slower_card, throttled, shared_gpu, starved, asleep, memory or unknown_cause
+    )
     seconds: float | None
     evidence: str
 
@@ -68,19 +70,19 @@ def findings(scene: Scene) -> list[Finding]:
 def _slow_ranks(scene: Scene) -> list[Finding]:
     accounts, ranks = scene.accounts, scene.accounts.ranks
     computing = [r for r in ranks if r.row_forwards]
-    held: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for wait in (w for r in ranks for w in r.waits):
-        held[wait.on][wait.rank] += wait.end_s - wait.start_s
+    late = {w.rank: w for w in waited_for(accounts)}
     found = []
     for r in computing:
         others = [o for o in computing if o.rank != r.rank]
-        cost = max(held[r.rank].values(), default=0.0)
-        if not others or cost < LEAST_SHARE * accounts.wall_s:
+        if not others or r.rank not in late:
             continue
+        wait = late[r.rank]
+        cost = max(wait.by.values()) * wait.while_in.get("compute", 0.0) / wait.seconds
         usual = median(o.parts["compute"] for o in others)
-        if r.parts["compute"] < SLOW * usual:
+        excess = r.parts["compute"] - usual
+        if min(cost, excess) < LEAST_SHARE * accounts.wall_s or r.parts["compute"] < SLOW * usual:
             continue
-        cause, evidence = _cause(scene, r, others, r.parts["compute"] - usual)
+        cause, evidence = _cause(scene, r, others, excess)
         times = r.parts["compute"] / usual if usual else float("inf")
         text = f"computed {r.parts['compute']:.2f} s, {times:.1f} times the others' {usual:.2f} s; {evidence}"
         found.append(Finding("slow_rank", (r.rank,), r.host, r.device_uuid, cause, cost, text))
@@ -92,7 +94,7 @@ def _cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s
     for look in (_more_work, _other_card, _gpu_cause, _cpu_cause):
         if said := look(scene, r, others, excess_s):
             return said
-    return "unknown", "it had the same work, and its samples do not show why"
+    return "unknown_cause", "it had the same work, and its samples do not show why"
 
 
 Said = tuple[str, str] | None

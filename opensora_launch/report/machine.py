@@ -138,7 +138,7 @@ def _gpu_use(
 
 
 def _values(samples: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [s[name] for s in samples if s.get(name) is not None]
+    return [float(s[name]) for s in samples if s.get(name) is not None]
 
 
 def _gain(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -154,4 +154,4 @@ def _last(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def _over(samples: Sequence[Mapping[str, Any]], name: str, fold: Callable[[list[float]], float]) -> float | None:
     found = _values(samples, name)
-    return fold(found) if found else None
+    return float(fold(found)) if found else None

@@ -9,15 +9,17 @@ from opensora_launch.report.accounting import PARTS
 
 PROMPT_CHARS = 100
 BAR_CHARS = 30
+MOST_FINDINGS = 3  # in the summary
 LEAST_SHARE = 0.005  # of a part in the summary
 LEAST_WAIT = 0.02  # of what a late rank was in, to be named
 GIB = 1 << 30
+NOTHING_FOUND = "No slow rank, slow link, throttling or shortage of memory."
 SCOPES = {"job": "the whole job", "denoise": "denoising alone"}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole page."""
-    blocks = [*_header(report), *_used(report)]
+    blocks = [*_header(report), *_used(report), *_found(report)]
     for attempt in report["attempts"]:
         blocks += _attempt(attempt, alone=len(report["attempts"]) == 1)
     blocks += _samples(report["samples"])
@@ -40,6 +42,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
             if share >= LEAST_SHARE:
                 bar = "#" * max(1, round(share * BAR_CHARS))
                 lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
+    for finding in [f for a in report["attempts"] for f in a["findings"]][:MOST_FINDINGS]:
+        lines += _wrapped(finding_line(finding))
     found = report["efficiency"]
     if found is None:
         lines += _wrapped(f"efficiency: none, {report['efficiency_reason']}")
@@ -85,7 +89,49 @@ def _used(report: Mapping[str, Any]) -> list[str]:
     base = found["baseline"]
     blocks.append(_table(["time of", f"baseline ({base['kind']})", "this run", "speed-up", "efficiency"], rows))
     blocks.append(f"Baseline ({base['kind']}): {_text(base['name'])}. How: {_text(base['how'])}.")
-    return blocks + ([f"**Fault: {found['fault']}**"] if found["fault"] else [])
+    return blocks + ([f"**Fault: {found['fault']}**"] if found["fault"] else []) + _rates(report)
+
+
+def _found(report: Mapping[str, Any]) -> list[str]:
+    """Findings of all attempts, and advice."""
+    lines = [finding_line(f) for a in report["attempts"] for f in a["findings"]]
+    blocks = ["## What was found", "\n".join(f"- {_text(line)}" for line in lines) or NOTHING_FOUND]
+    if report["advice"]:
+        lines = [
+            f"{a['what']}: {a['change']}, {_s(a['now_s'])} -> {_s(a['then_s'])} s (predicted)" for a in report["advice"]
+        ]
+        blocks += ["## What to change", "\n".join(f"- {_text(line)}" for line in lines)]
+    return blocks
+
+
+def finding_line(found: Mapping[str, Any]) -> str:
+    """Who, what, why, and what it cost."""
+    ranks = ", ".join(map(str, found["ranks"]))
+    title: str = {
+        "slow_rank": f"rank {ranks} on {found['host']} is slow ({found['cause'].replace('_', ' ')})",
+        "slow_link": f"the link between ranks {ranks} is slow",
+        "memory": f"memory was short on {found['host']}",
+        "throttled": f"the GPU of rank {ranks} on {found['host']} was throttled",
+        "shared_gpu": f"the GPU of rank {ranks} on {found['host']} was shared",
+        "gpu_error": f"the GPU of rank {ranks} on {found['host']} reported an error",
+    }[found["kind"]]
+    cost = f" (cost the others {_s(found['seconds'])} s)" if found["seconds"] else ""
+    return f"{title}: {found['evidence']}{cost}"
+
+
+def _rates(report: Mapping[str, Any]) -> list[str]:
+    """FLOP/s, links, energy and cost, in a line each; what is not known is left to report.json."""
+    lines = []
+    if (rates := report["rates"]) and rates["flops_per_s"]:
+        share = f", {rates['mfu']:.1%} of the card's peak" if rates["mfu"] is not None else ""
+        lines.append(f"A rank computed {rates['flops_per_s'] / 1e12:.3g} TFLOP/s over its denoise phases{share}.")
+    if report["energy"] and report["energy"]["joules_per_video"] is not None:
+        lines.append(f"The GPUs took {report['energy']['joules_per_video'] / 1000:.3g} kJ a video.")
+    if report["cost"] and report["cost"]["usd_per_video"] is not None:
+        lines.append(f"A video cost {report['cost']['usd_per_video']:.4f} dollars.")
+    if report["serial_share"] and (share_of := report["serial_share"]["job"]) is not None:
+        lines.append(f"Serial share by Karp and Flatt: {share_of:.1%}.")
+    return [" ".join(lines)] if lines else []
 
 
 def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
@@ -102,6 +148,8 @@ def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
     if not ranks:
         return [*blocks, "No rank left events."]
     blocks.append(_by_rank(ranks))
+    if kinds := _total(r["compute_by_kind"] for r in ranks):
+        blocks.append(f"Compute of all ranks by kind: {_seconds(kinds)}.")
     axes = _total(r["communication_by_axis"] for r in ranks)
     if axes:
         blocks.append(f"Communication of all ranks by axis: {_seconds(axes)}.")

@@ -10,8 +10,9 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
+from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
-SCHEMA = 1  # of report.json
+SCHEMA = 2  # of report.json
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Attempt:
     plan: Plan
     events: tuple[RankEvents, ...]  # of the ranks that left some, by rank
     failure: Failure | None
+    nodes: tuple[NodeSamples, ...] = ()
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -95,6 +97,7 @@ def _read_attempt(folder: Path) -> Attempt:
         plan=_read_plan(folder / "plan.json"),
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
         failure=read_failure(folder),
+        nodes=tuple(n for p in sorted((folder / "telemetry").glob("node-*.jsonl")) if (n := read_samples(p))),
     )
 
 

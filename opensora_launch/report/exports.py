@@ -1,0 +1,131 @@
+"""A run for other programs: trace.json for Perfetto, metrics.prom for Prometheus' textfile collector, CSV tables."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from opensora_launch.report.accounting import PARTS, Accounts
+from opensora_launch.report.machine import Node
+from opensora_launch.telemetry.events import RankEvents
+
+US = 1e6
+SAMPLED = ("util", "power_w", "memory_used_bytes", "sm_mhz")
+
+
+def trace(events: Sequence[RankEvents], accounts: Accounts, nodes: Sequence[Node]) -> Iterator[str]:
+    """Chrome's trace events, in pieces: every span, step, kernel and collective as recorded, a process a rank.
+
+    https://ui.perfetto.dev opens it. Times are microseconds from the first rank's start.
+    """
+    zero = min(r.start_s for r in accounts.ranks)
+    yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
+    first = True
+    for event in (*_rank_events(events, accounts, zero), *_counters(nodes, zero)):
+        yield ("" if first else ",\n") + json.dumps(event, ensure_ascii=False)
+        first = False
+    yield "\n]}\n"
+
+
+def _rank_events(events: Sequence[RankEvents], accounts: Accounts, zero: float) -> Iterator[dict[str, Any]]:
+    for e in events:
+        rank, shift = e.meta.rank, accounts.shifts[e.meta.host] - zero
+        yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank} on {e.meta.host}"}}
+        for tid, name in enumerate(("phases", "steps", "blocks", "kernels", "collectives")):
+            yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": name}}
+        found: list[tuple[int, str, float, float, dict[str, Any]]] = []
+        found += [(0, s.phase, s.start_s, s.end_s, {"video": s.video}) for s in e.spans]
+        found += [
+            (1, f"step {s.step}", s.start_s, s.end_s,
+             {"video": s.video, "rows": s.rows, "own_rows": s.own_rows, "layout": s.layout})
+            for s in e.steps
+        ]  # fmt: skip
+        found += [(3 if w.part == "attention" else 2, w.part, w.start_s, w.end_s, {}) for w in e.work]
+        found += [
+            (4, c.axis, c.start_s, c.end_s, {"ranks": list(c.ranks), "sequence": c.sequence, "bytes": c.bytes})
+            for c in e.collectives
+        ]
+        for tid, name, start, end, args in found:
+            at, long = round((start + shift) * US, 1), round((end - start) * US, 1)
+            yield {"ph": "X", "name": name, "pid": rank, "tid": tid, "ts": at, "dur": long, "args": args}
+
+
+def _counters(nodes: Sequence[Node], zero: float) -> Iterator[dict[str, Any]]:
+    for number, node in enumerate(nodes):
+        pid = 100_000 + number
+        yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"GPUs of {node.host}"}}
+        for time_s, sample in zip(node.times, node.found.samples, strict=True):
+            for gpu in sample["gpus"]:
+                for key in SAMPLED:
+                    if key in gpu:
+                        at = round((time_s - zero) * US, 1)
+                        name = f"GPU {gpu['gpu']} {key}"
+                        yield {"ph": "C", "name": name, "pid": pid, "ts": at, "args": {key: gpu[key]}}
+
+
+def metrics(report: Mapping[str, Any]) -> str:
+    """The report's numbers in Prometheus' text format, to be put where node_exporter's textfile collector looks."""
+    run = report["run"]
+    found: dict[str, list[tuple[dict[str, Any], Any]]] = {}
+
+    def add(name: str, value: Any, **labels: Any) -> None:
+        found.setdefault(f"opensora_{name}", []).append(({"run": run, **labels}, value))
+
+    add("videos_asked", report["videos"]["asked"])
+    add("videos_done", report["videos"]["done"])
+    for scope in ("job", "denoise"):
+        if report["efficiency"]:
+            baseline = report["efficiency"]["baseline"]["kind"]
+            add("efficiency", report["efficiency"][scope]["efficiency"], scope=scope, baseline=baseline)
+            add("speedup", report["efficiency"][scope]["speedup"], scope=scope, baseline=baseline)
+    if report["rates"]:
+        add("flops_per_second", report["rates"]["flops_per_s"])
+        add("mfu", report["rates"]["mfu"])
+    if report["energy"]:
+        add("energy_joules_per_video", report["energy"]["joules_per_video"])
+    for attempt in report["attempts"][-1:]:
+        add("wall_seconds", attempt["wall_s"])
+        for r in attempt["ranks"]:
+            add("rank_peak_memory_bytes", r["peak_memory_bytes"], rank=r["rank"], host=r["host"])
+            for part in PARTS:
+                add("rank_seconds", r["parts"][part], rank=r["rank"], host=r["host"], part=part)
+        for kind in sorted({f["kind"] for f in attempt["findings"]}):
+            add("findings", sum(f["kind"] == kind for f in attempt["findings"]), kind=kind)
+        for gpu in attempt["gpus"]:
+            where = {"gpu": gpu["index"], "host": gpu["host"]}
+            add("gpu_power_watts_mean", gpu["power_mean_w"], **where)
+            add("gpu_memory_peak_bytes", gpu["memory_peak_bytes"], **where)
+    lines = []
+    for name, values in found.items():
+        known = [(labels, value) for labels, value in values if value is not None]
+        lines += [f"# TYPE {name} gauge"] if known else []
+        lines += [f"{name}{{{_labels(labels)}}} {value!r}" for labels, value in known]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    escaped = {k: str(v).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for k, v in labels.items()}
+    return ",".join(f'{name}="{value}"' for name, value in escaped.items())
+
+
+def ranks_csv(report: Mapping[str, Any]) -> str:
+    """A line a rank and attempt: its seconds by part, compute by kind, communication by axis."""
+    ranks = [(a["attempt"], r) for a in report["attempts"] for r in a["ranks"]]
+    kinds = sorted({kind for _, r in ranks for kind in r["compute_by_kind"]})
+    axes = sorted({axis for _, r in ranks for axis in r["communication_by_axis"]})
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    write(
+        ["attempt", "rank", "host", "device", "wall_s", *(f"{part}_s" for part in PARTS),
+         *(f"compute_{kind}_s" for kind in kinds), *(f"communication_{axis}_s" for axis in axes),
+         "own_row_forwards", "peak_memory_bytes", "complete"]
+    )  # fmt: skip
+    for number, r in ranks:
+        write(
+            [number, r["rank"], r["host"], r["device_name"], r["wall_s"], *(r["parts"][part] for part in PARTS),
+             *(r["compute_by_kind"].get(kind, "") for kind in kinds),
+             *(r["communication_by_axis"].get(axis, "") for axis in axes),
+             r["own_row_forwards"], r["peak_memory_bytes"], r["complete"]]
+        )  # fmt: skip
+    return out.getvalue()

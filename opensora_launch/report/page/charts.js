@@ -1,0 +1,86 @@
+// The scaling curve, the waterfall and bars, as SVG.
+function room() { return Math.max(280, document.getElementById("main").clientWidth); }
+function curve_chart(lines, mode) {
+  const width = room(), narrow = width < 620, height = narrow ? 300 : 360, left = 46, right = narrow ? 14 : 210, top = 12, bottom = 40;
+  const counts = [...new Set(lines.flatMap((l) => l.points.map((p) => p.gpus)))].sort((a, b) => a - b);
+  const most = Math.max(2, ...counts), least = Math.min(1, ...counts);
+  const x = (n) => left + (Math.log2(n / least) / Math.log2(most / least)) * (width - left - right);
+  const high = mode === "speedup" ? most : Math.max(1.05, ...lines.flatMap((l) => l.points.map((p) => p.efficiency))) ;
+  const y = mode === "speedup"
+    ? (v) => height - bottom - (Math.log2(Math.max(v, least / 2) / (least / 2)) / Math.log2(high / (least / 2))) * (height - top - bottom)
+    : (v) => height - bottom - (v / high) * (height - top - bottom);
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("curve_aria") });
+  const ticks = mode === "speedup" ? counts : [0, 0.25, 0.5, 0.75, 1];
+  for (const v of ticks) {
+    chart.append(svg("line", { x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: "var(--line)" }));
+    chart.append(svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end", class: "soft" }, mode === "speedup" ? `${v}×` : percent(v, 0)));
+  }
+  for (const n of counts) chart.append(svg("text", { x: x(n), y: height - bottom + 18, "text-anchor": "middle", class: "soft" }, n));
+  chart.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle", class: "soft" }, t("gpus")));
+  const ideal = mode === "speedup" ? `M${x(least)} ${y(least)}L${x(most)} ${y(most)}` : `M${x(least)} ${y(1)}L${x(most)} ${y(1)}`;
+  chart.append(svg("path", { d: ideal, stroke: "var(--soft)", "stroke-dasharray": "2 4", fill: "none", "stroke-width": 1.5 }));
+  const inks = ["accent", "communication", "vae", "load", "waiting", "save"], dashes = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 3"];
+  const ends = [];
+  lines.forEach((line, n) => {
+    const own = line.kind !== "published", ink = `var(--${inks[n % inks.length]})`, points = line.points;
+    const at = (p) => [x(p.gpus), y(mode === "speedup" ? p.speedup : p.efficiency)];
+    chart.append(svg("path", { d: points.map((p, k) => (k ? "L" : "M") + at(p).join(" ")).join(""), stroke: ink, fill: "none", "stroke-width": own ? 3 : 1.6, "stroke-dasharray": own ? "" : dashes[n % dashes.length] }));
+    for (const p of points) {
+      const [cx, cy] = at(p);
+      if (p.low && mode === "efficiency") chart.append(svg("line", { x1: cx, x2: cx, y1: y(p.low), y2: y(p.high), stroke: ink, "stroke-width": 2 }));
+      const dot = svg("circle", { cx, cy, r: own ? 5 : 3.2, fill: p.kind === "predicted" ? "var(--ground)" : ink, stroke: ink, "stroke-width": 2 });
+      dot.append(svg("title", {}, `${line.name}: ${p.gpus} ${t("gpus")}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}`));
+      chart.append(dot);
+    }
+    if (points.length) ends.push({ name: line.name, ink, y: at(points[points.length - 1])[1], own });
+  });
+  if (!narrow) {
+    ends.sort((a, b) => a.y - b.y).forEach((e, k) => { if (k && e.y - ends[k - 1].y < 15) e.y = ends[k - 1].y + 15; });
+    for (const e of ends) {
+      const label = svg("text", { x: width - right + 12, y: e.y + 4, style: `fill:${e.ink};${e.own ? "font-weight:600" : ""}` }, e.name);
+      chart.append(label);
+    }
+  }
+  const inked = lines.map((line, n) => [inks[n % inks.length], line.name]);
+  return el("div", {}, chart, narrow ? legend(inked) : null);
+}
+function waterfall_chart(steps) {
+  const width = room(), narrow = width < 620, row = 30, left = narrow ? 4 : 330, right = 64, lift = narrow ? 16 : 0, height = steps.length * (row + lift) + 8;
+  const x = (v) => left + Math.max(0, v) * (width - left - right);
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": steps.map((s) => `${s.name} ${percent(s.share)}`).join(", ") });
+  steps.forEach((s, n) => {
+    const top = n * (row + lift) + 4 + lift, from = Math.min(s.from, s.to), to = Math.max(s.from, s.to);
+    chart.append(svg("text", narrow ? { x: left, y: top - 3 } : { x: left - 10, y: top + 17, "text-anchor": "end" }, s.name));
+    chart.append(svg("rect", { x: x(0), y: top, width: x(1) - x(0), height: row - 8, fill: "var(--panel)" }));
+    chart.append(svg("rect", { x: x(from), y: top, width: Math.max(1, x(to) - x(from)), height: row - 8, fill: `var(--${s.ink})`, rx: 2 }));
+    chart.append(svg("text", { x: x(to) + 6, y: top + 16, class: s.total ? "" : "soft" }, (s.total ? "" : s.to > s.from ? "+" : "−") + percent(Math.abs(s.share))));
+  });
+  return chart;
+}
+// Losses of an attempt, as shares of ranks x wall: they and what is left add up to 1.
+function losses(ranks, wall_s) {
+  const total = ranks.length * wall_s, sum = (part) => ranks.reduce((a, r) => a + r.parts[part], 0);
+  const repeated = ["setup", "load", "other"].reduce((a, part) => a + sum(part) - Math.max(...ranks.map((r) => r.parts[part])), 0);
+  const tail = total - ranks.reduce((a, r) => a + r.wall_s, 0);
+  return [["communication", sum("communication")], ["waiting", sum("waiting")], ["idle", sum("idle")], ["serial", repeated], ["tail", tail]]
+    .map(([name, s]) => ({ name, share: s / total }));
+}
+function waterfall_steps(ranks, wall_s, scaling, kind) {
+  const inks = { communication: "communication", waiting: "waiting", idle: "soft", serial: "load", tail: "other" };
+  const steps = [{ name: t("ideal_all"), from: 0, to: 1, share: 1, ink: "line", total: true }];
+  let at = 1;
+  for (const { name, share } of losses(ranks, wall_s)) {
+    if (share < 0.0005) continue;
+    steps.push({ name: t("loss_" + name), from: at, to: at - share, share, ink: inks[name] });
+    at -= share;
+  }
+  if (scaling && kind === "measured" && Math.abs(at - scaling.efficiency) > 0.0005) {
+    steps.push({ name: t("loss_rest"), from: at, to: scaling.efficiency, share: at - scaling.efficiency, ink: "bad" });
+    at = scaling.efficiency;
+  }
+  steps.push({ name: t("left"), from: 0, to: at, share: at, ink: "accent", total: true });
+  return steps;
+}
+function meter(share) {
+  return share === null || share === undefined ? "" : el("span", { class: "meter", "aria-hidden": "true" }, el("i", { style: `width:${Math.min(100, 100 * share)}%` }));
+}

@@ -1,0 +1,60 @@
+// Elements, numbers and colours.
+const PARTS = ["setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other"];
+const KINDS = ["attention", "double", "single", "other"];
+function el(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((c) => c !== null && c !== undefined).map((c) => (c instanceof Node ? c : String(c))));
+  return made;
+}
+function svg(name, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+function table(caption, head, rows, options = {}) {
+  const words = options.words ?? [];
+  const cell = (row, tag) => (text, n) =>
+    el(n === 0 ? "th" : tag, { scope: tag === "th" ? "col" : n === 0 ? "row" : null, class: words.includes(n) ? "words" : null }, text);
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    el("table", {}, el("caption", {}, caption),
+      el("thead", {}, el("tr", {}, ...head.map(cell(head, "th")))),
+      el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell(row, "td")))))));
+}
+function seconds(s) { return s === null || s === undefined ? "–" : s >= 100 ? s.toFixed(0) : s >= 10 ? s.toFixed(1) : s.toFixed(2); }
+function percent(x, digits = 1) { return x === null || x === undefined ? "–" : (100 * x).toFixed(digits) + "%"; }
+function gib(bytes) { return bytes === null || bytes === undefined ? "–" : (bytes / 2 ** 30).toFixed(bytes < 2 ** 33 ? 2 : 1) + " GiB"; }
+function scaled(value, unit) {
+  if (value === null || value === undefined) return "–";
+  const names = ["", "k", "M", "G", "T", "P", "E"];
+  let n = 0;
+  while (Math.abs(value) >= 1000 && n < names.length - 1) { value /= 1000; n += 1; }
+  return `${value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)} ${names[n]}${unit}`;
+}
+function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
+function part_colour(part, detail) { return part === "compute" && detail ? (detail === "other" ? "rest" : detail) : part; }
+function part_name(part, detail) {
+  if (part === "compute" && detail) return detail === "other" ? t("compute_other") : t(detail);
+  if (part === "communication" && detail) return `${t(part)}: ${detail}`;
+  if (part === "waiting" && detail !== "") return `${t(part)}: ${t("rank")} ${detail}`;
+  return t(part);
+}
+function legend(entries) {
+  return el("ul", { class: "legend" }, ...entries.map(([name, text]) => el("li", {}, el("i", { style: `background:var(--${name})` }), text)));
+}
+function section(id, title, about, ...content) {
+  return el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), about ? el("p", { class: "soft" }, about) : null, ...content);
+}
+const tip = document.getElementById("tip");
+function show_tip(text, x, y) {
+  tip.textContent = text;
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = Math.max(4, Math.min(x + 12, innerWidth - box.width - 4)) + "px";
+  tip.style.top = Math.max(4, Math.min(y + 14, innerHeight - box.height - 4)) + "px";
+}
+function hide_tip() { tip.hidden = true; }

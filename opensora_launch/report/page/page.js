@@ -1,0 +1,191 @@
+// The page: what it shows of a run, or of several, in the language chosen.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+let views = [];
+function tile(value, ...said) { return el("div", { class: "tile" }, el("b", {}, value), ...said.map((s) => el("span", {}, s))); }
+function note(kind, title, ...body) { return el("div", { class: `note ${kind}` }, el("strong", {}, title), ...body); }
+function last_attempt(r) { return r.attempts[r.attempts.length - 1]; }
+
+function tiles_of(r) {
+  const a = last_attempt(r), made = [], e = r.efficiency;
+  if (e) {
+    const base = t("against", `${seconds(e.job.t_base_s)} s, ${e.job.gpus_base} ${t("gpus")}`, t(e.baseline.kind));
+    made.push(tile(percent(e.job.efficiency), t("efficiency_job"), base), tile(`${e.job.speedup.toFixed(2)}×`, t("speedup"), `${e.job.gpus} ${t("gpus")}`));
+    made.push(tile(percent(e.denoise.efficiency), t("efficiency_denoise")));
+  }
+  if (a && a.wall_s) {
+    made.push(tile(`${seconds(a.wall_s)} s`, t("wall")));
+    const total = a.ranks.reduce((s, k) => s + k.wall_s, 0), compute = a.ranks.reduce((s, k) => s + k.parts.compute, 0);
+    made.push(tile(percent(compute / total, 0), t("computing")));
+  }
+  if (r.rates) made.push(r.rates.mfu !== null ? tile(percent(r.rates.mfu), t("mfu"), scaled(r.rates.flops_per_s, "FLOP/s")) : tile(scaled(r.rates.flops_per_s, "FLOP/s"), t("flops"), r.rates.mfu_reason));
+  if (r.energy && r.energy.joules_per_video !== null) made.push(tile(scaled(r.energy.joules_per_video, "J"), t("energy")));
+  if (r.cost && r.cost.usd_per_video !== null) made.push(tile(`$${r.cost.usd_per_video.toFixed(4)}`, t("cost"), `${r.cost.gpu_hours_per_video.toFixed(4)} ${t("gpu_hours")}`));
+  return el("div", { class: "tiles" }, ...made);
+}
+function findings_of(r) {
+  const found = r.attempts.flatMap((a) => a.findings);
+  const title = (f) => (f.kind === "memory" ? t("memory_kind", f.host) : t(f.kind, f.ranks.join(", ")));
+  const notes = found.map((f) => {
+    const cause = f.kind === "slow_rank" ? ` — ${t("cause")}: ${t("cause_" + f.cause)}` : "";
+    return note(f.kind === "gpu_error" ? "bad" : "warn", title(f) + cause, el("span", { lang: "en" }, f.evidence), f.seconds ? ` (${t("cost_s", seconds(f.seconds))})` : "");
+  });
+  return section("found", t("found"), null, ...(notes.length ? notes : [note("good", t("found_none"))]));
+}
+function advice_of(r) {
+  const notes = r.advice.map((a) => note("", t("gain", seconds(a.gain_s), seconds(a.now_s), seconds(a.then_s)), el("span", { lang: "en" }, `${a.what}. `), el("b", {}, t("set") + ": "), el("span", { lang: "en" }, a.change)));
+  return section("advice", t("advice"), notes.length ? t("how_advice") : null, ...(notes.length ? notes : [el("p", {}, t("advice_none"))]));
+}
+function curve_of(curve) {
+  if (!curve || !curve.length) return null;
+  const names = curve.map((l) => ({ ...l, name: l.own ? t("this_run") + (l.name ? ` ${l.name}` : "") : l.name }));
+  const place = el("figure", {});
+  const modes = ["speedup", "efficiency"].map((mode) => el("button", { type: "button", "aria-pressed": mode === "speedup", onclick: () => show(mode) }, t("as_" + mode)));
+  function show(mode) {
+    modes.forEach((b, n) => b.setAttribute("aria-pressed", String((n === 0) === (mode === "speedup"))));
+    place.replaceChildren(curve_chart(names, mode));
+  }
+  show("speedup");
+  const numbers = (which) => {
+    const rows = names.filter(which).flatMap((l) => l.points.map((p) => [l.name, t(p.kind ?? l.kind), p.gpus, seconds(p.seconds), `${p.speedup.toFixed(2)}×`, percent(p.efficiency)]));
+    return rows.length ? table(t("curve"), [t("name"), t("kind"), t("gpus"), t("seconds"), t("speedup"), t("efficiency")], rows, { words: [0, 1] }) : null;
+  };
+  const own = numbers((l) => l.kind !== "published"), theirs = numbers((l) => l.kind === "published");
+  return section("curve", t("curve"), t("curve_about"), el("div", { class: "tools controls" }, ...modes), place, own,
+    own && theirs ? el("details", {}, el("summary", {}, t("published")), theirs) : theirs);
+}
+function waterfall_of(r) {
+  const a = last_attempt(r);
+  if (!a || !a.ranks.length) return null;
+  const e = r.efficiency, steps = waterfall_steps(a.ranks, a.wall_s, e && e.job, e ? e.baseline.kind : "predicted");
+  const serial = r.serial_share && r.serial_share.job !== null && r.serial_share.job > 0.001 ? el("p", {}, t("serial_about", percent(r.serial_share.job), (1 / r.serial_share.job).toFixed(1))) : null;
+  const uneven = r.imbalance && r.imbalance.compute !== null ? el("p", {}, t("imbalance_about", percent(r.imbalance.compute))) : null;
+  return section("waterfall", t("waterfall"), t("waterfall_about"), el("figure", {}, waterfall_chart(steps)), serial, uneven);
+}
+function timeline_of(data) {
+  if (!data) return null;
+  const made = timeline_view(data);
+  views.push(made);
+  return section("timeline", t("timeline"), t("timeline_about"), made.view);
+}
+function gpus_of(a) {
+  if (!a || (!a.gpus.length && !a.hosts.length)) return null;
+  const rows = a.gpus.map((g) => [`${g.index} ${g.name}`, g.ranks.join(", "), el("span", {}, gib(g.memory_peak_bytes), g.memory_bytes ? ` / ${gib(g.memory_bytes)}` : "", meter(g.memory_peak_bytes && g.memory_bytes ? g.memory_peak_bytes / g.memory_bytes : null)),
+    el("span", {}, g.power_mean_w === null ? "–" : `${g.power_mean_w.toFixed(0)} W`, meter(g.power_mean_w && g.power_limit_w ? g.power_mean_w / g.power_limit_w : null)), percent(g.util_mean, 0),
+    g.sm_mhz_median === null ? "–" : `${g.sm_mhz_median.toFixed(0)} MHz`, g.temperature_max_c === null ? "–" : `${g.temperature_max_c} °C`, scaled(g.energy_j, "J")]);
+  const notes = a.hosts.flatMap((h) => [
+    h.no_gpus ? t("no_gpus", h.host, h.no_gpus) : null,
+    Object.keys(h.refused).length ? t("refused", h.host, Object.entries(h.refused).map(([k, v]) => `${k} (${v})`).join(", ")) : null,
+  ].filter(Boolean));
+  const hosts = a.hosts.map((h) => [h.host, percent(h.cpu_share, 0), gib(h.memory_bytes), gib(h.least_available_bytes), seconds(h.memory_stall_s)]);
+  const ranks = a.ranks.map((k) => [k.rank, el("span", {}, gib(k.peak_memory_bytes), meter(k.peak_memory_bytes / Math.max(...a.ranks.map((o) => o.peak_memory_bytes ?? 0))))]);
+  return section("gpus", t("gpus_title"), null,
+    rows.length ? table(t("gpus_title"), [t("gpu"), t("rank"), t("peak_memory"), t("power"), t("use"), t("clock"), t("temperature"), t("energy_j")], rows) : table(t("peak_memory"), [t("rank"), t("peak_memory")], ranks),
+    table(t("hosts"), [t("host"), t("cpu_share"), "RAM", "min free", "stall s"], hosts), ...notes.map((n) => el("p", { class: "soft" }, n)));
+}
+function ranks_of(a) {
+  if (!a || !a.ranks.length) return null;
+  const parts = PARTS.filter((p) => a.ranks.some((r) => r.parts[p] > 0));
+  const rows = a.ranks.map((r) => [`${r.rank}${r.complete ? "" : ` (${t("cut")})`}`, r.host, seconds(r.wall_s),
+    ...parts.map((p) => el("span", {}, seconds(r.parts[p]), " ", el("small", {}, percent(r.parts[p] / r.wall_s, 0)))), gib(r.peak_memory_bytes)]);
+  const kinds = KINDS.filter((k) => a.ranks.some((r) => r.compute_by_kind[k] > 0));
+  const total = (k) => a.ranks.reduce((s, r) => s + (r.compute_by_kind[k] ?? 0), 0), whole = KINDS.reduce((s, k) => s + total(k), 0);
+  const waits = a.waited_for.map((w) => [w.rank, w.host, seconds(w.seconds), Object.keys(w.by).join(", "), Object.entries(w.while_in).map(([k, s]) => `${t(k)} ${seconds(s)} s`).join(", ")]);
+  const steps = a.steps.map((s) => [s.rows, s.layout, s.count, s.median_s.toFixed(3), `${s.min_s.toFixed(3)} – ${s.max_s.toFixed(3)}`]);
+  return section("ranks", t("ranks_title"), null,
+    table(t("ranks_caption"), [t("rank"), t("host"), t("wall_s"), ...parts.map((p) => t(p)), t("peak")], rows, { words: [1] }),
+    kinds.length ? table(t("compute_title"), [t("kind"), t("seconds"), t("share")], kinds.map((k) => [k === "other" ? t("compute_other") : t(k), seconds(total(k)), percent(total(k) / whole)])) : null,
+    waits.length ? table(t("waits_title"), [t("rank"), t("host"), t("waited"), t("by"), t("meanwhile")], waits, { words: [1, 3, 4] }) : null,
+    steps.length ? table(t("steps_title"), [t("rows"), t("layout"), t("count"), t("median"), t("range")], steps, { words: [1] }) : null);
+}
+function links_of(r) {
+  if (!r.links.length) return null;
+  const rows = r.links.map((l) => [l.axis, scaled(l.bytes, "B"), seconds(l.seconds), scaled(l.bytes_per_s, "B/s"), l.share === null ? l.reason : percent(l.share)]);
+  return section("links", t("axes_title"), null, table(t("axes_title"), [t("axis"), t("sent"), t("seconds"), t("rate"), t("share_link")], rows, { words: [4] }));
+}
+function prediction_of(r) {
+  const p = r.prediction;
+  if (!p) return section("prediction", t("prediction"), null, el("p", { class: "soft", lang: "en" }, t("prediction_none", r.prediction_reason)));
+  const rows = p.map((x) => [x.what, `${seconds(x.predicted_s)} s`, `${seconds(x.measured_s)} s`, `${x.measured_s >= x.predicted_s ? "+" : "−"}${percent(Math.abs(x.measured_s / x.predicted_s - 1))}`]);
+  return section("prediction", t("prediction"), null, table(t("prediction"), [t("what"), t("predicted"), t("measured"), t("difference")], rows));
+}
+function environment_of(r) {
+  const m = r.machine, w = r.work, a = last_attempt(r), facts = [
+    [t("made_by"), r.version], [t("devices"), `${m.ranks} × ${m.device_names.join(", ") || m.device}`], [t("hosts"), m.hosts.join(", ")],
+    [t("driver"), [...new Set(((a && a.hosts) || []).map((h) => h.driver).filter(Boolean))].join(", ")],
+    [t("model"), w["model.name"]], [t("size"), `${w.width_px} × ${w.height_px} px, ${w.num_frames} ${t("frames")}`],
+    [t("work"), `${w.num_steps} ${t("count")}, ${w.row_forwards} ${t("row_forwards")}`], [t("precision"), w.precision], [t("attention_kernel"), w.attention],
+    [t("layout"), Object.entries(r.layouts).map(([n, l]) => `${n}: ${l}`).join("; ")], [t("threads"), m.device === "cpu" ? m.threads_per_rank : ""],
+    [t("clock_error"), a && m.hosts.length > 1 && a.clock_error_s !== null ? `${(1000 * a.clock_error_s).toFixed(3)} ms` : ""],
+  ].filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  const failures = r.attempts.filter((x) => x.failure).map((x) => note("bad", t("failed_on", x.failure.rank, x.failure.host, ""), el("span", { lang: "en" }, x.failure.message)));
+  return section("environment", t("environment"), null, ...failures, el("dl", {}, ...facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)])),
+    r.command ? el("h3", {}, t("repeat")) : null, r.command ? el("pre", {}, r.command) : null, a && a.command ? el("pre", {}, a.command) : null);
+}
+function samples_of(r) {
+  if (!r.samples.length) return null;
+  const rows = r.samples.map((s) => [s.files.length ? el("span", {}, ...s.files.map((f) => el("a", { href: f }, f))) : `${s.name}: ${t("not_made")}`, s.seed, s.prompt]);
+  return section("samples", t("samples"), null, table(t("samples"), [t("file"), t("seed"), t("prompt")], rows, { words: [2] }));
+}
+function unknown_of(r) {
+  const lines = [...r.unknown, ...r.attempts.flatMap((a) => a.unknown)];
+  return lines.length ? section("unknown", t("unknown"), null, el("ul", { lang: "en" }, ...lines.map((l) => el("li", {}, l)))) : null;
+}
+function run_page(data) {
+  const r = data.report, e = r.efficiency;
+  const shown = [tiles_of(r), e && e.fault ? note("bad", t("fault"), el("span", { lang: "en" }, e.fault)) : null,
+    e ? null : note("", t("no_efficiency", r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
+    gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
+  const videos = t("videos_done", r.videos.done, r.videos.asked);
+  return [shown, t("lead_run", t("status_" + r.status), r.machine.ranks, r.machine.device_names.join(", ") || r.machine.device, videos)];
+}
+function sweep_page(data) {
+  const amdahl = data.amdahl.map((a) => el("p", {}, el("b", {}, a.name + ": "), t("amdahl_about", seconds(a.serial_s), seconds(a.parallel_s), percent(a.serial_share))));
+  const rows = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)}`, x.repeats ?? "–", `${x.speedup.toFixed(2)}×`, percent(x.efficiency), x.karp_flatt === null ? "–" : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
+  const shown = [curve_of(data.curve), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
+    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t("gpus"), t("layout"), t("median_s"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], rows, { words: [2, 9] })),
+    data.command ? section("environment", t("environment"), null, el("pre", {}, data.command)) : null,
+    data.unknown.length ? section("unknown", t("unknown"), null, el("ul", { lang: "en" }, ...data.unknown.map((l) => el("li", {}, l)))) : null];
+  return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", data.table.length, data.device)];
+}
+function draw_page() {
+  views = [];
+  document.documentElement.lang = language;
+  for (const node of document.querySelectorAll("[data-text]")) node.textContent = t(node.dataset.text);
+  for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", t(node.dataset.label));
+  for (const code of ["en", "ko"]) document.getElementById(`lang-${code}`).setAttribute("aria-pressed", String(code === language));
+  const [shown, lead] = DATA.kind === "run" ? run_page(DATA) : sweep_page(DATA);
+  document.getElementById("title").textContent = DATA.kind === "run" ? `${t("run")} ${DATA.title}` : DATA.title;
+  document.getElementById("lead").textContent = lead;
+  document.getElementById("footer").textContent = t("foot", DATA.version) + (language === "ko" ? " " + t("data_note") : "");
+  document.getElementById("main").replaceChildren(...shown.filter(Boolean));
+  views.forEach((v) => v.draw());
+}
+function choose(code) {
+  language = code;
+  try { localStorage.setItem("language", code); } catch { /* a file may have no storage */ }
+  draw_page();
+}
+function theme_now() { return document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"); }
+document.getElementById("lang-en").addEventListener("click", () => choose("en"));
+document.getElementById("lang-ko").addEventListener("click", () => choose("ko"));
+document.getElementById("theme").addEventListener("click", () => {
+  document.documentElement.dataset.theme = theme_now() === "dark" ? "light" : "dark";
+  views.forEach((v) => v.draw());
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => views.forEach((v) => v.draw()));
+let width_now = innerWidth;
+addEventListener("resize", () => {
+  const moved = Math.abs(width_now - innerWidth) > 2;
+  if (moved) draw_page();
+  width_now = innerWidth;
+});
+addEventListener("beforeprint", () => { document.documentElement.dataset.before = document.documentElement.dataset.theme ?? ""; document.documentElement.dataset.theme = "light"; views.forEach((v) => v.draw()); });
+addEventListener("afterprint", () => {
+  const before = document.documentElement.dataset.before;
+  if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme;
+  views.forEach((v) => v.draw());
+});
+const asked = new URLSearchParams(location.search).get("lang") ?? location.hash.replace("#lang=", "");
+try { language = localStorage.getItem("language") ?? (navigator.language.startsWith("ko") ? "ko" : "en"); } catch { language = "en"; }
+if (TEXT[asked]) language = asked;
+draw_page();

@@ -1,0 +1,126 @@
+"""What the page draws over time: each rank's pieces and the nodes' samples, as short lists. Times from the start.
+
+Pieces that are finer than the page can show are put together, each stretch under the part that filled most of it; the
+trace holds them all.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opensora_launch.report.accounting import Accounts, Interval
+from opensora_launch.report.machine import Node
+
+MOST_PIECES = 3000  # a rank
+MOST_POINTS = 600  # of a line
+MS = 3  # digits of seconds
+
+
+def timeline(accounts: Accounts, nodes: Sequence[Node]) -> dict[str, Any]:
+    """`rows`: a rank's pieces [start, end, part, detail]; `lines`: measured values, each with its unit and most."""
+    zero = min(r.start_s for r in accounts.ranks)
+    rows, coarse = [], 0.0
+    for r in accounts.ranks:
+        pieces, bin_s = _thin(r.timeline)
+        coarse = max(coarse, bin_s)
+        rows.append(
+            {
+                "rank": r.rank,
+                "host": r.host,
+                "pieces": [[round(p.start_s - zero, MS + 2), round(p.end_s - zero, MS + 2), p.part, p.detail]
+                           for p in pieces],
+            }
+        )  # fmt: skip
+    return {"wall_s": accounts.wall_s, "rows": rows, "coarse_s": coarse, "lines": _lines(nodes, zero)}
+
+
+def _thin(pieces: Sequence[Interval]) -> tuple[Sequence[Interval], float]:
+    if len(pieces) <= MOST_PIECES:
+        return pieces, 0.0
+    start, end = pieces[0].start_s, pieces[-1].end_s
+    bin_s = (end - start) / MOST_PIECES
+    found: list[Interval] = []
+    filled: dict[tuple[str, str], float] = defaultdict(float)
+    edge = start + bin_s
+    begun = start
+    for piece in pieces:
+        at = piece.start_s
+        while at < piece.end_s:
+            stop = min(piece.end_s, edge)
+            filled[piece.part, piece.detail] += stop - at
+            at = stop
+            if at >= edge - 1e-12:
+                part, detail = max(filled, key=lambda k: filled[k])
+                if found and (found[-1].part, found[-1].detail) == (part, detail):
+                    found[-1] = found[-1]._replace(end_s=edge)
+                else:
+                    found.append(Interval(begun, edge, part, detail))
+                begun, edge = edge, edge + bin_s
+                filled.clear()
+    return found, bin_s
+
+
+def _lines(nodes: Sequence[Node], zero: float) -> list[dict[str, Any]]:
+    several = len(nodes) > 1
+    lines: list[dict[str, Any]] = []
+    for node in nodes:
+        on = f" {node.host}" if several else ""
+        times = [t - zero for t in node.times]
+        samples = node.found.samples
+        for place, gpu in enumerate(node.found.gpus):
+            for key, unit, most in (
+                ("util", "%", 1.0),
+                ("power_w", "W", gpu.get("power_limit_w")),
+                ("memory_used_bytes", "GiB", gpu.get("memory_bytes")),
+                ("sm_mhz", "MHz", gpu.get("sm_mhz_max")),
+            ):
+                values = [_of(s["gpus"], place, key) for s in samples]
+                lines.append(_line(key, f"GPU {gpu['index']}{on}", unit, most, times, values))
+        lines.append(_line("cpu_share", f"CPU{on}", "%", 1.0, times, _slope(samples, times, _host_cpu)))
+        ranks = sorted({r["rank"] for s in samples for r in s["ranks"]})
+        for rank in ranks:
+            found: list[dict[str, Any]] = [next((r for r in s["ranks"] if r["rank"] == rank), {}) for s in samples]
+            running = _slope(found, times, lambda r: (r.get("ran_s"), None))
+            lines.append(_line("ran_share", f"rank {rank}", "%", 1.0, times, running))
+            memory = [_of([r], 0, "memory_bytes") for r in found]
+            lines.append(_line("rank_memory_bytes", f"rank {rank}", "GiB", None, times, memory))
+    return [line for line in lines if line["points"]]
+
+
+def _of(gpus: Sequence[Mapping[str, Any]], place: int, key: str) -> float | None:
+    value = gpus[place].get(key) if place < len(gpus) else None
+    return None if value is None else float(value)
+
+
+def _host_cpu(sample: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return sample["host"].get("cpu_busy_s"), sample["host"].get("cpu_all_s")
+
+
+def _slope(
+    samples: Sequence[Mapping[str, Any]],
+    times: Sequence[float],
+    read: Callable[[Mapping[str, Any]], tuple[float | None, float | None]],
+) -> list[float | None]:
+    """How fast a counter grew since the sample before, against another counter or the clock."""
+    found: list[float | None] = [None]
+    for n in range(1, len(samples)):
+        (now, of_now), (then, of_then) = read(samples[n]), read(samples[n - 1])
+        passed = times[n] - times[n - 1] if of_now is None or of_then is None else of_now - of_then
+        found.append(None if now is None or then is None or passed <= 0 else (now - then) / passed)
+    return found
+
+
+def _line(
+    kind: str, name: str, unit: str, most: Any, times: Sequence[float], values: Sequence[float | None]
+) -> dict[str, Any]:
+    points = [(t, v) for t, v in zip(times, values, strict=True) if v is not None]
+    every = -(-len(points) // MOST_POINTS) or 1
+    scale = 2**30 if unit == "GiB" else 1
+    digits = 3 if unit in ("%", "GiB") else 0
+    return {
+        "kind": kind,
+        "name": name,
+        "unit": unit,
+        "most": most / scale if most else None,
+        "points": [[round(t, MS), round(v / scale, digits)] for t, v in points[::every]],
+    }

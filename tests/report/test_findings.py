@@ -1,0 +1,227 @@
+"""Faults that are put into real gloo ranks are found and named, and nothing is found where nothing is wrong."""
+
+import ctypes
+import mmap
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from opensora_launch.report.accounting import account
+from opensora_launch.report.build import build_report
+from opensora_launch.report.findings import Finding, Scene, findings
+from opensora_launch.report.machine import Node, nodes_of
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.recorder import Recorder
+from opensora_launch.telemetry.sampler import node_sampler
+from opensora_launch.telemetry.samples import NodeSamples
+from tests.ranks import run_ranks
+from tests.report.synthetic import a_plan, plain_simulation, write_run
+
+STEPS, BEAT_S = 8, 0.08
+LAYOUT = "dp1 cfg2 ring1 ulysses2"
+PAGES = 3000
+
+
+def burn(seconds: float) -> None:
+    """Of CPU time, not of the clock's: what else runs on the machine does not shorten it."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+class OnDisk:
+    """A file whose pages are thrown out of memory, so that each touch reads the disk again."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(os.urandom(PAGES * mmap.PAGESIZE))
+        self.file = path.open("r+b")
+        os.fsync(self.file.fileno())
+        self.map = mmap.mmap(self.file.fileno(), 0)
+        self.map.madvise(mmap.MADV_RANDOM)
+
+    def touch(self) -> None:
+        self.map.madvise(mmap.MADV_DONTNEED)
+        os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for page in range(PAGES):
+            self.map[page * mmap.PAGESIZE]
+
+
+def work(attempt: str, fault: str) -> None:
+    """Eight steps on four ranks, in two groups of two that exchange; the fault is on rank 2, or between 2 and 3."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pair = (0, 1) if rank < 2 else (2, 3)
+    beat = Heartbeat(Path(attempt, "heartbeat", f"rank{rank}.json"), rank=rank, host="h", interval_s=0.05)
+    beat.start()
+    meta = {
+        "rank": rank, "world": world, "local_rank": rank, "host": "h", "device_name": "a CPU", "threads": 1,
+        "layouts": {"2": LAYOUT}, "pid": os.getpid(),
+    }  # fmt: skip
+    rec = Recorder(Path(attempt, "telemetry", f"rank{rank}.jsonl"), meta, device="cpu", heartbeat=beat)
+    sampler = node_sampler(Path(attempt), "h") if rank == 0 else None
+    if sampler:
+        sampler.start()
+    disk = OnDisk(Path(attempt, "pages")) if fault == "memory" and rank == 2 else None
+    x = torch.ones(1000)
+    dist.barrier()
+    with rec.span("denoise", video="0000_0"):
+        for step in range(STEPS):
+            with rec.step("0000_0", step, 2, 1, LAYOUT, STEPS):
+                burn(0.01)
+                if rank == 2:
+                    burn(BEAT_S if fault == "slow" else 0)
+                    time.sleep(BEAT_S if fault == "asleep" else 0)
+                    if disk:
+                        disk.touch()
+                with rec.collective("ulysses", pair, 4000):
+                    dist.all_reduce(x, group=groups[rank // 2])
+                    time.sleep(BEAT_S if fault == "link" and rank >= 2 else 0)
+                with rec.collective("video", (0, 1, 2, 3), 4000):
+                    dist.all_reduce(x)
+    if sampler:
+        sampler.close()
+    rec.close(0, ["0000_0"])
+    beat.close()
+
+
+def found(tmp_path: Path, fault: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    plan = a_plan(4, layout__ulysses=2, layout__cfg=2, model__name="tiny")
+    run = write_run(tmp_path / "run", plan, [[]], done=["0000_0"])
+    run_ranks(4, tmp_path, work, str(run / "attempts/0"), fault)
+    report = build_report(run)
+    return report["attempts"][0]["findings"], report
+
+
+def test_a_clean_run_has_no_findings(tmp_path: Path) -> None:
+    """Where this machine's cores are busy elsewhere a rank may truly starve; nothing else may be said."""
+    clean, report = found(tmp_path, "none")
+    assert [f for f in clean if f["cause"] != "starved"] == []
+    assert report["attempts"][0]["hosts"][0]["host"] == "h"
+
+
+def test_a_sleeping_rank(tmp_path: Path) -> None:
+    (asleep, *rest), report = found(tmp_path, "asleep")
+    assert (asleep["kind"], asleep["ranks"], asleep["cause"]) == ("slow_rank", [2], "asleep")
+    assert asleep["seconds"] > STEPS * BEAT_S / 2
+    assert "its process slept" in asleep["evidence"]
+    assert [f for f in rest if f["cause"] != "starved"] == []
+    assert report["advice"][0]["what"] == "rank 2 is slow (asleep)"
+    assert report["advice"][0]["gain_s"] == asleep["seconds"]
+
+
+def test_a_slow_rank(tmp_path: Path) -> None:
+    """It ran all the time: neither asleep nor short of memory. On a crowded machine it may have starved too."""
+    (slow, *_), _ = found(tmp_path, "slow")
+    assert (slow["kind"], slow["ranks"]) == ("slow_rank", [2])
+    assert slow["cause"] in ("unknown_cause", "starved")
+
+
+def test_a_slow_link(tmp_path: Path) -> None:
+    (link, *rest), _ = found(tmp_path, "link")
+    assert (link["kind"], link["ranks"], link["cause"]) == ("slow_link", [2, 3], "ulysses")
+    assert link["seconds"] > STEPS * BEAT_S / 2
+    assert [f for f in rest if f["cause"] != "starved"] == []
+
+
+def test_memory_that_is_read_back_from_disk(tmp_path: Path) -> None:
+    if on_tmpfs(tmp_path):
+        pytest.skip("the files of tests are in memory here: none can be read back from a disk")
+    (short, *_), _ = found(tmp_path, "memory")
+    assert (short["kind"], short["ranks"], short["cause"]) == ("slow_rank", [2], "memory")
+    assert "pages read back from disk" in short["evidence"]
+
+
+def on_tmpfs(path: Path) -> bool:
+    """By statfs's magic number."""
+    libc, room = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    assert libc.statfs(os.fsencode(path), room) == 0
+    return int.from_bytes(room.raw[:4], "little") == 0x01021994
+
+
+def scene(gpus: list[dict[str, Any]], *, slow: list[float] | None = None, **meta: Any) -> list[Finding]:
+    """Two ranks on a GPU each, of which the last is 1.5 times as slow; `gpus` is what every sample says of them."""
+    sim = plain_simulation(2, slow=slow or [1.0, 1.5])
+    events = [
+        replace(e, meta=replace(e.meta, device="cuda", device_uuid=f"GPU-{r}", **(meta if r else {})))
+        for r, e in enumerate(sim.events())
+    ]
+    accounts = account(events)
+    facts = tuple({"index": n, "uuid": f"GPU-{n}", "name": "X", "sm_mhz_max": 1980} for n in range(2))
+    times = [sim.clock(0, 0.25 * n) for n in range(160)]
+    samples = tuple({"time_s": t, "host": {}, "ranks": [], "gpus": gpus} for t in times)
+    node = NodeSamples("host-a", "570", None, facts, samples, (), {}, 0)
+    return findings(Scene(events, accounts, nodes_of([node], accounts), 24))
+
+
+def gpu(index: int, **values: Any) -> dict[str, Any]:
+    return {"gpu": index, "sm_mhz": 1980, "throttled": [], "processes": [[index, 1]]} | values
+
+
+def test_a_hot_gpu_is_the_cause() -> None:
+    hot = gpu(1, sm_mhz=1300, throttled=["too hot (hardware)"])
+    slow, heat = scene([gpu(0), hot])
+    assert (slow.kind, slow.ranks, slow.cause, slow.gpu) == ("slow_rank", (1,), "throttled", "GPU-1")
+    assert slow.evidence.endswith("too hot (hardware) in 100% of the samples, 1300 MHz against 1980")
+    assert slow.seconds == pytest.approx(8.0)
+    assert (heat.kind, heat.ranks, heat.evidence) == (
+        "throttled", (1,), "GPU 1 was throttled: too hot (hardware) in 100% of the samples at 1300 of 1980 MHz",
+    )  # fmt: skip
+
+
+def test_a_power_cap_alone_is_no_finding() -> None:
+    capped = [gpu(n, sm_mhz=1700, throttled=["power cap"]) for n in range(2)]
+    assert scene(capped, slow=[1.0, 1.0]) == []
+    assert scene([gpu(0), gpu(1)], slow=[1.0, 1.1]) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "meta", "cause"),
+    [
+        (gpu(1, processes=[[1, 1], [77, 1]]), {}, "shared_gpu"),
+        (gpu(1), {"device_name": "an older card"}, "slower_card"),
+        (gpu(1, sm_mhz=1200), {}, "throttled"),
+        (gpu(1), {}, "unknown_cause"),
+    ],
+)
+def test_other_causes_on_gpus(last: dict[str, Any], meta: dict[str, Any], cause: str) -> None:
+    slow = scene([gpu(0), last], **meta)[0]
+    assert (slow.kind, slow.ranks, slow.cause) == ("slow_rank", (1,), cause)
+
+
+def test_more_work_is_the_cause_where_heads_do_not_divide() -> None:
+    """Three heads on two ranks: the first has two of them, and takes twice as long."""
+    sim = plain_simulation(2, slow=[2.0, 1.0])
+    events = sim.events()
+    accounts = account(events)
+    (slow,) = findings(Scene(events, accounts, (), 3))
+    assert (slow.ranks, slow.cause) == ((0,), "more_work")
+    assert slow.evidence.endswith("it was dealt 2.00 times the others' rows and heads")
+    assert findings(Scene(events, accounts, (), 24))[0].cause == "unknown_cause"
+
+
+def test_errors_of_a_gpu_and_a_host_short_of_memory() -> None:
+    events = plain_simulation(1).events()
+    events = [replace(events[0], meta=replace(events[0].meta, device_uuid="GPU-0"))]
+    accounts = account(events)
+    facts = ({"index": 0, "uuid": "GPU-0", "name": "X"},)
+    zero = events[0].meta.start_s
+    samples = tuple(
+        {"time_s": zero + n, "host": {"memory_stall_s": 3.0 * n, "available_bytes": 1 << 30}, "ranks": [],
+         "gpus": [{"gpu": 0, "ecc_uncorrected": n}]}
+        for n in (0, 10)
+    )  # fmt: skip
+    xids = ({"time_s": zero, "uuid": "GPU-0", "xid": 79},)
+    node = NodeSamples("host-a", "570", None, facts, samples, xids, {}, 0)
+    nodes: tuple[Node, ...] = nodes_of([node], accounts)
+    said = [(f.kind, f.evidence) for f in findings(Scene(events, accounts, nodes, 24))]
+    assert said == [
+        ("memory", "tasks waited 30.00 s for memory; the least that was free: 1.0 GiB"),
+        ("gpu_error", "GPU 0 reported XID 79"),
+        ("gpu_error", "GPU 0 had 10 memory errors that ECC could not correct"),
+    ]
