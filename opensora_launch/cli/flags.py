@@ -74,8 +74,16 @@ DOCTOR_FLAGS = (
     CONFIG_DIR,
     HELP,
 )
+PLAN_FLAGS = (
+    Flag(("--videos",), "N", "how many videos are made; 1 where it is not said"),
+    Flag(("--json",), "", "print one JSON document"),
+    Flag(("--plot",), "FILE", "draw time, memory and roofline (needs matplotlib)"),
+    CONFIG_DIR,
+    HELP,
+)
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "generate": GENERATE_FLAGS,
+    "plan": PLAN_FLAGS,
     "report": REPORT_FLAGS,
     "verify": VERIFY_FLAGS,
     "status": (HELP,),

@@ -1,6 +1,7 @@
 """From a command line to jobs that can start, or to one message with every reason why not. Nothing is written here."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 from opensora_launch import __version__
 from opensora_launch.cli.compose import Composed, Point, compose
 from opensora_launch.cli.flags import Parsed
+from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.requests import Asked, ask, sampling_problems, settle_cond_types
 from opensora_launch.config import LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import launch_problems
-from opensora_launch.launch.machine import find_machine
+from opensora_launch.launch.machine import find_machine, found_gpus
 from opensora_launch.launch.run_dir import RunRecord, plain
 from opensora_launch.launch.slurm import slurm_machine
 from opensora_launch.launch.slurm_query import no_sbatch
@@ -98,6 +100,7 @@ def finish_config(run: RunConfig, negative: str | None) -> None:
     if run.text_cache is not None:
         run.text_cache = os.path.abspath(os.path.expanduser(run.text_cache))
     run.model.folder = os.path.abspath(os.path.expanduser(run.model.folder))
+    settle_hardware(run, found_gpus(run.topology, os.environ).names if run.hardware.name is None else ())
 
 
 def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[str]]:
@@ -108,6 +111,9 @@ def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[s
         asked, problems = slurm_machine(run.topology, run.launcher.slurm)
         return asked, problems + ([] if run.dry_run else no_sbatch())
     found, problems = find_machine(run.topology, os.environ)
+    if found.device == "cuda":
+        for line in found_gpus(run.topology, os.environ).lines:
+            print(line, file=sys.stderr)
     return found, problems + launch_problems(run.launcher.kind, found)
 
 

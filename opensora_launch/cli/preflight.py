@@ -41,7 +41,7 @@ def _look(run: RunConfig, plan: Plan, made: Profiled) -> list[Finding]:
     """Nothing for a batch job: it runs on other machines than this."""
     if run.launcher.kind is LauncherKind.slurm:
         return []
-    env = environment(plan.threads_per_rank, made.env)
+    env = environment(plan.threads_per_rank, made.env, plan.machine.gpus)
     return quick(patient(run, plan.machine, env, len(plan.videos)))
 
 

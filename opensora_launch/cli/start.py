@@ -51,7 +51,8 @@ def _inline(attempt: Path, made: Profiled) -> Outcome:
 
 def _torchrun(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
     argv = command(kind, plan.machine, attempt)
-    task = Task(argv, environment(plan.threads_per_rank, made.env), attempt, plan.machine.ranks, plan.timeout_s)
+    env = environment(plan.threads_per_rank, made.env, plan.machine.gpus)
+    task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s)
     with progress() as show:
         return supervise(task, show)
 

@@ -65,7 +65,7 @@ def _run(run: RunConfig, spec: VerifySpec) -> int:
         (attempt / name).mkdir()
     (attempt / "verify.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
     argv = command(run.launcher.kind, spec.machine, attempt, "--verify")
-    env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env)
+    env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env, spec.machine.gpus)
     with progress() as show:
         outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), show)
     if outcome.code:

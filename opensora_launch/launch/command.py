@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opensora_launch.config import LauncherKind
@@ -22,14 +22,15 @@ def command(kind: LauncherKind, machine: Machine, attempt: Path, work: str = "--
     return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), *worker]
 
 
-def environment(threads_per_rank: int, base: Mapping[str, str]) -> dict[str, str]:
-    """`base` for the ranks: their threads, and GPUs numbered as NVML numbers them."""
-    return {**base, "OMP_NUM_THREADS": str(threads_per_rank), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+def environment(threads_per_rank: int, base: Mapping[str, str], gpus: Sequence[str] = ()) -> dict[str, str]:
+    """`base` for the ranks: their threads, GPUs numbered as NVML numbers them, and only `gpus` where some are named."""
+    named = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+    return {**base, "OMP_NUM_THREADS": str(threads_per_rank), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **named}
 
 
 def command_text(argv: list[str], plan: Plan, made: Profiled | None = None) -> str:
     """A line for a shell that starts the same by hand, with what the profile has changed in the environment."""
-    words = environment(plan.threads_per_rank, made.was_set if made else {})
+    words = environment(plan.threads_per_rank, made.was_set if made else {}, plan.machine.gpus)
     taken = [word for name in (made.taken if made else ()) for word in ("-u", name)]
     assigned = [f"{name}={shlex.quote(value)}" for name, value in words.items()]
     return " ".join([*(["env", *taken] if taken else []), *assigned, shlex.join(argv)]) + "\n"

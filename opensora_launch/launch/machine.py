@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opensora_launch.config import Device, TopologyConfig
+from opensora_launch.launch.pick_gpus import Picked, owner, pick_gpus
 from opensora_launch.plan.plan import Machine
 
 CPU_RANKS = 2  # where nothing is asked and there is no GPU
+NOTHING = Picked((), (), ())
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -20,18 +22,31 @@ def find_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tuple[Mach
     device = topology.device.value
     if topology.device is Device.auto:
         device = "cuda" if gpus else "cpu"
+    picked = found_gpus(topology, env) if gpus and device == "cuda" else NOTHING
+    free = len(picked.gpus) if picked.lines else gpus
     ranks = topology.gpus_per_node
     if ranks is None:
-        ranks = max(gpus, 1) if device == "cuda" else CPU_RANKS
-    machine = Machine(device=device, nodes=topology.nodes, gpus_per_node=ranks, cpus_per_node=count_cpus())
-    problems = []
-    if device == "cuda" and gpus < ranks:
-        seen = f"{gpus} visible here" if gpus else "none is visible here"
+        ranks = max(free, 1) if device == "cuda" else CPU_RANKS
+    uuids = tuple(gpu.uuid for gpu in picked.gpus[:ranks]) if len(picked.gpus) != gpus or topology.gpus else ()
+    machine = Machine(device, topology.nodes, ranks, count_cpus(), uuids)
+    problems = list(picked.problems)
+    if device == "cuda" and free < ranks and not problems:
+        seen = f"{free} {'free' if free < gpus else 'visible'} here" if gpus else "none is visible here"
+        left_out = "".join(f"; {line}" for line in picked.lines if "left out" in line)
         problems.append(
-            f"topology.gpus_per_node={ranks} GPUs are asked and {seen}; "
-            f"use topology={f'{gpus}gpu' if gpus in (1, 2, 4) else 'auto'}, or topology=cpu{min(ranks, 8)} for the CPU"
+            f"topology.gpus_per_node={ranks} GPUs are asked and {seen}{left_out}; "
+            f"use topology={f'{free}gpu' if free in (1, 2, 4) else 'auto'}, or topology=cpu{min(ranks, 8)} for the CPU"
         )
     return machine, problems
+
+
+def found_gpus(topology: TopologyConfig, env: Mapping[str, str]) -> Picked:
+    """The GPUs of this host that a run would take, with what there is to say of them."""
+    if topology.device is Device.cpu:
+        return NOTHING
+    from opensora_launch.launch.gpu_facts import find_gpus
+
+    return pick_gpus(find_gpus(), topology.gpus, env.get("CUDA_VISIBLE_DEVICES"), owner)
 
 
 def gpu_uuids() -> tuple[str, ...]:

@@ -69,7 +69,8 @@ def reason(option: Option, best: Option) -> str:
     if not option.fits:
         return f"{phase_of(option)} needs {option.memory.peak / GIB:.1f} of {option.limit_bytes / GIB:.1f} GiB"
     parts = {
-        "idle and uneven shares": option.phases.compute - best.phases.compute,
+        "sums of the ring" if option.layout.ring > best.layout.ring else "idle or uneven shares": option.phases.compute
+        - best.phases.compute,
         "Ulysses traffic": option.phases.ulysses - best.phases.ulysses,
         "ring traffic": option.phases.ring - best.phases.ring,
         "weights and latents gathered": option.phases.gather - best.phases.gather,

@@ -54,6 +54,7 @@ class Machine:
     nodes: int
     gpus_per_node: int
     cpus_per_node: int
+    gpus: tuple[str, ...] = ()  # UUIDs, where not all that are visible are taken
 
     @property
     def ranks(self) -> int:

@@ -1,0 +1,84 @@
+"""`opensora-launch plan`: every layout of a topology with its predicted time and memory. Needs no GPU."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+from opensora_launch import __version__
+from opensora_launch.cli.catalog import DEFAULT_MODEL
+from opensora_launch.cli.compose import Point, compose
+from opensora_launch.cli.flags import Parsed
+from opensora_launch.cli.hardware import catalogue, settle_hardware
+from opensora_launch.cli.jobs import finish_config
+from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
+from opensora_launch.errors import UserError
+from opensora_launch.launch.machine import count_cpus, found_gpus
+from opensora_launch.media.prompts import PromptEntry, PromptSettings
+from opensora_launch.plan.fit import fit_problems
+from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
+from opensora_launch.plan.table import plan_json, plan_text
+
+
+def plan(parsed: Parsed) -> int:
+    """Print the table, or JSON; 0 where a layout fits, 1 where none does."""
+    folder = _path(parsed.one("--config-dir"))
+    point = compose(with_default_model(parsed.rest), multirun=False, config_dir=folder).points[0]
+    run = point.run
+    named = run.hardware.name is not None
+    here = found_gpus(run.topology, os.environ)
+    note = settle_hardware(run, () if named else here.names, folder)
+    finish_config(run, None)
+    machine = machine_asked(run, 0 if named else len(here.gpus))
+    if problems := sampling_problems(run) + _card_problems(run, machine, folder):
+        raise UserError("this cannot be planned", problems)
+    videos = _videos(point, parsed)
+    unlimited = copy.deepcopy(run)
+    unlimited.hardware = HardwareConfig()
+    make_plan(unlimited, machine, videos, __version__)  # refuses what is wrong apart from memory
+    work, found = predict(run, machine, videos)
+    problems = fit_problems(work, LayoutConfig(**vars(run.layout)), found)
+    if parsed.has("--json"):
+        print(json.dumps(plan_json(work, found, problems), indent=1))
+    else:
+        print(plan_text(work, found, note))
+        print("".join(f"\nnothing fits: {line}" for line in problems), end="\n" if problems else "")
+    if plot := parsed.one("--plot"):
+        from opensora_launch.cli.plan_plot import plot_plan
+
+        plot_plan(work, found, Path(plot))
+    return 1 if problems else 0
+
+
+def with_default_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The model that is planned where none is named: weights need not be here."""
+    named = any(word.lstrip("+~").startswith(("model=", "model@")) for word in overrides)
+    return overrides if named else (f"model={DEFAULT_MODEL}", *overrides)
+
+
+def machine_asked(run: RunConfig, gpus_here: int) -> Machine:
+    """The machine that the topology names, whether or not it is this one."""
+    gpu = run.hardware.known and run.topology.device is not Device.cpu
+    ranks = run.topology.gpus_per_node or max(gpus_here, 1)
+    return Machine("cuda" if gpu else "cpu", run.topology.nodes, ranks, count_cpus())
+
+
+def _card_problems(run: RunConfig, machine: Machine, config_dir: Path | None) -> list[str]:
+    if machine.device == "cuda":
+        return []
+    if run.topology.device is Device.cpu:
+        return ["plan predicts GPUs; on CPU ranks the layout follows a rule, which generate dry_run=true shows"]
+    return [f"which card? give hardware=CARD, one of {', '.join(catalogue(config_dir))}"]
+
+
+def _videos(point: Point, parsed: Parsed) -> tuple[VideoRequest, ...]:
+    count = parsed.one("--videos") or "1"
+    if not (count.isascii() and count.isdigit() and int(count)):
+        raise UserError(f"--videos {count} must be a whole number of at least 1")
+    entries = [PromptEntry(i, "a video", (), PromptSettings(), "plan") for i in range(int(count))]
+    return ask(entries, [(0, point)]).videos
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

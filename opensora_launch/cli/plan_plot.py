@@ -1,0 +1,68 @@
+"""Pictures of predictions: time by layout, memory by layout, and where the work lies under the roofline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opensora_launch.errors import UserError
+from opensora_launch.plan.choose import Option, Work
+from opensora_launch.plan.costs import row_work
+from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.table import PARTS, SHOWN, short
+from opensora_launch.plan.times import rates_of
+
+
+def plot_plan(work: Work, found: Sequence[Option], file: Path) -> None:
+    """Write the picture; the ending of the name is its format. UserError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install 'opensora-launch[figures]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = list(found[:SHOWN])
+    figure, (times, memory, roof) = pyplot.subplots(1, 3, figsize=(16, 1.5 + 0.4 * max(len(shown), 6)))
+    names = [short(option.layout) for option in shown]
+    left = [0.0] * len(shown)
+    for part in PARTS:
+        values = [getattr(option.phases, part) for option in shown]
+        times.barh(names, values, left=left, label=part)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    times.set_xlabel("predicted seconds, weights loaded")
+    times.legend(fontsize="small")
+    memory.barh(names, [option.memory.peak / GIB for option in shown])
+    memory.axvline(shown[0].limit_bytes / GIB, color="black", linestyle="--", label=work.card.name)
+    memory.set_xlabel("peak GiB a GPU")
+    memory.legend(fontsize="small")
+    for axis in (times, memory):
+        axis.invert_yaxis()
+    _roofline(roof, work)
+    figure.suptitle(f"{work.net.name} on {work.ranks} x {work.card.name}, predicted")
+    figure.tight_layout()
+    figure.savefig(file)
+    pyplot.close(figure)
+
+
+def _roofline(axis: Any, work: Work) -> None:
+    """FLOP/s against FLOPs a byte that memory moves: the card's two limits, and the parts of a row."""
+    rates = rates_of(work.card, work.topology)
+    row = row_work(work.net, work.shape)
+    peak, bandwidth = work.card.half_tflops * 1e12, work.card.bandwidth_gb_s * 1e9
+    steps = [2.0**power for power in range(-2, 15)]
+    axis.loglog(steps, [min(peak, x * bandwidth) / 1e12 for x in steps], color="black", label="data sheet")
+    traffic = 2.0 * work.net.blocks * row.tokens * 12 * work.net.hidden
+    seconds = row.elementwise_bytes / rates.memory_bytes
+    parts = {
+        "products": (row.matmul_flops / traffic, rates.matmul_flops),
+        "attention": (
+            row.attention_flops / (8.0 * work.net.blocks * row.tokens * work.net.hidden),
+            rates.attention_flops,
+        ),
+        "elementwise": (0.5, 0.5 * row.elementwise_bytes / seconds),
+    }
+    for name, (intensity, rate) in parts.items():
+        axis.plot([min(intensity, steps[-1])], [rate / 1e12], "o", label=name)
+    axis.set_xlabel("FLOPs a byte")
+    axis.set_ylabel("TFLOP/s")
+    axis.legend(fontsize="small")

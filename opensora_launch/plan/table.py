@@ -1,0 +1,124 @@
+"""Predictions as text and as JSON."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from opensora_launch.plan.choose import Option, Work
+from opensora_launch.plan.fit import phase_of, placement_words, reason
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.times import rates_of, uses_nvlink
+
+SHOWN = 12
+PARTS = ("compute", "ulysses", "ring", "gather", "launch", "vae", "save")
+
+
+def plan_text(work: Work, found: Sequence[Option], note: str = "") -> str:
+    """The table that `opensora-launch plan` prints: seconds with the weights loaded, the best first."""
+    head = ("", *_row_names(work), "total", *PARTS, "effic.", "GiB/GPU", "GiB host", "")
+    rows = [head, *(_cells(work, option, found[0]) for option in found[:SHOWN])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    layouts = 1 + len(_row_names(work))
+    lines = [_line(row, widths, layouts) for row in rows]
+    more = [f"... and {len(found) - SHOWN} slower layouts"] if len(found) > SHOWN else []
+    return "\n".join([*_about(work), *([note] if note else []), "", *lines, *more, "", *_below(work, found[0])])
+
+
+def _line(row: Sequence[str], widths: Sequence[int], names: int) -> str:
+    """Names and the reason to the left, numbers to the right."""
+    left = {*range(names), len(row) - 1}
+    cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+    return "  ".join(cells).rstrip()
+
+
+def _row_names(work: Work) -> list[str]:
+    steps = {rows: count for rows, count in work.steps if count}
+    return [f"{count} steps of {rows} row{'s' * (rows > 1)}" for rows, count in sorted(steps.items(), reverse=True)]
+
+
+def _cells(work: Work, option: Option, best: Option) -> tuple[str, ...]:
+    by_rows = dict(option.layouts)
+    used = [rows for rows, count in sorted(work.steps, reverse=True) if count]
+    why = "chosen" if option is best and best.fits else reason(option, best)
+    phases = option.phases
+    return (
+        "*" if option is best and best.fits else "",
+        *(short(by_rows[rows]) for rows in used),
+        seconds(phases.making),
+        *(seconds(getattr(phases, part)) for part in PARTS),
+        f"{option.efficiency:.1%}",
+        f"{option.memory.peak / GIB:.1f}",
+        f"{option.memory.host / GIB:.0f}",
+        why,
+    )
+
+
+def _about(work: Work) -> Iterator[str]:
+    video, shape, card = work.video, work.shape, work.card
+    tokens = shape.video_tokens + shape.text_tokens
+    yield (
+        f"{work.net.name}: {video.width_px} x {video.height_px} pixels, {video.num_frames} frames, {tokens:,} tokens; "
+        f"{work.videos} video{'s' * (work.videos > 1)}"
+    )
+    nodes = work.ranks // work.gpus_per_node
+    rates = rates_of(card, work.topology)
+    kind = "NVLink" if uses_nvlink(card, work.topology) else f"PCIe {card.pcie_generation}"
+    link = f", {kind} at {rates.link_bytes / 1e9:.0f} GB/s" if work.ranks > 1 else ""
+    yield (
+        f"{work.ranks} x {card.name}{f' on {nodes} nodes' if nodes > 1 else ''}{link}, {card.memory_gib:.1f} GiB each; "
+        f"{placement_words(work.placement)}"
+    )
+
+
+def _below(work: Work, best: Option) -> Iterator[str]:
+    phases, memory = best.phases, best.memory
+    yield (
+        f"once before: weights from disk {seconds(phases.load)} s, text {seconds(phases.text)} s; "
+        f"{seconds(phases.total)} s and {best.energy_kwh:.3f} kWh in all"
+    )
+    yield (
+        f"a GPU's memory: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
+        f"{memory.text / GIB:.1f}, denoising {memory.denoise / GIB:.1f}, VAE {memory.decode / GIB:.1f} of "
+        f"{best.limit_bytes / GIB:.1f} GiB"
+    )
+    yield "predicted, not measured: docs/plan.md says how, docs/prediction.md how well"
+
+
+def short(layout: Layout) -> str:
+    """The axes that are in use: "cfg2 ulysses4"."""
+    used = [f"{axis}{degree}" for axis, degree in vars(layout).items() if degree > 1]
+    return " ".join(used) or "1 rank"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def plan_json(work: Work, found: Sequence[Option], problems: Sequence[str]) -> dict[str, Any]:
+    """The same as data: seconds, bytes, and the reason of each option that is not chosen."""
+    chosen = bool(found) and found[0].fits
+    return {
+        "schema": 1,
+        "model": work.net.name,
+        "hardware": work.card.name,
+        "ranks": work.ranks,
+        "gpus_per_node": work.gpus_per_node,
+        "tokens": work.shape.video_tokens + work.shape.text_tokens,
+        "steps": [{"rows": rows, "count": count} for rows, count in work.steps],
+        "problems": list(problems),
+        "options": [
+            {
+                "chosen": chosen and option is found[0],
+                "fits": option.fits,
+                "reason": "chosen" if chosen and option is found[0] else reason(option, found[0]),
+                "layouts": {str(rows): vars(layout) for rows, layout in option.layouts},
+                "placement": {"shard": option.placement.shard.value, "offload": option.placement.offload.value},
+                "seconds": vars(option.phases) | {"making": option.phases.making, "total": option.phases.total},
+                "efficiency": option.efficiency,
+                "energy_kwh": option.energy_kwh,
+                "memory_bytes": vars(option.memory) | {"peak": option.memory.peak, "limit": option.limit_bytes},
+                "peak_phase": phase_of(option),
+            }
+            for option in found
+        ],
+    }
