@@ -293,6 +293,7 @@ class CardOrder(StrEnum):
 class EstimateConfig:
     """What `opensora-launch estimate` reckons with; no other verb reads it. Money is US dollars."""
 
+    network: str | None = None  # a public model that can be counted and not run; null: the run's own
     # Figures of a document in place of what is counted from the model, the video and the card; null counts.
     flops_per_step: float | None = None  # of one output, all its guidance rows
     num_steps: int | None = None
