@@ -8,6 +8,7 @@ Prints the folder. Each start of a job, and each task of an array, has an attemp
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.launch.machine import gpu_uuids
-from opensora_launch.launch.run_dir import write_attempt
+from opensora_launch.launch.run_dir import write_attempt, write_whole
 from opensora_launch.launch.run_state import Launched, record_launch
 from opensora_launch.plan.plan import Machine, Plan
 
@@ -53,6 +54,7 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
         attempt = prepare(words, machine)
         _use(attempt)
         record_launch(attempt, _this_job(env))
+        write_whole(attempt / "command.txt", f"sbatch SCRIPT {shlex.join(words)}\n")
         if _publish(run_file, attempt.parent.parent):
             return attempt
         shutil.rmtree(attempt.parent.parent)  # another task of the array was first

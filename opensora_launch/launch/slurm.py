@@ -19,6 +19,7 @@ PLAIN = (
     "job_name", "partition", "account", "qos", "time", "mem", "constraint", "switches", "reservation", "nodelist",
     "exclude", "mail_user", "mail_type", "dependency",
 )  # fmt: skip
+PLAIN_WORD = re.compile(r"[A-Za-z0-9_./@%+-]+")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -99,7 +100,7 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
         "",
         "# shellcheck disable=SC2016,SC2034",
         "# Edit from here: how Python is started on a node, and what it needs.",
-        *_settings(settings, ranks_per_node, job.python),
+        *_settings(settings, ranks_per_node, job.python, by_hand=True),
         *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
         "",
         "# All tasks of an array, and a job that is requeued, work on one run; its folder is written down here.",
@@ -112,6 +113,11 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
 def sbatch_value(text: str) -> str:
     """A value as the parser of #SBATCH lines takes it: a backslash before what it would read, # and quotes too."""
     return re.sub(r"([\s\"'\\#])", r"\\\1", text)
+
+
+def _words(words: Sequence[str]) -> str:
+    """The elements of an array."""
+    return " ".join(word if PLAIN_WORD.fullmatch(word) else _quoted(word) for word in words)
 
 
 def _quoted(text: str) -> str:
@@ -160,7 +166,7 @@ def _extra(entry: str) -> str:
     return f"{name}{equals}{sbatch_value(value)}"
 
 
-def _settings(settings: SlurmConfig, ranks: int, python: str) -> Iterator[str]:
+def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool = False) -> Iterator[str]:
     """Variables that the body reads."""
     mounts = ",".join(settings.mounts)
     inside = settings.python or "python3"
@@ -172,9 +178,10 @@ def _settings(settings: SlurmConfig, ranks: int, python: str) -> Iterator[str]:
         argv = ["apptainer", "exec", "--nv", *(["--bind", mounts] if mounts else []), str(settings.image), inside]
     else:
         argv = [python]
-    yield f"python=({shlex.join(argv)})"
-    yield f"container=({shlex.join(container)}) # options of srun"
-    yield f"ranks_per_node={ranks}"
+    yield f"python=({_words(argv)})"
+    yield f"container=({_words(container)}) # options of srun"
+    one_task_a_rank = by_hand and settings.starter is Starter.srun
+    yield f"ranks_per_node=${{SLURM_NTASKS_PER_NODE:-{ranks}}}" if one_task_a_rank else f"ranks_per_node={ranks}"
     yield f"host_suffix={shlex.quote(settings.host_suffix)}"
     yield f"may_requeue={int(settings.requeue)} max_restarts={settings.max_restarts}"
 
