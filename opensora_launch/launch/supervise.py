@@ -16,7 +16,14 @@ from pathlib import Path
 from types import FrameType
 
 from opensora_launch.launch import processes
-from opensora_launch.launch.verdict import agent_exits, first_failure, missing_failure, silent_failure
+from opensora_launch.launch.verdict import (
+    EXIT_PREEMPTED,
+    agent_exits,
+    first_failure,
+    missing_failure,
+    silent_failure,
+    was_preempted,
+)
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
@@ -41,7 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """code: 0 done, 1 failure, 2 the user's mistake, 128 + number of the signal that ended the launcher."""
+    """code: 0 done, 1 failure, 2 the user's mistake, 75 stored and stopped, 128 + number of the launcher's signal."""
 
     code: int
     failure: Failure | None = None
@@ -104,6 +111,8 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
         failure = _look(task, watch, beats, code, log)
         if failure is None:
             time.sleep(TICK_S)
+    if was_preempted(agent_exits(log.read_text(encoding="utf-8", errors="replace"))):
+        return Outcome(EXIT_PREEMPTED)
     record_failure(task.attempt, failure)
     return Outcome(2 if failure.kind == "user" else 1, failure)
 

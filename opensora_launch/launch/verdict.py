@@ -13,6 +13,7 @@ from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.stall import Beat
 
 AGENT_SAYS = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+EXIT_PREEMPTED = 75
 ENDED_BY_US = (signal.SIGTERM, signal.SIGINT)  # torchrun ends the other ranks by these
 
 
@@ -28,6 +29,11 @@ class Exit:
 def agent_exits(agent_log: str) -> tuple[Exit, ...]:
     """The exits that torchrun's log names, in its order. On one machine the local rank is the rank."""
     return tuple(Exit(int(rank), int(code), int(pid)) for code, rank, pid in AGENT_SAYS.findall(agent_log))
+
+
+def was_preempted(exits: Sequence[Exit]) -> bool:
+    """Whether the ranks have stored where they are and left, as they were asked to."""
+    return bool(exits) and exits[0].code == EXIT_PREEMPTED
 
 
 def first_failure(
