@@ -13,11 +13,11 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
-VERBS = ("generate", "plan", "verify", "report", "status", "cancel", "doctor")
+VERBS = ("generate", "plan", "verify", "report", "status", "cancel", "doctor", "estimate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit code. 0 done, 1 a failure, 2 the user's mistake, 130 Ctrl-C."""
+    """Run a verb; the exit code. 0 done, 1 a failure, 2 the user's mistake, 75 stored and stopped, 130 Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
@@ -90,6 +90,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
         from opensora_launch.cli.doctor import doctor
 
         return doctor(parsed)
+    if verb == "estimate":
+        from opensora_launch.cli.estimate import estimate
+
+        return estimate(parsed)
     from opensora_launch.cli.report import report
 
     return report(parsed)

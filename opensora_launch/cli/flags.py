@@ -81,6 +81,12 @@ PLAN_FLAGS = (
     CONFIG_DIR,
     HELP,
 )
+ESTIMATE_FLAGS = (
+    Flag(("--json",), "", "print one JSON document"),
+    Flag(("--plot",), "FILE", "draw bars into an SVG file"),
+    CONFIG_DIR,
+    HELP,
+)
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "generate": GENERATE_FLAGS,
     "plan": PLAN_FLAGS,
@@ -89,6 +95,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "status": (HELP,),
     "cancel": (HELP,),
     "doctor": DOCTOR_FLAGS,
+    "estimate": ESTIMATE_FLAGS,
 }
 
 

@@ -5,7 +5,15 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
-from opensora_launch.cli.flags import DOCTOR_FLAGS, GENERATE_FLAGS, PLAN_FLAGS, REPORT_FLAGS, VERIFY_FLAGS, Flag
+from opensora_launch.cli.flags import (
+    DOCTOR_FLAGS,
+    ESTIMATE_FLAGS,
+    GENERATE_FLAGS,
+    PLAN_FLAGS,
+    REPORT_FLAGS,
+    VERIFY_FLAGS,
+    Flag,
+)
 
 ABOUT = {
     "generate": "make videos from prompts, on one GPU or many",
@@ -15,6 +23,7 @@ ABOUT = {
     "status": "show what a run is doing: job, ranks, nodes, logs, last error",
     "cancel": "end all that works on a run",
     "doctor": "look whether this machine is ready: one line a finding, with the fix",
+    "estimate": "FLOPs, GPU-hours, energy, cost; fleets, machines, and which card to buy",
 }
 EXAMPLES = """\
 opensora-launch generate --prompt "raining, sea" video=256px topology=2gpu
@@ -46,12 +55,18 @@ config groups of generate, as GROUP=CHOICE (* is the default):
 
 All keys with their defaults: opensora-launch generate --help.
 Other flags: --version; --shell-completion bash prints a completion script.
-Exit codes: 0 done, 1 failure, 2 your mistake, 130 Ctrl-C."""
+Exit codes: 0 done, 1 failure, 2 your mistake, 75 stopped and stored, 130 Ctrl-C."""
 
 
 def verb_help(verb: str) -> str:
     """What `opensora-launch VERB --help` prints."""
-    known = {"generate": _generate_help, "verify": _verify_help, "report": _report_help, "doctor": _doctor_help}
+    known = {
+        "generate": _generate_help,
+        "verify": _verify_help,
+        "report": _report_help,
+        "doctor": _doctor_help,
+        "estimate": _estimate_help,
+    }
     known["plan"] = _plan_help
     return known.get(verb, lambda: _run_help(verb))()
 
@@ -125,6 +140,22 @@ something fails. Groups and keys are those of generate.
 
 flags:
 {_flags(DOCTOR_FLAGS)}"""
+
+
+def _estimate_help() -> str:
+    return f"""\
+usage: opensora-launch estimate [video|fleet|breakeven|card|build] [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+Predictions for a model, a video and cards; no GPU is needed (docs/estimate.md). Each number shows its arithmetic.
+  video      FLOPs, GPU-hours, kWh and cost of a video and of a minute of video
+  fleet      GPUs for estimate.minutes_per_day at a peak factor and utilisation
+  breakeven  what training took, and after how many videos inference has used as much
+  card       which cards run this video: memory first, then by estimate.card_order
+  build      power, supply, cooling of a machine, and purchase against cloud
+estimate=sora, estimate=dit_xl and estimate=guide_4090 hold the figures of published documents.
+
+flags:
+{_flags(ESTIMATE_FLAGS)}"""
 
 
 def _indent(text: str) -> str:
