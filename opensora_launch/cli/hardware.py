@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from opensora_launch.cards import slowest
 from opensora_launch.cli.catalog import config_folder
@@ -38,7 +39,14 @@ def catalogue(config_dir: Path | None = None) -> dict[str, HardwareConfig]:
     folders = [config_folder(), *([config_dir] if config_dir else [])]
     files = {path.stem: path for folder in folders for path in sorted((folder / "hardware").glob("*.yaml"))}
     read = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in files.items() if name != "auto"}
-    return {name: HardwareConfig(**values) for name, values in sorted(read.items())}
+    return {name: _card(values) for name, values in sorted(read.items())}
+
+
+def _card(values: dict[str, Any]) -> HardwareConfig:
+    """A card of its YAML file, where 300 may stand for 300.0."""
+    hints = get_type_hints(HardwareConfig)
+    numbers = {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
+    return HardwareConfig(**{k: float(v) if k in numbers and v is not None else v for k, v in values.items()})
 
 
 def match(gpu_name: str, cards: dict[str, HardwareConfig]) -> HardwareConfig | None:
