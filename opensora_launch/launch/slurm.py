@@ -111,8 +111,10 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
 
 
 def sbatch_value(text: str) -> str:
-    """A value as the parser of #SBATCH lines takes it: a backslash before what it would read, # and quotes too."""
-    return re.sub(r"([\s\"'\\#])", r"\\\1", text)
+    """A value as the parser of #SBATCH lines takes it: in double quotes, where only these and backslashes count."""
+    if re.fullmatch(r"[^\s\"'\\#]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _words(words: Sequence[str]) -> str:

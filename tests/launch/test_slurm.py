@@ -94,7 +94,7 @@ def test_values_come_out_of_the_script_as_they_were(tmp_path: Path) -> None:
 
 
 def test_sbatch_reads_a_value_to_its_end() -> None:
-    assert sbatch_value("a b#c'd\"e\\f") == "a\\ b\\#c\\'d\\\"e\\\\f"
+    assert sbatch_value("a b#c'd\"e\\f") == '"a b#c\'d\\"e\\\\f"'
     assert sbatch_value("gpu:h200:8") == "gpu:h200:8"
 
 

@@ -72,7 +72,7 @@ class Run:
     def wait_for_step(self, step: int, attempt: int = 0) -> None:
         """Until rank 0 computes it."""
         file = self.folder / f"attempts/{attempt}/telemetry/rank0.jsonl"
-        wait_for(lambda: file.exists() and file.read_text().count('"kind":"step"') >= step)
+        wait_for(lambda: file.exists() and file.read_text().count('"kind": "step"') >= step)
 
 
 def wait_for(look: Callable[[], object], seconds: float = 60.0) -> str:
