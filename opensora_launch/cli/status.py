@@ -1,6 +1,7 @@
 """`opensora-launch status RUN` and `cancel RUN`: from the run's folder, and from Slurm where it knows the job."""
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,13 +121,16 @@ def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
             return [], []
         problems = scancel(launched.job)
         return ([] if problems else [f"job {launched.job} is cancelled"]), problems
+    alive = [beat for beat in attempt.beats if is_alive(beat)]
+    own = [beat.pid for beat in alive if beat.host == socket.gethostname()]
     if launched and launcher_alive(launched):
-        processes.send([launched.pid], signal.SIGTERM)
-        if processes.wait_for_end([launched.pid], END_S):
-            return [f"attempt {attempt.number} is ended"], []
-        return [], [f"the launcher of attempt {attempt.number} (pid {launched.pid}) does not end"]
-    elsewhere = sorted({beat.host for beat in attempt.beats if is_alive(beat)})
-    return [], [f"attempt {attempt.number} runs on {host}: cancel it there" for host in elsewhere]
+        own = [launched.pid]  # which ends its ranks
+    elsewhere = sorted({beat.host for beat in alive} - {socket.gethostname()})
+    left = [f"attempt {attempt.number} runs on {host}: cancel it there" for host in elsewhere]
+    processes.send(own, signal.SIGTERM)
+    if not processes.wait_for_end(own, END_S):
+        left.append(f"attempt {attempt.number} does not end: pids {', '.join(map(str, own))}")
+    return [f"attempt {attempt.number} is ended"] if own and not left else [], left
 
 
 def _run_dir(verb: str, parsed: Parsed) -> Path:

@@ -13,7 +13,7 @@ from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.start import failure_lines
-from opensora_launch.config import RunConfig, VideoConfig
+from opensora_launch.config import LauncherKind, RunConfig, VideoConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import profiled
@@ -33,6 +33,8 @@ def verify(parsed: Parsed) -> int:
     run = compose(parsed.rest, multirun=False, config_dir=None if folder is None else Path(folder)).points[0].run
     finish_config(run, None)
     machine, problems = machine_of(run, None)
+    if run.launcher.kind is LauncherKind.slurm:
+        problems.append("verify starts its ranks on this host: use launcher=torchrun, inside an allocation too")
     cases = tuple(os.path.abspath(case) for case in parsed.all("--case"))
     problems += [f"--case {case}: no such file" for case in cases if not Path(case).is_file()]
     if not cases:
