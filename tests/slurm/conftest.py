@@ -36,7 +36,7 @@ class Cluster:
     def run(self, *argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """A command on the login node."""
         env = self.env
-        return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=110)
+        return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
     def opensora(self, *argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "opensora_launch.cli", *argv, cwd=cwd)
@@ -47,7 +47,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").stdout.strip()
 
-    def wait(self, job: str, seconds: float = 100.0) -> str:
+    def wait(self, job: str, seconds: float = 300.0) -> str:
         """The state of a job that is over."""
         return wait_for(
             lambda: s if (s := self.state(job)) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "") else "",
@@ -75,7 +75,7 @@ class Run:
         wait_for(lambda: file.exists() and file.read_text().count('"kind": "step"') >= step)
 
 
-def wait_for(look: Callable[[], object], seconds: float = 60.0) -> str:
+def wait_for(look: Callable[[], object], seconds: float = 150.0) -> str:
     """What `look` gives once it is true."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
