@@ -12,12 +12,13 @@ from typing import Any
 
 from opensora_launch.plan.layout import Layout
 from opensora_launch.report.accounting import Accounts, RankAccount, waited_for
-from opensora_launch.report.machine import Node, Window, gpu_uses, host_use, rank_use
+from opensora_launch.report.machine import Node, RankUse, Window, gpu_uses, host_use, rank_use
 from opensora_launch.telemetry.events import RankEvents
 
 LEAST_SHARE = 0.05  # of the wall time that a finding must have cost
 SLOW = 1.25  # times the others' compute
 SLOW_LINK = 2.5  # times the others' seconds a byte
+LEAST_EXCHANGES = 8  # of a group, to judge its link
 MOST = 0.5  # of what a rank lost, that a cause must explain
 THROTTLED = 0.2  # of the samples
 SLOWER_CLOCK = 0.95
@@ -151,28 +152,32 @@ def _gpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], exce
 
 
 def _cpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:
-    """What the main thread did: it read memory back from disk, had no core, or slept. Only where CPUs compute."""
-    node, window = scene.node(r.host), scene.window(r.rank)
-    on_cpu = next(e for e in scene.events if e.meta.rank == r.rank).meta.device == "cpu"
-    use = rank_use(node, r.rank, window) if node and window else None
-    if node is None or window is None or use is None:
+    """What the main thread did: it read memory back from disk, had no core, or slept. Only where CPUs compute.
+
+    The largest of these decides; "unknown" stays where it simply ran longer.
+    """
+    use = _rank_use(scene, r)
+    if use is None or next(e for e in scene.events if e.meta.rank == r.rank).meta.device != "cpu":
         return None
-    stall_s = host_use(node, window)["memory_stall_s"] or 0.0
+    node = scene.node(r.host)
+    stall_s = (host_use(node, use.window)["memory_stall_s"] or 0.0) if node else 0.0
     if use.major_faults > FAULTS_PER_S * excess_s or stall_s > MOST * excess_s:
         return "memory", f"memory was short: {use.major_faults} pages read back from disk, {stall_s:.2f} s of stalls"
-    usual_s = median(_starved(scene, o) for o in others)
-    if use.starved_s - usual_s > MOST * excess_s:
+    theirs = [found for o in others if (found := _rank_use(scene, o))]
+    usual_s = median(o.starved_s for o in theirs) if theirs else 0.0
+    longer_s = use.ran_s - (median(o.ran_s for o in theirs) if theirs else 0.0)
+    starved_s = use.starved_s - usual_s
+    asleep_s = use.window[1] - use.window[0] - use.ran_s - use.starved_s - _off_cpu(r, use.window)
+    if starved_s > max(longer_s, asleep_s):
         return "starved", f"for {use.starved_s:.2f} s it was ready to run and had no core, the others {usual_s:.2f} s"
-    off_s = use.window[1] - use.window[0] - use.ran_s - use.starved_s - _off_cpu(r, use.window)
-    if on_cpu and off_s > MOST * excess_s:
-        return "asleep", f"for {off_s:.2f} s of it its process slept: it neither ran nor waited for a core"
+    if asleep_s > max(longer_s, MOST * excess_s):
+        return "asleep", f"for {asleep_s:.2f} s of it its process slept: it neither ran nor waited for a core"
     return None
 
 
-def _starved(scene: Scene, r: RankAccount) -> float:
+def _rank_use(scene: Scene, r: RankAccount) -> RankUse | None:
     node, window = scene.node(r.host), scene.window(r.rank)
-    use = rank_use(node, r.rank, window) if node and window else None
-    return use.starved_s if use else 0.0
+    return rank_use(node, r.rank, window) if node and window else None
 
 
 def _off_cpu(r: RankAccount, window: Window) -> float:
@@ -182,7 +187,10 @@ def _off_cpu(r: RankAccount, window: Window) -> float:
 
 
 def _slow_links(scene: Scene) -> list[Finding]:
-    """Groups of ranks that take longer for a byte than other groups of the same axis do."""
+    """Groups of ranks whose best exchange took longer for a byte than other groups of the axis usually need.
+
+    The best one: an exchange in which a rank lost its core says nothing of the link.
+    """
     seconds: dict[tuple[str, tuple[int, ...]], list[tuple[float, int]]] = defaultdict(list)
     arrivals: dict[tuple[tuple[int, ...], int], float] = {}
     for e in scene.events:
@@ -200,9 +208,10 @@ def _slow_links(scene: Scene) -> list[Finding]:
     found = []
     for (axis, ranks), pairs in seconds.items():
         others = [rate for (a, r), rate in rates.items() if a == axis and r != ranks and len(r) == len(ranks)]
-        if not others or not (usual := median(others)) or rates[axis, ranks] < SLOW_LINK * usual:
+        best = min(s / b for s, b in pairs)
+        if len(pairs) < LEAST_EXCHANGES or not others or best < SLOW_LINK * (usual := median(others)) or not usual:
             continue
-        lost = sum(s - b * usual for s, b in pairs) / len(ranks)
+        lost = sum(b * (best - usual) for _, b in pairs) / len(ranks)
         if lost < LEAST_SHARE * scene.accounts.wall_s:
             continue
         hosts = sorted({r.host for r in scene.accounts.ranks if r.rank in ranks})

@@ -23,7 +23,7 @@ from opensora_launch.telemetry.samples import NodeSamples
 from tests.ranks import run_ranks
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
-STEPS, BEAT_S = 8, 0.08
+STEPS, BEAT_S = 6, 0.1
 LAYOUT = "dp1 cfg2 ring1 ulysses2"
 PAGES = 3000
 
