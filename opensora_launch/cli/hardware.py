@@ -46,7 +46,8 @@ def _card(values: dict[str, Any]) -> HardwareConfig:
     """A card of its YAML file, where 300 may stand for 300.0."""
     hints = get_type_hints(HardwareConfig)
     numbers = {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
-    return HardwareConfig(**{k: float(v) if k in numbers and v is not None else v for k, v in values.items()})
+    made: dict[str, Any] = {k: float(v) if k in numbers and v is not None else v for k, v in values.items()}
+    return HardwareConfig(**made)
 
 
 def match(gpu_name: str, cards: dict[str, HardwareConfig]) -> HardwareConfig | None:

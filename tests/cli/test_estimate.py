@@ -1,0 +1,178 @@
+"""`opensora-launch estimate`: the figures of the documents through the command line, and cards for a video."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from opensora_launch.cli import main
+from opensora_launch.cli.estimate_print import bars_svg, show
+from opensora_launch.plan.estimate_topics import Line
+
+ROOT = Path(__file__).parents[2]
+
+
+def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main(["estimate", *argv, "--json"]) == 0
+    data: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return data
+
+
+def values(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    found: dict[str, Any] = ask(capsys, *argv)["values"]
+    return found
+
+
+def test_dit_xl(capsys: pytest.CaptureFixture[str]) -> None:
+    got = values(capsys, "breakeven", "estimate=dit_xl")
+    assert got["flops_per_step"] == pytest.approx(524e9, rel=2e-3)
+    assert got["flops"] == pytest.approx(131e12, rel=2e-3)
+    assert got["outputs"] == pytest.approx(7.6e6, rel=5e-3)
+    assert values(capsys, "video", "estimate=dit_xl")["images_per_gpu_hour"] == pytest.approx(27165, rel=1e-3)
+
+
+def test_sora(capsys: pytest.CaptureFixture[str]) -> None:
+    got = values(capsys, "video", "estimate=sora")
+    assert got["flops_per_step"] == pytest.approx(2.8e15, rel=0.02)
+    assert got["minute_flops"] == pytest.approx(708e15, rel=1e-3)
+    assert got["minutes_per_gpu_hour"] == pytest.approx(5.0, rel=0.01)
+    got = values(capsys, "breakeven", "estimate=sora")
+    assert (round(got["gpu_months1"]), round(got["gpu_months2"])) == (4211, 10528)
+    assert (round(got["outputs1"] / 1e6, 1), round(got["outputs2"] / 1e6, 1)) == (15.3, 38.1)
+    got = values(capsys, "fleet", "estimate=sora")
+    assert got["gpus_at_mean"] == pytest.approx(89e3, rel=0.01)
+    assert got["gpus"] == pytest.approx(720e3, rel=0.025)
+
+
+def test_the_guides_build(capsys: pytest.CaptureFixture[str]) -> None:
+    got = values(capsys, "build", "estimate=guide_4090", "hardware=rtx4090", "topology=2gpu")
+    assert (got["part0_usd"], got["price_usd"]) == (3200, 5500)
+    assert (got["draw_w"], got["psu"]) == (1350, "1 x 2000 W")  # what its own parts add up to
+    assert (got["psu_w"], got["gpu_cap_w"], got["capped_draw_w"]) == (1200, 375, 1200)
+    assert 150 < got["power_usd_per_month"] < 200
+
+
+def test_a_video_is_counted_and_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ask(capsys, "video", "video=768px", "hardware=h100_sxm", "topology=8gpu")
+    got = data["values"]
+    assert (data["topic"], data["hardware"], got["row_forwards"]) == ("video", "h100_sxm", 80)
+    assert got["flops_per_row"] == pytest.approx(5.09e15, rel=1e-3)
+    assert got["flops"] == pytest.approx(80 * got["flops_per_row"])
+    assert 60 < got["gpu_hours"] * 3600 / 8 < 300  # seconds on 8
+    assert got["minute_gpu_hours"] == pytest.approx(got["gpu_hours"] * 60 / (129 / 24))
+    assert got["minutes_per_gpu_hour"] == pytest.approx(1 / got["minute_gpu_hours"])
+    assert 0.2 < got["peak_share"] < 0.9
+    fewer = values(capsys, "video", "video=768px", "hardware=h100_sxm", "topology=8gpu", "sampling.prune_rows=false")
+    assert fewer["row_forwards"] == 150
+    rent = values(
+        capsys, "video", "video=768px", "hardware=h100_sxm", "topology=8gpu", "estimate.usd_per_gpu_hour=4",
+        "estimate.usd_per_kwh=0",
+    )  # fmt: skip
+    assert rent["usd"] == pytest.approx(4 * got["gpu_hours"])
+
+
+def test_other_networks_are_counted_with_their_own_rows_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ("video=custom", "video.width_px=512", "video.height_px=512", "video.num_frames=1")
+    got = values(capsys, "video", "estimate.network=dit_xl_2", "hardware=h100_sxm", *size)
+    assert got["flops_per_row"] == pytest.approx(2 * 524.48e9, rel=0.005)  # a multiply-add is two FLOPs
+    assert got["row_forwards"] == 2 * 250
+
+
+def test_cards_memory_first(capsys: pytest.CaptureFixture[str]) -> None:
+    cards = ask(capsys, "card", "video=256px")["cards"]
+    names = [card["card"] for card in cards]
+    by_name = {card["card"]: card for card in cards}
+    assert {"rtx3080", "rtx4090", "l4", "h100_sxm", "gb200"} <= set(names)
+    fits = [card["how"] == "fits" for card in cards]
+    assert fits == sorted(fits, reverse=True)
+    assert by_name["rtx4090"]["how"] == "placement.offload=host"
+    assert cards[-1]["card"] == "rtx3080"
+    assert "GiB" in cards[-1]["how"]
+    assert cards[-1]["seconds"] is None
+    whole = [card["seconds"] for card in cards if card["how"] == "fits"]
+    assert whole == sorted(whole)
+    assert by_name["h100_sxm"]["seconds"] < by_name["rtx_a6000"]["seconds"]
+    assert by_name["h100_sxm"]["usd"] is None  # no list price is published
+    assert by_name["rtx4090"]["usd"] > 0
+
+
+@pytest.mark.parametrize(("order", "key"), [("watts", "watts"), ("cost", "usd"), ("memory", "memory_gib")])
+def test_cards_by_another_order(order: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cards = ask(capsys, "card", "video=256px", f"estimate.card_order={order}")["cards"]
+    ranked = [card[key] for card in cards if card["how"] == "fits" and card[key] is not None]
+    assert ranked == sorted(ranked, reverse=order == "memory")
+    assert len(ranked) > 1
+
+
+def test_text_shows_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "breakeven", "estimate=sora"]) == 0
+    text = capsys.readouterr().out
+    assert "hardware=h100_sxm is assumed" in text
+    assert "4,211 GPU  1.08e+25 / (9.894e+14 FLOP/s x 2.592e6 s)" in text
+    assert main(["estimate", "card", "topology=2gpu"]) == 0
+    assert "on 2 of each card" in capsys.readouterr().out
+
+
+def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "card", "--plot", "cards.svg"]) == 0
+    picture = ElementTree.fromstring((empty_folder / "cards.svg").read_text())
+    words = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "rtx4090" in words
+    assert "rtx3080" not in words  # it cannot run it
+    longest = ElementTree.fromstring(bars_svg("t", [("a<b", 2.0, "s"), ("c", 1.0, "s")]))
+    bars = [float(n.get("width", 0)) for n in list(longest.iter("{http://www.w3.org/2000/svg}rect"))[1:]]
+    assert bars[0] == 2 * bars[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["videos"], "topic=videos is not known; use one of video, fleet"),
+        (["fleet", "estimate.utilisation=1.5"], "estimate.utilisation=1.5 must be more than 0 and at most 1"),
+        (["fleet", "estimate.peak_factor=0.5"], "estimate.peak_factor=0.5 must be at least 1"),
+        (["fleet", "estimate=dit_xl"], "this output is an image"),
+        (["breakeven"], "estimate.training_flops=[1e21]"),
+        (["video", "estimate.flops_per_step=1e12"], "needs estimate.num_steps"),
+        (["video", "estimate.network=sora"], "estimate.network=sora is not known"),
+        (["video", "estimate.usd_per_kwh=-1"], "estimate.usd_per_kwh must be at least 0"),
+        (["video", "video=768px", "hardware=rtx3080"], "does not fit"),
+        (["card", "video.num_frames=128"], "video.num_frames=128 must be 1 plus a multiple of 4"),
+    ],
+)
+def test_wrong_questions(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "USD", "-"),
+        ("never", "months", "never"),
+        (2.832e15, "FLOP", "2.832e15"),
+        (0.0123, "USD", "$0.0123"),
+        (5500.0, "USD", "$5,500.00"),
+        (0.4567, "share", "45.7%"),
+        (80, "", "80"),
+        (710000.4, "GPU", "710,000 GPU"),
+        (5.0312, "min", "5.031 min"),
+    ],
+)
+def test_numbers_as_people_read_them(value: float | str | None, unit: str, text: str) -> None:
+    assert show(Line("k", "l", value, unit)) == text
+
+
+def test_it_is_quick_and_needs_no_torch(empty_folder: Path) -> None:
+    code = (
+        "import sys, resource\nfrom opensora_launch.cli import main\nassert main(['estimate', 'card']) == 0\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "sys.exit(f'{\"torch\" in sys.modules} {used.ru_utime + used.ru_stime:.2f}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    torch, seconds = done.stderr.split()
+    assert torch == "False"
+    assert float(seconds) < 2
