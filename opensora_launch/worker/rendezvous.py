@@ -10,7 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-CONNECT_S = 45.0
+CONNECT_S = 45.0  # for a host that does not answer
+COME_UP_S = 300.0  # for ranks that are still loading torch, from a slow disk perhaps: their host answers, they do not
 TRY_S, AGAIN_S = 3.0, 0.2  # one attempt to connect, and the pause before the next
 
 log = logging.getLogger("opensora_launch.worker")
@@ -20,18 +21,24 @@ class Unreachable(Exception):
     """A rank that the others cannot find; the message names host and port."""
 
 
-def meet(rank: int, world: int, host: str, port: int, timeout_s: float) -> Any:
-    """The store of all ranks, which rank 0 serves. Raises Unreachable once `timeout_s` is over."""
-    deadline = time.monotonic() + timeout_s
+def meet(
+    rank: int, world: int, host: str, port: int, connect_s: float = CONNECT_S, come_up_s: float = COME_UP_S
+) -> Any:
+    """The store of all ranks, which rank 0 serves.
+
+    Raises Unreachable when the first rank's host has not answered for `connect_s`, or when ranks have not come up in
+    `come_up_s`.
+    """
+    deadline = time.monotonic() + come_up_s
     try:
         if rank == 0:
-            store = _store(host, port, world, timeout_s, serves=True)
+            store = _store(host, port, world, come_up_s, serves=True)
             _gather(store, world, deadline, f"{host}:{port}")
         else:
-            _reach(host, port, deadline, rank)
+            _reach(rank, host, port, connect_s, come_up_s)
             store = _store(host, port, world, max(1.0, deadline - time.monotonic()), serves=False)
             store.set(f"here{rank}", socket.gethostname())
-            store.wait(["everyone"], timedelta(seconds=timeout_s))
+            store.wait(["everyone"], timedelta(seconds=come_up_s))
     except (RuntimeError, OSError) as error:
         raise Unreachable(f"rank {rank} on {socket.gethostname()}: {host}:{port} fails: {error}") from error
     log.info("%d ranks met at %s:%d", world, host, port)
@@ -58,17 +65,23 @@ def _gather(store: Any, world: int, deadline: float, place: str) -> None:
     store.set("everyone", "1")
 
 
-def _reach(host: str, port: int, deadline: float, rank: int) -> None:
+def _reach(rank: int, host: str, port: int, connect_s: float, come_up_s: float) -> None:
     """Return once somebody listens there."""
-    error: Exception = TimeoutError("no answer")
-    while (left := deadline - time.monotonic()) > 0:
+    started = answered = time.monotonic()
+    while True:
         try:
-            address = _resolve(host, port, left)
-            socket.create_connection(address, timeout=min(TRY_S, left)).close()
+            address = _resolve(host, port, connect_s)
+            socket.create_connection(address, timeout=min(TRY_S, connect_s)).close()
             return
+        except ConnectionRefusedError as refused:  # its host is there
+            answered = time.monotonic()
+            error: OSError = refused
         except OSError as failed:
             error = failed
-            time.sleep(min(AGAIN_S, max(0.0, deadline - time.monotonic())))
+        now = time.monotonic()
+        if now - answered > connect_s or now - started > come_up_s:
+            break
+        time.sleep(AGAIN_S)
     raise Unreachable(
         f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {host}:{port}: {error}. Is that the name of the "
         f"first node on a network that joins all of them? launcher.slurm.host_suffix changes it (now part of the name)"

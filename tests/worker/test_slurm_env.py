@@ -75,7 +75,7 @@ def test_a_first_rank_that_is_not_there(host: str, said: str) -> None:
         port = unused.getsockname()[1]
     started = time.monotonic()
     with pytest.raises(Unreachable, match=said) as caught:
-        meet(1, 2, host, port, 1.0)
+        meet(1, 2, host, port, 1.0, 1.0)
     assert time.monotonic() - started < 10
     assert f"{host}:{port}" in str(caught.value)
 
@@ -85,4 +85,4 @@ def test_ranks_that_do_not_come_are_named() -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(Unreachable, match="did not come: 1, 2;"):
-        meet(0, 3, "127.0.0.1", port, 0.5)
+        meet(0, 3, "127.0.0.1", port, come_up_s=0.5)
