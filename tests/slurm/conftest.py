@@ -88,7 +88,7 @@ def submit(cluster: Cluster, cwd: Path, *argv: str, nodes: int = 1, ranks: int =
     words = ["generate", *TINY, f"topology.nodes={nodes}", f"topology.gpus_per_node={ranks}", *argv]
     done = cluster.opensora(*words, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    said = {name: rest for line in done.stdout.splitlines() for name, _, rest in [line.partition(": ")]}
     return Run(cluster, said["job"], Path(said["run"]))
 
 
