@@ -153,7 +153,7 @@ class _Predictor:
         )
         memory = max((self._memory(lay, rows) for rows, lay in layouts), key=lambda m: m.peak)
         phases = self._phases(layouts, memory)
-        alone = self.alone + self._vae(1) + self._save(1)
+        alone = self.alone + work.videos * (work.video.tiles * self._tile_s() + self._save_s())
         watts = work.card.tdp_w * work.ranks
         return Option(
             layouts=layouts,
@@ -203,14 +203,18 @@ class _Predictor:
 
     def _vae(self, dp: int) -> float:
         """Tiles are dealt to the ranks of a video; the busiest has the most."""
-        work = self.work
-        tiles = math.ceil(work.video.tiles / (work.ranks // dp)) if dp < work.ranks else work.video.tiles
-        tile_s = work.video.tile_pixels * VAE_FLOPS_PER_PIXEL / self.rates.vae_flops
-        return math.ceil(work.videos / dp) * tiles * tile_s
+        tiles = math.ceil(self.work.video.tiles / max(1, self.work.ranks // dp))
+        return math.ceil(self.work.videos / dp) * tiles * self._tile_s()
+
+    def _tile_s(self) -> float:
+        return self.work.video.tile_pixels * VAE_FLOPS_PER_PIXEL / self.rates.vae_flops
 
     def _save(self, dp: int) -> float:
-        pixels = self.work.video.width_px * self.work.video.height_px * self.work.video.num_frames
-        return math.ceil(self.work.videos / dp) * pixels / SAVE_PIXELS_S
+        return math.ceil(self.work.videos / dp) * self._save_s()
+
+    def _save_s(self) -> float:
+        video = self.work.video
+        return video.width_px * video.height_px * video.num_frames / SAVE_PIXELS_S
 
 
 def _allowed(layout: Layout, fixed: LayoutConfig) -> bool:

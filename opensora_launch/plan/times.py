@@ -27,7 +27,7 @@ from opensora_launch.plan.costs import (
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 
-MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.44, 0.92, 0.053  # fitted over all cards
+MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.434, 0.85, 0.0467  # fitted over all cards
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Rates:
     link_bytes: float  # from one GPU to others of its node, one way
     crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange over PCIe
     node_link_bytes: float = 25e9  # to a GPU of another node
-    call_s: float = 27e-6  # of a collective or hop, before its bytes
-    ring_hidden: float = 0.28  # of a hop's attention, the part behind which the hop's bytes travel
-    gather_hidden: float = 0.26  # of compute, the part behind which sharded weights are gathered
-    block_launch_s: float = 2.4e-3  # CPU time to start the kernels of a block in eager mode
-    hop_launch_s: float = 0.53e-3  # more of it, where a ring is passed
+    call_s: float = 24e-6  # of a collective or hop, before its bytes
+    ring_hidden: float = 0.935  # of a hop's attention, the part behind which the hop's bytes travel
+    gather_hidden: float = 0.91  # of compute, the part behind which sharded weights are gathered
+    block_launch_s: float = 2.3e-3  # CPU time to start the kernels of a block in eager mode
+    hop_launch_s: float = 0.5e-3  # more of it, where a ring is passed
     host_bytes: float = 20e9  # from host memory to a GPU
     copy_hidden: float = 0.8  # of compute, the part behind which weights are copied from the host
     vae_flops: float = 50e12  # of the VAE's convolutions

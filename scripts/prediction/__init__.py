@@ -1,0 +1,1 @@
+"""How well the planner predicts published measurements. `scripts/validate_plan.py` is the way in."""

@@ -1,0 +1,206 @@
+"""Rows of published_scaling.json as the planner's own facts: network, counts of a step, card."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opensora_launch.cards import HardwareConfig
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.networks import NETWORKS, Network, Shape, shape_of
+from opensora_launch.plan.times import Counts, Load, step_counts
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "docs" / "benchmarks" / "published_scaling.json"
+MODELS = {  # words of a row's model -> name in NETWORKS, the first that fits
+    r"open-sora 2": "open_sora_v2",
+    r"open-sora 1": "open_sora_v1_2",
+    r"hunyuan": "hunyuan_video",
+    r"flux\.?2": "flux2_dev",
+    r"flux": "flux1_dev",
+    r"cogvideox-2b": "cogvideox_2b",
+    r"cogvideo|consisid": "cogvideox_5b",
+    r"wan2\.2.*5b": "wan2.2_ti2v_5b",
+    r"wan2\.2": "wan2.2_a14b",
+    r"wan.*1\.3b": "wan2.1_1.3b",
+    r"wan.*14b": "wan2.1_14b",
+    r"qwen-image": "qwen_image",
+    r"z-image": "z_image",
+    r"step-video": "step_video",
+    r"mochi": "mochi_1",
+    r"latte": "latte_1",
+}
+CARDS = {  # words of a row's GPU -> card, over NVLink and over PCIe
+    r"gb200": ("gb200", "gb200"),
+    r"b200": ("b200", "b200"),
+    r"h200": ("h200", "h200"),
+    r"h100": ("h100_sxm", "h100_pcie"),
+    r"h800": ("h800", "h100_pcie"),
+    r"h20\b": ("h20", "h20"),
+    r"a100|a800": ("a100_80gb_sxm", "a100_80gb_pcie"),
+    r"v100": ("v100", "v100"),
+    r"l40s": ("l40s", "l40s"),
+    r"l40\b": ("l40", "l40"),
+    r"l20\b": ("l20", "l20"),
+    r"l4\b": ("l4", "l4"),
+    r"5090": ("rtx5090", "rtx5090"),
+    r"4090": ("rtx4090", "rtx4090"),
+    r"4080": ("rtx4080", "rtx4080"),
+    r"3090": ("rtx3090", "rtx3090"),
+    r"3080": ("rtx3080", "rtx3080"),
+    r"6000 ada": ("rtx6000_ada", "rtx6000_ada"),
+    r"a6000": ("rtx_a6000", "rtx_a6000"),
+}
+UNKNOWN_CARD = HardwareConfig(name="unknown", memory_gib=80, bandwidth_gb_s=2000, bf16_tflops=300, nvlink_gb_s=300)
+VAE_FLOPS = {  # of a decoded pixel and frame, by NETWORKS' vae: 145 TFLOP a tile; the others from their layers, roughly
+    "hunyuan": 17.2e6 * 1.6, "wan": 10e6, "wan2.2": 6e6, "cogvideox": 12e6, "flux": 9.5e6,
+}  # fmt: skip
+VAE_FLOPS_ELSE = 10e6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published measurement; `counts` are of one denoising step, None for VAE decoding alone."""
+
+    index: int
+    table: str
+    program: str
+    card: HardwareConfig
+    link: str
+    nodes: int
+    gpus: int
+    layout: Layout
+    tp: int
+    compiled: bool | None
+    model: str
+    config: str
+    seconds: float
+    steps: int
+    counts: Counts | None
+    vae_flops: float  # 0 where decoding is not in the time
+    end_to_end: bool
+
+
+def read_rows(file: Path) -> tuple[list[Row], list[tuple[int, str]]]:
+    """Usable rows, and why others that say they are usable cannot be predicted."""
+    cards = catalogue()
+    rows, left_out = [], []
+    for index, data in enumerate(json.loads(file.read_text(encoding="utf-8"))):
+        if not data.get("usable"):
+            continue
+        try:
+            rows.append(_row(index, data, cards))
+        except (KeyError, TypeError, ValueError) as error:
+            left_out.append((index, f"not predictable: {error!r}"))
+    return rows, left_out
+
+
+def catalogue() -> dict[str, HardwareConfig]:
+    files = sorted((ROOT / "configs" / "hardware").glob("*.yaml"))
+    return {f.stem: HardwareConfig(**yaml.safe_load(f.read_text())) for f in files if f.stem != "auto"}
+
+
+def card_of(gpu: str, link: str, cards: Mapping[str, HardwareConfig]) -> HardwareConfig:
+    """The catalogue's card; one that nobody knows is a plain one, and its rates must be fitted."""
+    name = next((pair[link == "pcie"] for words, pair in CARDS.items() if re.search(words, gpu.lower())), None)
+    return cards[name] if name else replace(UNKNOWN_CARD, name=re.sub(r"\W+", "_", gpu.lower()))
+
+
+def network_of_row(data: Mapping[str, Any]) -> Network:
+    """By name; where the row's own width, heads or depth differ, or the name is new, from its numbers."""
+    name = next((net for words, net in MODELS.items() if re.search(words, str(data["model"]).lower())), None)
+    hidden, heads, blocks = data.get("hidden"), data.get("heads"), _blocks(data.get("layers"))
+    known = NETWORKS.get(name or "")
+    if known and hidden in (None, known.hidden) and (not blocks or abs(blocks - known.blocks) <= 2):
+        return known
+    parameters = _parameters(data.get("params"))
+    if not hidden and not parameters:
+        raise ValueError(f"nothing is known of the model {data['model']}")
+    if not hidden:
+        assert parameters is not None
+        hidden = round((parameters / 12 / (blocks or 40)) ** 0.5 / 128) * 128
+    depth = blocks or max(1, round((parameters or 12e9) / (12 * hidden**2)))
+    wide = (parameters or 12.0 * depth * hidden**2) / depth - 4.0 * hidden**2
+    return Network(
+        str(data["model"]), hidden, heads or hidden // 128, hidden // (heads or hidden // 128),
+        max(hidden, round(min(wide, 16.0 * hidden**2) / 2 / hidden)), joint_blocks=depth,
+        text_tokens=256, rows=data.get("cfg_branches") or 1, steps=data.get("steps") or 50, parameters=parameters,
+    )  # fmt: skip
+
+
+def _blocks(layers: Any) -> int:
+    return sum(int(number) for number in re.findall(r"\d+", str(layers or "")))
+
+
+def _parameters(text: Any) -> float | None:
+    """Of "27B MoE / 14B active": what runs."""
+    found = re.findall(r"([\d.]+)\s*B", str(text or ""))
+    return float(found[-1]) * 1e9 if found else None
+
+
+def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig]) -> Row:
+    layout, link = data["layout"], data["link"]
+    if layout.get("pipefusion", 1) > 1:
+        raise ValueError("PipeFusion is not modelled")
+    degrees = Layout(*(layout.get(axis) or 1 for axis in ("dp", "cfg", "ring", "ulysses")))
+    kind, config, nodes = data["kind"], str(data.get("config") or ""), data.get("nodes") or 1
+    gpus = data["n_gpus"]
+    pixels = float((data.get("width") or 0) * (data.get("height") or 0) * (data.get("frames") or 1))
+    net = Network("vae", 128, 1, 128, 128) if kind == "vae_decode" else network_of_row(data)
+    load = Load(
+        net=net,
+        shape=_shape(net, data),
+        rows=data.get("cfg_branches") or (1 if kind == "attention" else net.rows),
+        layout=replace(degrees, dp=1),
+        gpus_per_node=max(1, gpus // nodes),
+        tp=layout.get("tp") or 1,
+        sharded=gpus if "fsdp" in config.lower() else 1,
+        separate_rows="wan" in str(data["model"]).lower(),  # its pipelines run guidance rows one after another
+    )
+    counts = None if kind == "vae_decode" else step_counts(load)
+    if counts and kind == "attention":
+        counts = replace(counts, matmul_flops=0.0, elementwise_bytes=0.0, launches=1)
+    end_to_end = kind == "end_to_end"
+    return Row(
+        index=index, table=data["table"], program=re.split(r"[/ ]", data["source"])[0],
+        card=card_of(data["gpu"], link, cards), link=link, nodes=nodes, gpus=gpus, layout=degrees,
+        tp=load.tp, compiled=data.get("compiled"), model=data["model"], config=config,
+        seconds=float(data["seconds"]), steps=(data.get("steps") or net.steps) if end_to_end else 1, counts=counts,
+        vae_flops=pixels * VAE_FLOPS.get(net.vae, VAE_FLOPS_ELSE) if end_to_end or kind == "vae_decode" else 0.0,
+        end_to_end=end_to_end,
+    )  # fmt: skip
+
+
+def _shape(net: Network, data: Mapping[str, Any]) -> Shape:
+    tokens = data.get("tokens_computed")
+    text = net.text_tokens
+    if not tokens and data.get("tokens"):
+        tokens, text = data["tokens"], 0
+    if not tokens:
+        return shape_of(net, data["width"], data["height"], data.get("frames") or 1)
+    if net.spatial_blocks:
+        frames = shape_of(net, data["width"], data["height"], data["frames"]).latent_frames
+        return Shape(frames, max(1, tokens // frames), text)
+    return Shape(1, int(tokens), text)
+
+
+def twins(rows: Sequence[Row]) -> dict[int, str]:
+    """Rows of tables that only repeat other tables' cells: index -> a table that has the same. One is left of each."""
+    copies: dict[int, str] = {}
+    for table in dict.fromkeys(row.table for row in rows):
+        mine = [row for row in rows if row.table == table]
+        found = {
+            row.index: next((o.table for o in rows if _same(row, o) and o.index not in copies), "") for row in mine
+        }
+        if all(found.values()):
+            copies |= found
+    return copies
+
+
+def _same(a: Row, b: Row) -> bool:
+    same = (a.card.name, a.model, a.gpus, a.steps, a.seconds) == (b.card.name, b.model, b.gpus, b.steps, b.seconds)
+    return same and a.table != b.table

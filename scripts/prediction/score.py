@@ -1,0 +1,158 @@
+"""Predictions of rows that the constants were not fitted to, and how far off they are."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prediction.fit import Fitted, fit, predict
+from prediction.rows import Row, twins
+
+ORDER_MARGIN = 1.10  # layouts whose times differ by less may come in any order
+PROTOCOLS = ("table", "largest", "program")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row with its predictions in seconds: by the fit to all rows, and by fits that have not seen it.
+
+    `table`: its table was left out. `largest`: the rows of its table with the most GPUs were, and it is one of them.
+    `program`: everything of its program on its card was. None where the protocol does not apply.
+    """
+
+    row: Row
+    all_rows: float
+    table: float | None = None
+    largest: float | None = None
+    program: float | None = None
+    twin: str = ""  # a table with the same measurement: then it was neither fitted nor scored
+
+    def error(self, protocol: str) -> float | None:
+        """(predicted - published) / published."""
+        predicted = getattr(self, protocol)
+        return None if predicted is None else predicted / self.row.seconds - 1
+
+
+def score(rows: Sequence[Row], more: Sequence[Row] = (), protocols: Iterable[str] = PROTOCOLS) -> list[Scored]:
+    """Score `rows`; `more` are rows that are only fitted to, of other tables."""
+    copies = twins([*rows, *more])
+    own = [row for row in rows if row.index not in copies]
+    known = [*own, *(row for row in more if row.index not in copies)]
+    everything = fit(known)
+    asked = set(protocols)
+    tables = _left_out(own, known, lambda row: row.table, everything) if "table" in asked else {}
+    programs = (
+        _left_out(own, known, lambda row: f"{row.program} {row.card.name}", everything) if "program" in asked else {}
+    )
+    largest = _largest(own, known, everything) if "largest" in asked else {}
+    return [
+        Scored(
+            row,
+            predict(row, everything),
+            tables.get(row.index),
+            largest.get(row.index),
+            programs.get(row.index),
+            copies.get(row.index, ""),
+        )
+        for row in rows
+    ]
+
+
+def _left_out(own: Sequence[Row], known: Sequence[Row], key: Callable[[Row], str], start: Fitted) -> dict[int, float]:
+    """Predictions of each group of rows by a fit to all the others."""
+    found: dict[int, float] = {}
+    for group in dict.fromkeys(map(key, own)):
+        fitted = fit([row for row in known if key(row) != group], start)
+        found |= {row.index: predict(row, fitted) for row in own if key(row) == group}
+    return found
+
+
+def _largest(own: Sequence[Row], known: Sequence[Row], start: Fitted) -> dict[int, float]:
+    """Predictions of each table's rows with the most GPUs, by a fit to all the others."""
+    found: dict[int, float] = {}
+    for table in dict.fromkeys(row.table for row in own):
+        counts = {row.gpus for row in own if row.table == table}
+        if len(counts) > 1:
+            held = [row for row in own if row.table == table and row.gpus == max(counts)]
+            indices = {row.index for row in held}
+            fitted = fit([row for row in known if row.index not in indices], start)
+            found |= {row.index: predict(row, fitted) for row in held}
+    return found
+
+
+def median_error(scored: Sequence[Scored], link: str, protocols: Sequence[str]) -> float | None:
+    """Median of |error| over every left-out prediction of single-node NVLink rows, or of PCIe rows."""
+    errors = [
+        abs(error)
+        for item in scored
+        if item.row.link == link and not item.twin and (link != "nvlink" or item.row.nodes == 1)
+        for protocol in protocols
+        if (error := item.error(protocol)) is not None
+    ]
+    return statistics.median(errors) if errors else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layouts of one table and GPU count, the slower one first, and whether they were predicted in that order."""
+
+    slower: Scored
+    faster: Scored
+    right: bool
+
+
+def layout_pairs(scored: Sequence[Scored], protocol: str = "table", link: str = "pcie") -> list[Pair]:
+    """Pairs of layouts that differ by more than a tenth, of one program, GPU count and compilation."""
+    pairs = []
+    usable = [item for item in scored if item.row.link == link and item.error(protocol) is not None]
+    for i, a in enumerate(usable):
+        for b in usable[:i]:
+            same = (a.row.table, a.row.gpus, a.row.compiled) == (b.row.table, b.row.gpus, b.row.compiled)
+            slower, faster = (a, b) if a.row.seconds > b.row.seconds else (b, a)
+            alike = (a.row.layout, a.row.tp) == (b.row.layout, b.row.tp)
+            if same and not alike and slower.row.seconds > ORDER_MARGIN * faster.row.seconds:
+                pairs.append(Pair(slower, faster, getattr(slower, protocol) > getattr(faster, protocol)))
+    return pairs
+
+
+def order_share(pairs: Sequence[Pair]) -> float | None:
+    return sum(pair.right for pair in pairs) / len(pairs) if pairs else None
+
+
+def as_json(scored: Sequence[Scored], left_out: Sequence[tuple[int, str]], protocols: Sequence[str]) -> dict[str, Any]:
+    """What `--json` prints: errors as fractions, null where a class is absent."""
+    pairs = layout_pairs(scored)
+    by_protocol = {
+        protocol: {link: median_error(scored, link, [protocol]) for link in ("nvlink", "pcie")}
+        for protocol in protocols
+    }
+    return {
+        "median_abs_error": {link: median_error(scored, link, protocols) for link in ("nvlink", "pcie")},
+        "layout_order": order_share(pairs),
+        "layout_pairs": len(pairs),
+        "by_protocol": by_protocol,
+        "rows": [
+            *(_row_json(item, protocols) for item in scored),
+            *({"index": index, "predicted_s": None, "why": why} for index, why in left_out),
+        ],
+    }
+
+
+def _row_json(item: Scored, protocols: Sequence[str]) -> dict[str, Any]:
+    row = item.row
+    predicted = next((value for p in protocols if (value := getattr(item, p)) is not None), item.all_rows)
+    return {
+        "index": row.index,
+        "table": row.table,
+        "model": row.model,
+        "gpu": row.card.name,
+        "link": row.link,
+        "n_gpus": row.gpus,
+        "layout": vars(row.layout) | {"tp": row.tp},
+        "seconds": row.seconds,
+        "predicted_s": predicted,
+        "error": predicted / row.seconds - 1,
+        "errors": {protocol: item.error(protocol) for protocol in protocols},
+        "in_sample_error": item.error("all_rows"),
+        "twin_of": item.twin or None,
+    }

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Score the planner's time model on published measurements, on rows that it was not fitted to.
+
+    scripts/validate_plan.py                      a summary of docs/benchmarks/published_scaling.json
+    scripts/validate_plan.py --json               the same with every row, as JSON
+    scripts/validate_plan.py --data FILE --json   any file of that form; rows of the shipped file in other tables are
+                                                  fitted to as well, and what neither has comes from configs/hardware
+    scripts/validate_plan.py --write              rewrite the tables of docs/prediction.md
+
+docs/prediction.md says what is fitted and how to read it. Takes about half a minute on one core; needs numpy, no torch.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
+
+from prediction.rows import PUBLISHED, Row, read_rows  # noqa: E402
+from prediction.score import PROTOCOLS, as_json, score  # noqa: E402
+
+HEADLINE = ("table", "largest")
+
+
+def main() -> int:
+    options = _options()
+    try:
+        rows, left_out = read_rows(options.data)
+    except (OSError, ValueError) as error:
+        print(f"error: {options.data} cannot be read: {error}", file=sys.stderr)
+        return 2
+    more = _others(rows) if options.data.resolve() != PUBLISHED else []
+    if options.write:
+        from prediction.document import write_document
+
+        write_document(score(rows, more, PROTOCOLS), rows)
+        return 0
+    found = as_json(score(rows, more, HEADLINE), left_out, HEADLINE)
+    print(json.dumps(found, indent=1) if options.json else _summary(found))
+    return 0
+
+
+def _others(rows: list[Row]) -> list[Row]:
+    """Shipped rows of tables that the file does not have, under numbers of their own."""
+    from dataclasses import replace
+
+    tables = {row.table for row in rows}
+    return [replace(row, index=-1 - row.index) for row in read_rows(PUBLISHED)[0] if row.table not in tables]
+
+
+def _summary(found: dict[str, object]) -> str:
+    def percent(value: object) -> str:
+        return "none" if value is None else f"{value:.1%}"
+
+    medians, by = found["median_abs_error"], found["by_protocol"]
+    assert isinstance(medians, dict)
+    assert isinstance(by, dict)
+    lines = [f"median |error| out of sample: NVLink {percent(medians['nvlink'])}, PCIe {percent(medians['pcie'])}"]
+    names = {"table": "one table left out", "largest": "largest GPU count left out"}
+    lines += [f"  {names[p]}: NVLink {percent(e['nvlink'])}, PCIe {percent(e['pcie'])}" for p, e in by.items()]
+    share = percent(found["layout_order"])
+    return "\n".join([*lines, f"layouts in the right order over PCIe: {share} of {found['layout_pairs']} pairs"])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=PUBLISHED, help="rows to score (published_scaling.json)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help="rewrite docs/prediction.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
