@@ -1,0 +1,104 @@
+"""Tables in the documents say what the result files say, and the helpers of the benchmarks compute what they claim."""
+
+import importlib.machinery
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "benchmarks"
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """A command of scripts/, imported: they have no suffix."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    loader = importlib.machinery.SourceFileLoader(name, str(ROOT / "scripts" / name))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_correctness_is_the_json(monkeypatch):
+    correctness = script(monkeypatch, "correctness")
+    result = json.loads((RESULTS / "correctness.json").read_text())
+    page = (ROOT / "docs" / "correctness.md").read_text()
+    assert f"<!-- table -->\n{correctness.table_text(result)}\n<!-- /table -->" in page
+
+
+def test_every_reference_case_was_run_on_every_layout(monkeypatch):
+    correctness = script(monkeypatch, "correctness")
+    result = json.loads((RESULTS / "correctness.json").read_text())
+    cases = correctness.reference_cases()
+    assert len(cases) == 11
+    assert result["tolerances"] == correctness.bounds(cases)
+    assert list(result["layouts"]) == list(correctness.LAYOUTS)
+    compared = {(case, tensor) for case, tensors in result["tolerances"].items() for tensor in tensors}
+    for name, start in result["layouts"].items():
+        assert {(line["case"], line["tensor"]) for line in start["lines"]} == compared, name
+        assert all(line["ok"] for line in start["lines"]), name
+        assert {line["ranks"] for line in start["lines"]} == {correctness.LAYOUTS[name][0]}
+
+
+def test_a_tensor_that_is_not_compared_is_no_yes(monkeypatch):
+    correctness = script(monkeypatch, "correctness")
+    line = {"case": "a", "max_abs_stored": 1e-5, "max_abs_one_rank": 2e-6, "ok": True}
+    bound = {"atol": 1e-4, "rtol": 1e-4}
+    result = {"tolerances": {"a": {"x": bound, "y": bound}}, "layouts": {"ring 2": {"ranks": 2, "lines": [line]}}}
+    row = "| a | ring 2 | 2 | 1.0e-05 | 2.0e-06 | 0.0001 + 0.0001 × \\|x\\| |"
+    assert correctness.table(result).splitlines()[-1] == f"{row} NO |"
+    result["layouts"]["ring 2"]["lines"] = [line, line | {"max_abs_stored": 3e-5}]
+    assert correctness.table(result).splitlines()[-1] == f"{row.replace('1.0e-05', '3.0e-05')} yes |"
+
+
+def test_pages_list_every_result():
+    text = (RESULTS / "README.md").read_text()
+    assert sorted(p.name for p in RESULTS.glob("*.json") if p.name not in text) == []
+
+
+def test_ratios_are_taken_round_by_round(monkeypatch):
+    bench = script(monkeypatch, "_bench.py")
+    assert bench.ratios([2.0, 30.0, 8.0], [1.0, 10.0, 8.0]) == bench.Spread(2.0, 1.0, 3.0, 3)
+    assert bench.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == bench.Spread(3.0, 2.0, 4.0, 5)
+    assert bench.spread([1.0]).text(1e3, 0) == "1000 (1000 – 1000)"
+
+
+def test_runs_take_turns_and_turn_round(monkeypatch):
+    bench, order = script(monkeypatch, "_bench.py"), []
+
+    def run(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    found = bench.interleaved({"a": lambda: run("a"), "b": lambda: run("b")}, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert found == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+
+
+def test_only_what_stands_between_the_markers_changes(monkeypatch):
+    bench = script(monkeypatch, "_bench.py")
+    page = "a\n<!-- t -->\nold\n<!-- /t -->\nb\n"
+    assert bench.between_markers(page, "t", "new") == "a\n<!-- t -->\nnew\n<!-- /t -->\nb\n"
+    with pytest.raises(ValueError, match="<!-- u -->"):
+        bench.between_markers(page, "u", "new")
+
+
+def test_an_overhead_is_against_the_same_work_without_exchange(monkeypatch):
+    """4 ranks that need 30 ms together for what takes each of them 100 ms alone: 4 * 30 / 100."""
+    parallel = script(monkeypatch, "bench_parallel")
+
+    def way(name: str, seconds: float, **more: object) -> dict[str, object]:
+        times = {"wall_s": [seconds], "cpu_s": [2 * seconds]}
+        return {"way": name, "alone": "alone", "rival": None, "max_abs_difference": 0.0, **times, **more}
+
+    rows = parallel.summary([way("alone", 0.1), way("ours", 0.03), way("theirs", 0.06, rival="ours")], world=4)
+    assert "overhead_wall" not in rows[0]
+    assert rows[1]["overhead_wall"].median == pytest.approx(1.2)
+    assert rows[2]["overhead_cpu"].median == pytest.approx(2.4)
+    assert rows[2]["ours_to_this_wall"].median == pytest.approx(0.5)
