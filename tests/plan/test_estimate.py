@@ -68,7 +68,7 @@ def test_sora_training(data: float, training: str, minutes_e6: float, months: in
 
 
 def test_sora_fleet() -> None:
-    """8.5e6 minutes of TikTok (50%) and 2.15e6 of YouTube (5%) a day; the document prints 15%, and counted 5%."""
+    """8.5e6 minutes of TikTok (50%) and 2.15e6 of YouTube (5%) a day: the printed 15% does not give 89 thousand."""
     minutes = 17e6 * 0.5 + 43e6 * 0.05
     mean = fleet(Demand(minutes), 5.0, H100)
     assert mean.gpus == 88_750  # 10.65e6 / (24 x 5), published as 89 thousand
