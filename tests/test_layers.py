@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "parallel": {"errors", "plan"},
     "model": {"errors", "config"},  # not parallel: the model does not know that it is split
     "sampling": {"errors", "plan"},  # not model and not parallel: the loop gets functions
-    "report": {"errors", "plan", "telemetry"},
+    "report": FACTS | {"telemetry"},
     "launch": FACTS | {"telemetry"},  # heartbeats and first failures say which rank is to blame
     "worker": FACTS | {"parallel", "model", "sampling", "media", "telemetry"},  # joins them
     "cli": FACTS | {"launch", "media", "report", "telemetry", "model.files"},  # of model only what looks at files

@@ -7,13 +7,17 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opensora_launch import __version__
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 
+if TYPE_CHECKING:
+    from opensora_launch.cli.flags import Parsed
+
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
-VERBS = ("generate", "plan", "verify", "report", "status", "cancel", "doctor", "estimate")
+VERBS = ("generate", "plan", "bench", "verify", "report", "compare", "top", "status", "cancel", "doctor", "estimate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +98,23 @@ def _run_verb(verb: str, words: list[str]) -> int:
         from opensora_launch.cli.estimate import estimate
 
         return estimate(parsed)
+    if verb == "bench":
+        from opensora_launch.cli.bench import bench
+
+        return bench(parsed)
+    return _run_reader(verb, parsed)
+
+
+def _run_reader(verb: str, parsed: "Parsed") -> int:
+    """The verbs that only read what runs left."""
+    if verb == "compare":
+        from opensora_launch.cli.compare import compare_runs
+
+        return compare_runs(parsed)
+    if verb == "top":
+        from opensora_launch.cli.top import top
+
+        return top(parsed)
     from opensora_launch.cli.report import report
 
     return report(parsed)

@@ -48,7 +48,7 @@ def candidates(line: str) -> list[str]:
         return _starting(before.kinds, word)
     if word.startswith("-"):
         return _starting([name for flag in flags for name in flag.names if name.startswith("--")], word)
-    return _starting(_overrides(word, words), word) if words[1] in ("generate", "verify") else []
+    return _starting(_overrides(word, words), word) if words[1] in ("generate", "bench", "verify") else []
 
 
 def _overrides(word: str, words: Sequence[str]) -> list[str]:

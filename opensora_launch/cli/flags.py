@@ -60,7 +60,22 @@ GENERATE_FLAGS = (
     Flag(("--shell-completion", "-sc"), "bash", 'print a script: eval "$(opensora-launch --shell-completion bash)"'),
     HELP,
 )
-REPORT_FLAGS = (Flag(("--baseline",), "RUN", "the run to compare with"), HELP)
+REPORT_FLAGS = (
+    Flag(("--baseline",), "RUN", "the run to compare with"),
+    Flag(("--usd-per-gpu-hour",), "X", "what an hour of a GPU costs, for the cost of a video"),
+    Flag(("--usd-per-kwh",), "X", "what energy costs"),
+    Flag(("--out",), "FOLDER", "of published figures: where their report goes; beside the file where it is not said"),
+    HELP,
+)
+BENCH_FLAGS = (
+    Flag(("--prompt",), "TEXT", "what to show; any will do", repeats=True),
+    Flag(("--prompts",), "FILE", "a csv, jsonl or txt file of prompts", repeats=True),
+    Flag(("--resume",), "FOLDER", "go on with a sweep that was ended"),
+    CONFIG_DIR,
+    HELP,
+)
+COMPARE_FLAGS = (Flag(("--threshold",), "PERCENT", "how much slower B may be before the exit code is 1; 5"), HELP)
+TOP_FLAGS = (Flag(("--once",), "", "print it once and end"), HELP)
 VERIFY_FLAGS = (
     Flag(("--case",), "FILE", "a stored case (docs/verify.md); without one the current model is checked", repeats=True),
     CONFIG_DIR,
@@ -91,6 +106,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "generate": GENERATE_FLAGS,
     "plan": PLAN_FLAGS,
     "report": REPORT_FLAGS,
+    "bench": BENCH_FLAGS,
+    "compare": COMPARE_FLAGS,
+    "top": TOP_FLAGS,
     "verify": VERIFY_FLAGS,
     "status": (HELP,),
     "cancel": (HELP,),

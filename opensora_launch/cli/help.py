@@ -6,11 +6,14 @@ from typing import Any
 from opensora_launch import __version__
 from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
 from opensora_launch.cli.flags import (
+    BENCH_FLAGS,
+    COMPARE_FLAGS,
     DOCTOR_FLAGS,
     ESTIMATE_FLAGS,
     GENERATE_FLAGS,
     PLAN_FLAGS,
     REPORT_FLAGS,
+    TOP_FLAGS,
     VERIFY_FLAGS,
     Flag,
 )
@@ -19,6 +22,9 @@ ABOUT = {
     "generate": "make videos from prompts, on one GPU or many",
     "plan": "predict time and memory of every layout, on any card; needs no GPU",
     "verify": "compare N ranks with one, and with stored tensors",
+    "bench": "measure how it scales: a sweep over counts of GPUs, ending in one report",
+    "compare": "two runs or sweeps side by side; exit code 1 where the second is slower",
+    "top": "watch a run: each rank's step, GPU, memory, power",
     "report": "show where each rank's time went, from the files of a run",
     "status": "show what a run is doing: job, ranks, nodes, logs, last error",
     "cancel": "end all that works on a run",
@@ -68,6 +74,7 @@ def verb_help(verb: str) -> str:
         "estimate": _estimate_help,
     }
     known["plan"] = _plan_help
+    known |= {"bench": _bench_help, "compare": _compare_help, "top": _top_help}
     return known.get(verb, lambda: _run_help(verb))()
 
 
@@ -109,11 +116,46 @@ flags:
 {_flags(PLAN_FLAGS)}"""
 
 
+def _bench_help() -> str:
+    return f"""\
+usage: opensora-launch bench gpus=[1,2,4] [repeats=3] [warmup=1] [scaling=strong|weak] [GROUP=CHOICE ...] [KEY=VALUE]
+       opensora-launch bench --resume FOLDER
+
+Run every point of a sweep alone, in rounds that take turns, and write one report over all of them. Counts may be
+nodes x GPUs (2x8). Groups and keys are those of generate; several values (video=256px,768px) are several lines.
+
+flags:
+{_flags(BENCH_FLAGS)}"""
+
+
+def _compare_help() -> str:
+    return f"""\
+usage: opensora-launch compare A B [--threshold PERCENT]
+
+Print the times of two runs or two sweeps side by side. Exit code 1 where a time of B is above A's by more than the
+threshold, and beyond the spread where there are repeats.
+
+flags:
+{_flags(COMPARE_FLAGS)}"""
+
+
+def _top_help() -> str:
+    return f"""\
+usage: opensora-launch top RUN [--once]
+
+Show what each rank of a run does now, with its GPU's use, memory and power. Without a terminal it prints now and then.
+
+flags:
+{_flags(TOP_FLAGS)}"""
+
+
 def _report_help() -> str:
     return f"""\
 usage: opensora-launch report RUN [--baseline RUN]
+       opensora-launch report FILE.json [--out FOLDER]
 
-Write report.json and report.md of a run from its telemetry, and print the summary.
+Write the reports of a run (report.json, .md, .html) from its telemetry, and print the summary. FILE.json are published
+figures: their efficiency is worked out from their seconds.
 
 flags:
 {_flags(REPORT_FLAGS)}"""

@@ -1,10 +1,13 @@
-"""`opensora-launch report RUN`: where the time of a run went."""
+"""`opensora-launch report RUN`: where the time of a run went; or of published figures, what they amount to."""
 
 from pathlib import Path
 
+from opensora_launch import __version__
 from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.start import report_lines
 from opensora_launch.errors import UserError
+from opensora_launch.report.build import build_report, build_sweep, summary_lines
+from opensora_launch.report.document import Prices
+from opensora_launch.report.sweep import published, sweep
 
 
 def report(parsed: Parsed) -> int:
@@ -12,8 +15,37 @@ def report(parsed: Parsed) -> int:
     if len(parsed.rest) != 1:
         raise UserError(f"report takes one run's folder, not {len(parsed.rest)}: opensora-launch report runs/STAMP")
     run_dir = Path(parsed.rest[0])
+    if run_dir.is_file() and run_dir.suffix == ".json":
+        return _published(run_dir, parsed.one("--out"))
     if not (run_dir / "plan.json").is_file():
         raise UserError(f"{run_dir} is not a run's folder: there is no plan.json")
     baseline = parsed.one("--baseline")
-    print("\n".join(report_lines(run_dir, None if baseline is None else Path(baseline))))
+    prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
+    made = build_report(run_dir, baseline=None if baseline is None else Path(baseline), prices=prices)
+    print("\n".join(summary_lines(made)))
+    print(f"report: {run_dir / 'report.html'}")
+    return 0
+
+
+def _price(parsed: Parsed, name: str) -> float | None:
+    said = parsed.one(name)
+    try:
+        return None if said is None else float(said)
+    except ValueError as error:
+        raise UserError(f"{name} {said} is no number") from error
+
+
+def _published(file: Path, out: str | None) -> int:
+    """Published figures as a report: NAME.md and NAME.html, and NAME-report.json with the numbers."""
+    points = published(file)
+    if not points:
+        raise UserError(f"{file} has no table with end-to-end times on several counts of GPUs")
+    folder, name = Path(out) if out else file.parent, f"{file.stem}-report"
+    folder.mkdir(parents=True, exist_ok=True)
+    unknown = ["whether the time to load the weights counts is stated in no source"]
+    data = sweep("Published scaling", points, version=__version__, kind="published", unknown=unknown)
+    build_sweep(folder, data, name)
+    for row in data["table"]:
+        print(f"{row['name']:<40} {row['gpus']:>3} GPUs {row['seconds']:>9.2f} s  efficiency {row['efficiency']:.1%}")
+    print(f"report: {folder / f'{name}.html'}")
     return 0

@@ -25,7 +25,7 @@ class RunRecord:
 
 def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> Path:
     """Make runs_dir/<stamp> with everything but attempts; a taken stamp gets -2, -3, ..."""
-    run = _make_folder(runs_dir, now.strftime("%Y%m%d-%H%M%S"))
+    run = make_folder(runs_dir, now.strftime("%Y%m%d-%H%M%S"))
     (run / "samples").mkdir()
     write_whole(run / "config.yaml", config_yaml(record.config))
     write_whole(run / "overrides.json", _json(list(record.argv)))
@@ -102,7 +102,8 @@ def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
-def _make_folder(parent: Path, name: str) -> Path:
+def make_folder(parent: Path, name: str) -> Path:
+    """Make parent/name, or parent/name-2 and so on where it is taken."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 1000):

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.report.document import NO_PRICES, Prices, Read, document
+from opensora_launch.report.document import NO_PRICES, Prices, Read, document, rounded
 from opensora_launch.report.exports import metrics, ranks_csv, trace
 from opensora_launch.report.html import page
 from opensora_launch.report.markdown import markdown, summary_lines
 from opensora_launch.report.peers import peer_lines
 from opensora_launch.report.run_files import SCHEMA, read_report, read_run
+from opensora_launch.report.sweep import sweep_markdown
 from opensora_launch.report.timeline import timeline
 
 __all__ = ["SCHEMA", "build_report", "summary_lines"]
@@ -73,3 +74,11 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> None:
+    """Write a sweep, or published figures, as NAME.json, NAME.md and NAME.html."""
+    rounded_data = rounded(data)
+    write_whole(folder / f"{name}.json", json.dumps(rounded_data, ensure_ascii=False, indent=1) + "\n")
+    write_whole(folder / f"{name}.md", sweep_markdown(rounded_data))
+    write_whole(folder / f"{name}.html", page(rounded_data))

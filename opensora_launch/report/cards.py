@@ -1,51 +1,82 @@
-"""Peak rates of the card that a run was on, from `configs/hardware/`. What is not in its data sheet is None."""
+"""Peak rates of the card that a run was on, and what the planner predicted of it: from the run's own config.yaml."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import opensora_launch
-
-PCIE_BYTES_PER_S = {3: 16e9, 4: 32e9, 5: 64e9, 6: 128e9}  # 16 lanes, one way, by generation
+from opensora_launch.cards import PCIE_GB_S, HardwareConfig
+from opensora_launch.config import RunConfig
+from opensora_launch.errors import UserError
+from opensora_launch.plan.codec import decode
+from opensora_launch.plan.plan import Plan, predict
+from opensora_launch.report.accounting import Accounts
 
 
 @dataclass(frozen=True)
 class Card:
+    """Rates one way and dense; None is not known."""
+
     name: str
-    flops_per_s: Mapping[str, float]  # by precision; dense
-    nvlink_bytes_per_s: float | None  # one way
+    flops_per_s: Mapping[str, float]  # by precision
+    nvlink_bytes_per_s: float | None
     nvlink_gpus: int
     pcie_bytes_per_s: float | None
 
     def link_bytes_per_s(self, ranks: int) -> float | None:
-        """Of the link between so many GPUs of one node, one way."""
+        """Of the link between so many GPUs of one node."""
         return self.nvlink_bytes_per_s if ranks <= self.nvlink_gpus else self.pcie_bytes_per_s
 
 
-def find_card(device_name: str) -> Card | None:
-    """The card whose NVML name is in `device_name`, the longest name first; None for CPUs and cards not listed."""
+def read_config(run_dir: Path) -> RunConfig | None:
+    """The config that the run was made from; None where there is none that this version reads."""
     import yaml
 
-    package = Path(opensora_launch.__file__).resolve().parent
-    folders = [package / "configs" / "hardware", package.parent / "configs" / "hardware"]
-    known: list[dict[str, Any]] = [
-        data
-        for folder in folders
-        for file in sorted(folder.glob("*.yaml"))
-        if (data := yaml.safe_load(file.read_text(encoding="utf-8"))) and data.get("nvml_names")
-    ]
-    names = sorted(((name, data) for data in known for name in data["nvml_names"]), key=lambda found: -len(found[0]))
-    return next((_card(data) for name, data in names if name in device_name), None)
+    try:
+        found: RunConfig = decode(RunConfig, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return None
+    return found
 
 
-def _card(data: Mapping[str, Any]) -> Card:
-    rates = {name.removesuffix("_tflops"): data[name] * 1e12 for name in ("bf16_tflops", "fp16_tflops") if data[name]}
-    nvlink = data.get("nvlink_gb_s")
+def card_of(config: RunConfig | None) -> Card | None:
+    """None on CPUs and for cards that are not in configs/hardware."""
+    if config is None or not config.hardware.known:
+        return None
+    card: HardwareConfig = config.hardware
+    rates = {"bf16": card.bf16_tflops, "fp16": card.fp16_tflops}
+    nvlink, pcie = card.nvlink_gb_s, PCIE_GB_S.get(card.pcie_generation)
     return Card(
-        name=data["name"],
-        flops_per_s=rates,
+        name=str(card.name),
+        flops_per_s={precision: rate * 1e12 for precision, rate in rates.items() if rate},
         nvlink_bytes_per_s=nvlink * 1e9 if nvlink else None,
-        nvlink_gpus=data.get("nvlink_gpus") or 0,
-        pcie_bytes_per_s=PCIE_BYTES_PER_S.get(data.get("pcie_generation") or 0),
+        nvlink_gpus=card.nvlink_gpus,
+        pcie_bytes_per_s=pcie * 1e9 if pcie else None,
     )
+
+
+def prediction(
+    config: RunConfig | None, plan: Plan, accounts: Accounts
+) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """The planner's seconds beside the measured ones, by phase; or why there are none."""
+    if config is None or not config.hardware.known:
+        return None, "the card is not in configs/hardware, or ranks are on CPUs: the planner has no rates for it"
+    try:
+        _, found = predict(config, plan.machine, plan.videos)
+    except (UserError, ValueError, ZeroDivisionError) as error:
+        return None, f"the planner could not predict it: {error}"
+    option = next((o for o in found if o.layouts == plan.layouts), None)
+    if option is None:
+        return None, "the planner does not know this layout"
+    most = {part: max(r.parts[part] for r in accounts.ranks) for part in ("load", "text", "vae", "save")}
+    denoise = max(r.denoise_s for r in accounts.ranks)
+    phases = option.phases
+    pairs = {
+        "load": (phases.load, most["load"]),
+        "text": (phases.text, most["text"]),
+        "denoise": (phases.denoise, denoise),
+        "vae": (phases.vae, most["vae"]),
+        "save": (phases.save, most["save"]),
+        "total": (phases.total, accounts.wall_s),
+    }
+    return [{"what": what, "predicted_s": p, "measured_s": m} for what, (p, m) in pairs.items()], None

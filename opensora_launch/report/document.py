@@ -6,7 +6,7 @@ from typing import Any
 
 from opensora_launch.report.accounting import PARTS, Accounts, RankAccount, account, waited_for
 from opensora_launch.report.advice import advise
-from opensora_launch.report.cards import find_card
+from opensora_launch.report.cards import card_of, prediction
 from opensora_launch.report.efficiency import (
     Baseline,
     Times,
@@ -24,7 +24,7 @@ from opensora_launch.report.steps import row_forwards, step_times
 
 DIGITS = 6  # microseconds
 DRIFT_S = 1e-3
-NOT_PREDICTED = "the plan of this run holds no predicted times"
+NOT_PREDICTED = "no rank left events"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: P
     if last is None or last.accounts is None:
         return
     accounts, plan = last.accounts, last.attempt.plan
-    card = find_card(accounts.ranks[0].device_name)
+    card = card_of(run.config)
+    predicted_times, reason = prediction(run.config, plan, accounts)
     done = {s.name for s in run.samples if s.files}
     videos = sum(v.name in done for v in plan.videos)
     gpus = report["attempts"][-1]["gpus"]
@@ -169,6 +170,8 @@ def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: P
         "cost": cost(len(accounts.ranks), accounts.wall_s, videos, prices.usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
         "advice": [asdict(a) for a in advise(plan, accounts, last.findings)],
+        "prediction": predicted_times,
+        "prediction_reason": reason,
     }
     if (found := report["efficiency"]) and found["baseline"]["times"]["gpus"] == 1:
         report["serial_share"] = {

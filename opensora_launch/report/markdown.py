@@ -87,7 +87,7 @@ def _used(report: Mapping[str, Any]) -> list[str]:
         base = f"{_s(s['t_base_s'])} s on {s['gpus_base']}"
         rows.append([name, base, f"{_s(s['t_s'])} s on {s['gpus']}", f"{s['speedup']:.2f}", f"{s['efficiency']:.1%}"])
     base = found["baseline"]
-    blocks.append(_table(["time of", f"baseline ({base['kind']})", "this run", "speed-up", "efficiency"], rows))
+    blocks.append(md_table(["time of", f"baseline ({base['kind']})", "this run", "speed-up", "efficiency"], rows))
     blocks.append(f"Baseline ({base['kind']}): {_text(base['name'])}. How: {_text(base['how'])}.")
     return blocks + ([f"**Fault: {found['fault']}**"] if found["fault"] else []) + _rates(report)
 
@@ -170,7 +170,7 @@ def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
     if len(ranks) > 1:
         total = sum(r["wall_s"] for r in ranks)
         rows.append(["all", _s(total), *(_share(sums[part], total) for part in parts), ""])
-    return _table(["rank", "wall s", *(f"{part} s" for part in parts), "peak GiB"], rows)
+    return md_table(["rank", "wall s", *(f"{part} s" for part in parts), "peak GiB"], rows)
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -178,7 +178,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> list[str]:
         [str(s["rows"]), s["layout"], str(s["count"]), f"{s['median_s']:.3f}", f"{s['min_s']:.3f} to {s['max_s']:.3f}"]
         for s in steps
     ]
-    return [_table(["rows of a step", "layout", "steps", "median s", "range s"], rows, (0, 1))] if rows else []
+    return [md_table(["rows of a step", "layout", "steps", "median s", "range s"], rows, (0, 1))] if rows else []
 
 
 def _slowest(attempt: Mapping[str, Any]) -> list[str]:
@@ -199,7 +199,7 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
         [", ".join(f"[{f}]({f})" for f in s["files"]) or f"{s['name']}: not made", str(s["seed"]), _prompt(s["prompt"])]
         for s in samples
     ]
-    return ["## Samples", _table(["file", "seed", "prompt"], rows, (0, 2))] if rows else []
+    return ["## Samples", md_table(["file", "seed", "prompt"], rows, (0, 2))] if rows else []
 
 
 def _all_unknown(report: Mapping[str, Any]) -> list[str]:
@@ -252,7 +252,7 @@ def _text(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+def md_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
     """A Markdown table that lines up as plain text too. Columns of `words` are set to the left, the others right."""
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
 

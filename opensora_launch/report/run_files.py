@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
+from opensora_launch.report.cards import read_config
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
@@ -53,6 +55,7 @@ class Run:
     plan: Plan
     attempts: tuple[Attempt, ...]
     samples: tuple[Sample, ...]
+    config: RunConfig | None = None
 
 
 def read_run(run_dir: Path) -> Run:
@@ -61,7 +64,12 @@ def read_run(run_dir: Path) -> Run:
     folders = [p for p in (run_dir / "attempts").glob("*") if p.name.isdigit() and (p / "plan.json").exists()]
     attempts = tuple(_read_attempt(p) for p in sorted(folders, key=lambda p: int(p.name)))
     return Run(
-        run_dir.resolve().name, _read_command(run_dir / "overrides.json"), plan, attempts, _samples(run_dir, plan)
+        name=run_dir.resolve().name,
+        command=_read_command(run_dir / "overrides.json"),
+        plan=plan,
+        attempts=attempts,
+        samples=_samples(run_dir, plan),
+        config=read_config(run_dir),
     )
 
 

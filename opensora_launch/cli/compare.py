@@ -1,0 +1,37 @@
+"""`opensora-launch compare A B`: two runs or sweeps side by side; exit code 1 where B is slower beyond a threshold."""
+
+from pathlib import Path
+
+from opensora_launch.cli.flags import Parsed
+from opensora_launch.errors import UserError
+from opensora_launch.report.compare import Change, compare, read_either
+
+THRESHOLD_PERCENT = 5.0
+
+
+def compare_runs(parsed: Parsed) -> int:
+    """Print a line a value; 1 if a time of B is above A's by more than the threshold and beyond the spread."""
+    if len(parsed.rest) != 2:
+        raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
+    said = parsed.one("--threshold")
+    try:
+        threshold = (THRESHOLD_PERCENT if said is None else float(said)) / 100
+    except ValueError as error:
+        raise UserError(f"--threshold {said} is no number of percent") from error
+    changes, notes = compare(*(read_either(Path(path)) for path in parsed.rest))
+    width = max(len(change.what) for change in changes)
+    print(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}")
+    worse = [change for change in changes if slower(change, threshold)]
+    for change in changes:
+        mark = "  <- slower" if change in worse else "  beyond the spread" if change.beyond else ""
+        unit = f" {change.unit}"
+        print(f"{change.what:<{width}}  {change.a:>8.3f}{unit:<4}{change.b:>8.3f}{unit:<4}{change.ratio:>7.3f}{mark}")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"{len(worse)} of {sum(c.gates for c in changes)} times are slower by more than {threshold:.1%}")
+    return 1 if worse else 0
+
+
+def slower(change: Change, threshold: float) -> bool:
+    """Beyond the threshold, and beyond the spread where that is known."""
+    return change.gates and change.ratio > 1 + threshold and change.beyond is not False
