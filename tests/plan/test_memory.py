@@ -1,0 +1,108 @@
+"""Bytes against what real forwards hold, and placements of the weights."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.config import MmditConfig, Offload, PlacementConfig, Shard
+from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.memory import (
+    GIB,
+    RESERVED_BYTES,
+    VAE_CHANNELS,
+    VAE_TILE_UNITS,
+    Memory,
+    VideoSize,
+    activation_bytes,
+    blocks_bytes,
+    memory_of,
+)
+from opensora_launch.plan.networks import OPEN_SORA_2, Shape, network_of
+
+CASES = [
+    {"rows": rows, "dtype": dtype, "mlp_ratio": ratio, "layout": vars(layout)}
+    for rows, dtype, ratio, layout in (
+        (1, "bfloat16", 4.0, Layout(cfg=8)),
+        (2, "bfloat16", 4.0, Layout(cfg=8)),
+        (1, "bfloat16", 2.0, Layout(cfg=8)),
+        (1, "float32", 4.0, Layout(cfg=8)),
+        (1, "float32", 2.0, Layout(cfg=8)),
+        (1, "bfloat16", 4.0, Layout(ulysses=8)),
+        (2, "bfloat16", 3.0, Layout(cfg=2, ulysses=4)),
+        (1, "float32", 4.0, Layout(ulysses=8)),
+        (1, "bfloat16", 4.0, Layout(ring=8)),
+        (1, "bfloat16", 4.0, Layout(cfg=4, ring=2)),
+        (1, "bfloat16", 4.0, Layout(ring=2, ulysses=4)),
+        (1, "bfloat16", 4.0, Layout(ring=4, ulysses=2)),
+        (1, "float32", 4.0, Layout(ring=8)),
+        (1, "float32", 4.0, Layout(ring=4, ulysses=2)),
+    )
+]
+
+
+@cache
+def measured() -> dict[str, list[int]]:
+    argv = [sys.executable, str(Path(__file__).parent / "peaks.py"), json.dumps(CASES)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"{CASES[i]['dtype']}-{CASES[i]['layout']}")
+def test_activations_are_what_a_forward_holds(index: int) -> None:
+    case = CASES[index]
+    cfg = MmditConfig(hidden_size=192, num_heads=24, depth=1, depth_single_blocks=1, mlp_ratio=case["mlp_ratio"])
+    size = 2 if case["dtype"] == "bfloat16" else 4
+    found = activation_bytes(network_of(cfg, 64), Shape(1, 1984, 64), Layout(**case["layout"]), case["rows"], size)
+    assert found == pytest.approx(measured()["forward"][index], rel=0.05)
+
+
+def test_a_tile_of_the_vae_is_what_decoding_holds() -> None:
+    pixels = VideoSize(1024, 576, 129, 256).tile_pixels
+    assert VAE_TILE_UNITS * VAE_CHANNELS * pixels * 2 == pytest.approx(measured()["decode"], rel=0.05)
+
+
+def test_tiles_are_open_soras() -> None:
+    assert VideoSize(1024, 576, 129, 256).tiles == 18
+    assert VideoSize(336, 192, 129, 256).tiles == 2
+    assert VideoSize(256, 256, 129, 256).tiles == 1
+    assert VideoSize(768, 768, 129, 256).tiles == 16
+    assert VideoSize(1024, 576, 129, None).tiles == 1
+
+
+def large(layout: Layout, shard: Shard = Shard.none, offload: Offload = Offload.none, **more: int) -> Memory:
+    given = {"rows": 2, "gpus_per_node": 8, "element_bytes": 2} | more
+    video = VideoSize(1024, 576, 129, 256)
+    return memory_of(
+        OPEN_SORA_2, Shape(33, 2304, 512), layout, video, placement=PlacementConfig(shard, offload), **given
+    )
+
+
+def test_weights_by_placement() -> None:
+    whole, blocks, two = weight_bytes(OPEN_SORA_2), blocks_bytes(OPEN_SORA_2, 2), 2 * block_weight_bytes(OPEN_SORA_2)
+    layout = Layout(cfg=2, ulysses=4)
+    assert large(layout).weights == whole
+    assert large(layout, Shard.node).weights == pytest.approx(whole - blocks + two + blocks / 8)
+    assert large(layout, Shard.node, gpus_per_node=4).weights == pytest.approx(whole - blocks + two + blocks / 4)
+    assert large(layout, Shard.all, gpus_per_node=4).weights == pytest.approx(whole - blocks + two + blocks / 8)
+    assert large(Layout(dp=8), Shard.node).weights == whole  # each rank has a video of its own
+    assert large(Layout(), offload=Offload.host).weights == pytest.approx(whole - blocks + two)
+    assert large(Layout(cfg=2), offload=Offload.host, gpus_per_node=2).host == pytest.approx(blocks + 2 * 3 * GIB)
+
+
+def test_phases_of_one_gpu() -> None:
+    memory = large(Layout(), gpus_per_node=1)
+    two_rows = 2 * 20.083 * 76544 * 3072 * 2
+    assert memory.activations == pytest.approx(two_rows, rel=1e-3)
+    assert memory.denoise > memory.weights + two_rows + RESERVED_BYTES
+    assert memory.peak == max(memory.text, memory.denoise, memory.decode)
+    assert large(Layout(cfg=2), gpus_per_node=2).activations == pytest.approx(two_rows / 2, rel=1e-3)
+
+
+def test_three_cards_of_24_gib_hold_what_one_cannot() -> None:
+    assert large(Layout(ring=3), Shard.node, gpus_per_node=3).denoise < 24 * GIB < large(Layout()).denoise
