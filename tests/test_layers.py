@@ -13,11 +13,12 @@ PACKAGE = "opensora_launch"
 ROOT = Path(__file__).parent.parent / PACKAGE
 FILES = sorted(ROOT.rglob("*.py"))
 
-FACTS = {"errors", "cards", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
+FACTS = {"errors", "cards", "batch_job", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
 MAY_IMPORT = {
     "errors": set(),
     "cards": set(),
-    "config": {"errors", "cards"},
+    "batch_job": set(),
+    "config": {"errors", "cards", "batch_job"},
     "plan": {"errors", "cards", "config"},
     "media": {"errors"},
     "telemetry": {"errors"},

@@ -15,7 +15,7 @@ from opensora_launch.cli.jobs import Problems, finish_config, machine_of, weight
 from opensora_launch.config import RunConfig
 from opensora_launch.launch.processes import is_alive
 from opensora_launch.launch.run_dir import missing_videos, plain, read_run
-from opensora_launch.launch.run_state import read_attempts
+from opensora_launch.launch.run_state import jobs_of, read_attempts
 from opensora_launch.launch.slurm_query import job_states
 from opensora_launch.plan.plan import Machine, Plan, make_plan
 from opensora_launch.telemetry.heartbeat import read_heartbeats
@@ -72,7 +72,7 @@ def still_running(run_dir: Path) -> list[str]:
     fresh = [
         b for f in folders for b in read_heartbeats(f) if b.state == "running" and time.time() - b.time_s < FRESH_S
     ]
-    jobs = [a.launched.job for a in read_attempts(run_dir) if a.launched and a.launched.job]
+    jobs = jobs_of(read_attempts(run_dir))
     if queued := [state for job in jobs for state in job_states(job) if not state.over]:
         return [f"job {queued[0].job} is {queued[0].state}: opensora-launch cancel {run_dir} ends it"]
     alive = [b for b in fresh if b.host != socket.gethostname() or is_alive(b.pid)]

@@ -14,6 +14,7 @@ from opensora_launch.launch.run_dir import missing_videos, read_run
 from opensora_launch.launch.run_state import (
     AttemptState,
     is_alive,
+    jobs_of,
     launcher_alive,
     read_attempts,
     seconds_left,
@@ -39,8 +40,9 @@ def cancel(parsed: Parsed) -> int:
     run_dir = _run_dir("cancel", parsed)
     read_run(run_dir)
     said, left = [], []
-    for attempt in read_attempts(run_dir):
-        done, problems = _cancel(attempt)
+    attempts = read_attempts(run_dir)
+    by_hand = [a for a in attempts if not (a.launched and a.launched.job)]
+    for done, problems in (*map(_cancel_job, jobs_of(attempts)), *map(_cancel, by_hand)):
         said += done
         left += problems
     print("\n".join([*said, *left]) or f"nothing works on {run_dir}")
@@ -53,9 +55,8 @@ def status_lines(run_dir: Path, plan: Plan) -> Iterator[str]:
     yield f"run: {run_dir}"
     yield f"videos: {len(plan.videos) - len(missing)} of {len(plan.videos)} done"
     attempts = read_attempts(run_dir)
-    for attempt in attempts:
-        if attempt.launched and attempt.launched.job:
-            yield from _job_lines(attempt.launched.job)
+    for job in jobs_of(attempts):
+        yield from _job_lines(job)
     shown = [a for a in attempts if a.at_work] or [a for a in attempts if a.beats][-1:]
     for attempt in shown:
         yield f"attempt {attempt.number}: {_state(attempt)}"
@@ -113,14 +114,16 @@ def _steps_to_come(attempt: AttemptState, plan: Plan, run_dir: Path) -> list[int
     return waiting[:: plan.dp]
 
 
+def _cancel_job(job: str) -> tuple[list[str], list[str]]:
+    if all(state.over for state in job_states(job)):
+        return [], []
+    problems = scancel(job)
+    return ([] if problems else [f"job {job} is cancelled"]), problems
+
+
 def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
     """What was ended, and what could not be."""
     launched = attempt.launched
-    if launched and launched.job:
-        if all(state.over for state in job_states(launched.job)):
-            return [], []
-        problems = scancel(launched.job)
-        return ([] if problems else [f"job {launched.job} is cancelled"]), problems
     alive = [beat for beat in attempt.beats if is_alive(beat)]
     own = [beat.pid for beat in alive if beat.host == socket.gethostname()]
     if launched and launcher_alive(launched):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from opensora_launch.batch_job import SlurmConfig
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.status import attempt_errors
-from opensora_launch.config import RunConfig, SlurmConfig
+from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.launch.run_dir import missing_videos, sample_files, write_attempt, write_whole

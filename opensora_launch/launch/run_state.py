@@ -61,6 +61,12 @@ def read_attempts(run_dir: Path) -> list[AttemptState]:
     return [_read(p) for p in sorted(folders, key=lambda p: int(p.name))]
 
 
+def jobs_of(attempts: Sequence[AttemptState]) -> list[str]:
+    """Each job once: every start of a job has an attempt, and "7_2" is a task of "7"."""
+    found = list(dict.fromkeys(a.launched.job for a in attempts if a.launched and a.launched.job))
+    return [job for job in found if "_" not in job or job.partition("_")[0] not in found]
+
+
 def is_alive(beat: Beat) -> bool:
     """By its own word not long ago; on this host by its process too."""
     if beat.state != "running" or time.time() - beat.time_s > FRESH_S:

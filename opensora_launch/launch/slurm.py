@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from opensora_launch.config import Container, Device, GpuOption, SlurmConfig, Starter, TopologyConfig
+from opensora_launch.batch_job import Container, GpuOption, SlurmConfig, Starter
+from opensora_launch.config import Device, TopologyConfig
 from opensora_launch.launch.slurm_body import BODY
 from opensora_launch.plan.plan import Machine
 

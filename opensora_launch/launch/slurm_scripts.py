@@ -1,6 +1,6 @@
 """The scripts of slurm/, for who would rather submit by hand. Pure: tests keep the files what this makes."""
 
-from opensora_launch.config import Container, SlurmConfig, Starter
+from opensora_launch.batch_job import Container, SlurmConfig, Starter
 from opensora_launch.launch.slurm import hand_script
 
 USE = """\

@@ -13,7 +13,7 @@ import pytest
 
 from opensora_launch.cli import main, prepare
 from opensora_launch.launch import processes
-from opensora_launch.launch.run_state import Launched, read_attempts, record_launch, seconds_left
+from opensora_launch.launch.run_state import Launched, jobs_of, read_attempts, record_launch, seconds_left
 from opensora_launch.launch.slurm_query import _code, exit_code, job_states
 from opensora_launch.plan.plan import Machine
 from opensora_launch.telemetry.events import Meta, Step, event_line, meta_line
@@ -134,6 +134,14 @@ def test_who_is_asked_and_who_answers(fake_slurm: Path) -> None:
     assert exit_code([replace(by_scontrol, state="TIMEOUT", exit_code=0)]) == 1
     assert exit_code([]) == 1
     assert [_code(text) for text in ("0:0", "2:0", "0:9")] == [0, 2, 137]
+
+
+def test_a_job_is_asked_once(attempt: Path) -> None:
+    run = attempt.parents[1]
+    for number, job in enumerate(("7", "7", "7_2", "8", "9_1")):
+        (run / f"attempts/{number}").mkdir(exist_ok=True)
+        record_launch(run / f"attempts/{number}", Launched("slurm", job=job))
+    assert jobs_of(read_attempts(run)) == ["7", "8", "9_1"]
 
 
 def test_a_queued_job_is_not_resumed_over(attempt: Path, fake_slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:

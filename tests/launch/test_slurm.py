@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.config import Container, Device, GpuOption, SlurmConfig, Starter, TopologyConfig
+from opensora_launch.batch_job import Container, GpuOption, SlurmConfig, Starter
+from opensora_launch.config import Device, TopologyConfig
 from opensora_launch.launch.slurm import SlurmJob, job_script, sbatch_value, slurm_machine, slurm_problems
 from opensora_launch.launch.slurm_scripts import hand_scripts
 from opensora_launch.plan.plan import Machine
