@@ -7,33 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.cli.compose import compose
+from opensora_launch.cli.compose import Point, compose
 from opensora_launch.cli.flags import Parsed
+from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.preflight import patient
-from opensora_launch.config import Init, RunConfig
+from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.config import HardwareConfig, Init, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.doctor import full, here, quick
 from opensora_launch.launch.doctor_nodes import ask_nodes, nodes_of_job, to_line
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines, ok, worst
-from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.plan import Machine, VideoRequest, make_plan
-from opensora_launch.plan.rows import Guidance
+from opensora_launch.launch.machine import found_gpus
+from opensora_launch.media.prompts import PromptEntry, PromptSettings
+from opensora_launch.plan.plan import Machine, Plan, make_plan
 
 
 def doctor(parsed: Parsed) -> int:
     """Examine, print, and return 0, or 1 where something will not run."""
     folder = parsed.one("--config-dir")
-    run = compose(parsed.rest, multirun=False, config_dir=None if folder is None else Path(folder)).points[0].run
-    finish_config(run, None)
-    if problems := profile_problems(run.env):
+    config_dir = None if folder is None else Path(folder)
+    point = compose(parsed.rest, multirun=False, config_dir=config_dir).points[0]
+    finish_config(point.run, None)
+    if problems := profile_problems(point.run.env) + sampling_problems(point.run):
         raise UserError("doctor cannot start", problems)
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
         found = ask_nodes(nodes, _words(parsed), os.environ)
     else:
-        found = here(_examine(run, parsed))
+        found = here(_examine(point, parsed, config_dir))
     if parsed.has("--here"):
         sys.stdout.writelines(f"{to_line(finding)}\n" for finding in found)
     elif parsed.has("--json"):
@@ -43,34 +46,37 @@ def doctor(parsed: Parsed) -> int:
     return 1 if worst(found) is Level.fail else 0
 
 
-def _examine(run: RunConfig, parsed: Parsed) -> list[Finding]:
+def _examine(point: Point, parsed: Parsed, config_dir: Path | None) -> list[Finding]:
+    run = point.run
+    named = run.hardware.name is not None
+    settle_hardware(run, () if named else found_gpus(run.topology, os.environ).names, config_dir)
     machine, _ = machine_of(run, None)  # what is missing is a finding of its own
     made = profiled(os.environ, run.env)
-    who = patient(run, machine, made.env, 1)
-    notes = [
+    plan, found = _plan(point, machine)
+    who = patient(run, plan, made.env)
+    found += [
         Finding(Level.warn, "env", note, "leave it out of your shell or image", "no cost") for note in made.notes()
     ]
     if parsed.has("--quick"):
-        return [*quick(who), *notes] or [ok("quick", "nothing to complain of")]
+        return [*quick(who), *found] or [ok("quick", "nothing to complain of")]
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
-    found = full(who, _layout(run, machine), ranks=ranks, nvlink_gb_s=None)
-    return [*found, *notes, *_files(run)]
+    nvlink = run.hardware.nvlink_gb_s if run.hardware.known else None
+    return [*full(who, plan.layouts[-1][1], ranks=ranks, nvlink_gb_s=nvlink), *found, *_files(run)]
 
 
-def _layout(run: RunConfig, machine: Machine) -> Layout:
-    """That of the steps with the most rows of one text-to-video request."""
-    sampling = run.sampling
-    guidance = Guidance(
-        num_steps=sampling.num_steps,
-        text_scale=sampling.guidance,
-        image_scale=sampling.guidance_img,
-        text_osci=sampling.text_osci,
-        image_osci=sampling.image_osci,
-        temporal_osci=False,
-        distilled=run.model.mmdit.guidance_embed,
-    )
-    video = VideoRequest("0000_0", "waves", "waves", sampling.negative_prompt, (), "t2v", 0, guidance)
-    return make_plan(run, machine, [video], __version__).layouts[-1][1]
+def _plan(point: Point, machine: Machine) -> tuple[Plan, list[Finding]]:
+    """The plan of one text-to-video request, with a finding where its memory does not fit the card."""
+    videos = ask([PromptEntry(0, "a video", (), PromptSettings(), "doctor")], [(0, point)]).videos[:1]
+    try:
+        return make_plan(point.run, machine, videos, __version__), []
+    except UserError as error:
+        if not point.run.hardware.known:
+            raise
+        card, point.run.hardware = point.run.hardware, HardwareConfig()
+        plan = make_plan(point.run, machine, videos, __version__)  # refuses what is wrong apart from memory
+        point.run.hardware = card
+        fix = "as it says; opensora-launch plan shows more"
+        return plan, [Finding(Level.fail, "plan", line, fix, "no cost") for line in error.problems]
 
 
 def _files(run: RunConfig) -> list[Finding]:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch.config import Init, LauncherKind, RunConfig
@@ -12,8 +13,8 @@ from opensora_launch.launch.doctor import Patient, quick
 from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines
 from opensora_launch.launch.host_checks import Needs
-from opensora_launch.plan.geometry import geometry
-from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.plan.memory import memory_of
+from opensora_launch.plan.plan import Plan, work_of
 
 VIDEO_SHARE = 0.1  # of its raw pixels, that a saved video takes at most
 
@@ -41,29 +42,36 @@ def _look(run: RunConfig, plan: Plan, made: Profiled) -> list[Finding]:
     """Nothing for a batch job: it runs on other machines than this."""
     if run.launcher.kind is LauncherKind.slurm:
         return []
-    env = environment(plan.threads_per_rank, made.env, plan.machine.gpus)
-    return quick(patient(run, plan.machine, env, len(plan.videos)))
+    return quick(patient(run, plan, environment(plan.threads_per_rank, made.env, plan.machine.gpus)))
 
 
-def patient(run: RunConfig, machine: Machine, env: Mapping[str, str], videos: int) -> Patient:
-    """What doctor examines for a run of `videos`."""
-    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+def patient(run: RunConfig, plan: Plan, env: Mapping[str, str]) -> Patient:
+    """What doctor examines for a run: its ranks' environment, and what they are predicted to take."""
+    shape, machine = plan.geometry, plan.machine
     pixels = shape.height_px * shape.width_px * shape.num_frames * 3
-    on_gpu = machine.device == "cuda"
     needs = Needs(
         ranks=machine.gpus_per_node,
         nodes=machine.nodes,
-        disk_bytes=videos * pixels * VIDEO_SHARE,
-        gpu_weight_bytes=_resident_bytes(run, machine) if on_gpu else 0.0,
-        on_gpu=on_gpu,
+        disk_bytes=len(plan.videos) * pixels * VIDEO_SHARE,
+        on_gpu=machine.device == "cuda",
     )
-    return Patient(env, machine, needs, (Path(run.runs_dir),))
+    return Patient(env, machine, _with_memory(needs, run, plan) if plan.videos else needs, (Path(run.runs_dir),))
 
 
-def _resident_bytes(run: RunConfig, machine: Machine) -> float:
-    """Weights of the transformer on one GPU, by its file: the least that must be free."""
-    file = Path(run.model.folder) / run.model.mmdit_file
-    if run.model.init is not Init.checkpoint or not file.is_file() or run.placement.offload.value != "none":
-        return 0.0
-    over = {"node": machine.gpus_per_node, "all": machine.ranks}.get(run.placement.shard.value, 1)
-    return file.stat().st_size / over
+def _with_memory(needs: Needs, run: RunConfig, plan: Plan) -> Needs:
+    """The busiest GPU, and the host: on CPU ranks, each has its share of the weights there."""
+    work = work_of(run, plan.machine, plan.geometry, plan.videos)
+    found = [
+        memory_of(
+            work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
+            placement=work.placement, element_bytes=work.element_bytes,
+        )
+        for rows, layout in plan.layouts
+    ]  # fmt: skip
+    weights = max(memory.weights for memory in found)
+    if not needs.on_gpu:
+        return replace(needs, host_weight_bytes=weights * needs.ranks, host_bytes=weights * needs.ranks)
+    has_text = run.model.init is not Init.random
+    peak = max(max(memory.denoise, memory.decode, memory.text if has_text else 0.0) for memory in found)
+    host = max(memory.host for memory in found)
+    return replace(needs, gpu_bytes=peak, gpu_weight_bytes=weights, host_bytes=host)

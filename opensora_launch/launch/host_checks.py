@@ -20,7 +20,8 @@ class Needs:
 
     ranks: int
     nodes: int
-    host_bytes: float = 0.0
+    host_bytes: float = 0.0  # predicted
+    host_weight_bytes: float = 0.0  # of it, weights: certain
     disk_bytes: float = 0.0
     gpu_bytes: float = 0.0  # the predicted peak of one GPU
     gpu_weight_bytes: float = 0.0  # of it, weights: certain
@@ -40,14 +41,13 @@ def _memory(host: HostFacts, needs: Needs) -> Iterator[Finding]:
     if host.available_bytes is None:
         return
     free = f"{gib(host.available_bytes)} of host memory are free"
-    if needs.host_bytes > host.available_bytes:
-        yield Finding(
-            Level.fail,
-            "memory",
-            f"{free} and the run needs {gib(needs.host_bytes)} for its weights and frames",
-            "end what else runs (ps aux --sort -rss), fewer ranks, or a larger container limit",
-            "other work stops",
-        )
+    fix = "end what else runs (ps aux --sort -rss), fewer ranks, or a larger container limit"
+    if needs.host_weight_bytes > host.available_bytes:
+        what = f"{free} and the weights alone need {gib(needs.host_weight_bytes)}"
+        yield Finding(Level.fail, "memory", what, fix, "other work stops")
+    elif needs.host_bytes > host.available_bytes:
+        what = f"{free} and the run is predicted to need {gib(needs.host_bytes)}"
+        yield Finding(Level.warn, "memory", what, fix, "other work stops")
     elif needs.host_bytes:
         yield ok("memory", f"{free}; the run needs {gib(needs.host_bytes)}")
     else:

@@ -37,7 +37,8 @@ def test_a_good_host() -> None:
 @pytest.mark.parametrize(
     ("host", "needs", "expected"),
     [
-        (HOST, replace(NEEDS, host_bytes=65.0 * GIB), "fail memory"),
+        (HOST, replace(NEEDS, host_weight_bytes=65.0 * GIB), "fail memory"),
+        (HOST, replace(NEEDS, host_bytes=65.0 * GIB), "warn memory"),
         (HOST, replace(NEEDS, host_bytes=63.0 * GIB), "ok memory"),
         (replace(HOST, disks=(Disk("runs", 9, False),)), NEEDS, "fail disk"),
         (replace(HOST, disks=(Disk("runs", 5 * GIB, True),)), replace(NEEDS, disk_bytes=6.0 * GIB), "fail disk"),
