@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from opensora_launch.launch.doctor_nodes import from_line, node_command, nodes_o
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.launch.findings import Finding, Level
 from opensora_launch.plan.plan import Plan
+from tests.nvml_stub import build_stub
 
 TINY = ["model=tiny", "topology=cpu2"]
 ROOT = Path(__file__).parents[2]
@@ -161,3 +164,36 @@ def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["generate", "--prompt", "x", *TINY]) == 0
     assert capsys.readouterr().err == ""
     assert took[0] < 0.1
+
+
+def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
+    env = build_stub(tmp_path / "nvml", "GPUS=2", "SICK", "HOT", "BUSY", "NO_P2P=1")
+    env |= {"PYTHONPATH": str(ROOT), "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:8"}
+    env.pop("CUDA_VISIBLE_DEVICES")
+    argv = ["doctor", "--json", "model=tiny", "topology=2gpu", "hardware=h100_sxm"]
+    done = subprocess.run([sys.executable, "-m", "opensora_launch.cli", *argv], env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    found = [(f["level"], f["check"], f["what"]) for f in json.loads(done.stdout)["findings"]]
+
+    def said(level: str, check: str, part: str) -> bool:
+        return any(f[:2] == (level, check) and part in f[2] for f in found)
+
+    assert said("fail", "torch", "built for the CPU only, and there are 2 GPUs")
+    assert said("ok", "driver", "570.86.10, runs CUDA up to 12.8")
+    assert said("fail", "ecc", "GPU 1 (Stub GPU): 2 uncorrected memory errors")
+    assert said("warn", "throttled", "GPU 1 (Stub GPU): too hot (driver)")
+    assert said("warn", "pcie", "4 PCIe lanes of 16")
+    assert said("warn", "gpu memory", "process 4242 (10.0 GiB)")
+    assert said("warn", "links", "GPUs 0-1: PHB, peer access chipset not supported")
+    assert said("fail", "env", "max_split_size_mb:8 is below 20")
+    assert not any(check == "ranks" for _, check, _ in found)  # torch could not use these GPUs
+
+
+def test_a_video_that_does_not_fit_is_a_finding(tmp_path: Path) -> None:
+    env = build_stub(tmp_path / "nvml", "GPUS=1") | {"PYTHONPATH": str(ROOT)}
+    env.pop("CUDA_VISIBLE_DEVICES")
+    argv = ["doctor", "--quick", "model=open_sora_v2", "video=768px", "topology=1gpu", "hardware=rtx4090"]
+    done = subprocess.run([sys.executable, "-m", "opensora_launch.cli", *argv], env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("fail") and " plan " in line]
+    assert "placement.offload=host fits" in line
