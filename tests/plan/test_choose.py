@@ -1,0 +1,220 @@
+"""Layouts ranked by predicted time under the memory limit; the golden file of plans on every card."""
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opensora_launch.cards import HardwareConfig, slowest
+from opensora_launch.config import (
+    LayoutConfig,
+    Offload,
+    PlacementConfig,
+    RunConfig,
+    SamplingConfig,
+    Shard,
+    TopologyConfig,
+    VideoConfig,
+)
+from opensora_launch.errors import UserError
+from opensora_launch.plan.choose import Option, Work, options, waterfall, ways_to_fit
+from opensora_launch.plan.fit import fit_problems
+from opensora_launch.plan.layout import Layout, all_layouts
+from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
+from opensora_launch.plan.rows import Guidance
+from opensora_launch.plan.table import plan_text, short
+from opensora_launch.plan.times import rates_of, uses_nvlink
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "plans.txt"
+T2V = Guidance(50, 7.5, 3.0, True, True, False)
+COUNTS = (1, 2, 3, 4, 8, 16, 32, 64)
+
+
+def card(name: str) -> HardwareConfig:
+    return HardwareConfig(**yaml.safe_load((ROOT / "configs" / "hardware" / f"{name}.yaml").read_text()))
+
+
+CARDS = sorted(path.stem for path in (ROOT / "configs" / "hardware").glob("*.yaml") if path.stem != "auto")
+
+
+def videos(count: int = 1) -> list[VideoRequest]:
+    return [VideoRequest(f"{i:04d}_0", "rain", "rain.", "", (), "t2v", 42, T2V) for i in range(count)]
+
+
+def machine(gpus: int) -> Machine:
+    return Machine("cuda", math.ceil(gpus / 8), min(gpus, 8), 16)
+
+
+def run_of(name: str, size: str = "768px", **more: object) -> RunConfig:
+    return RunConfig(video=VideoConfig(size), hardware=card(name), **more)
+
+
+def planned(name: str, gpus: int, size: str = "768px", count: int = 1, **more: object) -> tuple[Work, tuple[Option, ...]]:
+    return predict(run_of(name, size, **more), machine(gpus), videos(count))
+
+
+def test_every_legal_layout_is_there_once_and_ranked() -> None:
+    _, found = planned("l20", 8)
+    layouts = [option.layout for option in found]
+    legal = [x for x in all_layouts(8) if x.dp == 1 and x.cfg <= 2]
+    assert sorted(layouts, key=str) == sorted(legal, key=str)
+    assert [option.phases.making for option in found] == sorted(option.phases.making for option in found)
+
+
+def test_what_is_chosen_fits_and_what_fits_is_not_refused() -> None:
+    for name in CARDS:
+        for gpus in (1, 4):
+            work, found = planned(name, gpus)
+            run = run_of(name)
+            if any(option.fits for option in found):
+                layouts = make_plan(run, machine(gpus), videos(), "0").layouts
+                assert found[0].fits
+                assert layouts == found[0].layouts
+                assert found[0].memory.peak <= card(name).memory_gib * GIB
+                assert fit_problems(work, LayoutConfig(), found) == []
+            else:
+                with pytest.raises(UserError, match="does not fit in GPU memory"):
+                    make_plan(run, machine(gpus), videos(), "0")
+
+
+def test_the_refusal_says_what_would_fit() -> None:
+    with pytest.raises(UserError) as e:
+        make_plan(run_of("rtx4090"), machine(8), videos(), "0")
+    (line,) = e.value.problems
+    assert line.startswith("replicated weights: VAE needs 40.0 of 24.0 GiB on rtx4090; placement.shard=node fits in ")
+    spread = run_of("rtx4090", placement=PlacementConfig(Shard.node))
+    assert make_plan(spread, machine(8), videos(), "0").placement.shard is Shard.node
+    work, found = planned("rtx3080", 1)
+    assert not ways_to_fit(work, LayoutConfig())
+    assert "no placement or number of GPUs" in fit_problems(work, LayoutConfig(), found)[0] or "num_frames" in (
+        fit_problems(work, LayoutConfig(), found)[0]
+    )
+
+
+def test_what_is_offered_as_a_remedy_does_fit() -> None:
+    for name, gpus in (("rtx4090", 1), ("rtx4090", 4), ("rtx5090", 2), ("a100_40gb_sxm", 1)):
+        work, _ = planned(name, gpus)
+        for option in ways_to_fit(work, LayoutConfig()):
+            again = predict(run_of(name, placement=option.placement), machine(gpus), videos())[1][0]
+            assert again.fits
+            assert again.phases == option.phases
+
+
+def test_the_topology_decides() -> None:
+    """Over PCIe what sends least; many videos go apart; heads that do not divide are avoided."""
+    best = planned("l40", 8)[1][0]
+    assert best.layout.cfg == 2
+    assert planned("h100_sxm", 8, count=8)[1][0].layout == Layout(dp=8)
+    assert planned("h100_sxm", 7)[1][0].layout.sequence == 7
+    slow = TopologyConfig(nodes=2, gpus_per_node=8, node_link_gb_s=2.0)
+    _, found = predict(run_of("h100_sxm", topology=slow), machine(16), videos())
+    assert found[0].layout.cfg == 2  # only the latents of a step cross
+    assert found[0].layout.sequence == 8
+
+
+def test_what_is_fixed_stays() -> None:
+    _, found = planned("h100_sxm", 8, layout=LayoutConfig(ring=2))
+    assert {option.layout.ring for option in found} == {2}
+    _, alone = planned("h100_sxm", 8, layout=LayoutConfig(cfg=1, ulysses=1))
+    assert [option.layouts for option in alone] == [((1, Layout(ring=8)), (2, Layout(ring=8)))]
+    _, odd = planned("h100_sxm", 8, layout=LayoutConfig(cfg=8))  # of no use, but asked
+    assert [option.layout for option in odd] == [Layout(cfg=8)]
+
+
+def test_an_unknown_card_follows_the_rule() -> None:
+    plan = make_plan(RunConfig(), machine(8), videos(), "0")
+    assert plan.layout(2) == Layout(cfg=2, ulysses=4)
+    on_cpu = make_plan(run_of("rtx3080"), Machine("cpu", 1, 2, 4), videos(), "0")
+    assert on_cpu.precision == "fp32"
+    assert make_plan(run_of("v100", "256px", placement=PlacementConfig(Shard.node)), machine(4), videos(), "0").precision == "fp16"
+
+
+def test_parts_of_a_prediction_add_up() -> None:
+    for gpus in (2, 8):
+        best, alone = planned("h100_sxm", gpus)[1][0], planned("h100_sxm", 1)[1][0]
+        assert alone.efficiency == pytest.approx(1.0)
+        lost = gpus * best.phases.making - alone.phases.making
+        assert sum(value for _, value in waterfall(best, alone)) == pytest.approx(lost)
+        assert best.efficiency == pytest.approx(alone.phases.making / (gpus * best.phases.making))
+        assert best.phases.total == pytest.approx(best.phases.making + best.phases.load + best.phases.text)
+        assert best.energy_kwh == pytest.approx(gpus * 700 * best.phases.total / 3.6e6)
+
+
+def test_the_time_of_one_gpu_is_flops_over_rates() -> None:
+    work, (alone,) = planned("h100_sxm", 1)
+    rates = rates_of(work.card, work.topology)
+    flops = 80 * 5.09e15
+    assert flops / 989.4e12 < alone.phases.compute < 2.5 * flops / 989.4e12
+    assert rates.attention_flops == pytest.approx(0.513 * 989.4e12)
+
+
+def test_mixed_cards_are_no_better_than_the_worst() -> None:
+    mixed = slowest([card("rtx4090"), card("rtx3090")])
+    assert (mixed.name, mixed.memory_gib, mixed.bf16_tflops) == ("rtx4090+rtx3090", 23.99, 71.0)
+    assert (mixed.nvlink_gb_s, mixed.fp8_tflops, mixed.tdp_w, mixed.price_usd) == (None, None, 400.0, 1549.0)
+
+
+def test_bridges_join_pairs_only() -> None:
+    bridged = card("rtx3090")
+    assert uses_nvlink(bridged, TopologyConfig(gpus_per_node=2))
+    assert not uses_nvlink(bridged, TopologyConfig(gpus_per_node=4))
+    assert rates_of(bridged, TopologyConfig(gpus_per_node=4, link_gb_s=11.0)).link_bytes == 11e9
+
+
+def test_rows_decide_the_work() -> None:
+    pruned, whole = planned("h100_sxm", 1)[1][0], planned("h100_sxm", 1, sampling=SamplingConfig(prune_rows=False))[1][0]
+    assert whole.phases.denoise / pruned.phases.denoise == pytest.approx(150 / 80, rel=1e-3)
+    assert whole.memory.activations == pytest.approx(1.5 * pruned.memory.activations)
+
+
+def test_offload_and_shards_cost_time() -> None:
+    for placement in (PlacementConfig(Shard.node), PlacementConfig(Shard.none, Offload.host)):
+        small = planned("rtx4090", 4, "256px", placement=placement)[1][0]
+        assert small.phases.gather > planned("rtx4090", 4, "256px")[1][0].phases.gather
+
+
+def line_of(name: str, gpus: int, size: str) -> str:
+    """The best plan with the weights where they must be: replicated, else spread, else in host memory."""
+    work, found = planned(name, gpus, size)
+    way = "replicated"
+    if not found[0].fits:
+        found = ways_to_fit(work, LayoutConfig())
+        if not found:
+            return f"{gpus:>4}  does not fit"
+        placement = found[0].placement
+        way = f"shard={placement.shard.value} offload={placement.offload.value}"
+    best = found[0]
+    layouts = ", ".join(short(layout) for _, layout in reversed(best.layouts))
+    text = f"{gpus:>4}  {best.phases.making:>8.1f} s  {best.efficiency:>6.1%}  {best.memory.peak / GIB:>5.1f} GiB  {way:<24}"
+    return f"{text}  {layouts}"
+
+
+def test_plans_of_every_card(request: pytest.FixtureRequest) -> None:
+    head = (
+        "GPUs, predicted seconds (weights loaded), efficiency against one such GPU, peak GiB a GPU, weights, layout of\n"
+        "steps with 2 rows and with 1. Open-Sora 2.0, one text-to-video of 129 frames, 50 steps; nodes of 8 GPUs.\n"
+    )
+    blocks = [head]
+    for name in CARDS:
+        for size in ("256px", "768px"):
+            lines = [line_of(name, gpus, size) for gpus in COUNTS]
+            blocks.append(f"{name}, {card(name).memory_gib:g} GiB, {size}\n" + "\n".join(lines) + "\n")
+    text = "\n".join(blocks)
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text(text)
+    assert GOLDEN.read_text() == text
+
+
+def test_planning_is_quick_and_the_table_is_whole() -> None:
+    started = time.process_time()
+    work, found = planned("l20", 64, count=64)
+    text = plan_text(work, found)
+    assert time.process_time() - started < 0.5
+    assert text.splitlines()[0] == "open_sora_v2: 1024 x 576 pixels, 129 frames, 76,544 tokens; 64 videos"
+    assert "chosen" in text
+    assert "predicted, not measured" in text
+    assert options(work, LayoutConfig()) == found  # pure
