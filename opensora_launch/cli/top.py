@@ -16,6 +16,7 @@ from opensora_launch.telemetry.stall import Beat
 
 LOOK_S = 1.0
 LINE_EVERY_S = 30.0
+LEAST_SHARE = 0.02  # done, before the rest is guessed
 HOME = "\x1b[H\x1b[2J"  # and clear
 
 
@@ -59,10 +60,13 @@ def rank_lines(attempt: Path, beats: Sequence[Beat], now: float) -> list[str]:
 
 def summary(beats: Sequence[Beat], passed_s: float) -> str:
     """Videos, and when they will be done if the rest takes as long as what is behind."""
+    if all(b.state != "running" for b in beats):
+        failed = sum(b.state == "failed" for b in beats)
+        return f"all {len(beats)} ranks have ended" + (f", {failed} of them failed" if failed else "")
     done = [fraction(b) for b in beats]
     got, total = sum(d for d, _ in done), sum(t or 0.0 for _, t in done)
     share = got / total if total else 0.0
-    eta = f", about {passed_s * (1 - share) / share:.0f} s to go" if 0.02 < share < 1 else ""
+    eta = f", about {passed_s * (1 - share) / share:.0f} s to go" if share > LEAST_SHARE else ""
     running = sum(b.state == "running" for b in beats)
     return f"{running} of {len(beats)} ranks at work, {share:.0%} done after {passed_s:.0f} s{eta}"
 

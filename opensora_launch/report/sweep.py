@@ -14,6 +14,7 @@ from opensora_launch.report.peers import peer_lines
 from opensora_launch.report.rates import amdahl, karp_flatt
 
 LEAST_COUNTS = 2  # of GPUs, to draw a line
+MOST_LINES = 8  # that can be told apart in a chart; the table has all
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def sweep(title: str, points: Sequence[Point], *, version: str, weak: bool = Fal
         "device": more.get("device", ""),
         "command": more.get("command"),
         "table": rows,
-        "curve": [line for line in lines if len(line["points"]) >= LEAST_COUNTS] + peers,
+        "curve": [line for line in lines if len(line["points"]) >= LEAST_COUNTS][:MOST_LINES] + peers,
         "amdahl": fits,
         "unknown": list(more.get("unknown", ())),
     }

@@ -29,7 +29,7 @@ function curve_chart(lines, mode) {
       const [cx, cy] = at(p);
       if (p.low && mode === "efficiency") chart.append(svg("line", { x1: cx, x2: cx, y1: y(p.low), y2: y(p.high), stroke: ink, "stroke-width": 2 }));
       const dot = svg("circle", { cx, cy, r: own ? 5 : 3.2, fill: p.kind === "predicted" ? "var(--ground)" : ink, stroke: ink, "stroke-width": 2 });
-      dot.append(svg("title", {}, `${line.name}: ${p.gpus} ${t("gpus")}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}`));
+      dot.append(svg("title", {}, `${line.name}: ${t("n_gpus", p.gpus)}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}`));
       chart.append(dot);
     }
     if (points.length) ends.push({ name: line.name, ink, y: at(points[points.length - 1])[1], own });

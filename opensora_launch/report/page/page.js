@@ -8,8 +8,8 @@ function last_attempt(r) { return r.attempts[r.attempts.length - 1]; }
 function tiles_of(r) {
   const a = last_attempt(r), made = [], e = r.efficiency;
   if (e) {
-    const base = t("against", `${seconds(e.job.t_base_s)} s, ${e.job.gpus_base} ${t("gpus")}`, t(e.baseline.kind));
-    made.push(tile(percent(e.job.efficiency), t("efficiency_job"), base), tile(`${e.job.speedup.toFixed(2)}×`, t("speedup"), `${e.job.gpus} ${t("gpus")}`));
+    const base = t("against", `${seconds(e.job.t_base_s)} s, ${t("n_gpus", e.job.gpus_base)}`, t(e.baseline.kind));
+    made.push(tile(percent(e.job.efficiency), t("efficiency_job"), base), tile(`${e.job.speedup.toFixed(2)}×`, t("speedup"), t("n_gpus", e.job.gpus)));
     made.push(tile(percent(e.denoise.efficiency), t("efficiency_denoise")));
   }
   if (a && a.wall_s) {
@@ -57,7 +57,7 @@ function waterfall_of(r) {
   const a = last_attempt(r);
   if (!a || !a.ranks.length) return null;
   const e = r.efficiency, steps = waterfall_steps(a.ranks, a.wall_s, e && e.job, e ? e.baseline.kind : "predicted");
-  const serial = r.serial_share && r.serial_share.job !== null && r.serial_share.job > 0.001 ? el("p", {}, t("serial_about", percent(r.serial_share.job), (1 / r.serial_share.job).toFixed(1))) : null;
+  const serial = r.serial_share && r.serial_share.job !== null && r.serial_share.job > 0.001 && r.serial_share.job < 1 ? el("p", {}, t("serial_about", percent(r.serial_share.job), (1 / r.serial_share.job).toFixed(1))) : null;
   const uneven = r.imbalance && r.imbalance.compute !== null ? el("p", {}, t("imbalance_about", percent(r.imbalance.compute))) : null;
   return section("waterfall", t("waterfall"), t("waterfall_about"), el("figure", {}, waterfall_chart(steps)), serial, uneven);
 }

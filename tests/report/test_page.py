@@ -1,0 +1,218 @@
+"""report.html in a real browser: three widths, light and dark, two languages; it fits, it draws, it says no error."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from opensora_launch.report.build import build_report, build_sweep
+from opensora_launch.report.sweep import Point, published, sweep
+from tests.report.synthetic import Simulation, a_plan, plain_simulation, write_run
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "opensora_launch" / "report" / "page"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+)  # fmt: skip
+DARK = ("--blink-settings=preferredColorScheme=0", "--force-dark-mode")
+FIRST = (
+    "<script>addEventListener('error', (e) => document.documentElement.setAttribute('data-error', e.message))</script>"
+)
+LAST = """<script>
+const all = document.querySelectorAll("body *");
+const outside = (e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll, svg, .skip");
+const wide = [...all].filter(outside);
+document.body.dataset.wide = wide.map((e) => e.tagName + "#" + e.id + "." + e.className).join(" ");
+document.body.dataset.width = innerWidth;
+document.body.dataset.ground = getComputedStyle(document.body).backgroundColor;
+document.body.dataset.inked = [...document.querySelectorAll("canvas")].filter((c) => {
+  const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+  return new Set([...Array(pixels.length / 4).keys()].map((n) => pixels.slice(4 * n, 4 * n + 3).join())).size > 3;
+}).length;
+document.body.dataset.canvases = document.querySelectorAll("canvas").length;
+</script>"""
+
+
+def samples(sim: Simulation) -> str:
+    """A node with two GPUs, the last of them hot, as a sampler leaves it."""
+    gpus = [
+        {"index": n, "uuid": f"GPU-{n}", "name": "Stub GPU", "memory_bytes": 80 << 30, "power_limit_w": 700.0,
+         "sm_mhz_max": 1980} for n in range(2)
+    ]  # fmt: skip
+    meta = {"kind": "meta", "schema": 1, "host": "host-a", "interval_s": 0.5, "driver": "570", "no_gpus": None}
+    lines: list[dict[str, Any]] = [meta | {"gpus": gpus}]
+    for n in range(70):
+        rows = [
+            {"gpu": g, "util": 0.9 - 0.3 * g, "memory_used_bytes": (20 + n // 9) << 30, "power_w": 600 - 200 * g + n,
+             "energy_j": 500.0 * n, "sm_mhz": 1980 - 700 * g, "temperature_c": 60 + 30 * g,
+             "throttled": ["too hot (hardware)"] if g else []} for g in range(2)
+        ]  # fmt: skip
+        host = {"cpu_busy_s": 1.0 * n, "cpu_all_s": 4.0 * n, "memory_bytes": 1 << 38, "available_bytes": 1 << 37}
+        lines.append({"kind": "sample", "time_s": sim.clock(0, 0.5 * n), "host": host, "ranks": [], "gpus": rows})
+    lines.append({"kind": "refused", "readings": {"pcie": "Not Supported"}})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sim = plain_simulation(2, slow=[1.0, 1.5])
+    plan = a_plan(2, prompts=("</script><script>alert(1)</script> raining, sea",))
+    folder = write_run(tmp_path_factory.mktemp("page") / "20261120-190000", plan, [sim.events()], done=["0000_0"])
+    (folder / "attempts/0/telemetry/node-host-a.jsonl").write_text(samples(sim))
+    for r in range(2):
+        path = folder / f"attempts/0/telemetry/rank{r}.jsonl"
+        head, _, rest = path.read_text().partition("\n")
+        path.write_text(json.dumps(json.loads(head) | {"device_uuid": f"GPU-{r}", "device": "cuda"}) + "\n" + rest)
+    build_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    points = [Point("tiny", n, (10.0 / n + 2, 10.0 / n + 2.5), "1: dp1", "a", "a/report.html") for n in (1, 2, 4)]
+    build_sweep(folder, sweep("bench-1", points, version="0", device="a CPU", peers=True, unknown=["x <b>y</b>"]))
+    return folder
+
+
+def texts() -> dict[str, dict[str, str]]:
+    """The page's words, by language."""
+    found: dict[str, dict[str, str]] = {}
+    for language, block in re.findall(r"^  (en|ko): \{\n(.*?)^  \},", (PAGE / "text.js").read_text(), re.S | re.M):
+        found[language] = dict(re.findall(r'\b(\w+): "((?:[^"\\]|\\.)*)"', block))
+    return found
+
+
+def test_both_languages_say_the_same_things() -> None:
+    english, korean = texts()["en"], texts()["ko"]
+    assert english.keys() == korean.keys()
+    assert len(english) > 100
+    for key, text in english.items():
+        assert sorted(re.findall(r"\{\d\}", text)) == sorted(re.findall(r"\{\d\}", korean[key])), key
+    same = {key for key, text in english.items() if text == korean[key] and not re.fullmatch(r"[A-Z –a-z]{2,10}", text)}
+    assert same == set()
+    used = set(re.findall(r"""\bt\("(\w+)"[,)]""", "".join(p.read_text() for p in PAGE.glob("*.js"))))
+    assert used - english.keys() == set()
+
+
+def test_the_page_is_one_file_without_any_other(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(""", text)
+    assert text.count("<script") == 2
+    assert "alert(1)</script>" not in text
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert data["report"] == json.loads((run / "report.json").read_text())
+    assert [row["rank"] for row in data["timeline"]["rows"]] == [0, 1]
+    assert len(text) < 150_000
+
+
+def test_published_figures_as_a_report(tmp_path: Path) -> None:
+    points = published(ROOT / "docs/benchmarks/published_scaling.json")
+    data = sweep("Published scaling", points, version="0", kind="published")
+    open_sora = [r for r in data["table"] if r["name"] == "opensora2-11b-768px-h100"]
+    assert [(r["gpus"], round(100 * r["efficiency"], 1)) for r in open_sora] == [
+        (1, 100.0), (2, 95.9), (4, 88.8), (8, 75.0),
+    ]  # fmt: skip
+    small = [round(100 * r["efficiency"], 1) for r in data["table"] if r["name"] == "opensora2-11b-256px-h100"]
+    assert small == [100.0, 75.0, 44.1]
+    (fit,) = [a for a in data["amdahl"] if a["name"] == "opensora2-11b-768px-h100"]
+    assert 60 < fit["serial_s"] < 85
+    build_sweep(tmp_path, data)
+    assert "| opensora2-11b-768px-h100" in (tmp_path / "report.md").read_text()
+
+
+class Words(HTMLParser):
+    """Attributes of html and body, and the text outside scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: dict[str, dict[str, str | None]] = {}
+        self.said: list[str] = []
+        self.skip = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.skip = tag in ("script", "style")
+        self.found.setdefault(tag, dict(attrs))
+
+    def handle_data(self, data: str) -> None:
+        if not self.skip:
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def browse(page: Path, tmp_path: Path, *options: str) -> bytes:
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"none of these is installed: {', '.join(BROWSERS)}")
+    url, flags = page.resolve().as_uri(), [o for o in options if o.startswith("--")]
+    command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags]
+    query = "".join(o for o in options if o.startswith("?"))
+    return subprocess.run([*command, url + query], check=True, capture_output=True, timeout=100).stdout
+
+
+def dom(page: Path, tmp_path: Path, width: int, *options: str) -> Words:
+    """What the browser made of the page, with what our probe saw in it."""
+    probed = tmp_path / "probed.html"
+    text = page.read_text().replace("<head>", "<head>" + FIRST, 1)
+    probed.write_text(text.replace("</body>", LAST + "</body>"))
+    made = browse(probed, tmp_path, "--dump-dom", f"--window-size={width},900", *options).decode()
+    found = Words(made)
+    assert found.found["html"].get("data-error") is None
+    assert found.found["body"]["data-wide"] == ""
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (820, False), (1280, True)])
+def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    found = dom(run / "report.html", tmp_path, width, *(DARK if dark else ()), "?lang=en")
+    body = found.found["body"]
+    assert found.found["html"]["lang"] == "en"
+    ground = [int(n) for n in re.findall(r"\d+", body["data-ground"] or "")[:3]]
+    assert (sum(ground) < 150) == dark
+    assert body["data-inked"] == body["data-canvases"] == "6"  # the timeline, four lines of the GPUs, the CPU
+    for said in (
+        "Run 20261120-190000", "Rank 1 is slow — cause: throttled", "too hot (hardware) in 100% of the samples",
+        "Where the efficiency went", "Power", "0 Stub GPU", "did not tell: pcie (Not Supported)", "Karp–Flatt",
+        "</script><script>alert(1)</script> raining, sea", "opensora-launch generate video=256px topology=cpu2",
+    ):  # fmt: skip
+        assert said in found.text, said
+
+
+@pytest.mark.browser
+def test_the_page_in_korean(run: Path, curve: Path, tmp_path: Path) -> None:
+    found = dom(run / "report.html", tmp_path, 390, "?lang=ko")
+    assert found.found["html"]["lang"] == "ko"
+    assert "랭크 1이(가) 느림 — 원인: 스로틀링" in found.text
+    assert "효율 손실 내역" in found.text
+    swept = dom(curve / "report.html", tmp_path, 820, "?lang=ko")
+    assert "직렬" in swept.text
+    assert "x <b>y</b>" in swept.text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_pictures_of_both_pages(run: Path, curve: Path, tmp_path: Path, width: int) -> None:
+    for page in (run, curve):
+        for dark in (False, True):
+            out = tmp_path / f"{page.name}-{dark}.png"
+            browse(page / "report.html", tmp_path, f"--window-size={width},1400", f"--screenshot={out}", *DARK * dark)
+            picture = Image.open(out).convert("RGB")
+            colours = picture.getcolors(1 << 20)
+            assert colours is not None
+            assert len(colours) > 50  # lines and text, not an empty page
+            usual = max(colours)[1]
+            assert isinstance(usual, tuple)
+            assert (sum(usual) < 150) == dark
