@@ -124,20 +124,16 @@ def merge(
 ) -> tuple[Float[Tensor, "B s N D"], Float[Tensor, "B N s"]]:
     """Add one block's attention to the running result; both kept in at least fp32.
 
-    softmax over a union of blocks = their results weighted by exp(lse of the block - lse of the union).
+    softmax over a union of blocks = their results weighted by exp(lse of the block - lse of the union); of two blocks
+    the weight of the second is then sigmoid(lse of the second - lse of the first), and one pass over `out` does.
     """
     wide = torch.promote_types(out.dtype, torch.float32)
     out, lse = out.to(wide), lse.to(wide)
     if running is None:
         return out, lse
     before, before_lse = running
-    union = torch.logaddexp(before_lse, lse)
-    old, new = (_by_query((x - union).exp()) for x in (before_lse, lse))
-    return before * old + out * new, union
-
-
-def _by_query(weights: Float[Tensor, "B N s"]) -> Float[Tensor, "B s N 1"]:
-    return weights.transpose(1, 2).unsqueeze(-1)
+    weight = (lse - before_lse).sigmoid_().transpose(1, 2).unsqueeze(-1)  # B s N 1
+    return torch.lerp(before.to(wide), out, weight), torch.logaddexp(before_lse, lse)
 
 
 class _Travel:
