@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch import __version__
@@ -15,7 +16,7 @@ from opensora_launch.cli.preflight import patient
 from opensora_launch.cli.requests import ask, sampling_problems
 from opensora_launch.config import HardwareConfig, Init, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.doctor import full, here, quick
+from opensora_launch.launch.doctor import between_nodes, full, here, quick
 from opensora_launch.launch.doctor_nodes import ask_nodes, nodes_of_job, to_line
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines, ok, worst
@@ -34,7 +35,7 @@ def doctor(parsed: Parsed) -> int:
         raise UserError("doctor cannot start", problems)
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
-        found = ask_nodes(nodes, _words(parsed), os.environ)
+        found = [*ask_nodes(nodes, _words(parsed), os.environ), *_together(point, parsed)]
     else:
         found = here(_examine(point, parsed, config_dir))
     if parsed.has("--here"):
@@ -62,6 +63,18 @@ def _examine(point: Point, parsed: Parsed, config_dir: Path | None) -> list[Find
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
     nvlink = run.hardware.nvlink_gb_s if run.hardware.known else None
     return [*full(who, plan.layouts[-1][1], ranks=ranks, nvlink_gb_s=nvlink), *found, *_files(run)]
+
+
+def _together(point: Point, parsed: Parsed) -> list[Finding]:
+    """What only all nodes of a Slurm job can show: their clocks, and the links between them."""
+    machine, _ = machine_of(point.run, None)
+    if machine.nodes == 1 or parsed.has("--quick") or parsed.has("--no-ranks"):
+        return []
+    plan, _ = _plan(point, machine)
+    who = patient(point.run, plan, profiled(os.environ, point.run.env).env)
+    link_gb_s = point.run.topology.node_link_gb_s
+    found = between_nodes(who, plan.layouts[-1][1], link_gb_s, Path(point.run.runs_dir))
+    return [replace(finding, host="all") for finding in found]
 
 
 def _plan(point: Point, machine: Machine) -> tuple[Plan, list[Finding]]:

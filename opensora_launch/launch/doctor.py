@@ -21,7 +21,7 @@ from opensora_launch.launch.processes import descendants
 from opensora_launch.launch.torch_facts import ask_torch, installed_torch
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
-from opensora_launch.plan.probe import ProbeSpec
+from opensora_launch.plan.probe import ProbeResult, ProbeSpec
 
 PROBE_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
 PROBE_REPEATS = 10
@@ -134,7 +134,25 @@ def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | No
     return min(lanes, default=None) or None
 
 
+def between_nodes(patient: Patient, layout: Layout, node_link_gb_s: float, shared: Path) -> list[Finding]:
+    """Ranks on all nodes of this Slurm job: clocks, and each axis; those that leave a node against its network."""
+    shared.mkdir(parents=True, exist_ok=True)
+    per_node, wide, stride = patient.machine.gpus_per_node, {}, 1
+    for axis in ("ulysses", "ring", "cfg"):
+        stride *= getattr(layout, axis)
+        if stride > per_node and patient.needs.on_gpu:
+            wide[axis] = node_link_gb_s
+    result, why_not = _run(patient, layout, shared)
+    return probe_findings(result, why_not, wide)
+
+
 def _probe(patient: Patient, layout: Layout, link_gb_s: float | None) -> list[Finding]:
+    result, why_not = _run(patient, layout, None)
+    axes = [speed.axis for speed in result.speeds] if result else []
+    return probe_findings(result, why_not, dict.fromkeys(axes, link_gb_s) if link_gb_s else {})
+
+
+def _run(patient: Patient, layout: Layout, shared: Path | None) -> tuple[ProbeResult | None, str]:
     machine = patient.machine
     spec = ProbeSpec(
         device=machine.device,
@@ -145,6 +163,4 @@ def _probe(patient: Patient, layout: Layout, link_gb_s: float | None) -> list[Fi
         timeout_s=PROBE_TIMEOUT_S,
     )
     env = {**patient.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(spec.threads_per_rank)}
-    result, why_not = run_probe(machine, spec, env)
-    axes = [speed.axis for speed in result.speeds] if result else []
-    return probe_findings(result, why_not, dict.fromkeys(axes, link_gb_s) if link_gb_s else {})
+    return run_probe(machine, spec, env, shared)

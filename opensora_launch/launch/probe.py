@@ -20,14 +20,24 @@ CLOCK_S = 0.1
 
 
 def probe_command(machine: Machine, folder: Path) -> list[str]:
-    """argv of the ranks: torchrun on this machine."""
+    """argv of the ranks: torchrun on this machine, or one srun task each on the nodes of this Slurm job."""
+    if machine.nodes > 1:
+        tasks = [f"--nodes={machine.nodes}", f"--ntasks={machine.ranks}", f"--ntasks-per-node={machine.gpus_per_node}"]
+        return ["srun", *tasks, "--overlap", "--kill-on-bad-exit=1", sys.executable, "-m", MODULE, str(folder)]
     agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), "-m", MODULE, str(folder)]
 
 
-def run_probe(machine: Machine, spec: ProbeSpec, env: Mapping[str, str]) -> tuple[ProbeResult | None, str]:
-    """The answer, or why there is none. Bounded by spec.timeout_s; nothing is left running."""
-    with tempfile.TemporaryDirectory(prefix="opensora-doctor-") as name:
+def run_probe(
+    machine: Machine, spec: ProbeSpec, env: Mapping[str, str], shared: Path | None = None
+) -> tuple[ProbeResult | None, str]:
+    """The answer, or why there is none. Bounded by spec.timeout_s; nothing is left running.
+
+    `shared` is a folder that all nodes see, where there are several.
+    """
+    if machine.nodes == 1:  # torchrun's ranks are no tasks of a batch job, though they may run inside one
+        env = {name: value for name, value in env.items() if not name.startswith("SLURM_")}
+    with tempfile.TemporaryDirectory(prefix=".opensora-doctor-", dir=shared) as name:
         folder = Path(name)
         (folder / "spec.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
         with (folder / "torchrun.log").open("wb") as log:
