@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from opensora_launch.cli import VERBS
+
 ROOT = Path(__file__).parent.parent
 # Plays both the system's Python and the one in .venv; `log` lies beside it or, from .venv/bin, in the checkout.
 PYTHON = """#!/usr/bin/env bash
@@ -99,3 +101,9 @@ def test_a_missing_python_is_said(checkout: Path) -> None:
 def test_run_adds_the_verb(checkout: Path, args: list[str], passed: list[str]) -> None:
     code, out, _ = run(checkout, "run", *args)
     assert (code, out.splitlines()) == (0, passed)
+
+
+def test_run_knows_every_verb() -> None:
+    """A verb that it does not know would be taken for a word of generate."""
+    (line,) = [line for line in (ROOT / "scripts" / "run").read_text().splitlines() if line.startswith("  generate |")]
+    assert line.removesuffix(") ;;").replace("|", " ").split() == list(VERBS)

@@ -20,6 +20,7 @@ SCRIPT = r"""_opensora_launch() {
 }
 complete -o default -F _opensora_launch opensora-launch"""
 SHELL_FLAGS = ("--help", "--version", "--shell-completion")
+SETTINGS = ("generate", "plan", "bench", "verify", "doctor", "estimate")  # verbs that take groups and keys
 VALUES_ARE_FILES = ("--prompts", "--ref", "--resume", "--config-dir", "--baseline")
 
 
@@ -48,7 +49,7 @@ def candidates(line: str) -> list[str]:
         return _starting(before.kinds, word)
     if word.startswith("-"):
         return _starting([name for flag in flags for name in flag.names if name.startswith("--")], word)
-    return _starting(_overrides(word, words), word) if words[1] in ("generate", "bench", "verify") else []
+    return _starting(_overrides(word, words), word) if words[1] in SETTINGS else []
 
 
 def _overrides(word: str, words: Sequence[str]) -> list[str]:
