@@ -20,6 +20,7 @@ from opensora_launch import __version__
 from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.errors import UserError
+from opensora_launch.launch.machine import count_cpus
 from opensora_launch.launch.run_dir import make_folder, write_whole
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.efficiency import differences
@@ -117,6 +118,9 @@ def spots_of(words: Sequence[str], config_dir: Path | None) -> tuple[list[Spot],
     if problems:
         raise UserError("this sweep cannot start", problems)
     found = []
+    if not any(w.startswith("launcher.threads_per_rank=") for w in rest):  # as many on every count: it is equal work
+        most = max(int(text.rpartition("x")[2]) for text in counts)
+        rest.append(f"launcher.threads_per_rank={max(1, count_cpus() // most)}")
     for point in compose(rest, multirun=True, config_dir=config_dir).points:
         series = " ".join(point.swept) or point.run.model.name
         for text in counts:

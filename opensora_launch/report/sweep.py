@@ -14,6 +14,7 @@ from opensora_launch.report.peers import peer_lines
 from opensora_launch.report.rates import amdahl, karp_flatt
 
 LEAST_COUNTS = 2  # of GPUs, to draw a line
+NOISE = 0.005  # of an efficiency
 MOST_LINES = 8  # that can be told apart in a chart; the table has all
 
 
@@ -57,7 +58,7 @@ def sweep(title: str, points: Sequence[Point], *, version: str, weak: bool = Fal
         "table": rows,
         "curve": [line for line in lines if len(line["points"]) >= LEAST_COUNTS][:MOST_LINES] + peers,
         "amdahl": fits,
-        "unknown": list(more.get("unknown", ())),
+        "unknown": [*_faults(rows, more.get("kind", "sweep")), *more.get("unknown", ())],
     }
 
 
@@ -87,6 +88,15 @@ def _rows(points: Sequence[Point], weak: bool) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _faults(rows: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    return [
+        f"{r['name']} on {r['gpus']} GPUs: an efficiency of {r['efficiency']:.3f} is a fault of the measurement until "
+        "shown otherwise"
+        for r in rows
+        if r["efficiency"] > 1 + NOISE and kind != "published"
+    ]
 
 
 def _best(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -1,0 +1,189 @@
+"""FLOP/s, links, energy, cost, serial shares, advice, and the forms for other programs."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from opensora_launch.cards import HardwareConfig
+from opensora_launch.config import RunConfig
+from opensora_launch.launch.run_dir import config_yaml
+from opensora_launch.report.accounting import account
+from opensora_launch.report.build import build_report
+from opensora_launch.report.cards import card_of, read_config
+from opensora_launch.report.document import Prices
+from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
+from opensora_launch.telemetry.events import Collective, RankEvents, Work
+from tests.report.synthetic import EPOCH_S, Simulation, a_plan, plain_simulation, write_run
+
+CARD = Path(__file__).parents[2] / "configs" / "hardware" / "h100_sxm.yaml"
+
+
+def config() -> RunConfig:
+    run = RunConfig()
+    run.hardware = HardwareConfig(**yaml.safe_load(CARD.read_text()))
+    return run
+
+
+def test_row_flops_are_the_published_models() -> None:
+    """768px, 129 frames: 5.09e15 FLOP a row, as counted for Open-Sora 2.0."""
+    assert row_flops(a_plan(1, video__resolution="768px", video__aspect_ratio="1:1")) == pytest.approx(
+        5.09e15, rel=0.01
+    )
+
+
+def test_mfu_is_flops_over_peak() -> None:
+    plan = replace(a_plan(2), precision="bf16")
+    accounts = account(plain_simulation(2).events())
+    found = compute_rates(plan, accounts, 9, card_of(config()))
+    denoise = 2 * (18 + 5 * 0.25) + 1  # rank 1 begins a second before rank 0, which encodes text
+    assert found["flops"] == pytest.approx(9 * row_flops(plan))
+    assert found["flops_per_s"] == pytest.approx(found["flops"] / denoise)
+    assert found["flops_per_s_computing"] == pytest.approx(found["flops"] / 36)
+    assert found["mfu"] == pytest.approx(found["flops_per_s"] / 989.4e12)
+    unknown = compute_rates(a_plan(2), accounts, 9, None)
+    assert (unknown["mfu"], unknown["mfu_reason"]) == (None, "a CPU's peak rate is not known here")
+
+
+def test_links_are_measured_against_nvlink() -> None:
+    """5 collectives of 1000 bytes on each of two ranks, 0.25 s each."""
+    (link,) = link_rates(a_plan(2), account(plain_simulation(2).events()), card_of(config()))
+    assert (link["axis"], link["bytes"], link["seconds"]) == ("ulysses", 10_000, pytest.approx(2.5))
+    assert link["bytes_per_s"] == pytest.approx(4000)
+    assert link["share"] == pytest.approx(4000 / 450e9)
+    (unknown,) = link_rates(a_plan(2), account(plain_simulation(2).events()), None)
+    assert (unknown["share"], unknown["reason"]) == (None, "the link's peak rate is not known here")
+
+
+def test_energy_and_cost_of_a_video() -> None:
+    gpus: list[dict[str, Any]] = [{"energy_j": 3000.0, "power_mean_w": None}, {"energy_j": None, "power_mean_w": 60.0}]
+    found = energy(gpus, 10.0, 2, 0.36)
+    assert (found["joules"], found["joules_per_video"], found["reason"]) == (3600.0, 1800.0, None)
+    assert found["usd_per_video"] == pytest.approx(1800 / 3.6e6 * 0.36)
+    assert energy([], 10.0, 2, None)["reason"] == "no GPU told its energy or power"
+    spent = cost(4, 900.0, 2, 3.0)
+    assert (spent["gpu_hours"], spent["usd_per_video"]) == (1.0, 1.5)
+    assert cost(4, 900.0, 2, None)["reason"] == "no price was given: --usd-per-gpu-hour"
+
+
+@pytest.mark.parametrize(("ranks", "serial"), [(2, 0.1), (4, 0.25), (8, 0.0), (8, 1.0)])
+def test_karp_flatt_gives_amdahls_share_back(ranks: int, serial: float) -> None:
+    speedup = 1 / (serial + (1 - serial) / ranks)
+    assert karp_flatt(speedup, ranks) == pytest.approx(serial, abs=1e-12)
+    assert karp_flatt(1.0, 1) is None
+
+
+def test_amdahl_finds_both_parts() -> None:
+    fit = amdahl([(n, 70 + 1586 / n) for n in (1, 2, 4, 8)])
+    assert fit is not None
+    assert [fit["serial_s"], fit["parallel_s"], fit["serial_share"]] == pytest.approx([70, 1586, 70 / 1656])
+    assert amdahl([(2, 5.0), (2, 6.0)]) is None
+
+
+def test_compute_by_kind_adds_up() -> None:
+    """A step of 8 s: a block of 5 s in it, 2 s of attention in the block, half a second of that exchanging."""
+    sim = Simulation(1)
+    sim.spend(0, "compute", 8.0)
+    sim.step("0000_0", 0, 1, [1], "x", [0.0])
+    (events,) = sim.events()
+    zero = events.meta.start_s
+    events = replace(
+        events,
+        work=(Work("double", zero + 1, zero + 6), Work("attention", zero + 2, zero + 4)),
+        collectives=(Collective("ring", (0,), 1, 8, zero + 3, zero + 3.5),),
+    )
+    (found,) = account([events]).ranks
+    kinds = {"attention": 1.5, "double": 3.0, "single": 0.0, "other": 3.0}
+    assert dict(found.compute_by_kind) == pytest.approx(kinds, abs=1e-6)
+    assert found.parts["compute"] == pytest.approx(7.5)
+    assert found.parts["communication"] == pytest.approx(0.5)
+
+
+def on_hosts(offset_s: float | None, later_s: float | None) -> list[RankEvents]:
+    """Two hosts, the second's wall clock 3 s wrong; its clock is 977 s ahead of the first's."""
+    sim = plain_simulation(2)
+    hosts = Simulation(2, ["host-a", "host-b"])
+    made = []
+    for r, e in enumerate(sim.events()):
+        move = hosts.zero[hosts.hosts[r]] - sim.zero["host-a"]
+        meta = replace(
+            e.meta, host=hosts.hosts[r], start_s=e.meta.start_s + move, start_epoch_s=EPOCH_S + 3.0 * r,
+            clock_offset_s=offset_s if r else (None if offset_s is None else 0.0),
+            clock_offset_error_s=0.002 if r else 0.0,
+        )  # fmt: skip
+        assert e.end is not None
+        made.append(
+            replace(
+                e, meta=meta, end=replace(e.end, end_s=e.end.end_s + move, clock_offset_s=later_s if r else 0.0),
+                spans=tuple(s._replace(start_s=s.start_s + move, end_s=s.end_s + move) for s in e.spans),
+                steps=tuple(s._replace(start_s=s.start_s + move, end_s=s.end_s + move) for s in e.steps),
+                collectives=tuple(c._replace(start_s=c.start_s + move, end_s=c.end_s + move) for c in e.collectives),
+            )
+        )  # fmt: skip
+    return made
+
+
+def test_hosts_are_joined_by_measured_offsets() -> None:
+    """With them waiting across hosts is right though the wall clocks are not; the error is stated."""
+    truth = account(plain_simulation(2).events())
+    found = account(on_hosts(-977.0, -976.999))
+    assert found.clock_error_s == pytest.approx(0.003)
+    assert found.unknown == ()
+    for mine, theirs in zip(found.ranks, truth.ranks, strict=True):
+        assert dict(mine.parts) == pytest.approx(dict(theirs.parts), abs=1e-6)
+    rough = account(on_hosts(None, None))
+    assert rough.clock_error_s is None
+    assert "hosts are aligned by their wall clocks" in rough.unknown[0]
+    assert rough.ranks[0].parts["waiting"] != pytest.approx(truth.ranks[0].parts["waiting"], abs=0.5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = write_run(tmp_path / "run", replace(a_plan(2), precision="bf16"), [plain_simulation(2).events()],
+                       done=["0000_0"])  # fmt: skip
+    (folder / "config.yaml").write_text(config_yaml(config()))
+    return folder
+
+
+def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
+    report = build_report(run, prices=Prices(usd_per_gpu_hour=2.0))
+    assert report["rates"]["peak_flops_per_s"] == 989.4e12
+    assert report["cost"]["usd_per_video"] == pytest.approx(2 * 24.75 / 3600 * 2.0, rel=1e-3)
+    assert [p["what"] for p in report["prediction"]] == ["load", "text", "denoise", "vae", "save", "total"]
+    assert report["prediction"][-1]["measured_s"] == pytest.approx(24.75)
+    assert all(p["predicted_s"] > 0 for p in report["prediction"])
+    (run / "config.yaml").write_text("model: [1")
+    assert read_config(run) is None
+    assert build_report(run)["rates"]["mfu"] is None
+
+
+def test_trace_metrics_and_table(run: Path) -> None:
+    build_report(run)
+    trace = json.loads((run / "trace.json").read_text())["traceEvents"]
+    spans = [e for e in trace if e["ph"] == "X"]
+    assert {e["pid"] for e in spans} == {0, 1}
+    steps = [e for e in spans if e["tid"] == 1]
+    assert len(steps) == 10
+    assert min(e["ts"] for e in spans) == 0
+    assert steps[0]["dur"] == pytest.approx(4.25e6 + (1e6 if steps[0]["pid"] else 0), rel=0.3)
+    prom = (run / "metrics.prom").read_text()
+    assert 'opensora_rank_seconds{run="run",rank="0",host="host-a",part="compute"} 18.0\n' in prom
+    assert prom.count("# TYPE opensora_rank_seconds gauge\n") == 1
+    rows = list(csv.DictReader((run / "ranks.csv").read_text().splitlines()))
+    assert [(r["rank"], r["compute_s"], r["communication_ulysses_s"]) for r in rows] == [
+        ("0", "18.0", "1.25"), ("1", "18.0", "1.25"),
+    ]  # fmt: skip
+
+
+def test_advice_names_rows_that_need_not_be_computed(tmp_path: Path) -> None:
+    plan = a_plan(2, sampling__prune_rows=False)
+    folder = write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"])
+    first = build_report(folder)["advice"][0]
+    assert first["change"] == "sampling.prune_rows=true"
+    assert first["what"] == "150 row-forwards were computed where 80 give the same video"
+    assert first["gain_s"] == pytest.approx((18 + 1.25) * (1 - 80 / 150))
+    assert first["then_s"] == pytest.approx(24.75 - first["gain_s"])
