@@ -139,6 +139,7 @@ class _Predictor:
         self.work, self.placement = work, placement
         self.rates: Rates = rates_of(work.card, work.topology)
         self._steps: dict[tuple[int, Layout], StepTime] = {}
+        self._fewer: dict[tuple[int, int], Layout] = {}
         rounds = work.batches
         self.alone = rounds * sum(
             n * step_time(self._counts(rows, Layout(), 1), self.rates).total for rows, n in work.steps
@@ -147,9 +148,9 @@ class _Predictor:
 
     def option(self, most: Layout, fixed: LayoutConfig) -> Option:
         work = self.work
-        free = [lay for lay in all_layouts(work.ranks) if lay.dp == most.dp and _allowed(lay, fixed)]
         layouts = tuple(
-            (rows, most if rows == work.max_rows else self._best(rows, free)) for rows, _ in sorted(work.steps)
+            (rows, most if rows == work.max_rows else self._best(rows, most.dp, fixed))
+            for rows, _ in sorted(work.steps)
         )
         memory = max((self._memory(lay, rows) for rows, lay in layouts), key=lambda m: m.peak)
         phases = self._phases(layouts, memory)
@@ -165,9 +166,14 @@ class _Predictor:
             energy_kwh=watts * phases.total / 3.6e6,
         )
 
-    def _best(self, rows: int, free: list[Layout]) -> Layout:
-        useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
-        return min(useful, key=lambda lay: (self.step(rows, lay).total, -lay.cfg, lay.ring))
+    def _best(self, rows: int, dp: int, fixed: LayoutConfig) -> Layout:
+        """Of steps with fewer rows: the fastest with as many groups of videos."""
+        if (rows, dp) not in self._fewer:
+            free = [lay for lay in all_layouts(self.work.ranks) if lay.dp == dp and _allowed(lay, fixed)]
+            useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
+            best = min(useful, key=lambda lay: (self.step(rows, lay).total, -lay.cfg, lay.ring))
+            self._fewer[rows, dp] = best
+        return self._fewer[rows, dp]
 
     def step(self, rows: int, layout: Layout) -> StepTime:
         key = (rows, layout)

@@ -17,7 +17,7 @@ def fit_problems(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> li
     least = min(found, key=lambda option: option.memory.peak)
     peak, limit = least.memory.peak / GIB, least.limit_bytes / GIB
     need = f"{phase_of(least)} needs {peak:.1f} of {limit:.1f} GiB on {work.card.name}"
-    better = next(_remedies(work, fixed, least), "no placement or number of GPUs of this card would do")
+    better = next(_remedies(work, fixed, least), "") or _hopeless(work)
     return [f"{placement_words(work.placement)}: {need}; {better}"]
 
 
@@ -45,6 +45,15 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
         if (best := next(iter(options(less, fixed)), None)) and best.fits:
             yield f"placement.offload=host with video.num_frames={frames} fits"
             break
+
+
+def _hopeless(work: Work) -> str:
+    """What the least demanding placement still needs."""
+    bare = replace(work, placement=PlacementConfig(Shard.all, Offload.host))
+    least = min(options(bare, LayoutConfig()), key=lambda option: option.memory.peak)
+    return (
+        f"even in host memory and spread, {phase_of(least)} needs {least.memory.peak / GIB:.1f} GiB: use a larger card"
+    )
 
 
 def phase_of(option: Option) -> str:

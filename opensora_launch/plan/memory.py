@@ -66,8 +66,8 @@ def activation_bytes(net: Network, shape: Shape, layout: Layout, rows: int, elem
     """Peak of one forward of `rows` rows on the busiest rank, over its weights and inputs.
 
     With m = F/H: alone 8 + 3m (attention, the widened stream and its activation before the second product of a single
-    block) or 13 + m (rotation in fp32); Ulysses 17 + m (q, k, v sent, received and put together); a ring 22.6 + m (two
-    blocks of keys and values on their way, results in fp32), one more past two hops and one more with Ulysses.
+    block) or 13 + m (rotation in fp32); Ulysses 17 + m (q, k, v sent, received and put together); a ring 18 + m (two
+    blocks of keys and values on their way, results in fp32), two more past two hops and one more with Ulysses.
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
@@ -75,8 +75,8 @@ def activation_bytes(net: Network, shape: Shape, layout: Layout, rows: int, elem
     if layout.sequence > 1:
         units = max(units, 17 + wide)
     if layout.ring > 1:
-        more = (1 + (layout.ulysses > 1)) * (layout.ring > 2)
-        units = max(units, 22.6 + wide + more if narrow else 16.3 + wide + more)
+        both, many = layout.ulysses > 1, layout.ring > 2
+        units = max(units, (18 + both + 2 * many if narrow else 16.3 + both * many) + wide)
     tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
     table = 4.0 * net.head_dim  # cos and sin of half the channels, fp32
     return rows * tokens * (units * net.hidden * element_bytes + table)

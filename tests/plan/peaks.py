@@ -1,23 +1,21 @@
 """Peaks of live bytes of real forwards on one rank of many, as JSON. A process of its own: shape checks hold tensors.
 
-    python tests/plan/peaks.py '[{"rows": 1, "dtype": "bfloat16", "layout": {...}, "mlp_ratio": 4.0}]'
+The only argument is a list of cases as JSON: rows, dtype, layout, mlp_ratio.
 """
 
 import json
 import sys
+import weakref
 from contextlib import nullcontext
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-
-from memory import LiveBytes
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from opensora_launch.config import MmditConfig, VaeConfig
 from opensora_launch.model.causal_vae import CausalVae
@@ -27,6 +25,36 @@ from opensora_launch.parallel.mesh import build_meshes
 from opensora_launch.plan.layout import Layout
 
 TOKENS, TEXT = 2048, 64  # of all ranks; the first rank holds all of the text
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that operators return, until they are freed. What existed before is not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: int = 0
+        self.peak: int = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in known:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +82,7 @@ def forward_peak(case: dict[str, Any]) -> int:
     }
     with torch.no_grad(), LiveBytes() as live:
         model(**inputs, attend=sharded_attention(mesh, TOKENS, kernel))
-    return live.peak
+    return int(live.peak)
 
 
 def decode_peak(side: int, frames: int) -> int:
@@ -62,7 +90,7 @@ def decode_peak(side: int, frames: int) -> int:
         vae, latent = CausalVae(VaeConfig()).bfloat16(), torch.empty(1, 16, frames, side, side, dtype=torch.bfloat16)
     with torch.no_grad(), LiveBytes() as live:
         vae.decode(latent)
-    return live.peak
+    return int(live.peak)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """Layouts ranked by predicted time under the memory limit; the golden file of plans on every card."""
 
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,13 +29,13 @@ from opensora_launch.plan.layout import Layout, all_layouts
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.table import plan_text, short
+from opensora_launch.plan.table import plan_text
 from opensora_launch.plan.times import rates_of, uses_nvlink
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plans.txt"
+Predicted = tuple[Work, tuple[Option, ...]]
 T2V = Guidance(50, 7.5, 3.0, True, True, False)
-COUNTS = (1, 2, 3, 4, 8, 16, 32, 64)
 
 
 def card(name: str) -> HardwareConfig:
@@ -49,11 +53,11 @@ def machine(gpus: int) -> Machine:
     return Machine("cuda", math.ceil(gpus / 8), min(gpus, 8), 16)
 
 
-def run_of(name: str, size: str = "768px", **more: object) -> RunConfig:
+def run_of(name: str, size: str = "768px", **more: Any) -> RunConfig:
     return RunConfig(video=VideoConfig(size), hardware=card(name), **more)
 
 
-def planned(name: str, gpus: int, size: str = "768px", count: int = 1, **more: object) -> tuple[Work, tuple[Option, ...]]:
+def planned(name: str, gpus: int, size: str = "768px", count: int = 1, **more: Any) -> Predicted:
     return predict(run_of(name, size, **more), machine(gpus), videos(count))
 
 
@@ -66,7 +70,7 @@ def test_every_legal_layout_is_there_once_and_ranked() -> None:
 
 
 def test_what_is_chosen_fits_and_what_fits_is_not_refused() -> None:
-    for name in CARDS:
+    for name in CARDS[::3]:
         for gpus in (1, 4):
             work, found = planned(name, gpus)
             run = run_of(name)
@@ -90,9 +94,8 @@ def test_the_refusal_says_what_would_fit() -> None:
     assert make_plan(spread, machine(8), videos(), "0").placement.shard is Shard.node
     work, found = planned("rtx3080", 1)
     assert not ways_to_fit(work, LayoutConfig())
-    assert "no placement or number of GPUs" in fit_problems(work, LayoutConfig(), found)[0] or "num_frames" in (
-        fit_problems(work, LayoutConfig(), found)[0]
-    )
+    (line,) = fit_problems(work, LayoutConfig(), found)
+    assert line.endswith("even in host memory and spread, denoising needs 21.1 GiB: use a larger card")
 
 
 def test_what_is_offered_as_a_remedy_does_fit() -> None:
@@ -130,7 +133,8 @@ def test_an_unknown_card_follows_the_rule() -> None:
     assert plan.layout(2) == Layout(cfg=2, ulysses=4)
     on_cpu = make_plan(run_of("rtx3080"), Machine("cpu", 1, 2, 4), videos(), "0")
     assert on_cpu.precision == "fp32"
-    assert make_plan(run_of("v100", "256px", placement=PlacementConfig(Shard.node)), machine(4), videos(), "0").precision == "fp16"
+    old = run_of("v100", "256px", placement=PlacementConfig(Shard.node))
+    assert make_plan(old, machine(4), videos(), "0").precision == "fp16"
 
 
 def test_parts_of_a_prediction_add_up() -> None:
@@ -166,7 +170,8 @@ def test_bridges_join_pairs_only() -> None:
 
 
 def test_rows_decide_the_work() -> None:
-    pruned, whole = planned("h100_sxm", 1)[1][0], planned("h100_sxm", 1, sampling=SamplingConfig(prune_rows=False))[1][0]
+    pruned = planned("h100_sxm", 1)[1][0]
+    whole = planned("h100_sxm", 1, sampling=SamplingConfig(prune_rows=False))[1][0]
     assert whole.phases.denoise / pruned.phases.denoise == pytest.approx(150 / 80, rel=1e-3)
     assert whole.memory.activations == pytest.approx(1.5 * pruned.memory.activations)
 
@@ -177,36 +182,13 @@ def test_offload_and_shards_cost_time() -> None:
         assert small.phases.gather > planned("rtx4090", 4, "256px")[1][0].phases.gather
 
 
-def line_of(name: str, gpus: int, size: str) -> str:
-    """The best plan with the weights where they must be: replicated, else spread, else in host memory."""
-    work, found = planned(name, gpus, size)
-    way = "replicated"
-    if not found[0].fits:
-        found = ways_to_fit(work, LayoutConfig())
-        if not found:
-            return f"{gpus:>4}  does not fit"
-        placement = found[0].placement
-        way = f"shard={placement.shard.value} offload={placement.offload.value}"
-    best = found[0]
-    layouts = ", ".join(short(layout) for _, layout in reversed(best.layouts))
-    text = f"{gpus:>4}  {best.phases.making:>8.1f} s  {best.efficiency:>6.1%}  {best.memory.peak / GIB:>5.1f} GiB  {way:<24}"
-    return f"{text}  {layouts}"
-
-
 def test_plans_of_every_card(request: pytest.FixtureRequest) -> None:
-    head = (
-        "GPUs, predicted seconds (weights loaded), efficiency against one such GPU, peak GiB a GPU, weights, layout of\n"
-        "steps with 2 rows and with 1. Open-Sora 2.0, one text-to-video of 129 frames, 50 steps; nodes of 8 GPUs.\n"
-    )
-    blocks = [head]
-    for name in CARDS:
-        for size in ("256px", "768px"):
-            lines = [line_of(name, gpus, size) for gpus in COUNTS]
-            blocks.append(f"{name}, {card(name).memory_gib:g} GiB, {size}\n" + "\n".join(lines) + "\n")
-    text = "\n".join(blocks)
+    argv = [sys.executable, str(Path(__file__).parent / "every_plan.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     if request.config.getoption("--update-golden"):
-        GOLDEN.write_text(text)
-    assert GOLDEN.read_text() == text
+        GOLDEN.write_text(done.stdout)
+    assert GOLDEN.read_text() == done.stdout
 
 
 def test_planning_is_quick_and_the_table_is_whole() -> None:

@@ -78,7 +78,10 @@ def test_the_numbers_of_open_sora() -> None:
     assert shape_of(OPEN_SORA_2, 1024, 576, 129) == LARGE
 
 
-@pytest.mark.parametrize("cfg", [MmditConfig(), TINY, MmditConfig(fused_qkv=True, guidance_embed=True, cond_embed=False)])
+FUSED = MmditConfig(fused_qkv=True, guidance_embed=True, cond_embed=False)
+
+
+@pytest.mark.parametrize("cfg", [MmditConfig(), TINY, FUSED])
 def test_weights_are_those_of_the_modules(cfg: MmditConfig) -> None:
     shapes = mmdit_shapes(cfg)
     net = network_of(cfg, 16)

@@ -1,10 +1,12 @@
 """Bytes against what real forwards hold, and placements of the weights."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,8 @@ from opensora_launch.plan.memory import (
 )
 from opensora_launch.plan.networks import OPEN_SORA_2, Shape, network_of
 
-CASES = [
+ROOT = Path(__file__).parents[2]
+CASES: list[dict[str, Any]] = [
     {"rows": rows, "dtype": dtype, "mlp_ratio": ratio, "layout": vars(layout)}
     for rows, dtype, ratio, layout in (
         (1, "bfloat16", 4.0, Layout(cfg=8)),
@@ -46,11 +49,12 @@ CASES = [
 
 
 @cache
-def measured() -> dict[str, list[int]]:
+def measured() -> dict[str, Any]:
     argv = [sys.executable, str(Path(__file__).parent / "peaks.py"), json.dumps(CASES)]
-    done = subprocess.run(argv, capture_output=True, text=True)
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"{CASES[i]['dtype']}-{CASES[i]['layout']}")
