@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.generate import DEFAULTS
+from demo.generate import DEFAULTS, FLOW_SHIFT
 from demo.mmdit import MMDIT_CONFIG
 from demo.text import CLIP_TOKENS, T5_TOKENS, TextEncoders
 from demo.vae import VAE_CONFIG, LatentScale
@@ -39,6 +39,7 @@ def facts(scale: LatentScale) -> dict[str, Any]:
             "num_steps": DEFAULTS.num_steps,
             "guidance": DEFAULTS.text_scale,
             "guidance_img": DEFAULTS.image_scale,
+            "flow_shift": FLOW_SHIFT,
             "text_osci": DEFAULTS.text_osci,
             "image_osci": DEFAULTS.image_osci,
             "scale_temporal_osci": DEFAULTS.temporal_osci,

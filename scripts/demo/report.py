@@ -58,6 +58,13 @@ def training_table(log: Path) -> str:
     return "\n".join([*lines, "", "| stage | gate | measured | at least |", "|---|---|---|---|", *gates])
 
 
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what is between the page's marks `<!-- name -->` and `<!-- end of name -->`."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
 def save_strips(made: Tensor, path: Path) -> None:
     """Clips [N, 3, T, H, W] in [-1, 1], one a row, STRIP_FRAMES of each, as one PNG."""
     rows = made[:, :, list(STRIP_FRAMES)].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)

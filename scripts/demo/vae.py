@@ -27,7 +27,7 @@ STAGES = {  # frames, side in pixels of the part that is cut out around the shap
     "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
     "vae_17_frames_whole": (17, 64, Schedule(steps=450, batch=4, peak_rate=1e-3)),
 }
-DECODER = Schedule(steps=500, batch=4, peak_rate=1e-3)  # the encoder stands still, so latents stay what they are
+DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder stands still, so latents stay what they are
 DECODER_NOISE = 0.06  # deviation of the noise on the latents (theirs is 2): generated ones are a little off too
 KL_WEIGHT = 1e-4
 SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
@@ -178,11 +178,11 @@ def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
     return vae
 
 
-def train_decoder(vae: AutoencoderKLHunyuanVideo, folder: Path, log: Log) -> None:
+def train_decoder(vae: AutoencoderKLHunyuanVideo, folder: Path, log: Log, schedule: Schedule = DECODER) -> None:
     """Polish the decoder after the encoder is settled; the latents that the MMDiT learns from do not change."""
     learner = Learner([vae.decoder, vae.post_quant_conv])
-    stage = Stage("vae_decoder", folder, DECODER)
-    run_stage(stage, learner, partial(decoder_loss, vae, DECODER.batch), log)
+    stage = Stage("vae_decoder", folder, schedule)
+    run_stage(stage, learner, partial(decoder_loss, vae, schedule.batch), log)
     check_vae(vae, log)
 
 
