@@ -12,6 +12,7 @@ import yaml
 from opensora_launch.cards import HardwareConfig
 from opensora_launch.config import RunConfig
 from opensora_launch.launch.run_dir import config_yaml
+from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
 from opensora_launch.report.build import build_report
 from opensora_launch.report.cards import card_of, read_config
@@ -25,6 +26,7 @@ CARD = Path(__file__).parents[2] / "configs" / "hardware" / "h100_sxm.yaml"
 
 def config() -> RunConfig:
     run = RunConfig()
+    run.layout.ulysses = 2
     run.hardware = HardwareConfig(**yaml.safe_load(CARD.read_text()))
     return run
 
@@ -143,8 +145,9 @@ def test_hosts_are_joined_by_measured_offsets() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = write_run(tmp_path / "run", replace(a_plan(2), precision="bf16"), [plain_simulation(2).events()],
-                       done=["0000_0"])  # fmt: skip
+    plan = make_plan(config(), Machine("cpu", 1, 2, 4), a_plan(2).videos, "0.1.0")
+    events = plain_simulation(2).events()
+    folder = write_run(tmp_path / "run", replace(plan, precision="bf16"), [events], done=["0000_0"])
     (folder / "config.yaml").write_text(config_yaml(config()))
     return folder
 
@@ -153,6 +156,7 @@ def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
     report = build_report(run, prices=Prices(usd_per_gpu_hour=2.0))
     assert report["rates"]["peak_flops_per_s"] == 989.4e12
     assert report["cost"]["usd_per_video"] == pytest.approx(2 * 24.75 / 3600 * 2.0, rel=1e-3)
+    assert report["prediction_reason"] is None
     assert [p["what"] for p in report["prediction"]] == ["load", "text", "denoise", "vae", "save", "total"]
     assert report["prediction"][-1]["measured_s"] == pytest.approx(24.75)
     assert all(p["predicted_s"] > 0 for p in report["prediction"])
