@@ -145,7 +145,7 @@ def test_hosts_are_joined_by_measured_offsets() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    plan = make_plan(config(), Machine("cpu", 1, 2, 4), a_plan(2).videos, "0.1.0")
+    plan = make_plan(config(), Machine("cuda", 1, 2, 4), a_plan(2).videos, "0.1.0")
     events = plain_simulation(2).events()
     folder = write_run(tmp_path / "run", replace(plan, precision="bf16"), [events], done=["0000_0"])
     (folder / "config.yaml").write_text(config_yaml(config()))
