@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opensora_launch import __version__
 from opensora_launch.cli.compose import Point, compose
+from opensora_launch.cli.estimate_print import bars_svg
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
@@ -44,6 +45,8 @@ def doctor(parsed: Parsed) -> int:
         print(json.dumps(_as_json(found), ensure_ascii=False, indent=1))
     else:
         _print(found)
+    if plot := parsed.one("--plot"):
+        Path(plot).write_text(_picture(found), encoding="utf-8")
     return 1 if worst(found) is Level.fail else 0
 
 
@@ -115,6 +118,14 @@ def _as_json(found: Sequence[Finding]) -> dict[str, object]:
         "worst": worst(found).value,
         "findings": [finding.to_dict() for finding in found],
     }
+
+
+def _picture(found: Sequence[Finding]) -> str:
+    """Memory and disk that are free, and the bandwidth of each axis, as bars."""
+    measured = [(f"{f.host} " if f.host == "all" else "", f) for f in found if f.value is not None]
+    return bars_svg(
+        "doctor", [(f"{where}{f.what.split(': ')[0][:44]}", f.value or 0.0, f.unit) for where, f in measured]
+    )
 
 
 def _print(found: Sequence[Finding]) -> None:

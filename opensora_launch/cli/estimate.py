@@ -130,8 +130,9 @@ def _cards(parsed: Parsed, work: Work, found: list[CardEstimate], note: str) -> 
     else:
         print(cards_text(found, work))
     if plot := parsed.one("--plot"):
-        shown = [(str(one.card.name), one.seconds, "s") for one in found if one.seconds is not None]
-        Path(plot).write_text(bars_svg("seconds a video, predicted", shown), encoding="utf-8")
+        times = [(str(one.card.name), one.seconds, "s a video") for one in found if one.seconds is not None]
+        memory = [(str(one.card.name), one.peak_gib, "GiB a GPU") for one in found]
+        Path(plot).write_text(bars_svg("predicted time and memory", [*times, *memory]), encoding="utf-8")
     return 0 if any(one.seconds is not None for one in found) else 1
 
 

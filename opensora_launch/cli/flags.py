@@ -85,6 +85,7 @@ DOCTOR_FLAGS = (
     Flag(("--quick",), "", "only what generate looks at: environment, memory, disk"),
     Flag(("--no-ranks",), "", "start no ranks: no bandwidth, no test that each sees its own GPU"),
     Flag(("--json",), "", "print one JSON document"),
+    Flag(("--plot",), "FILE", "draw free memory and bandwidth into an SVG file"),
     Flag(("--here",), "", "on a Slurm job: only this node, a line of JSON each finding"),
     CONFIG_DIR,
     HELP,

@@ -1,7 +1,7 @@
 """What `doctor` says: one finding a line, with what to do about it and what that costs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -14,7 +14,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """`cost` is what the fix takes: a restart, a reboot, somebody with root."""
+    """`cost` is what the fix takes: a restart, a reboot, somebody with root. `value` is what was measured."""
 
     level: Level
     check: str  # short: "driver", "shm", "env"
@@ -22,6 +22,8 @@ class Finding:
     fix: str = ""
     cost: str = ""
     host: str = ""  # where several were looked at
+    value: float | None = None
+    unit: str = ""  # of `value`: "GiB free", "GB/s"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "level": self.level.value}
@@ -29,6 +31,11 @@ class Finding:
 
 def ok(check: str, what: str) -> Finding:
     return Finding(Level.ok, check, what)
+
+
+def free(finding: Finding, count: int) -> Finding:
+    """With the bytes that are free as its value."""
+    return replace(finding, value=count / 2**30, unit="GiB free")
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:

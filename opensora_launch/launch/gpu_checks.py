@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from opensora_launch.launch.findings import Finding, Level, gib, ok
+from opensora_launch.launch.findings import Finding, Level, free, gib, ok
 from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, PairFacts
 from opensora_launch.launch.host_checks import Needs
 
@@ -12,7 +12,7 @@ CHOSEN = ("locked clocks", "power cap")  # by somebody's will
 
 def gpu_memory(gpus: Sequence[GpuFacts], needs: Needs, ours: Collection[int]) -> list[Finding]:
     """Free memory of each GPU against what the run needs, with who holds the rest. `ours` are our own processes."""
-    return [finding for gpu in gpus for finding in _memory(gpu, needs, ours)]
+    return [free(finding, gpu.free_bytes or 0) for gpu in gpus for finding in _memory(gpu, needs, ours)]
 
 
 def gpu_state(gpus: Sequence[GpuFacts]) -> list[Finding]:
@@ -39,22 +39,22 @@ def _memory(gpu: GpuFacts, needs: Needs, ours: Collection[int]) -> Iterator[Find
         return
     others = [(pid, used) for pid, used in gpu.processes if pid not in ours]
     held = ", ".join(f"process {pid}" + (f" ({gib(used)})" if used else "") for pid, used in others)
-    free = f"{_name(gpu)}: {gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free" + (f"; {held} on it" if held else "")
+    room = f"{_name(gpu)}: {gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free" + (f"; {held} on it" if held else "")
     fix = f"end it, or leave the GPU out: CUDA_VISIBLE_DEVICES without {gpu.index}"
     if gpu.free_bytes < needs.gpu_weight_bytes:
-        what = f"{free}; the weights alone need {gib(needs.gpu_weight_bytes)}"
+        what = f"{room}; the weights alone need {gib(needs.gpu_weight_bytes)}"
         yield Finding(
             Level.fail, "gpu memory", what, fix if held else "placement.shard=node, or more GPUs", "their work"
         )
     elif gpu.free_bytes < needs.gpu_bytes:
-        what = f"{free}; the predicted peak is {gib(needs.gpu_bytes)}"
+        what = f"{room}; the predicted peak is {gib(needs.gpu_bytes)}"
         yield Finding(
             Level.warn, "gpu memory", what, fix if held else "placement.shard=node, or a smaller video", "their work"
         )
     elif held:
-        yield Finding(Level.warn, "gpu memory", f"{free}: the run shares its time", fix, "their work")
+        yield Finding(Level.warn, "gpu memory", f"{room}: the run shares its time", fix, "their work")
     else:
-        yield ok("gpu memory", free)
+        yield ok("gpu memory", room)
 
 
 def _state(gpu: GpuFacts) -> Iterator[Finding]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opensora_launch.launch.findings import Finding, Level, gib, ok
-from opensora_launch.launch.host_facts import HostFacts
+from opensora_launch.launch.findings import Finding, Level, free, gib, ok
+from opensora_launch.launch.host_facts import Disk, HostFacts
 
 LEAST_SHM = 64 * 2**20  # what a container gets unasked, and NCCL and data loaders do not get along with
 SHM_PER_RANK = 32 * 2**20  # NCCL's rings between GPUs without peer access
@@ -30,7 +30,8 @@ class Needs:
 
 def memory_and_disk(host: HostFacts, needs: Needs) -> list[Finding]:
     """What `generate` looks at too: milliseconds."""
-    return [*_memory(host, needs), *_disks(host, needs)]
+    available = host.available_bytes or 0
+    return [*(free(finding, available) for finding in _memory(host, needs)), *_disks(host, needs)]
 
 
 def limits(host: HostFacts, needs: Needs) -> list[Finding]:
@@ -40,51 +41,53 @@ def limits(host: HostFacts, needs: Needs) -> list[Finding]:
 def _memory(host: HostFacts, needs: Needs) -> Iterator[Finding]:
     if host.available_bytes is None:
         return
-    free = f"{gib(host.available_bytes)} of host memory are free"
+    room = f"{gib(host.available_bytes)} of host memory are free"
     fix = "end what else runs (ps aux --sort -rss), fewer ranks, or a larger container limit"
     if needs.host_weight_bytes > host.available_bytes:
-        what = f"{free} and the weights alone need {gib(needs.host_weight_bytes)}"
+        what = f"{room} and the weights alone need {gib(needs.host_weight_bytes)}"
         yield Finding(Level.fail, "memory", what, fix, "other work stops")
     elif needs.host_bytes > host.available_bytes:
-        what = f"{free} and the run is predicted to need {gib(needs.host_bytes)}"
+        what = f"{room} and the run is predicted to need {gib(needs.host_bytes)}"
         yield Finding(Level.warn, "memory", what, fix, "other work stops")
     elif needs.host_bytes:
-        yield ok("memory", f"{free}; the run needs {gib(needs.host_bytes)}")
+        yield ok("memory", f"{room}; the run needs {gib(needs.host_bytes)}")
     else:
-        yield ok("memory", free)
+        yield ok("memory", room)
 
 
 def _disks(host: HostFacts, needs: Needs) -> Iterator[Finding]:
     for disk in host.disks:
-        free = f"{disk.path}: {gib(disk.free_bytes)} free"
-        if not disk.writable:
-            yield Finding(Level.fail, "disk", f"{disk.path} cannot be written", "chmod, or runs_dir=FOLDER", "no cost")
-        elif disk.free_bytes < needs.disk_bytes:
-            yield Finding(
-                Level.fail, "disk", f"{free}, the videos need {gib(needs.disk_bytes)}", "runs_dir=FOLDER", "no cost"
-            )
-        elif disk.free_bytes < LEAST_DISK:
-            yield Finding(Level.warn, "disk", f"{free}: traces and videos may fill it", "runs_dir=FOLDER", "no cost")
-        else:
-            yield ok("disk", free)
+        yield free(_disk(disk, needs), disk.free_bytes)
+
+
+def _disk(disk: Disk, needs: Needs) -> Finding:
+    room = f"{disk.path}: {gib(disk.free_bytes)} free"
+    if not disk.writable:
+        return Finding(Level.fail, "disk", f"{disk.path} cannot be written", "chmod, or runs_dir=FOLDER", "no cost")
+    if disk.free_bytes < needs.disk_bytes:
+        what = f"{room}, the videos need {gib(needs.disk_bytes)}"
+        return Finding(Level.fail, "disk", what, "runs_dir=FOLDER", "no cost")
+    if disk.free_bytes < LEAST_DISK:
+        return Finding(Level.warn, "disk", f"{room}: traces and videos may fill it", "runs_dir=FOLDER", "no cost")
+    return ok("disk", room)
 
 
 def _shm(host: HostFacts, needs: Needs) -> Iterator[Finding]:
     if host.shm_bytes is None:
         return
     least = max(LEAST_SHM, needs.ranks * SHM_PER_RANK)
-    free = f"/dev/shm has {gib(host.shm_bytes)} free"
+    room = f"/dev/shm has {gib(host.shm_bytes)} free"
     if needs.ranks > 1 and host.shm_bytes <= least:
         yield Finding(
             Level.warn,
             "shm",
-            f"{free}; {needs.ranks} ranks of one machine trade up to {gib(least)} through it, and NCCL stops with "
+            f"{room}; {needs.ranks} ranks of one machine trade up to {gib(least)} through it, and NCCL stops with "
             "'unhandled system error' when it is full",
             "docker run --ipc=host, or --shm-size=8g; in Kubernetes an emptyDir of medium Memory",
             "the container is started again",
         )
     else:
-        yield ok("shm", free)
+        yield ok("shm", room)
 
 
 def _ulimits(host: HostFacts, needs: Needs) -> Iterator[Finding]:

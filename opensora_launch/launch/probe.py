@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch.launch import processes
@@ -118,12 +119,10 @@ def _clocks(result: ProbeResult) -> Iterator[Finding]:
 def _speed(speed: AxisSpeed, expected: float | None) -> Finding:
     op = speed.op.replace("_", "-")
     what = f"{speed.axis} of {speed.ranks}: {op} {speed.gb_s:.2f} GB/s sent by each rank"
-    if expected is None:
-        return ok("bandwidth", what)
-    what += f", {speed.gb_s / expected:.0%} of the catalogue's {expected:.0f}"
-    if speed.gb_s >= SLOW * expected:
-        return ok("bandwidth", what)
-    return Finding(
-        Level.warn, "bandwidth", what, "the links, pcie and env lines; nvidia-smi topo -m; what else uses the link",
-        "no cost",
-    )  # fmt: skip
+    if expected is not None:
+        what += f", {speed.gb_s / expected:.0%} of the catalogue's {expected:.0f}"
+    found = ok("bandwidth", what)
+    if expected is not None and speed.gb_s < SLOW * expected:
+        fix = "the links, pcie and env lines; nvidia-smi topo -m; what else uses the link"
+        found = Finding(Level.warn, "bandwidth", what, fix, "no cost")
+    return replace(found, value=speed.gb_s, unit="GB/s")

@@ -29,11 +29,14 @@ def quiet_shell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_of_it_as_json_on_real_ranks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_MEMORY_FRACTION", "0.4")
-    assert main(["doctor", "--json", *TINY, "layout.ulysses=2"]) == 0
+    assert main(["doctor", "--json", "--plot", "doctor.svg", *TINY, "layout.ulysses=2"]) == 0
     data = json.loads(capsys.readouterr().out)
     checks = {finding["check"]: finding for finding in data["findings"]}
     assert {"gpus", "torch", "memory", "disk", "shm", "limits", "env", "ranks", "bandwidth", "files"} <= set(checks)
     assert data["worst"] == "warn"
+    assert checks["bandwidth"]["unit"] == "GB/s"
+    assert f"{checks['bandwidth']['value']:.2f} GB/s" in checks["bandwidth"]["what"]
+    assert ">ulysses of 2<" in Path("doctor.svg").read_text()
     assert checks["bandwidth"]["what"].startswith("ulysses of 2: all-to-all ")
     said = [finding["what"] for finding in data["findings"] if finding["check"] == "env"]
     assert "env=workstation keeps CUDA_MEMORY_FRACTION=0.4 from the ranks (env=asis leaves it)" in said
