@@ -9,6 +9,7 @@ from opensora_launch.launch.verdict import (
     how_it_ended,
     missing_failure,
     silent_failure,
+    was_preempted,
 )
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.stall import Beat
@@ -83,3 +84,10 @@ def test_exit_codes_in_words() -> None:
     assert how_it_ended(-6) == "was killed by SIGABRT"
     assert how_it_ended(-34) == "was killed by SIGRTMIN"
     assert how_it_ended(-99) == "was killed by signal 99"
+
+
+def test_ranks_that_have_stored_and_left() -> None:
+    said = "failed (exitcode: {}) local_rank: 1 (pid: 7) of binary: /bin/python\n"
+    assert was_preempted(agent_exits(said.format(75) + said.format(-15)))
+    assert not was_preempted(agent_exits(said.format(1) + said.format(75)))
+    assert not was_preempted(())

@@ -152,14 +152,35 @@ def test_an_array_shares_the_prompts(cluster: Cluster, tmp_path: Path) -> None:
     assert all("attempts/" in run.log(attempt) or names for attempt, names in enumerate(saved))
 
 
+def by_hand(name: str, ranks_per_node: int) -> str:
+    """A script of slurm/ as its user would edit it."""
+    text = (ROOT / "slurm" / name).read_text()
+    text = re.sub(r"^ranks_per_node=.*", f"ranks_per_node={ranks_per_node}", text, flags=re.MULTILINE)
+    return text.replace("python=(python3)", f"python=({sys.executable})")
+
+
+def test_an_array_by_hand_makes_one_run(cluster: Cluster, tmp_path: Path) -> None:
+    """Both tasks write a run at first, and one of them gives way."""
+    (tmp_path / "mine.sbatch").write_text(by_hand("generate-array.sbatch", 1))
+    options = ["--array=0-1", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--time=5"]
+    prompts = [word for i in range(3) for word in ("--prompt", f"prompt {i}")]
+    words = ["model=tiny", "video.num_frames=1", "sampling.num_steps=2", *prompts]
+    done = cluster.run("sbatch", "--parsable", *options, "mine.sbatch", *words, cwd=tmp_path)
+    job = done.stdout.strip()
+    assert done.returncode == 0, done.stderr
+    logs = "".join(p.read_text() for p in tmp_path.glob("slurm-*.log"))
+    assert [cluster.wait(f"{job}_{task}") for task in range(2)] == ["COMPLETED"] * 2, logs
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert (tmp_path / f"slurm-{job}.run").read_text() == f"{run_dir}\n"
+    assert sorted(p.name for p in (run_dir / "samples").glob("*.png")) == [f"000{i}_0.png" for i in range(3)]
+    assert len(list((run_dir / "claims").iterdir())) == 3
+    assert len(list((run_dir / "attempts").iterdir())) == 2
+
+
 def test_the_script_by_hand_with_a_torchrun_on_each_node(cluster: Cluster, tmp_path: Path) -> None:
     """slurm/generate-torchrun.sbatch as it is, but for the options of a cluster without GPUs."""
     options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--gpus-per-node=0", "--time=5"]
-    script = (ROOT / "slurm/generate-torchrun.sbatch").read_text()
-    script = re.sub(r"^ranks_per_node=\d+", "ranks_per_node=1", script, flags=re.M).replace(
-        "python=(python3)", f"python=({sys.executable})"
-    )
-    (tmp_path / "mine.sbatch").write_text(script)
+    (tmp_path / "mine.sbatch").write_text(by_hand("generate-torchrun.sbatch", 1))
     words = ["--prompt", HOSTILE, "model=tiny", "video.num_frames=1", "sampling.num_steps=2", "layout.dp=1"]
     done = cluster.run("sbatch", "--parsable", *options, "mine.sbatch", *words, cwd=tmp_path)
     job = done.stdout.strip()

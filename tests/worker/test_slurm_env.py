@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from opensora_launch.errors import UserError
 from opensora_launch.worker import slurm_env
 from opensora_launch.worker.affinity import numa_nodes, own_cpus, parse_cpus
 from opensora_launch.worker.rendezvous import Unreachable, meet
-from opensora_launch.worker.start import Rank
+from opensora_launch.worker.start import Rank, pick_device
 
 STEP = {
     "SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "5",
@@ -49,6 +50,22 @@ def test_the_head() -> None:
     assert slurm_env.head_port(STEP | {"SLURM_STEP_ID": "2"}) == 22345 + 202
     assert slurm_env.head_port(STEP | {"MASTER_PORT": "7"}) == 7
     assert slurm_env.head_host(STEP | {"MASTER_ADDR": "n1-ib0"}) == "n1-ib0"
+
+
+@pytest.mark.parametrize(("visible", "local_rank", "index"), [(4, 3, 3), (8, 1, 1), (1, 3, 0)])
+def test_a_rank_takes_its_gpu_of_all_or_the_only_one(
+    visible: int, local_rank: int, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the node's are visible, or a site gives each task its own, which is then number 0 for every one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    assert pick_device("cuda", Rank(local_rank, local_rank, 4, 4)) == torch.device("cuda", index)
+
+
+def test_too_few_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"4 ranks on .* see only 2 GPUs"):
+        pick_device("cuda", Rank(0, 0, 4, 4))
 
 
 def test_a_job_has_one_name_through_its_restarts() -> None:
