@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,8 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert lines[0] == "open_sora_v2: 1024 x 576 pixels, 129 frames, 76,544 tokens; 1 video"
     assert lines[1].startswith("8 x h100_sxm, NVLink at 109 GB/s, 79.7 GiB each; replicated weights")
-    assert (
-        lines[3].split()
-        == (
-            "30 steps of 2 rows 20 steps of 1 row total compute ulysses ring gather launch vae save effic. GiB/GPU GiB host"
-        ).split()
-    )
+    for name in ("30 steps of 2 rows", "20 steps of 1 row", "total", "compute", "ulysses", "effic.", "GiB/GPU"):
+        assert name in lines[3]
     assert lines[4].startswith("*")
     assert lines[4].endswith("chosen")
     assert all("x: " in line or "as fast" in line for line in lines[5:11])
@@ -112,10 +107,11 @@ def test_a_picture_without_matplotlib(
     assert "--plot needs matplotlib: pip install 'opensora-launch[figures]'" in err
 
 
-def test_quick_and_without_torch() -> None:
+def cpu_seconds(words: list[str]) -> float:
+    """Of one command in a process of its own, the best of three; it must not have imported what is slow."""
     code = (
         "import sys\nfrom opensora_launch.cli import main\n"
-        f"assert main({H100!r}) == 0\n"
+        f"assert main({words!r}) == 0\n"
         "sys.exit(str(sorted({'torch', 'numpy', 'diffusers', 'matplotlib'} & set(sys.modules))))"
     )
     best = 9.0
@@ -125,9 +121,14 @@ def test_quick_and_without_torch() -> None:
         ended = os.times()
         used = ended.children_user + ended.children_system - started.children_user - started.children_system
         best = min(best, used)
-        assert done.stderr.strip() == "[]"
-        time.sleep(0)
-    assert best < 0.5  # of CPU: the machine may be busy
+        assert done.stderr.splitlines()[-1] == "[]"
+    return best
+
+
+def test_quick_and_without_torch() -> None:
+    """0.4 s on an idle core; here beside Hydra's own part of it, since the machine may be busy."""
+    hydra = cpu_seconds(["generate", "--cfg", "job", *H100[1:], "model=open_sora_v2"])
+    assert cpu_seconds(H100) < hydra + 0.15
 
 
 def test_cards_by_the_drivers_names() -> None:
@@ -138,7 +139,8 @@ def test_cards_by_the_drivers_names() -> None:
         "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA T4",
     )}  # fmt: skip
     assert list(found.values()) == [
-        "h100_sxm", "h100_pcie", "a100_80gb_sxm", "rtx4090", "l40s", "l4", "l40", "rtx6000_ada", "v100", "h200", None, None,
+        "h100_sxm", "h100_pcie", "a100_80gb_sxm", "rtx4090", "l40s", "l4", "l40", "rtx6000_ada", "v100", "h200",
+        None, None,
     ]  # fmt: skip
 
 
