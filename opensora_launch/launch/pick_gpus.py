@@ -1,5 +1,6 @@
 """Which GPUs of this host a run takes: those it names, or all that nobody uses; and what they are, in words."""
 
+import os
 import pwd
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -79,7 +80,8 @@ def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
     """Who uses a GPU, or "" for nobody."""
     if gpu.mig:
         return "it is divided into MIG instances; name them in CUDA_VISIBLE_DEVICES"
-    holding = [(pid, used) for pid, used in gpu.processes if used is None or used >= BUSY_BYTES]
+    others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
+    holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
     return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
 
 

@@ -1,7 +1,10 @@
 """Which GPUs of a host are taken, and what is said of them; then the same through a stub of NVML."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,9 @@ from opensora_launch.launch.command import environment
 from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, PairFacts
 from opensora_launch.launch.machine import find_machine
 from opensora_launch.launch.pick_gpus import Picked, link_of, owner, pick_gpus
+from tests.nvml_stub import build_stub
 
+ROOT = Path(__file__).parents[2]
 GIB = 2**30
 
 
@@ -118,3 +123,33 @@ def test_too_few_free_ones_are_told_with_who_has_the_others() -> None:
     assert "topology=2gpu" in line
     _, (line,) = find_machine(TopologyConfig(gpus=["9"]), {})
     assert "topology.gpus: 9 names no GPU here" in line
+
+
+ASK = """
+import sys
+from opensora_launch.config import TopologyConfig
+from opensora_launch.launch.machine import find_machine, found_gpus
+print(find_machine(TopologyConfig(), {})[0].gpus)
+print(*found_gpus(TopologyConfig(), {}).lines, sep="\\n")
+"""
+
+
+def test_the_same_through_nvidias_own_bindings(tmp_path: Path) -> None:
+    env = build_stub(tmp_path, "GPUS=3", "NVLINKS=4", "BUSY")
+    done = subprocess.run([sys.executable, "-c", ASK], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    uuids, found, left_out = done.stdout.splitlines()
+    assert uuids == "('GPU-0000-0', 'GPU-0000-1')"
+    assert found.startswith("found 2 x ")
+    assert found.endswith("joined: 1 pair by NV4")
+    assert left_out.startswith("GPU 2 (")
+    assert "is left out: process 4242" in left_out
+
+
+def test_plan_takes_the_card_that_is_here(tmp_path: Path) -> None:
+    env = build_stub(tmp_path, "GPUS=2", "NVLINKS=4", 'NAME="NVIDIA H100 80GB HBM3"')
+    argv = [sys.executable, "-m", "opensora_launch.cli", "plan", "video=256px"]
+    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 x h100_sxm, NVLink" in done.stdout
+    assert "hardware=h100_sxm, found here" in done.stdout

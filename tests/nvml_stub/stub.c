@@ -89,8 +89,11 @@ int nvmlDeviceGetUUID(Device *d, char *text, unsigned size) {
   snprintf(text, size, d->mig ? "MIG-0000-%d" : "GPU-0000-%d", d->index);
   return SUCCESS;
 }
+#ifndef NAME
+#define NAME "Stub GPU"
+#endif
 int nvmlDeviceGetName(Device *d, char *text, unsigned size) {
-  return snprintf(text, size, d->mig ? "Stub GPU MIG 1g.10gb" : "Stub GPU"), SUCCESS;
+  return snprintf(text, size, d->mig ? "Stub GPU MIG 1g.10gb" : NAME), SUCCESS;
 }
 int nvmlDeviceGetMigMode(Device *d, unsigned *now, unsigned *later) {
 #ifdef MIG
