@@ -6,7 +6,7 @@ Shapes, here and in every file under parallel/:
 Bidirectional attention does not care in which order the keys come, so shares need no reordering.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ def tokens_to_heads(
     batch, _, heads, dim = xs[0].shape
     dealt = share_slices(heads, axis.size)
     ours = dealt[axis.index].stop - dealt[axis.index].start
-    sent = torch.cat([x[:, :, part].reshape(-1) for part in dealt for x in xs])
+    sent = _packed([x[:, :, part] for part in dealt for x in xs])
     unit = len(xs) * batch * dim
     got = _all_to_all(
         sent,
@@ -74,7 +74,7 @@ def heads_to_tokens(
     batch, _, ours, dim = x.shape
     here = tokens[axis.index]
     counts = share_sizes(heads, axis.size)
-    sent = torch.cat([part.reshape(-1) for part in torch.split(x, list(tokens), dim=1)])
+    sent = x.reshape(-1) if batch == 1 else _packed(torch.split(x, list(tokens), dim=1))  # of one row: in order
     got = _all_to_all(
         sent,
         [batch * count * ours * dim for count in tokens],
@@ -82,6 +82,14 @@ def heads_to_tokens(
         axis,
     )
     return torch.cat([g.view(batch, here, count, dim) for g, count in zip(got, counts, strict=True)], dim=2)
+
+
+def _packed(parts: Sequence[Tensor]) -> Tensor:
+    """All elements of the parts, one part after another. Each is copied once, whatever its strides."""
+    packed = parts[0].new_empty(sum(part.numel() for part in parts))
+    for room, part in zip(packed.split([part.numel() for part in parts]), parts, strict=True):
+        room.view(part.shape).copy_(part)
+    return packed
 
 
 def _all_to_all(sent: Tensor, send_sizes: list[int], receive_sizes: list[int], axis: Axis) -> tuple[Tensor, ...]:
