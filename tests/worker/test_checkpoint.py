@@ -63,6 +63,7 @@ def stored(run_dir: Path) -> tuple[int, torch.Tensor]:
         return int(file.metadata()["step"]), file.get_tensor("latents")
 
 
+@pytest.mark.timeout(300)  # four starts of ranks
 def test_a_stopped_video_goes_on_bit_for_bit_and_on_other_ranks(tmp_path: Path) -> None:
     plan = small_plan(2, [video()], layout=LayoutConfig(dp=1), frames=1)
     assert run(plan, tmp_path / "whole") == ["done", "done"]
