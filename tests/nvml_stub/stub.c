@@ -12,6 +12,7 @@
    NO_P2P          why no pair has peer access, as nvmlGpuP2PStatus_t (0: it has)
    SICK            the last GPU has uncorrected memory errors and a row that waits for a reset
    CAPABILITY      major and minor compute capability, as 90 (90)
+   NAME            of the GPUs ("Stub GPU")
 
    A function that a test leaves out (-DNO_<name>) is not there at all, as in an older driver. */
 #include <stdint.h>
