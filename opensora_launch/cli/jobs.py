@@ -30,6 +30,7 @@ PER_VIDEO = (
     "num_steps", "guidance", "guidance_img", "text_osci", "image_osci", "scale_temporal_osci",
     "seed", "num_samples", "cond_type", "motion_score", "negative_prompt",
 )  # fmt: skip
+PACKAGE = "package:"
 NO_PROMPT = 'no prompt: give one, as in: opensora-launch generate --prompt "raining, sea"; or a file by --prompts'
 
 
@@ -99,8 +100,15 @@ def finish_config(run: RunConfig, negative: str | None) -> None:
     run.runs_dir = os.path.abspath(os.path.expanduser(run.runs_dir))
     if run.text_cache is not None:
         run.text_cache = os.path.abspath(os.path.expanduser(run.text_cache))
-    run.model.folder = os.path.abspath(os.path.expanduser(run.model.folder))
+    run.model.folder = weights_folder(run.model.folder)
     settle_hardware(run, found_gpus(run.topology, os.environ).names if run.hardware.name is None else ())
+
+
+def weights_folder(folder: str) -> str:
+    """An absolute path. "package:demo/ckpts" lies in this package, wherever it is installed."""
+    if folder.startswith(PACKAGE):
+        return str(Path(__file__).parent.parent / folder.removeprefix(PACKAGE))
+    return os.path.abspath(os.path.expanduser(folder))
 
 
 def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[str]]:

@@ -107,7 +107,7 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("video=512px", "video=512px is not known, did you mean 256px? Use one of 256px, 768px, custom, tiny"),
+        ("video=512px", "video=512px is not known, did you mean 256px? Use one of 256px, 768px, custom, demo, tiny"),
         ("video=786px", "did you mean 768px?"),
         ("topology=9gpu", "did you mean 8gpu?"),
         ("vido=256px", "did you mean video?"),
