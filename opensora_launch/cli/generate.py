@@ -17,11 +17,13 @@ from opensora_launch.cli.start import start
 from opensora_launch.cli.submit import SCRIPT, script_of, submit
 from opensora_launch.config import EnvConfig, LauncherKind, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.command import command, command_text
+from opensora_launch.launch.command import command, command_text, environment
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.launch.run_dir import write_attempt, write_run, write_whole
 from opensora_launch.launch.slurm_query import estimate
 from opensora_launch.plan.plan import Machine, Plan
+
+BY_HAND = "by hand"  # the profile of ranks that were started by somebody else
 
 
 def generate(parsed: Parsed) -> int:
@@ -114,7 +116,7 @@ def _points(job: Job) -> str:
 
 def by_hand() -> Profiled:
     """The environment of ranks that are there already: as it is."""
-    return profiled(os.environ, EnvConfig(profile="by hand", set=[], unset=[]))
+    return profiled(os.environ, EnvConfig(profile=BY_HAND, set=[], unset=[]))
 
 
 def _write(job: Job, made: Profiled) -> Path:
@@ -124,7 +126,8 @@ def _write(job: Job, made: Profiled) -> Path:
 
 def _write_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
     attempt = write_attempt(run_dir, plan)
-    write_whole(attempt / "environment.json", made.to_json())
+    ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
+    write_whole(attempt / "environment.json", made.to_json(ranks_env))
     by_slurm = kind is LauncherKind.slurm
     text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
     text = text or command_text(command(kind, plan.machine, attempt), plan, made)

@@ -25,9 +25,10 @@ class Profiled:
     taken: dict[str, str]  # away by the profile, with the value that it had
     kept: dict[str, str]  # the user's own value of a variable that the profile would have set
 
-    def to_json(self) -> str:
-        """For environment.json in the attempt's folder: what was changed, and the variables that matter as they are."""
-        relevant = {name: value for name, value in sorted(self.env.items()) if name.startswith(RECORDED)}
+    def to_json(self, ranks_env: Mapping[str, str]) -> str:
+        """For environment.json in the attempt's folder: what was changed, and the variables that matter as ranks see
+        them."""
+        relevant = {name: value for name, value in sorted(ranks_env.items()) if name.startswith(RECORDED)}
         record: dict[str, Any] = {
             "profile": self.profile,
             "set": self.was_set,

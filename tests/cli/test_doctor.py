@@ -140,6 +140,7 @@ def test_generate_warns_once_and_records_the_profile(
         assert record["taken_away"] == {"CUDA_LAUNCH_BLOCKING": "1"}
         assert record["kept"] == {"NCCL_DEBUG": "INFO"}
         assert record["environment"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+        assert record["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # as ranks see it
         assert (attempt / "command.txt").read_text().startswith("env -u CUDA_LAUNCH_BLOCKING PYTORCH_CUDA_ALLOC_CONF=")
 
 

@@ -186,8 +186,8 @@ def test_profile_sets_what_is_absent_and_takes_away_what_harms() -> None:
         {CONF: "a:b"}, {"CUDA_LAUNCH_BLOCKING": "1"}, {"NCCL_DEBUG": "INFO"},
     )  # fmt: skip
     assert made.notes() == ["env=workstation keeps CUDA_LAUNCH_BLOCKING=1 from the ranks (env=asis leaves it)"]
-    assert '"taken_away": {\n  "CUDA_LAUNCH_BLOCKING": "1"' in made.to_json()
-    assert "/bin" not in made.to_json()
+    assert '"taken_away": {\n  "CUDA_LAUNCH_BLOCKING": "1"' in made.to_json(made.env)
+    assert "/bin" not in made.to_json(made.env)
     other_name = profiled({"PYTORCH_ALLOC_CONF": "c:d"}, config)
     assert CONF not in other_name.env
     assert other_name.kept == {"PYTORCH_ALLOC_CONF": "c:d"}
