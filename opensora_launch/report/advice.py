@@ -12,6 +12,7 @@ from opensora_launch.report.findings import Finding
 
 LEAST_GAIN = 0.02  # of the job's time, to be worth a line
 HOW = "from this run's measured parts; not tried"
+HOW_PLANNED = "the planner's predicted ratio, applied to the measured time; not tried"
 REMEDIES = {
     "throttled": "cool the card, or raise its power limit",
     "shared_gpu": "ask for GPUs of your own, or leave this one out by CUDA_VISIBLE_DEVICES",
@@ -36,8 +37,10 @@ class Advice:
     how: str
 
 
-def advise(plan: Plan, accounts: Accounts, found: Sequence[Finding]) -> list[Advice]:
-    """The dearest first; empty where nothing would save a fiftieth of the time."""
+def advise(
+    plan: Plan, accounts: Accounts, found: Sequence[Finding], planned: tuple[str, str, float] | None = None
+) -> list[Advice]:
+    """The dearest first; empty where nothing would save a fiftieth of the time. `planned` is the planner's."""
     wall = accounts.wall_s
     rules: Sequence[Callable[[Plan, Accounts], tuple[str, str, float] | None]] = (_prune, _idle, _alone, _one_load)
     hits = [hit for rule in rules if (hit := rule(plan, accounts))]
@@ -49,6 +52,9 @@ def advise(plan: Plan, accounts: Accounts, found: Sequence[Finding]) -> list[Adv
         for f in found if f.kind == "slow_link"
     ]  # fmt: skip
     made = [Advice(what, change, gain, wall, wall - gain, HOW) for what, change, gain in hits]
+    if planned:
+        what, change, gain = planned
+        made.append(Advice(what, change, gain, wall, wall - gain, HOW_PLANNED))
     return sorted((a for a in made if a.gain_s >= LEAST_GAIN * wall), key=lambda a: -a.gain_s)
 
 

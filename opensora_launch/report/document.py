@@ -6,7 +6,7 @@ from typing import Any
 
 from opensora_launch.report.accounting import PARTS, Accounts, RankAccount, account, waited_for
 from opensora_launch.report.advice import advise
-from opensora_launch.report.cards import card_of, prediction
+from opensora_launch.report.cards import better_layout, card_of, prediction
 from opensora_launch.report.efficiency import (
     Baseline,
     Times,
@@ -169,7 +169,7 @@ def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: P
         "energy": energy(gpus, accounts.wall_s, videos, prices.usd_per_kwh),
         "cost": cost(len(accounts.ranks), accounts.wall_s, videos, prices.usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
-        "advice": [asdict(a) for a in advise(plan, accounts, last.findings)],
+        "advice": [asdict(a) for a in advise(plan, accounts, last.findings, better_layout(run.config, plan, accounts))],
         "prediction": predicted_times,
         "prediction_reason": reason,
     }
