@@ -47,7 +47,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").stdout.strip()
 
-    def wait(self, job: str, seconds: float = 300.0) -> str:
+    def wait(self, job: str, seconds: float = 600.0) -> str:
         """The state of a job that is over."""
         return wait_for(
             lambda: s if (s := self.state(job)) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "") else "",
