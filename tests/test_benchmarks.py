@@ -62,6 +62,22 @@ def test_pages_list_every_result():
     assert sorted(p.name for p in RESULTS.glob("*.json") if p.name not in text) == []
 
 
+def test_the_results_hold_what_the_pages_say():
+    t2v, i2v = json.loads((RESULTS / "bench_rows.json").read_text())["results"]
+    assert (t2v["row_forwards"], i2v["row_forwards"]["pruned"]) == ({"pruned": 80, "three rows": 150}, 110)
+    assert t2v["speed_up"]["median"] >= 1.7
+    assert t2v["same"]
+    assert i2v["same"]
+    raced = [
+        way for race in json.loads((RESULTS / "bench_parallel.json").read_text())["results"] for way in race["ways"]
+    ]
+    assert max(way["max_abs_difference"] for way in raced) < 1e-4
+    for clock in ("wall", "cpu"):
+        found = [way[f"ours_to_this_{clock}"] for way in raced if f"ours_to_this_{clock}" in way]
+        assert len(found) == 3 * (4 + 5)
+        assert max(ratio["low"] for ratio in found) <= 1, "slower than a rival, by more than the spread"
+
+
 def test_ratios_are_taken_round_by_round(monkeypatch):
     bench = script(monkeypatch, "_bench.py")
     assert bench.ratios([2.0, 30.0, 8.0], [1.0, 10.0, 8.0]) == bench.Spread(2.0, 1.0, 3.0, 3)
@@ -70,7 +86,8 @@ def test_ratios_are_taken_round_by_round(monkeypatch):
 
 
 def test_runs_take_turns_and_turn_round(monkeypatch):
-    bench, order = script(monkeypatch, "_bench.py"), []
+    bench = script(monkeypatch, "_bench.py")
+    order: list[str] = []
 
     def run(name: str) -> float:
         order.append(name)
