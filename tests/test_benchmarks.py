@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from types import ModuleType
 
 import pytest
@@ -50,7 +51,10 @@ def test_a_tensor_that_is_not_compared_is_no_yes(monkeypatch):
     correctness = script(monkeypatch, "correctness")
     line = {"case": "a", "max_abs_stored": 1e-5, "max_abs_one_rank": 2e-6, "ok": True}
     bound = {"atol": 1e-4, "rtol": 1e-4}
-    result = {"tolerances": {"a": {"x": bound, "y": bound}}, "layouts": {"ring 2": {"ranks": 2, "lines": [line]}}}
+    result: dict[str, Any] = {
+        "tolerances": {"a": {"x": bound, "y": bound}},
+        "layouts": {"ring 2": {"ranks": 2, "lines": [line]}},
+    }
     row = "| a | ring 2 | 2 | 1.0e-05 | 2.0e-06 | 0.0001 + 0.0001 × \\|x\\| |"
     assert correctness.table(result).splitlines()[-1] == f"{row} NO |"
     result["layouts"]["ring 2"]["lines"] = [line, line | {"max_abs_stored": 3e-5}]
