@@ -5,8 +5,8 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Any
 from types import ModuleType
+from typing import Any
 
 import pytest
 
