@@ -49,7 +49,7 @@ def _wait(context: ProcessContext, timeout_s: float) -> None:
             raise TimeoutError(f"not done after {timeout_s} s")
 
 
-def run_ranks(world: int, tmp: Path, fn: Callable[..., Any], *args: Any, timeout: float = 30.0) -> list[Any]:
+def run_ranks(world: int, tmp: Path, fn: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
     """Results in rank order. `fn` is a top-level function: it is pickled into fresh processes.
 
     One thread a rank. `tmp` may serve several calls. After `timeout` seconds a collective fails, and a few seconds

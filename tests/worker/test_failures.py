@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 COMMAND = [sys.executable, "-m", "opensora_launch.cli", "generate", "model=tiny", "launcher.timeout_s=4"]
-START_S, END_S = 60.0, 30.0
+START_S, END_S = 180.0, 90.0
+
+pytestmark = pytest.mark.timeout(400)  # torchrun, several times, on whatever else the machine does
 
 
 class Run:
@@ -60,6 +62,9 @@ def three_ranks(tmp_path: Path) -> Iterator[Run]:
     yield run
     if run.process.poll() is None:
         os.killpg(run.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in run.pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert [pid for pid in run.pids if alive(pid)] == [], "ranks were left behind"
 
 
@@ -80,7 +85,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(three_ranks):
     assert code == 1
     assert "error: rank 1" in out
     assert "logs/rank1.log" in out
-    assert seconds < 15
+    assert seconds < 60  # a few on an idle machine
     assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
     assert json.loads((three_ranks.attempt / "error.json").read_text())["rank"] == 1
 
@@ -94,7 +99,7 @@ def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
     assert (error["rank"], error["phase"]) == (2, "denoise")
     assert error["step"] is not None
     assert error["collective"] in ("ulysses", "video")
-    assert seconds < 4 + 15
+    assert seconds < 4 + 60
     assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
 
 
@@ -171,7 +176,7 @@ def test_by_hand_a_mistake_is_one_message_and_no_hang(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode != 0
     assert "video.num_frames=16 must be 1 plus a multiple of 4; the nearest is 17" in done.stderr
