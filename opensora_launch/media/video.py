@@ -4,6 +4,7 @@ T: frames; H, W: pixels. Values of a decoded video are in [-1, 1].
 """
 
 import os
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-ENCODER_THREADS = 4  # fixed: x264's choices depend on it, and the same frames shall make the same file anywhere
+# The same frames shall make the same file. x264's choices depend on the number of threads; its macroblock tree, in
+# vector code, differs from run to run even with one (seen in 10 to 40% of runs on clips of 48 x 32).
+ENCODER_THREADS = 4
+X264 = {"crf": "23", "x264-params": "mbtree=0"}
+IN_MEMORY = 256 * 2**20  # bytes of frames that are kept in memory while a video is decoded; more go to disk
 BT709 = 1  # in the tables of primaries and transfer curves of ITU-T H.273
 
 
@@ -26,21 +31,44 @@ def to_uint8(video: Float[Tensor, "... H W"]) -> UInt8[Tensor, "... H W"]:
     return (unit * 255 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def save_video(path_without_suffix: Path, video: Float[Tensor, "3 T H W"], fps: int) -> Path:
+def to_frames(video: Float[Tensor, "3 T H W"]) -> UInt8[np.ndarray, "T H W 3"]:
+    """Pixels of [-1, 1] on any device to frames in memory."""
+    frames: UInt8[np.ndarray, "T H W 3"] = to_uint8(video).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return frames
+
+
+def room_for_frames(frames: int, height: int, width: int) -> UInt8[np.ndarray, "T H W 3"]:
+    """Where decoded frames wait until they are whole: in a file without a name where they are many.
+
+    Such a file is gone with the process. Without room in the temporary folder ($TMPDIR) it is memory all the same.
+    """
+    shape = (frames, height, width, 3)
+    nbytes = frames * height * width * 3
+    if nbytes > IN_MEMORY:
+        with tempfile.TemporaryFile() as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+                return np.memmap(file, np.uint8, "r+", shape=shape)
+            except OSError:
+                pass
+    return np.empty(shape, np.uint8)
+
+
+def save_video(path_without_suffix: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> Path:
     """Write an mp4, or a PNG where there is one frame; the path with its suffix is returned.
 
-    Values outside [-1, 1] are clamped. Heights and widths are even, `fps` is in frames a second.
+    Heights and widths are even, `fps` is in frames a second.
     """
-    _, frames, height, width = video.shape
-    assert frames > 0, "a video without frames"
-    if frames == 1:
+    count, height, width, _ = frames.shape
+    assert count > 0, "a video without frames"
+    if count == 1:
         path = path_without_suffix.with_name(path_without_suffix.name + ".png")
-        save_png(path, _to_frame(video[:, 0]))
+        save_png(path, frames[0])
         return path
     path = path_without_suffix.with_name(path_without_suffix.name + ".mp4")
     with VideoWriter(path, height, width, fps) as writer:
-        for t in range(frames):  # one frame at a time: a second copy of a long video may not fit in memory
-            writer.write(_to_frame(video[:, t]))
+        for frame in frames:
+            writer.write(frame)
     return path
 
 
@@ -65,7 +93,7 @@ class VideoWriter:
         assert height % 2 == width % 2 == 0, f"yuv420p needs even sides, not {width} x {height}"
         self._path, self._aside, self._shape = path, _aside(path), (height, width, 3)
         self._container = av.open(f"file:{self._aside}", "w", format="mp4", options={"movflags": "+faststart"})
-        self._stream = self._container.add_stream("libx264", rate=Fraction(fps), options={"crf": "23"})
+        self._stream = self._container.add_stream("libx264", rate=Fraction(fps), options=X264)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
         context = self._stream.codec_context
         context.thread_count = ENCODER_THREADS
@@ -94,11 +122,6 @@ class VideoWriter:
                 os.replace(self._aside, self._path)
         finally:
             self._aside.unlink(missing_ok=True)
-
-
-def _to_frame(image: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    frame: UInt8[np.ndarray, "H W 3"] = to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
-    return frame
 
 
 def _aside(path: Path) -> Path:

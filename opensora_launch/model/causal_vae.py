@@ -2,11 +2,15 @@
 
     B rows   C channels   T frames   H rows of pixels   W columns of pixels, all at the level of the layer
 
-A tile of 129 frames of 256 x 256 pixels is more than 2^31 numbers in the last layers. Convolutions are cut in time
-there, upsampling is a copy, and attention goes frame by frame: a frame sees itself and the frames before, so no
-mask of (T H W)^2 is ever built. (diffusers' class has the same weights and results, and none of these three.)
+A tile of 129 frames of 256 x 256 pixels is 2 GiB an activation in the last layers, in bf16, and over 2^31 numbers in
+some. So wherever there is more than CHUNK_NUMBERS, norms, upsampling and convolutions go together over a part of the
+frames at a time, and a convolution writes over its input from the last frames to the first: outputs look back only.
+Three activations of 128 channels are alive at most. Attention goes frame by frame: a frame sees itself and the frames
+before, so no mask of (T H W)^2 is ever built. (diffusers' class has the same weights and results, and none of these.)
+What is cut depends on shapes alone, so a tile has the same bits wherever it is computed.
 """
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 from opensora_launch.config import VaeConfig
 
 NORM_EPS = 1e-6
-CONV_NUMBERS = 2**30  # of a convolution's padded input or output at once; kernels index with 32 bits
+CHUNK_NUMBERS = 2**27  # of a convolution's input or output at once
 SPACE_LEVELS, TIME_LEVELS = (0, 1, 2), (1, 2)  # blocks that halve or double space and time: 8 and 4 in all
 
 
@@ -32,24 +36,72 @@ class CausalConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        """All frames at once, or as many as stay under CONV_NUMBERS, with the k - 1 frames before them."""
-        channels = max(self.conv.in_channels, self.conv.out_channels)
-        frame = x.shape[0] * channels * (x.shape[3] + self.kernel - 1) * (x.shape[4] + self.kernel - 1)
-        at_once = max(1, (CONV_NUMBERS // frame - self.kernel + 1) // self.stride[0])
-        frames = (x.shape[2] - 1) // self.stride[0] + 1
-        if frames <= at_once:
-            return self._some(x, 0, frames)
-        return torch.cat([self._some(x, i, min(i + at_once, frames)) for i in range(0, frames, at_once)], dim=2)
+        return self.over(x.shape, lambda first, stop: x[:, :, first:stop])
 
-    def _some(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def over(
+        self, shape: torch.Size, frames: Callable[[int, int], Tensor], into: Tensor | None = None
+    ) -> Float[Tensor, "B D t h w"]:
+        """The convolution of an input of `shape`, of which `frames(first, stop)` gives as many frames as are needed.
+
+        `into` may be written over, and be what `frames` reads from: parts are done from the last frames to the first.
+        """
+        batch, _, length, height, width = shape
+        around = self.kernel - 1
+        rows, columns = ((n - 1) // s + 1 for n, s in zip((height, width), self.stride[1:], strict=True))
+        inputs = batch * self.conv.in_channels * (height + around) * (width + around)
+        outputs = batch * self.conv.out_channels * rows * columns
+        at_once = max(1, (CHUNK_NUMBERS // max(inputs, outputs) - around) // self.stride[0])
+        count = (length - 1) // self.stride[0] + 1
+        if count <= at_once:
+            return self._some(frames, 0, count)
+        for stop in range(count, 0, -at_once):
+            part = self._some(frames, max(0, stop - at_once), stop)
+            if into is None:
+                into = part.new_empty(batch, self.conv.out_channels, count, rows, columns)
+            into[:, :, max(0, stop - at_once) : stop] = part
+        assert into is not None
+        return into
+
+    def _some(self, frames: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
         """Output frames start..stop. Input frame i is frame i + k - 1 after padding."""
         first = start * self.stride[0] - self.kernel + 1
-        part = x[:, :, max(0, first) : (stop - 1) * self.stride[0] + 1]
+        part = frames(max(0, first), (stop - 1) * self.stride[0] + 1)
         around = self.kernel // 2
         if self.kernel > 1:
             part = F.pad(part, (around, around, around, around, max(0, -first), 0), mode="replicate")
         out: Tensor = self.conv(part)
         return out
+
+
+def normed_conv(norm: nn.GroupNorm, conv: CausalConv3d, x: Tensor, into: Tensor | None = None) -> Tensor:
+    """conv(silu(norm(x))), B C T H W to B D t h w; `into` may be written over, and be x."""
+    if x.numel() <= CHUNK_NUMBERS:
+        normed = F.silu(norm(x), inplace=True)
+        return conv.over(x.shape, lambda first, stop: normed[:, :, first:stop], into)
+    scale, shift = scale_and_shift(norm, x)
+
+    def frames(first: int, stop: int) -> Tensor:
+        return F.silu(torch.addcmul(shift, x[:, :, first:stop], scale).to(x.dtype), inplace=True)
+
+    return conv.over(x.shape, frames, into)
+
+
+def scale_and_shift(norm: nn.GroupNorm, x: Float[Tensor, "B C T H W"]) -> tuple[Tensor, Tensor]:
+    """A group norm is x * scale + shift: both B C 1 1 1, fp32 or wider. Moments are added up frame by frame.
+
+    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1, for parts of one size.
+    """
+    groups = (x.shape[0], norm.num_groups, -1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    each = [torch.var_mean(frame.to(wide).reshape(groups), dim=2, correction=0) for frame in x.unbind(2)]
+    variances, means = torch.stack([v for v, _ in each]), torch.stack([m for _, m in each])
+    spread, mean = torch.var_mean(means, dim=0, correction=0)
+    rate = (variances.mean(0) + spread + norm.eps).rsqrt()
+    per_group = x.shape[1] // norm.num_groups
+    rate, mean = (moment.repeat_interleave(per_group, dim=1) for moment in (rate, mean))
+    scale = rate * norm.weight.to(wide)
+    shift = norm.bias.to(wide) - mean * scale
+    return scale[..., None, None, None], shift[..., None, None, None]
 
 
 class ResnetBlock(nn.Module):
@@ -62,10 +114,14 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D T H W"]:
-        hidden = self.conv1(F.silu(self.norm1(x), inplace=True))
-        hidden = self.conv2(F.silu(self.norm2(hidden), inplace=True))
-        out: Tensor = hidden.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
-        return out
+        hidden = normed_conv(self.norm1, self.conv1, x)
+        hidden = normed_conv(self.norm2, self.conv2, hidden, into=hidden)
+        if self.conv_shortcut is None:
+            return hidden.add_(x)
+        at_once = max(1, CHUNK_NUMBERS // x[:, :, 0].numel())
+        for out, part in zip(hidden.split(at_once, dim=2), x.split(at_once, dim=2), strict=True):
+            out += self.conv_shortcut(part)
+        return hidden
 
 
 class FrameAttention(nn.Module):
@@ -121,15 +177,18 @@ class Upsample(nn.Module):
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C t h w"]:
         time, rows, columns = self.factor
         batch, channels, frames, height, width = x.shape
-        wide = x.new_empty(batch, channels, 1 + (frames - 1) * time, height, rows, width, columns)
-        wide[:, :, 0] = x[:, :, 0, :, None, :, None]
-        wide[:, :, 1:].unflatten(2, (frames - 1, time))[:] = x[:, :, 1:, None, :, None, :, None]
-        out: Tensor = self.conv(wide.flatten(5).flatten(3, 4))
-        return out
+        shape = torch.Size([batch, channels, 1 + (frames - 1) * time, height * rows, width * columns])
+        source = [0, *(t for t in range(1, frames) for _ in range(time))]  # of each frame that comes out
+
+        def repeated(first: int, stop: int) -> Tensor:
+            some = x[:, :, source[first:stop], :, None, :, None].expand(-1, -1, -1, -1, rows, -1, columns)
+            return some.flatten(5).flatten(3, 4)
+
+        return self.conv.over(shape, repeated)
 
 
 class Stage(nn.Module):
-    """Residual blocks, and after them a change of resolution under its public name."""
+    """Residual blocks, and after them a change of resolution under its public name. A list of layers, not called."""
 
     def __init__(self, widths: list[int], groups: int, **resampling: nn.Module) -> None:
         super().__init__()
@@ -137,11 +196,10 @@ class Stage(nn.Module):
         for name, layer in resampling.items():
             self.add_module(name, nn.ModuleList([layer]))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
+    def layers(self) -> Iterator[nn.Module]:
+        """In the order of use. The caller goes over them: a call of ours would hold its input to the end."""
         for layers in self.children():
-            for layer in layers.children():
-                x = layer(x)
-        return x
+            yield from layers.children()
 
 
 def down_block(in_channels: int, out_channels: int, level: int, cfg: VaeConfig) -> Stage:
@@ -160,6 +218,12 @@ def up_block(in_channels: int, out_channels: int, level: int, cfg: VaeConfig) ->
     return Stage(widths, cfg.norm_num_groups, upsamplers=Upsample(out_channels, factor))
 
 
+def layers_of(stages: nn.ModuleList) -> Iterator[nn.Module]:
+    for stage in stages:
+        assert isinstance(stage, Stage)
+        yield from stage.layers()
+
+
 class Encoder(nn.Module):
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()
@@ -173,10 +237,9 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B M t h w"]:
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x)), inplace=True))
-        return out
+        for layer in layers_of(self.down_blocks):
+            x = layer(x)
+        return normed_conv(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
 class Decoder(nn.Module):
@@ -192,10 +255,9 @@ class Decoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B P t h w"]:
         x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
-        return out
+        for layer in layers_of(self.up_blocks):
+            x = layer(x)
+        return normed_conv(self.conv_norm_out, self.conv_out, x)
 
 
 class CausalVae(nn.Module):

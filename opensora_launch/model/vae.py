@@ -15,6 +15,7 @@ A tile's output is B, channels, *tile.out_shape, in the VAE's dtype; it is blend
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -41,7 +42,31 @@ def one_after_another(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) 
     return (compute(tile) for tile in tiles)
 
 
+@dataclass(frozen=True)
+class Region:
+    """A finished part of what comes out of the VAE: B, channels, frames, rows, columns, and where it belongs."""
+
+    values: Tensor
+    frames: slice
+    rows: slice
+    columns: slice
+
+
 @torch.no_grad()
+def decode_regions(
+    vae: CausalVae,
+    cfg: VaeConfig,
+    latent: Float[Tensor, "B C T H W"],
+    tiles: Tiles,
+    run_tiles: RunTiles = one_after_another,
+) -> tuple[TileGrid, Iterator[Region] | None]:
+    """Pixels B 3 T' H' W' in [-1, 1], nearly, region by region; None where `run_tiles` gives None."""
+    z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.post_quant_conv.weight)
+    grid = decode_grid(tiles, tuple3(z))
+    outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
+    return grid, None if outputs is None else blend(grid, outputs)
+
+
 def decode(
     vae: CausalVae,
     cfg: VaeConfig,
@@ -49,22 +74,22 @@ def decode(
     tiles: Tiles,
     run_tiles: RunTiles = one_after_another,
 ) -> Tensor | None:
-    """Pixels B 3 T' H' W' in [-1, 1], nearly; None where `run_tiles` gives None."""
-    z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.post_quant_conv.weight)
-    grid = decode_grid(tiles, tuple3(z))
-    outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
-    return None if outputs is None else blend_tiles(grid, outputs)
+    """Pixels B 3 T' H' W' in [-1, 1], nearly, as one tensor; None where `run_tiles` gives None."""
+    grid, regions = decode_regions(vae, cfg, latent, tiles, run_tiles)
+    return None if regions is None else assemble(grid, regions)
 
 
 @torch.no_grad()
 def encode(
     vae: CausalVae, pixels: Float[Tensor, "B 3 T H W"], tiles: Tiles, run_tiles: RunTiles = one_after_another
 ) -> Tensor | None:
-    """Moments B M t h w of the latents, unscaled: means, then log variances. H and W are multiples of 8."""
-    pixels = pixels.to(vae.quant_conv.weight)
-    grid = encode_grid(tiles, tuple3(pixels))
-    outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.encode, pixels, tile))
-    return None if outputs is None else blend_tiles(grid, outputs)
+    """Moments B M t h w of the latents, unscaled: means, then log variances. H and W are multiples of 8.
+
+    The pixels may be elsewhere: a tile of them at a time comes to the VAE's device.
+    """
+    like, grid = vae.quant_conv.weight, encode_grid(tiles, tuple3(pixels))
+    outputs = run_tiles(grid.tiles, lambda tile: compute_tile(lambda cut: vae.encode(cut.to(like)), pixels, tile))
+    return None if outputs is None else assemble(grid, blend(grid, outputs))
 
 
 def posterior_mean(cfg: VaeConfig, moments: Float[Tensor, "B M T H W"]) -> Float[Tensor, "B C T H W"]:
@@ -96,46 +121,63 @@ def compute_tile(run: Callable[[Tensor], Tensor], whole: Float[Tensor, "B C T H 
     return out
 
 
-def blend_tiles(grid: TileGrid, outputs: Iterable[Tensor]) -> Tensor:
-    """The whole, from the outputs of `grid.tiles` in their order, which may come as they are produced.
-
-    A tile is faded in from the one above and then from the one to its left, both faded in themselves before.
-    Of a finished tile only the strips stay that its neighbours need. Then the same in time.
-    """
-    rest = iter(outputs)
-    times = max(tile.index[0] for tile in grid.tiles) + 1
-    parts: list[Tensor] = []
-    tail = None
-    for t in range(times):
-        part = blend_plane(grid, [tile for tile in grid.tiles if tile.index[0] == t], rest)
-        if tail is not None:
-            fade(tail, part, dim=2, blend=grid.blend[0])
-        tail = part[:, :, -grid.blend[0] :]
-        parts.append(part if t == times - 1 else part[:, :, : grid.keep[0] + (t == 0)])
-    return torch.cat(parts, dim=2) if times > 1 else parts[0]
-
-
-def blend_plane(grid: TileGrid, tiles: Sequence[Tile], rest: Iterator[Tensor]) -> Tensor:
-    """Tiles of one time, blended in space."""
-    keep, blend = grid.keep[1], grid.blend[1]
-    if len(tiles) == 1:
-        return next(rest)
+def assemble(grid: TileGrid, regions: Iterable[Region]) -> Tensor:
+    """All regions as one tensor."""
     whole = None
+    for region in regions:
+        shape = (*region.values.shape[:2], *grid.out_shape)
+        if region.values.shape == shape:
+            return region.values
+        whole = region.values.new_empty(shape) if whole is None else whole
+        whole[:, :, region.frames, region.rows, region.columns] = region.values
+    assert whole is not None, "a grid has a tile"
+    return whole
+
+
+@torch.no_grad()
+def blend(grid: TileGrid, outputs: Iterable[Tensor]) -> Iterator[Region]:
+    """Regions of the whole as they are finished, from the outputs of `grid.tiles` in their order.
+
+    Tiles are blended in space, then with the ones before in time, of which the last frames are kept.
+    """
+    last = max(tile.index[0] for tile in grid.tiles)
+    keep_t, keep = grid.keep
+    tail = None
+    for tile, values in zip(grid.tiles, blend_in_space(grid, outputs), strict=True):
+        t, top, left = tile.index[0], tile.index[1] * keep, tile.index[2] * keep
+        rows, columns = slice(top, top + values.shape[3]), slice(left, left + values.shape[4])
+        if t > 0:
+            assert tail is not None
+            fade(tail[:, :, :, rows, columns], values, dim=2, blend=grid.blend[0])
+        if t < last:
+            end = values[:, :, -grid.blend[0] :]
+            tail = end.new_empty(*end.shape[:3], *grid.out_shape[1:]) if tail is None else tail
+            tail[:, :, :, rows, columns] = end
+            values = values[:, :, : keep_t + (t == 0)]
+        start = t * keep_t + (t > 0)
+        yield Region(values, slice(start, start + values.shape[2]), rows, columns)
+
+
+def blend_in_space(grid: TileGrid, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What stays of each tile. It is faded in from the one above and then from the one to its left, as these are then.
+
+    Of a finished tile only the strips are held that its neighbours need.
+    """
+    keep, blend = grid.keep[1], grid.blend[1]
+    alone = all(tile.index[1:] == (0, 0) for tile in grid.tiles)
     left, above = None, dict[int, Tensor]()  # right strip of the tile before, bottom strips of the row before
-    for tile in tiles:
-        out, (_, i, j) = next(rest), tile.index
-        if whole is None:
-            whole = out.new_empty(*out.shape[:3], *grid.out_shape[1:])
+    for tile, out in zip(grid.tiles, outputs, strict=True):
+        if alone:
+            yield out
+            continue
+        _, i, j = tile.index
         if i > 0:
             fade(above[j], out, dim=3, blend=blend)
         if j > 0:
             assert left is not None
             fade(left, out, dim=4, blend=blend)
         left, above[j] = out[..., -blend:].clone(), out[..., -blend:, :].clone()
-        place = whole[:, :, :, i * keep : (i + 1) * keep, j * keep : (j + 1) * keep]
-        place.copy_(out[..., :keep, :keep])
-    assert whole is not None
-    return whole
+        yield out[..., :keep, :keep]
 
 
 def fade(before: Tensor, after: Tensor, *, dim: int, blend: int) -> None:

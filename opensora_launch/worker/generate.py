@@ -1,24 +1,25 @@
 """One rank makes its share of the run's videos: load, encode text, denoise, decode, save.
 
-Shapes: C T H W latents of a video, 3 F Y X its pixels.
+Shapes: C T H W latents of a video, F Y X 3 its frames.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from opensora_launch.media.references import load_references
-from opensora_launch.media.video import save_video
-from opensora_launch.model.tiles import tile_cost, tiles_of
-from opensora_launch.model.vae import decode, encode, posterior_sample
+from opensora_launch.media.video import room_for_frames, save_video, to_frames
+from opensora_launch.model.tiles import TileGrid, tile_cost, tiles_of
+from opensora_launch.model.vae import Region, decode_regions, encode, posterior_sample
 from opensora_launch.parallel.mesh import Mesh
 from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.parallel.tiles import broadcast, spread_tiles
@@ -63,10 +64,10 @@ def generate(
     for videos in batches:
         latents = denoise_videos(job, networks, model, texts, videos)
         for video, latent in zip(videos, latents, strict=True):
-            pixels = decode_video(job, networks, video, latent)
-            if pixels is not None:
+            frames = decode_video(job, networks, video, latent)
+            if frames is not None:
                 with job.recorder.span("save", video=video.name):
-                    _save(job, video, pixels)
+                    _save(job, video, frames)
             done.append(video.name)
         if job.checkpoints:
             job.checkpoints.drop(videos[0].name)
@@ -166,7 +167,7 @@ def _encode_references(job: Job, networks: Networks, video: VideoRequest) -> lis
     with job.recorder.span("vae", video=video.name):
         latents = []
         for k, pixels in enumerate(load_references(video.refs, video.cond_type, shape.height_px, shape.width_px)):
-            moments = encode(networks.vae, pixels.to(job.device), tiles_of(cfg), spread_tiles(axis, tile_cost))
+            moments = encode(networks.vae, pixels, tiles_of(cfg), spread_tiles(axis, tile_cost))
             sample = None
             if moments is not None:
                 generator = torch.Generator().manual_seed((video.seed + (k + 1) * REF_SEED_OFFSET) % 2**63)
@@ -177,19 +178,31 @@ def _encode_references(job: Job, networks: Networks, video: VideoRequest) -> lis
 
 def decode_video(
     job: Job, networks: Networks, video: VideoRequest, latent: Float[Tensor, "C T H W"]
-) -> Float[Tensor, "3 F Y X"] | None:
-    """Pixels on the group's first rank, None on the others."""
-    cfg = job.plan.model.vae
+) -> UInt8[np.ndarray, "F Y X 3"] | None:
+    """The frames on the group's first rank, None on the others. The device holds a tile's output at a time."""
     with job.recorder.span("vae", video=video.name):
-        pixels = decode(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video, tile_cost))
-    return None if pixels is None else pixels[0, :, : job.plan.geometry.num_frames]
+        grid, regions = decode_latent(job, networks, latent)
+        if regions is None:
+            return None
+        frames = room_for_frames(*grid.out_shape)
+        for region in regions:
+            frames[region.frames, region.rows, region.columns] = to_frames(region.values[0])
+    return frames[: job.plan.geometry.num_frames]
 
 
-def _save(job: Job, video: VideoRequest, pixels: Float[Tensor, "3 F Y X"]) -> None:
+def decode_latent(
+    job: Job, networks: Networks, latent: Float[Tensor, "C T H W"]
+) -> tuple[TileGrid, Iterator[Region] | None]:
+    """Regions of the video's pixels on the group's first rank, as they are finished."""
+    cfg = job.plan.model.vae
+    return decode_regions(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video, tile_cost))
+
+
+def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"]) -> None:
     """The video, then the record of its completion; both appear whole or not at all."""
     folder = job.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    path = save_video(folder / video.name, pixels, job.plan.geometry.fps)
+    path = save_video(folder / video.name, frames, job.plan.geometry.fps)
     plan = job.plan
     record = {
         **asdict(video),

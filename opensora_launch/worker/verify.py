@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opensora_launch.config import PlacementConfig
 from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.vae import assemble
 from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes
 from opensora_launch.parallel.rows import ShardedModel
@@ -23,7 +24,7 @@ from opensora_launch.plan.verify import VerifyLine, VerifySpec
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.cases import Case, compare, distance, read_case, run_case, within
-from opensora_launch.worker.generate import DTYPES, Job, decode_video, denoise_videos
+from opensora_launch.worker.generate import DTYPES, Job, decode_latent, denoise_videos
 from opensora_launch.worker.networks import Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
 from opensora_launch.worker.start import Rank
@@ -114,7 +115,8 @@ def _make(job: Job, networks: Networks, model: ShardedModel, texts: Mapping[str,
     videos = job.plan.batches[0]
     out: dict[str, Tensor] = {}
     for video, latent in zip(videos, denoise_videos(job, networks, model, texts, videos), strict=True):
-        pixels = decode_video(job, networks, video, latent)
-        if pixels is not None:
+        grid, regions = decode_latent(job, networks, latent)
+        if regions is not None:
+            pixels = assemble(grid, regions)[0, :, : job.plan.geometry.num_frames]
             out |= {f"{video.name}.latent": latent.float(), f"{video.name}.video": pixels.float()}
     return out

@@ -1,9 +1,11 @@
 """Videos that browsers play, images, and no half-written file under a final name."""
 
+import errno
 import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from pathlib import Path
 
@@ -13,16 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from opensora_launch.media.video import VideoWriter, save_png, save_video, to_uint8
+from opensora_launch.media import video as video_module
+from opensora_launch.media.video import VideoWriter, room_for_frames, save_png, save_video, to_frames, to_uint8
 from tests.media.clips import noise
 
 
-def smooth_clip(frames: int, height: int, width: int) -> torch.Tensor:
-    """Slowly moving colour gradients in [-1, 1], [3, T, H, W]."""
+def smooth_clip(frames: int, height: int, width: int) -> np.ndarray:
+    """Slowly moving colour gradients as frames, [T, H, W, 3]."""
     t = torch.linspace(0, 1, frames)[:, None, None]
     y, x = torch.linspace(-1, 1, height)[None, :, None], torch.linspace(-1, 1, width)[None, None]
     waves = [torch.sin(2 * x + t), torch.sin(y - 2 * t), torch.sin(x * y + 2 * t)]
-    return torch.stack([0.9 * wave.expand(frames, height, width) for wave in waves])
+    return to_frames(torch.stack([0.9 * wave.expand(frames, height, width) for wave in waves]))
 
 
 def decode(path: Path) -> np.ndarray:
@@ -53,7 +56,7 @@ def test_a_video_is_h264_yuv420p_at_its_rate_and_looks_right(tmp_path):
         assert stream.average_rate == 24
         assert (stream.frames, context.width, context.height) == (33, 112, 64)
         assert container.duration == pytest.approx(33 / 24 * 1e6, abs=1e3)
-    expected = to_uint8(video).permute(1, 2, 3, 0).numpy().astype(np.float64)
+    expected = video.astype(np.float64)
     got = decode(path)
     assert got.shape == expected.shape
     psnr = 10 * math.log10(255**2 / np.mean((got - expected) ** 2))
@@ -66,15 +69,37 @@ def test_the_index_is_in_front_so_that_browsers_start_at_once(tmp_path):
 
 
 def test_the_same_frames_make_the_same_file(tmp_path):
-    clip = smooth_clip(5, 32, 48)
-    assert save_video(tmp_path / "a", clip, 24).read_bytes() == save_video(tmp_path / "b", clip, 24).read_bytes()
+    clip = smooth_clip(10, 32, 48)
+    assert len({save_video(tmp_path / "a", clip, 24).read_bytes() for _ in range(30)}) == 1
 
 
-def test_saving_leaves_the_tensor_alone(tmp_path):
-    video = 3 * smooth_clip(5, 32, 48)
-    before = video.clone()
-    save_video(tmp_path / "a", video, 24)
-    assert torch.equal(video, before)
+def test_frames_are_the_pixels_in_bytes_and_the_tensor_is_left_alone():
+    pixels = torch.linspace(-3, 3, 3 * 2 * 4 * 5).reshape(3, 2, 4, 5)
+    before = pixels.clone()
+    frames = to_frames(pixels)
+    assert frames.shape == (2, 4, 5, 3)
+    assert torch.equal(torch.from_numpy(frames), to_uint8(pixels).permute(1, 2, 3, 0))
+    assert torch.equal(pixels, before)
+
+
+def test_many_frames_wait_in_a_file_without_a_name(tmp_path, monkeypatch):
+    """A folder that is full makes it memory; nothing is left behind either way."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(video_module, "IN_MEMORY", 9 * 32 * 48 * 3)
+    assert type(room_for_frames(9, 32, 48)) is np.ndarray
+    room = room_for_frames(10, 32, 48)
+    assert type(room) is np.memmap
+    assert os.listdir(tmp_path) == []
+    room[:] = smooth_clip(10, 32, 48)
+    assert save_video(tmp_path / "a", room, 24).read_bytes() == (
+        save_video(tmp_path / "b", smooth_clip(10, 32, 48), 24).read_bytes()
+    )
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert type(room_for_frames(10, 32, 48)) is np.ndarray
 
 
 @pytest.mark.parametrize("name", ["a:b", "it's 100% é", "v1.5 %d", "[x]=;y"])
@@ -89,8 +114,7 @@ def test_any_name_can_be_written(tmp_path, name):
 def test_one_frame_is_a_png_with_exact_pixels(tmp_path):
     path = save_video(tmp_path / "v1.5", smooth_clip(1, 32, 48), 24)
     assert path == tmp_path / "v1.5.png"
-    expected = to_uint8(smooth_clip(1, 32, 48))[:, 0].permute(1, 2, 0).numpy()
-    assert (np.array(Image.open(path)) == expected).all()
+    assert (np.array(Image.open(path)) == smooth_clip(1, 32, 48)[0]).all()
     assert os.listdir(tmp_path) == ["v1.5.png"]
 
 

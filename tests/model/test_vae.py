@@ -24,7 +24,16 @@ from opensora_launch.model.tiles import (
     tile_problems,
     tiles_of,
 )
-from opensora_launch.model.vae import blend_tiles, decode, encode, load_vae, posterior_mean, posterior_sample
+from opensora_launch.model.vae import (
+    assemble,
+    blend,
+    decode,
+    decode_regions,
+    encode,
+    load_vae,
+    posterior_mean,
+    posterior_sample,
+)
 
 CASE = Path(__file__).parents[1] / "reference" / "vae_tiny.json"
 INFO = json.loads(CASE.read_text())
@@ -104,6 +113,24 @@ def test_one_output_is_held_at_a_time(vae: CausalVae) -> None:
     assert events[:3] == ["compute 0", "blended 0", "compute 1"]
 
 
+def test_regions_come_as_they_are_finished_and_cover_the_whole_once(vae: CausalVae) -> None:
+    """Of tiles in time and space: frames of a later time come after all of the time before, and none twice."""
+    latent, tiles = TENSORS["latent"], Tiles(**SIZES)
+    whole = decode(vae, CFG, latent, tiles)
+    grid, regions = decode_regions(vae, CFG, latent, tiles)
+    assert whole is not None
+    assert regions is not None
+    covered, starts = torch.zeros(grid.out_shape, dtype=torch.int64), list[int]()
+    for region in regions:
+        place = (region.frames, region.rows, region.columns)
+        covered[place] += 1
+        starts.append(region.frames.start)
+        assert torch.equal(region.values, whole[(slice(None), slice(None), *place)])
+    assert int(covered.min()) == int(covered.max()) == 1
+    assert starts == sorted(starts)
+    assert len(set(starts)) > 1
+
+
 def test_the_released_vae_has_the_published_size() -> None:
     with torch.device("meta"):
         state = CausalVae(VaeConfig()).state_dict()
@@ -168,8 +195,25 @@ def test_a_convolution_in_parts_of_the_frames_is_the_same(
     x = torch.randn(1, 2, frames, 5, 6, dtype=torch.float64)
     whole = conv(x)
     for at_once in (1, 2, 3):
-        monkeypatch.setattr(causal_vae, "CONV_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
+        monkeypatch.setattr(causal_vae, "CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
         torch.testing.assert_close(conv(x), whole, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_layers_in_parts_of_the_frames_are_the_same(
+    vae: CausalVae, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms, upsampling, convolutions and shortcuts cut in time, convolutions that write over their input."""
+    tensors = {k: v.to(dtype) for k, v in vae.state_dict().items()}
+    whole = load_vae(CFG, tensors)
+    latent, pixels = TENSORS["latent"][..., :4, :5].to(dtype), TENSORS["pixels"][..., :40, :32].to(dtype)
+    want = [decode(whole, CFG, latent, UNTILED), encode(whole, pixels, UNTILED)]
+    for numbers in (1, 3000, 30000):
+        monkeypatch.setattr(causal_vae, "CHUNK_NUMBERS", numbers)
+        got = [decode(whole, CFG, latent, UNTILED), encode(whole, pixels, UNTILED)]
+        bound = 1e-12 if dtype == torch.float64 else 3e-5
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, atol=bound, rtol=bound)
 
 
 def test_attention_sees_its_own_frame_and_those_before() -> None:
@@ -211,7 +255,7 @@ def test_bf16_blends_without_losing_the_weights() -> None:
     grid = decode_grid(tiles_of(VaeConfig()), (1, 8, 40))
     whole = torch.linspace(-1, 1, 320).expand(1, 3, 1, 64, 320)
     cut = [whole[..., tile.columns[0] * 8 : tile.columns[1] * 8].clone() for tile in grid.tiles]
-    torch.testing.assert_close(blend_tiles(grid, cut), whole, atol=1e-6, rtol=0)
-    half = blend_tiles(grid, [part.bfloat16() for part in cut])
+    torch.testing.assert_close(assemble(grid, blend(grid, cut)), whole, atol=1e-6, rtol=0)
+    half = assemble(grid, blend(grid, [part.bfloat16() for part in cut]))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), whole, atol=2**-8, rtol=0)

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from PIL import Image
 
 from opensora_launch.config import LayoutConfig
+from opensora_launch.model.vae import assemble
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker.generate import decode_video, denoise_videos
+from opensora_launch.worker.generate import decode_latent, denoise_videos
 from opensora_launch.worker.run import load, run_plan, settle
 from opensora_launch.worker.start import Rank
 from tests.ranks import run_ranks
@@ -56,8 +57,9 @@ def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
     group = site.job.mesh.video.ranks[0] // site.job.mesh.video.size
     for videos in plan.batches[group :: plan.dp]:
         for v, latent in zip(videos, denoise_videos(site.job, networks, model, texts, videos), strict=True):
-            if (pixels := decode_video(site.job, networks, v, latent)) is not None:
-                made[v.name] = pixels
+            grid, regions = decode_latent(site.job, networks, latent)
+            if regions is not None:
+                made[v.name] = assemble(grid, regions)[0, :, : plan.geometry.num_frames]
     if networks.blocks:
         networks.blocks.drain()
     return made
