@@ -55,6 +55,18 @@ class Offload(StrEnum):
     host = "host"  # blocks wait in host memory and are copied to the GPU ahead of use
 
 
+class Storage(StrEnum):
+    """How the blocks' weights are held; they compute in the run's precision either way."""
+
+    full = "full"
+    fp8 = "fp8"  # approximate: matrices as float8_e4m3 with a power of two a row; half of the memory and of the traffic
+
+
+class Fit(StrEnum):
+    auto = "auto"  # the weights are placed so that they fit; a run that is out of memory goes on with less, once
+    strict = "strict"  # placement is as it is said; what does not fit is refused, out of memory is a failure
+
+
 class AttentionKind(StrEnum):
     """Kernels that compute softmax(q k^T) v; `auto` takes the fastest that the GPU, dtype and shape allow."""
 
@@ -168,10 +180,13 @@ class LayoutConfig:
 
 @dataclass
 class PlacementConfig:
-    """Where the transformer's weights live. The video is the same to the last bit wherever that is."""
+    """Where the transformer's weights live; null is chosen (`fit`). The video is the same wherever they are."""
 
-    shard: Shard = Shard.none
-    offload: Offload = Offload.none
+    shard: Shard | None = None
+    offload: Offload | None = None
+    resident_blocks: int | None = None  # of offloaded weights: blocks that stay on the GPU
+    rows_at_once: int | None = None  # rows of a step that a rank computes together: fewer activations; 0 is all
+    storage: Storage = Storage.full
 
 
 @dataclass
@@ -186,7 +201,7 @@ class SamplingConfig:
     flow_shift: float | None = None
     seed: int | None = 42  # null: drawn at launch and recorded; 0 is a seed
     num_samples: int = 1  # a prompt; sample k uses seed + k
-    batch_size: int = 1  # videos denoised at once by a group of ranks
+    batch_size: int | None = None  # videos denoised at once by a group of ranks; null: as memory and time say
     cond_type: str | None = None  # null: t2v without a reference, i2v_head with one
     motion_score: str | None = "4"  # appended to the prompt; null leaves it out
     negative_prompt: str = ""
@@ -270,6 +285,7 @@ class RunConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    fit: Fit = Fit.auto
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     env: EnvConfig = field(default_factory=EnvConfig)

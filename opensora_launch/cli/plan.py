@@ -16,6 +16,7 @@ from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConf
 from opensora_launch.errors import UserError
 from opensora_launch.launch.machine import count_cpus, found_gpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
+from opensora_launch.plan.choose import passed_over
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.table import plan_json, plan_text
@@ -38,11 +39,12 @@ def plan(parsed: Parsed) -> int:
     unlimited.hardware = HardwareConfig()
     make_plan(unlimited, machine, videos, __version__)  # refuses what is wrong apart from memory
     work, found = predict(run, machine, videos)
-    problems = fit_problems(work, LayoutConfig(**vars(run.layout)), found)
+    fixed = LayoutConfig(**vars(run.layout))
+    problems, others = fit_problems(work, fixed, found), passed_over(work, fixed, found[0])
     if parsed.has("--json"):
-        print(json.dumps(plan_json(work, found, problems), indent=1))
+        print(json.dumps(plan_json(work, found, others, problems), indent=1))
     else:
-        print(plan_text(work, found, note))
+        print(plan_text(work, found, others, note))
         print("".join(f"\nnothing fits: {line}" for line in problems), end="\n" if problems else "")
     if plot := parsed.one("--plot"):
         from opensora_launch.cli.plan_plot import plot_plan

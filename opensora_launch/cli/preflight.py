@@ -60,11 +60,11 @@ def patient(run: RunConfig, plan: Plan, env: Mapping[str, str]) -> Patient:
 
 def _with_memory(needs: Needs, run: RunConfig, plan: Plan) -> Needs:
     """The busiest GPU, and the host: on CPU ranks, each has its share of the weights there."""
-    work = work_of(run, plan.machine, plan.geometry, plan.videos)
+    work = work_of(run, plan.machine, plan.geometry, plan.videos, plan.sampling.batch_size or 1)
     found = [
         memory_of(
             work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
-            placement=work.placement, element_bytes=work.element_bytes,
+            placement=plan.placement, element_bytes=work.element_bytes,
         )
         for rows, layout in plan.layouts
     ]  # fmt: skip

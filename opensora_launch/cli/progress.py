@@ -40,16 +40,21 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
             if beats:
                 done, total = fraction(beats[0])
                 most = max(most, done)  # a video that is denoised and not yet saved has no step
-                bar.update(task, description=describe(beats[0]), completed=most, total=total)
+                bar.update(task, description=describe(beats), completed=most, total=total)
             bar.refresh()
 
         yield show
 
 
-def describe(beat: Beat) -> str:
-    """Phase, video and step in words."""
+def describe(beats: Sequence[Beat]) -> str:
+    """Phase, video and step of the first rank in words; while weights load, how many bytes of all ranks' have come."""
+    beat = beats[0]
     if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos):
         return "finishing"
+    if reading := [b for b in beats if b.phase == "load" and b.load_bytes]:
+        come, whole = sum(b.loaded_bytes for b in beats), sum(b.load_bytes for b in beats)
+        took = max(b.time_s for b in reading) - min(b.load_since_s for b in reading)
+        return f"load, {come / 1e9:.1f} of {whole / 1e9:.1f} GB, {come / 1e9 / max(took, 1e-3):.1f} GB/s"
     video = f", video {min(beat.videos_done + 1, beat.videos)} of {beat.videos}" if beat.videos else ""
     step = f", step {beat.step + 1} of {beat.steps}" if beat.step is not None and beat.steps else ""
     return f"{beat.phase}{video}{step}"
@@ -71,7 +76,7 @@ def _plain_lines(stream: TextIO) -> OnBeats:
         if not beats:
             return
         now = time.monotonic()
-        said = describe(beats[0])
+        said = describe(beats)
         phase = said.partition(",")[0]
         if phase != last_phase or now - last_s >= LINE_EVERY_S:
             last_phase, last_s = phase, now

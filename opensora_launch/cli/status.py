@@ -103,7 +103,8 @@ def _state(attempt: AttemptState) -> str:
 def _rank_line(attempt: AttemptState, beat: Beat) -> str:
     log = attempt.folder / "logs" / f"rank{beat.rank}.log"
     state = "lost" if beat.state == "running" and not is_alive(beat) else beat.state
-    where = f"silent for {time.time() - beat.time_s:.0f} s, {describe(beat)}" if state == "lost" else describe(beat)
+    where = describe([beat])
+    where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"
 
 

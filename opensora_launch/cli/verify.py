@@ -18,6 +18,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import profiled
 from opensora_launch.launch.supervise import Task, supervise
+from opensora_launch.plan.placement import placements
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.verify import VerifyLine, VerifySpec
@@ -44,6 +45,7 @@ def verify(parsed: Parsed) -> int:
     spec = VerifySpec(
         machine=machine,
         layout=run.layout,
+        placement=placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0],
         attention=run.attention.value,
         threads_per_rank=run.launcher.threads_per_rank or max(1, machine.cpus_per_node // machine.gpus_per_node),
         timeout_s=run.launcher.timeout_s,

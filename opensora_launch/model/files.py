@@ -6,17 +6,28 @@ Runs in the launcher before any rank starts, so a file's header is all that is r
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opensora_launch.config import Init, ModelConfig
 from opensora_launch.errors import UserError
-from opensora_launch.model.shapes import Shapes, config_problems, mismatches, mmdit_shapes, vae_shapes
+from opensora_launch.model.shapes import Shape, Shapes, config_problems, mismatches, mmdit_shapes, vae_shapes
 
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # of weights that are numbers as they stand
 PICKLES = (b"PK\x03\x04", b"\x80")  # starts of a file of torch.save, new and old
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("tokenizer.json", "vocab.json")}  # either will do
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file; `dtype` is the format's name of it."""
+
+    file: Path
+    shape: Shape
+    dtype: str
 
 
 def check_files(model: ModelConfig) -> list[str]:
@@ -32,22 +43,45 @@ def check_files(model: ModelConfig) -> list[str]:
 
 
 def check_weights(path: Path, want: Shapes | None, model: ModelConfig) -> list[str]:
-    """`want` is compared with the file's names and shapes; None only looks whether the file is there and whole."""
-    if not path.is_file():
-        return [missing(path, model)]
+    """`want` is compared with the names and shapes in the file, or in the files of its index; None only looks whether
+    they are there and whole.
+    """
     try:
-        got = read_shapes(path)
+        if absent := [file for file in files_of(path) if not file.is_file()]:
+            return [missing(file, model) for file in absent]
+        stored = read_stored(path)
     except UserError as error:
         return [str(error)]
-    return [f"{path} does not match the config: {line}" for line in mismatches(want or got, got)]
+    return stored_problems(path, stored, want)
+
+
+def stored_problems(path: Path, stored: Mapping[str, Stored], want: Shapes | None) -> list[str]:
+    """Names, shapes and types that are not as `want` and we want them."""
+    got = {name: tensor.shape for name, tensor in stored.items()}
+    problems = [f"{path} does not match the config: {line}" for line in mismatches(want or got, got)]
+    strange = sorted({tensor.dtype for tensor in stored.values()} - set(DTYPE_BYTES))
+    return problems + [f"{path} holds {t} numbers; {', '.join(DTYPE_BYTES)} can be read" for t in strange]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or those that an index names: `path` is one (*.json), or X.index.json stands where X would."""
+    index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
+    if path.suffix != ".json" and (path.is_file() or not index.is_file()):
+        return [path]
+    return indexed_files(index) if index.is_file() else [index]
+
+
+def read_stored(path: Path) -> dict[str, Stored]:
+    """Every tensor of a file, or of the files of an index, by name. UserError where one is torn or no such file."""
+    return {name: stored for file in files_of(path) for name, stored in read_header(file).items()}
 
 
 def missing(path: Path, model: ModelConfig) -> str:
     return f"{path} is missing; to download it: {model.download}"
 
 
-def read_shapes(path: Path) -> Shapes:
-    """Names and shapes in a safetensors file, from its header. UserError of one line if it is torn or no such file."""
+def read_header(path: Path) -> dict[str, Stored]:
+    """What a safetensors file holds. UserError of one line if it is torn or no such file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -62,12 +96,14 @@ def read_shapes(path: Path) -> Shapes:
     try:
         entries: Mapping[str, Any] = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+        stored = {
+            name: Stored(path, tuple(map(int, entry["shape"])), str(entry["dtype"])) for name, entry in entries.items()
+        }
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"{path} is no safetensors file (its header cannot be read); download it again") from error
     if end != size:
         raise UserError(f"{path} is torn: it has {size} bytes, its header says {end}; download it again")
-    return shapes
+    return stored
 
 
 def convert_command(path: Path) -> str:
@@ -110,7 +146,7 @@ def is_pickle(path: Path) -> bool:
 
 def check_header(path: Path) -> list[str]:
     try:
-        read_shapes(path)
+        read_header(path)
     except UserError as error:
         return [str(error)]
     return []
@@ -137,7 +173,12 @@ def weight_files(folder: Path) -> list[Path]:
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None or found.suffix != ".json":
         return [] if found is None else [found]
+    return indexed_files(found)
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that a checkpoint in shards names in its index, each once."""
     try:
-        return [folder / name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
+        return [index.with_name(name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{found} is no index of weight files; download it again") from error
+        raise UserError(f"{index} is no index of weight files; download it again") from error

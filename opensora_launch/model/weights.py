@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from opensora_launch.errors import UserError
+from opensora_launch.model.files import files_of
 
 BIAS_STD = 0.02
 
@@ -23,19 +24,22 @@ def read_tensors(
     prefix: str = "",
     wanted: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose names start with `prefix`, without it; or those of `wanted` only.
+    """The tensors of a safetensors file, or of the files of its index, whose names start with `prefix`, without it; or
+    those of `wanted` only.
 
     One tensor after another goes to the device and dtype (None keeps the file's), so there is no second copy of the
     whole. On a CPU, in the file's dtype, they are views of the mapped file, which all ranks of a machine share; so the
     file must not be written over while they live.
     """
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        names: list[str] = list(file.keys())
-        names = [n for n in names if n.startswith(prefix)]
-        if wanted is not None:
-            keep = set(wanted)
-            names = [n for n in names if n.removeprefix(prefix) in keep]
-        return {n.removeprefix(prefix): in_dtype(file.get_tensor(n), dtype) for n in names}
+    keep = None if wanted is None else set(wanted)
+    found: dict[str, Tensor] = {}
+    for place in files_of(path):
+        with safe_open(place, framework="pt", device=str(device)) as file:
+            for name in file.keys():  # noqa: SIM118 it is no dict
+                short = name.removeprefix(prefix)
+                if name.startswith(prefix) and (keep is None or short in keep):
+                    found[short] = in_dtype(file.get_tensor(name), dtype)
+    return found
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

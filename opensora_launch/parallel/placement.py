@@ -1,8 +1,7 @@
 """Where the weights of a chain of blocks live, and how they come to the device one block ahead of use.
 
-A block's tensors lie one after another in one flat vector, cut into equal shares, one a rank of an axis. Whether a
-block is whole on every rank, gathered from shares, or copied from host memory, the numbers that it computes with are
-the same bits.
+A block's tensors are packed in one flat vector (packing.py). Some blocks have theirs whole on the device; of others
+each rank of an axis has a share, on the device or in host memory, and the whole is put together ahead of use.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,59 +9,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from opensora_launch.parallel.mesh import Axis
-
-ALIGN = 16  # elements: every tensor starts where the fastest matmul kernels want it
-
-
-@dataclass(frozen=True)
-class FlatLayout:
-    """Where each tensor of a block lies in its flat vector: name, shape, first element."""
-
-    tensors: tuple[tuple[str, tuple[int, ...], int], ...]
-    size: int  # elements, with the gaps between tensors
-
-    @classmethod
-    def of(cls, block: nn.Module) -> "FlatLayout":
-        """Of a block, which may be on the meta device."""
-        tensors, offset = [], 0
-        for name, tensor in block.state_dict().items():
-            tensors.append((name, tuple(tensor.shape), offset))
-            offset += -(-tensor.numel() // ALIGN) * ALIGN
-        return cls(tuple(tensors), offset)
-
-    def share(self, ranks: int) -> int:
-        """Elements of each rank's share; the last one ends past the vector where it does not divide."""
-        return -(-self.size // ranks)
-
-    def views(self, flat: Shaped[Tensor, "n"]) -> dict[str, Tensor]:
-        """The tensors, as views of a vector that begins with the block's."""
-        views = {}
-        for name, shape, offset in self.tensors:
-            size = torch.Size(shape).numel()
-            views[name] = flat[offset : offset + size].view(shape)
-        return views
+from opensora_launch.parallel.packing import Packing
 
 
-# Elements [first, last) of the flattened tensor of that name in a block.
-ReadRange = Callable[[str, int, int], Tensor]
-
-
-def read_share(layout: FlatLayout, index: int, ranks: int, read: ReadRange, like: Shaped[Tensor, "share"]) -> None:
-    """Fill `like` with the share `index` of a block, reading nothing that belongs to other shares."""
-    first = index * layout.share(ranks)
-    last = first + layout.share(ranks)
-    like.zero_()
-    for name, shape, offset in layout.tensors:
-        a, b = max(first, offset), min(last, offset + torch.Size(shape).numel())
-        if a < b:
-            like[a - first : b - first] = read(name, a - offset, b - offset)
-
-
-def gather_flat(axis: Axis, share: Shaped[Tensor, "share"], into: Shaped[Tensor, "whole"]) -> Callable[[], None]:
+def gather_flat(axis: Axis, share: UInt8[Tensor, "share"], into: UInt8[Tensor, "whole"]) -> Callable[[], None]:
     """Start putting all shares of an axis together in `into`; the result waits for it."""
     if axis.size == 1:
         into.copy_(share, non_blocking=True)
@@ -82,71 +36,107 @@ def _nothing() -> None:
     return None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A block and what this rank has of its weights: its share, on the device or in (pinned) host memory, or all."""
+
+    block: nn.Module
+    packing: Packing
+    share: UInt8[Tensor, "n"]
+    resident: bool  # the share is the whole, and on the device
+
+
 class StreamedBlocks:
     """Blocks whose weights pass through two buffers: one computes while the next one's are on their way.
 
-    `shares[i]` is this rank's share of block i, on the device or in (pinned) host memory. Hooks of the blocks do
-    the work, so the network does not know. A rank that sits a forward out must call `pass_through`, since the
-    other ranks gather from it.
+    Those of resident blocks stay. Hooks of the blocks do the work, so the network does not know. A rank that sits a
+    forward out must call `pass_through`, since the other ranks gather from it.
     """
 
-    def __init__(
-        self, blocks: Sequence[nn.Module], shares: Sequence[Shaped[Tensor, "_"]], axis: Axis, device: torch.device
-    ) -> None:
-        assert len(blocks) == len(shares)
-        self._axis, self._shares = axis, shares
-        self._layouts = [FlatLayout.of(block) for block in blocks]
-        whole = max(layout.share(axis.size) for layout in self._layouts) * axis.size
-        dtype = shares[0].dtype
-        self._buffers = [torch.empty(whole, dtype=dtype, device=device) for _ in range(2)]
-        in_host = shares[0].device != self._buffers[0].device or axis.size == 1
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" and in_host else None
-        room = max(share.numel() for share in shares) if self._side and axis.size > 1 else 0
-        self._staging = [torch.empty(room, dtype=dtype, device=device) for _ in range(2)]
-        self._bound = [self._adopt(i, block) for i, block in enumerate(blocks)]
+    def __init__(self, placed: Sequence[Placed], axis: Axis, device: torch.device) -> None:
+        self.placed, self._axis, self._device = placed, axis, device
+        self._moving = [i for i, x in enumerate(placed) if not x.resident]
+        copied = any(axis.size == 1 or placed[i].share.is_cpu for i in self._moving)
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" and copied else None
+        self._buffers: list[Tensor] = []
+        self._staging: list[Tensor] = []
+        self._room: Tensor | None = None
+        self._bound = [self._adopt(x.block, x.packing) for x in placed]
         self._coming: tuple[int, int, Callable[[], None]] | None = None  # block, buffer, wait
-        for i, block in enumerate(blocks):
-            block.register_forward_pre_hook(lambda module, args, i=i: self.need(i))
+        for i, x in enumerate(placed):
+            x.block.register_forward_pre_hook(lambda module, args, i=i: self.need(i))
 
     @property
     def resident_bytes(self) -> int:
-        """Of this rank's device: the buffers, and the shares if they are there."""
-        here = [*self._buffers, *self._staging]
-        here += [share for share in self._shares if share.device == self._buffers[0].device]
+        """Of this rank's device: what `release` gives back, and the shares if they are there."""
+        here = [*self._buffers, *self._staging, *([] if self._room is None else [self._room])]
+        here += [x.share for x in self.placed if x.share.device.type == self._device.type]
         return sum(x.numel() * x.element_size() for x in here)
 
     def need(self, block: int) -> None:
-        """Make a block's weights ready, and send for the next one's."""
-        if self._coming is None or self._coming[0] != block:
-            self.drain()
-            self._coming = self._fetch(block, 0)
-        _, slot, wait = self._coming
-        wait()
-        for name, view in self._layouts[block].views(self._buffers[slot]).items():
+        """Make a block's weights ready, and send for those of the next one that has to come."""
+        placed = self.placed[block]
+        flat = placed.share
+        if not placed.resident:
+            if self._coming is None or self._coming[0] != block:
+                self._drain()
+                self._coming = self._fetch(block, 0)
+            _, slot, wait = self._coming
+            wait()
+            flat, self._coming = self._buffer(slot), None
+            following = self._moving[(self._moving.index(block) + 1) % len(self._moving)]
+            self._coming = self._fetch(following, 1 - slot)
+        for name, view in placed.packing.views(flat, self._widened()).items():
             self._bound[block][name].data = view
-        self._coming = self._fetch((block + 1) % len(self._shares), 1 - slot)
 
     def pass_through(self) -> None:
         """Take part in what the others gather during one forward, and compute nothing."""
-        for block in range(len(self._shares)):
+        for block in self._moving:
             self.need(block)
 
-    def drain(self) -> None:
-        """Wait for what is still on its way."""
+    def release(self) -> None:
+        """Wait for what is on its way, and give the buffers back until a block is needed again."""
+        self._drain()
+        for parameters in self._bound:
+            for parameter in parameters.values():
+                parameter.data = parameter.data.new_empty(0)
+        self._buffers, self._staging, self._room = [], [], None
+
+    def _drain(self) -> None:
         if self._coming:
             self._coming[2]()
         self._coming = None
 
-    def _adopt(self, index: int, block: nn.Module) -> dict[str, nn.Parameter]:
+    def _adopt(self, block: nn.Module, packing: Packing) -> dict[str, nn.Parameter]:
         """Give a block parameters on the device, whose data the hooks replace."""
-        for name, view in self._layouts[index].views(self._buffers[0]).items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(block.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
+        for entry in packing.entries:
+            owner, _, last = entry.name.rpartition(".")
+            empty = torch.empty(0, dtype=entry.dtype, device=self._device)
+            setattr(block.get_submodule(owner), last, nn.Parameter(empty, requires_grad=False))
         return dict(block.named_parameters())
 
+    def _buffer(self, slot: int) -> Tensor:
+        """For a whole packed block."""
+        if not self._buffers:
+            most = max(self.placed[i].share.numel() for i in self._moving)
+            self._buffers = [self._bytes(most * self._axis.size) for _ in range(2)]
+            if self._side and self._axis.size > 1:
+                self._staging = [self._bytes(most) for _ in range(2)]
+        return self._buffers[slot]
+
+    def _widened(self) -> Tensor | None:
+        """Where weights in fp8 are widened, for the block that computes."""
+        room = max(x.packing.room for x in self.placed)
+        if room and self._room is None:
+            self._room = self._bytes(room)
+        return self._room
+
+    def _bytes(self, count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.uint8, device=self._device)
+
     def _fetch(self, block: int, slot: int) -> tuple[int, int, Callable[[], None]]:
-        share = self._shares[block]
-        into = self._buffers[slot][: share.numel() * self._axis.size]
+        share = self.placed[block].share
+        into = self._buffer(slot)[: share.numel() * self._axis.size]
         if self._side is None:
             return block, slot, gather_flat(self._axis, share, into)
         # What computes from this buffer is queued on the current stream by now, and what follows is not.

@@ -35,6 +35,7 @@ class ShardedModel:
     kernel: Kernel
     meshes: Mapping[int, Mesh]  # by the number of rows of a step
     sit_out: Callable[[], None] | None = None  # what a rank without a row does while the others compute
+    rows_at_once: int = 0  # in one forward of a rank; 0 is all of its rows
 
     @torch.no_grad()
     def predict(
@@ -46,17 +47,17 @@ class ShardedModel:
         """The prediction for every row, on every rank of the mesh.
 
         Rows are dealt over the cfg axis, the tokens of a row over ring and ulysses. A rank without a row
-        (fewer rows than the axis is long) waits for the others' results.
+        (fewer rows than the axis is long) waits for the others' results, and all take part in as many forwards.
         """
         mesh = self.meshes[len(rows)]
-        own = own_rows(mesh, len(rows))
-        num_text = rows[0].txt.shape[0]
-        if own.stop > own.start:
-            part = self._share(mesh, latents, img_ids, rows[own])
-        else:
-            part = latents.new_empty(0)
+        own, num_text = rows[own_rows(mesh, len(rows))], rows[0].txt.shape[0]
+        most = max(share_sizes(len(rows), mesh.cfg.size))
+        at_once = self.rows_at_once or most
+        parts = [self._share(mesh, latents, img_ids, own[i : i + at_once]) for i in range(0, len(own), at_once)]
+        for _ in range(-(-most // at_once) - len(parts)):
             if self.sit_out:
                 self.sit_out()
+        part = torch.cat(parts) if parts else latents.new_empty(0)
         return _gather(part, latents, mesh, (num_text, len(rows)))
 
     def _share(self, mesh: Mesh, latents: Tensor, img_ids: Tensor, rows: Sequence[RowInputs]) -> Float[Tensor, "r s C"]:

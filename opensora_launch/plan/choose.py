@@ -3,12 +3,22 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from opensora_launch.config import HardwareConfig, LayoutConfig, Offload, PlacementConfig, Shard, TopologyConfig
+from opensora_launch.config import (
+    Fit,
+    HardwareConfig,
+    LayoutConfig,
+    Offload,
+    PlacementConfig,
+    Shard,
+    Storage,
+    TopologyConfig,
+)
 from opensora_launch.plan.layout import Layout, all_layouts
-from opensora_launch.plan.memory import GIB, Memory, VideoSize, memory_of
+from opensora_launch.plan.memory import FP8_BYTES, FRAGMENTS, GIB, USABLE, Memory, VideoSize, blocks_bytes, memory_of
 from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
 
 VAE_FLOPS_PER_PIXEL = 17.2e6  # of a decoded pixel and frame: 145 TFLOP for a tile of 129 x 256 x 256
@@ -28,7 +38,8 @@ class Work:
     ranks: int
     gpus_per_node: int
     element_bytes: int
-    placement: PlacementConfig
+    placement: PlacementConfig  # as it was asked for
+    fit: Fit
     card: HardwareConfig
     topology: TopologyConfig
 
@@ -71,7 +82,7 @@ class Option:
     """A layout for each number of rows, and what it is predicted to take."""
 
     layouts: tuple[tuple[int, Layout], ...]  # rows rising
-    placement: PlacementConfig
+    placement: Placement
     phases: Phases
     memory: Memory
     limit_bytes: float
@@ -89,11 +100,30 @@ class Option:
 
 
 def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
-    """Layouts that fit first, then by time. A tie goes to more guidance ranks, then to fewer ring hops."""
-    return _options(work, fixed, work.placement)
+    """Layouts that fit first, then by time. A tie goes to more guidance ranks, then to fewer ring hops.
+
+    The weights are placed as asked. What is left open is replicated where that fits, else the way that takes least
+    time; where no way fits, it is the one that needs least memory.
+    """
+    found = list[tuple[Option, ...]]()
+    for placement in placements(work.placement, work.fit, work.ranks, work.gpus_per_node):
+        found.append(_options(work, fixed, placement))
+        if found[0] and found[0][0].fits:
+            break  # nothing is faster than weights that stay
+    fitting = [ways for ways in found if ways and ways[0].fits]
+    if fitting:
+        return min(fitting, key=lambda ways: ways[0].phases.making)
+    return min(found, key=lambda ways: min((o.memory.peak for o in ways), default=math.inf))
 
 
-def _options(work: Work, fixed: LayoutConfig, placement: PlacementConfig) -> tuple[Option, ...]:
+def passed_over(work: Work, fixed: LayoutConfig, chosen: Option) -> tuple[Option, ...]:
+    """The best option of each placement that might have been, but for the chosen one."""
+    ways = (_options(work, fixed, p) for p in placements(work.placement, work.fit, work.ranks, work.gpus_per_node))
+    each = [found[0] for found in ways if found]
+    return tuple(option for option in each if option.placement != chosen.placement)
+
+
+def _options(work: Work, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
     predict = _Predictor(work, placement)
     asked = {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
     legal = [
@@ -114,37 +144,27 @@ def _useful(work: Work, layout: Layout, rows: int) -> bool:
 
 
 def ways_to_fit(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
-    """The best option of each other placement of the weights that fits, fastest first."""
-    found = []
-    for shard in Shard:
-        for offload in Offload:
-            placement = PlacementConfig(shard, offload)
-            best = next(iter(_options(work, fixed, placement)), None)
-            if placement != work.placement and best and best.fits and _differs(work, placement):
-                found.append(best)
+    """The best option of each other placement of the weights that fits, fastest first, whatever was asked."""
+    free = placements(PlacementConfig(storage=work.placement.storage), Fit.auto, work.ranks, work.gpus_per_node)
+    asked = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
+    ways = (_options(work, fixed, placement) for placement in free if placement not in asked)
+    found = [options[0] for options in ways if options and options[0].fits]
     return tuple(sorted(found, key=lambda o: (o.placement.offload is Offload.host, o.phases.making)))
-
-
-def _differs(work: Work, placement: PlacementConfig) -> bool:
-    """shard=all is shard=node on one node; nothing is spread over one rank."""
-    if placement.shard is Shard.all and work.ranks <= work.gpus_per_node:
-        return False
-    return placement.shard is Shard.none or work.ranks > 1
 
 
 class _Predictor:
     """Predictions of one job, with what its layouts have in common worked out once."""
 
-    def __init__(self, work: Work, placement: PlacementConfig) -> None:
+    def __init__(self, work: Work, placement: Placement) -> None:
         self.work, self.placement = work, placement
         self.rates: Rates = rates_of(work.card, work.topology)
-        self._steps: dict[tuple[int, Layout], StepTime] = {}
+        self._steps: dict[tuple[int, Layout, Placement], StepTime] = {}
         self._fewer: dict[tuple[int, int], Layout] = {}
         rounds = work.batches
         self.alone = rounds * sum(
-            n * step_time(self._counts(rows, Layout(), 1), self.rates).total for rows, n in work.steps
+            n * step_time(self._counts(rows, Layout(), Placement()), self.rates).total for rows, n in work.steps
         )
-        self.limit = work.card.memory_gib * GIB
+        self.limit = work.card.memory_gib * GIB * USABLE
 
     def option(self, most: Layout, fixed: LayoutConfig) -> Option:
         work = self.work
@@ -152,13 +172,14 @@ class _Predictor:
             (rows, most if rows == work.max_rows else self._best(rows, most.dp, fixed))
             for rows, _ in sorted(work.steps)
         )
-        memory = max((self._memory(lay, rows) for rows, lay in layouts), key=lambda m: m.peak)
-        phases = self._phases(layouts, memory)
+        placement = self._filled(layouts)
+        memory = self._memory(layouts, placement)
+        phases = self._phases(layouts, memory, placement)
         alone = self.alone + work.videos * (work.video.tiles * self._tile_s() + self._save_s())
         watts = work.card.tdp_w * work.ranks
         return Option(
             layouts=layouts,
-            placement=self.placement,
+            placement=placement,
             phases=phases,
             memory=memory,
             limit_bytes=self.limit,
@@ -171,38 +192,57 @@ class _Predictor:
         if (rows, dp) not in self._fewer:
             free = [lay for lay in all_layouts(self.work.ranks) if lay.dp == dp and _allowed(lay, fixed)]
             useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
-            best = min(useful, key=lambda lay: (self.step(rows, lay).total, -lay.cfg, lay.ring))
+            best = min(useful, key=lambda lay: (self.step(rows, lay, self.placement).total, -lay.cfg, lay.ring))
             self._fewer[rows, dp] = best
         return self._fewer[rows, dp]
 
-    def step(self, rows: int, layout: Layout) -> StepTime:
-        key = (rows, layout)
+    def step(self, rows: int, layout: Layout, placement: Placement) -> StepTime:
+        key = (rows, layout, placement)
         if key not in self._steps:
-            ranks = layout.cfg * layout.sequence
-            spread = {Shard.none: 1, Shard.node: min(ranks, self.work.gpus_per_node), Shard.all: ranks}
-            self._steps[key] = step_time(self._counts(rows, layout, spread[self.placement.shard]), self.rates)
+            self._steps[key] = step_time(self._counts(rows, layout, placement), self.rates)
         return self._steps[key]
 
-    def _counts(self, rows: int, layout: Layout, sharded: int) -> Counts:
-        work = self.work
-        offloaded = self.placement.offload is Offload.host and layout.ranks == work.ranks
+    def _counts(self, rows: int, layout: Layout, placement: Placement) -> Counts:
+        work, ranks = self.work, layout.cfg * layout.sequence
+        spread = {Shard.none: 1, Shard.node: min(ranks, work.gpus_per_node), Shard.all: ranks}
         return step_counts(
-            Load(work.net, work.shape, rows, layout, work.gpus_per_node, sharded=sharded, offloaded=offloaded)
-        )
-
-    def _memory(self, layout: Layout, rows: int) -> Memory:
-        work = self.work
-        return memory_of(
-            work.net, work.shape, layout, work.video,
-            rows=rows, gpus_per_node=work.gpus_per_node, placement=self.placement, element_bytes=work.element_bytes,
+            Load(
+                work.net, work.shape, rows, layout, work.gpus_per_node,
+                sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
+                rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
+                packed=FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0,
+            )
         )  # fmt: skip
 
-    def _phases(self, layouts: tuple[tuple[int, Layout], ...], memory: Memory) -> Phases:
+    def _filled(self, layouts: tuple[tuple[int, Layout], ...]) -> Placement:
+        """With as many offloaded blocks kept on the GPU as there is room for."""
+        placement, work = self.placement, self.work
+        if placement.offload is Offload.none or work.placement.resident_blocks is not None:
+            return placement
+        memory = self._memory(layouts, placement)
+        block = blocks_bytes(work.net, work.element_bytes) / work.net.blocks * FRAGMENTS
+        block *= FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0
+        room = max(0.0, self.limit - max(memory.denoise, memory.decode)) // block
+        return replace(placement, resident_blocks=min(work.net.blocks, int(room)))
+
+    def _memory(self, layouts: tuple[tuple[int, Layout], ...], placement: Placement) -> Memory:
+        """Of the step that needs most."""
+        work = self.work
+        each = (
+            memory_of(
+                work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
+                placement=placement, element_bytes=work.element_bytes,
+            )
+            for rows, layout in layouts
+        )  # fmt: skip
+        return max(each, key=lambda memory: memory.peak)
+
+    def _phases(self, layouts: tuple[tuple[int, Layout], ...], memory: Memory, placement: Placement) -> Phases:
         work, by_rows = self.work, dict(layouts)
         rounds = math.ceil(work.batches / layouts[-1][1].dp)
         parts: Counter[str] = Counter()
         for rows, count in work.steps:
-            for name, seconds in vars(self.step(rows, by_rows[rows])).items():
+            for name, seconds in vars(self.step(rows, by_rows[rows], placement)).items():
                 parts[name] += rounds * count * seconds
         dp = layouts[-1][1].dp
         return Phases(load=memory.disk / DISK_BYTES_S, text=TEXT_S, **parts, vae=self._vae(dp), save=self._save(dp))

@@ -8,8 +8,9 @@ from opensora_launch.plan.choose import Option, Work, options, ways_to_fit
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.estimate import OutputCost, Running, cost_of
 from opensora_launch.plan.estimate_build import Build, usd_per_gpu_hour
-from opensora_launch.plan.fit import fit_problems, phase_of, placement_override
+from opensora_launch.plan.fit import fit_problems, phase_of
 from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.placement import as_overrides
 
 FITS, WITH_HELP, NOT = 0, 1, 2
 
@@ -20,7 +21,7 @@ class CardEstimate:
 
     card: HardwareConfig
     gpus: int
-    fit: int  # FITS as asked, WITH_HELP by another placement, NOT at all
+    fit: int  # FITS replicated, WITH_HELP where the weights are placed otherwise, NOT at all
     how: str  # the placement that makes it fit, or what it lacks
     peak_gib: float
     seconds: float | None
@@ -66,16 +67,18 @@ def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, pric
 
 
 def estimate_card(work: Work, fixed: LayoutConfig, card: HardwareConfig, prices: EstimateConfig) -> CardEstimate:
-    """The best layout of this card, if need be with another placement of the weights."""
+    """The best layout of this card, its weights placed so that they fit."""
     mine = replace(work, card=card)
     found = options(mine, fixed)
     build = build_of(card, work.gpus_per_node, prices)
     nodes = max(1, work.ranks // work.gpus_per_node)
     best, fit, how = found[0], FITS, "fits"
-    if not best.fits:
+    if best.fits and best.placement.streamed:
+        fit, how = WITH_HELP, as_overrides(best.placement)
+    elif not best.fits:
         helped = ways_to_fit(mine, fixed)[:1]
         best, fit = (helped[0], WITH_HELP) if helped else (best, NOT)
-        how = placement_override(best.placement) if helped else _lacks(mine, fixed, found)
+        how = as_overrides(best.placement) if helped else _lacks(mine, fixed, found)
     peak = best.memory.peak / GIB
     watts = build.draw_w * nodes
     if fit == NOT:
@@ -95,7 +98,7 @@ def _lacks(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> str:
 
 
 def rank_cards(found: Sequence[CardEstimate], order: CardOrder) -> list[CardEstimate]:
-    """Memory first: as asked, then by another placement, then not at all; within each by time, cost, watts or room."""
+    """Memory first: replicated, then placed otherwise, then not at all; within each by time, cost, watts or room."""
 
     def key(one: CardEstimate) -> tuple[int, float, float]:
         time = one.seconds if one.seconds is not None else one.peak_gib - one.card.memory_gib

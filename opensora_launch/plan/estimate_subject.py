@@ -10,7 +10,8 @@ from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.estimate import SECONDS_PER_HOUR, cost_of, cost_of_flops, flops_of_steps
 from opensora_launch.plan.estimate_card import build_of, has_price, running_of, video_flops
 from opensora_launch.plan.estimate_topics import Line, Subject
-from opensora_launch.plan.fit import fit_problems, placement_override
+from opensora_launch.plan.fit import fit_problems
+from opensora_launch.plan.placement import as_overrides
 
 
 def document_subject(card: HardwareConfig, prices: EstimateConfig) -> Subject:
@@ -75,7 +76,7 @@ def _counted(work: Work, best: Option, flops: float, reached: float) -> Iterator
     yield Line("flops_per_row", "FLOPs a row and step", row.flops, "FLOP", share)
     yield Line("row_forwards", "row-forwards", rows, "", f"of {steps} steps")
     yield Line("flops", "FLOPs a video", flops, "FLOP", f"{row.flops:.3e} x {rows}")
-    placed = placement_override(best.placement) if best.placement != work.placement else ""
+    placed = as_overrides(best.placement) if best.placement.streamed else ""
     yield Line("layout", f"{work.ranks} x {work.card.name}", str(best.layout), "", placed)
     peak = work.card.half_tflops * 1e12
     how = f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s, the VAE's time included"

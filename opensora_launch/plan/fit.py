@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from opensora_launch.config import LayoutConfig, Offload, PlacementConfig, Shard
+from opensora_launch.config import Fit, LayoutConfig, PlacementConfig
 from opensora_launch.plan.choose import Option, Work, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.placement import as_overrides, in_words
 
 MOST_RANKS = 64
 
@@ -18,7 +19,7 @@ def fit_problems(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> li
     peak, limit = least.memory.peak / GIB, least.limit_bytes / GIB
     need = f"{phase_of(least)} needs {peak:.1f} of {limit:.1f} GiB on {work.card.name}"
     better = next(_remedies(work, fixed, least), "") or _hopeless(work)
-    return [f"{placement_words(work.placement)}: {need}; {better}"]
+    return [f"{in_words(least.placement)}: {need}; {better}"]
 
 
 def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
@@ -26,33 +27,32 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
     for option in ways_to_fit(work, fixed)[:2]:
         slower = option.phases.making / least.phases.making - 1
         pace = f"{slower:.0%} slower" if slower > 0.005 else "no slower"
-        yield f"{placement_override(option.placement)} fits in {option.memory.peak / GIB:.1f} GiB, {pace}"
-    everywhere = replace(work, placement=PlacementConfig(Shard.all))
+        yield f"{as_overrides(option.placement)} fits in {option.memory.peak / GIB:.1f} GiB, {pace}"
+    anyhow = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
     for ranks in range(work.ranks + 1, MOST_RANKS + 1):
-        more = replace(everywhere, ranks=ranks, gpus_per_node=ranks if ranks <= 8 else work.gpus_per_node)
+        more = replace(anyhow, ranks=ranks, gpus_per_node=ranks if ranks <= 8 else work.gpus_per_node)
         if (best := next(iter(options(more, LayoutConfig())), None)) and best.fits:
-            yield f"placement.shard=all fits on {ranks} GPUs"
+            yield f"{ranks} GPUs fit with {as_overrides(best.placement)}"
             break
     for share in (2, 3, 4, 6, 8):
         frames = (work.video.num_frames // share) // 4 * 4 + 1
         latent = (frames - 1) // 4 + 1
         less = replace(
-            work,
+            anyhow,
             shape=replace(work.shape, latent_frames=latent),
             video=replace(work.video, num_frames=frames),
-            placement=PlacementConfig(Shard.none, Offload.host),
         )
         if (best := next(iter(options(less, fixed)), None)) and best.fits:
-            yield f"placement.offload=host with video.num_frames={frames} fits"
+            yield f"video.num_frames={frames} fits with {as_overrides(best.placement)}"
             break
 
 
 def _hopeless(work: Work) -> str:
     """What the least demanding placement still needs."""
-    bare = replace(work, placement=PlacementConfig(Shard.all, Offload.host))
+    bare = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
     least = min(options(bare, LayoutConfig()), key=lambda option: option.memory.peak)
-    return (
-        f"even in host memory and spread, {phase_of(least)} needs {least.memory.peak / GIB:.1f} GiB: use a larger card"
+    return f"even with {as_overrides(least.placement)}, {phase_of(least)} needs {least.memory.peak / GIB:.1f} GiB: " + (
+        "use a larger card, or a smaller video"
     )
 
 
@@ -60,17 +60,6 @@ def phase_of(option: Option) -> str:
     """The phase with the peak."""
     peaks = {"text encoding": option.memory.text, "denoising": option.memory.denoise, "VAE": option.memory.decode}
     return max(peaks, key=lambda name: peaks[name])
-
-
-def placement_words(placement: PlacementConfig) -> str:
-    kinds = {Shard.none: "replicated weights", Shard.node: "weights spread over a node", Shard.all: "spread weights"}
-    return kinds[placement.shard] + (" in host memory" if placement.offload is Offload.host else "")
-
-
-def placement_override(placement: PlacementConfig) -> str:
-    said = [f"placement.shard={placement.shard.value}"] if placement.shard is not Shard.none else []
-    said += ["placement.offload=host"] if placement.offload is Offload.host else []
-    return " ".join(said) or "placement.shard=none placement.offload=none"
 
 
 def reason(option: Option, best: Option) -> str:

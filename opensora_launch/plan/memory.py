@@ -7,18 +7,26 @@ one activation U = rows x share of the tokens x H x E. Tests hold them to what a
 import math
 from dataclasses import dataclass
 
-from opensora_launch.config import Offload, PlacementConfig, Shard
+from opensora_launch.config import Offload, Shard, Storage
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.plan.placement import Placement
 
 GIB = 2.0**30
+USABLE = (
+    0.985  # of the memory that NVML tells, what CUDA gives out: 39.4 of 40.0 GiB, 23.6 of 24.0 in PyTorch's messages
+)
 RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces
 FRAGMENTS = 1.02  # of what the allocator holds over what is alive
 RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
 VAE_WEIGHTS = 246_478_803  # parameters of the Hunyuan VAE
-VAE_TILE_UNITS = 7  # of 128 channels at full size alive in the decoder's last stage
+VAE_TILE_UNITS = 3  # of 128 channels at full size alive in the decoder's last stage
 VAE_CHANNELS = 128
+VAE_CHUNK_NUMBERS = 2**27  # of a layer's frames at once (model/causal_vae.py)
+VAE_CHUNK_COPIES = 7.2 / 2  # of such a chunk: normalised in fp32, rounded, padded
+TEXT_WINDOW = 0.14  # of the text encoders: two of T5's 24 layers, its token table, CLIP
+FP8_BYTES = 1.002  # of a weight: the scales of the rows are the rest
 
 
 @dataclass(frozen=True)
@@ -90,38 +98,72 @@ def memory_of(
     *,
     rows: int,
     gpus_per_node: int,
-    placement: PlacementConfig,
+    placement: Placement,
     element_bytes: int,
 ) -> Memory:
-    """`rows` of the step with the most; weights placed as design and worker do it, two blocks ahead of use."""
-    whole = weight_bytes(net, element_bytes)
-    shared_by = _shared_by(placement, layout, gpus_per_node)
-    buffers = 2 * block_weight_bytes(net, element_bytes)
-    offloaded = placement.offload is Offload.host
-    weights = whole
-    if offloaded or shared_by > 1:
-        ends = whole - blocks_bytes(net, element_bytes)
-        staging = buffers / shared_by if offloaded and shared_by > 1 else 0.0
-        weights = ends + buffers + staging + (0.0 if offloaded else (whole - ends) / shared_by)
-    held = weights + VAE_WEIGHTS * element_bytes
+    """`rows` of the step with the most. `text` is what encoding needs; where there is room it takes all encoders."""
+    weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
+    vae = VAE_WEIGHTS * element_bytes
     mine = math.ceil(rows / layout.cfg)
-    activations = activation_bytes(net, shape, layout, mine, element_bytes)
+    activations = activation_bytes(net, shape, layout, min(mine, placement.rows_at_once or mine), element_bytes)
     latents = 4.0 * shape.video_tokens * net.tokens_in * (3 + 2 * rows)
-    tile = VAE_TILE_UNITS * VAE_CHANNELS * video.tile_pixels * element_bytes
-    pixels = 3.0 * video.width_px * video.height_px * video.num_frames * (element_bytes + 4)
-    host = gpus_per_node * RANK_HOST_BYTES
-    if offloaded:  # one copy for the ranks of a node that work on the same videos
-        host += blocks_bytes(net, element_bytes) * max(1.0, gpus_per_node / (layout.cfg * layout.sequence))
-    disk = whole + VAE_WEIGHTS * element_bytes + net.text_gib * GIB
     return Memory(
-        weights=weights,
+        weights=weights.held + weights.buffers,
         activations=activations,
-        text=_held(net.text_gib * GIB + 0.5 * GIB),
-        denoise=_held(held + activations + latents),
-        decode=_held(held + tile + pixels),
-        host=host,
-        disk=disk,
+        text=_held(TEXT_WINDOW * net.text_gib * GIB + 0.1 * GIB),
+        denoise=_held(weights.held + weights.buffers + vae + activations + latents),
+        decode=_held(weights.held + vae + tile_bytes(video, layout, element_bytes)),
+        host=_host_bytes(net, layout, gpus_per_node, placement, element_bytes),
+        disk=weight_bytes(net, element_bytes) + vae + net.text_gib * GIB,
     )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the transformer on a GPU: what stays there, and the buffers that are free outside of denoising."""
+
+    held: float
+    buffers: float
+
+
+def resident_weights(
+    net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int
+) -> Weights:
+    """As parallel/placement.py holds them: the ends whole, blocks whole, in shares or elsewhere, two on their way."""
+    whole, blocks = weight_bytes(net, element_bytes), blocks_bytes(net, element_bytes)
+    if not placement.streamed:
+        return Weights(whole, 0.0)
+    ends = whole - blocks
+    fp8, offloaded = placement.storage is Storage.fp8, placement.offload is Offload.host
+    packed = FP8_BYTES / element_bytes if fp8 else 1.0
+    shared_by = _shared_by(placement, layout, gpus_per_node)
+    resident = placement.resident_blocks / net.blocks
+    largest = block_weight_bytes(net, element_bytes)
+    coming = 2 * largest * packed if offloaded or shared_by > 1 else 0.0
+    staging = coming / shared_by if offloaded and shared_by > 1 else 0.0
+    shares = 0.0 if offloaded else blocks * packed * (1 - resident) / shared_by
+    return Weights(ends + blocks * resident * packed + shares, coming + staging + (largest if fp8 else 0.0))
+
+
+def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
+    """The decoder at work on a tile, and this rank's finished ones on their way to the rank that blends."""
+    unit = VAE_CHANNELS * video.tile_pixels
+    work = float(VAE_TILE_UNITS * unit * element_bytes)
+    work += min(VAE_CHUNK_NUMBERS, 2 * unit) * VAE_CHUNK_COPIES * element_bytes
+    ranks = layout.cfg * layout.sequence
+    done = 3.0 * video.tile_pixels * element_bytes * (math.ceil(video.tiles / ranks) if ranks > 1 else 1)
+    return work + done
+
+
+def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int) -> float:
+    """Of a node: one copy of offloaded blocks for its ranks that work on the same videos."""
+    host = float(gpus_per_node * RANK_HOST_BYTES)
+    if placement.offload is Offload.host:
+        packed = FP8_BYTES / element_bytes if placement.storage is Storage.fp8 else 1.0
+        away = 1 - placement.resident_blocks / net.blocks
+        groups = max(1.0, gpus_per_node / (layout.cfg * layout.sequence))
+        host += blocks_bytes(net, element_bytes) * packed * away * groups
+    return host
 
 
 def blocks_bytes(net: Network, element_bytes: float) -> float:
@@ -137,7 +179,7 @@ def _mean_block(net: Network) -> float:
     return matrices * (1 + doubles) + (12 * doubles + 3 * (1 - doubles)) * net.hidden**2
 
 
-def _shared_by(placement: PlacementConfig, layout: Layout, gpus_per_node: int) -> int:
+def _shared_by(placement: Placement, layout: Layout, gpus_per_node: int) -> int:
     """Ranks of one video that spread its weights: those of a node, or all."""
     ranks = layout.cfg * layout.sequence
     return {Shard.none: 1, Shard.node: min(ranks, gpus_per_node), Shard.all: ranks}[placement.shard]

@@ -26,9 +26,12 @@ from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.placement import Placement, next_smaller, placement_problems, placements
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
 
 SCHEMA = 1
+BATCH_SIZES = (2, 4, 8)
+BATCH_GAIN = 0.98  # of the time, that a larger batch must not exceed to be worth its memory
 BATCH_JOB_CHECKPOINT_STEPS = 5  # a job on a cluster may lose a node or be preempted
 
 
@@ -74,7 +77,8 @@ class Plan:
     checkpoint_every_steps: int  # of denoising; 0 never
     model: ModelConfig
     geometry: Geometry
-    placement: PlacementConfig
+    placement: Placement
+    smaller: Placement | None  # what to go on with, once, where memory runs out
     text_cache: str | None
     sampling: SamplingConfig
     layouts: tuple[tuple[int, Layout], ...]  # (rows of a step, its layout), rows rising from 1
@@ -89,7 +93,7 @@ class Plan:
 
     @property
     def batches(self) -> tuple[tuple[VideoRequest, ...], ...]:
-        return batches(self.videos, self.sampling.batch_size)
+        return batches(self.videos, self.sampling.batch_size or 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,7 +128,7 @@ def rows_per_step(video: VideoRequest, latent_frames: int, prune: bool) -> tuple
 def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str) -> Plan:
     """Resolve a request, or raise UserError naming every reason why it cannot be."""
     problems = geometry_problems(run.video, run.model.mmdit) + _sampling_problems(run.sampling)
-    problems += _model_problems(run.model.mmdit)
+    problems += _model_problems(run.model.mmdit) + placement_problems(run.placement)
     problems += [
         f"topology.{name}={count} must be at least 1"
         for name, count in (("nodes", machine.nodes), ("gpus_per_node", machine.gpus_per_node))
@@ -141,6 +145,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)
     shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    layouts, placement, batch = _arranged(run, machine, shape, videos)
     return Plan(
         schema=SCHEMA,
         version=version,
@@ -153,10 +158,11 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         checkpoint_every_steps=_checkpoint_every(run.launcher),
         model=run.model,
         geometry=shape,
-        placement=run.placement,
+        placement=placement,
+        smaller=next_smaller(placement, run.placement, run.fit, machine.ranks, machine.gpus_per_node),
         text_cache=run.text_cache,
-        sampling=run.sampling,
-        layouts=_layouts(run, machine, shape, videos),
+        sampling=replace(run.sampling, batch_size=batch),
+        layouts=layouts,
         videos=tuple(videos),
     )
 
@@ -170,11 +176,14 @@ def _precision(run: RunConfig, machine: Machine) -> str:
     return "fp16" if run.hardware.known and run.hardware.bf16_tflops is None else "bf16"
 
 
-def _layouts(
+def _arranged(
     run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
-) -> tuple[tuple[int, Layout], ...]:
-    """By predicted time under the memory limit where the card is known; else by a rule of thumb."""
-    fixed, groups = LayoutConfig(**vars(run.layout)), batches(videos, run.sampling.batch_size)
+) -> tuple[tuple[tuple[int, Layout], ...], Placement, int]:
+    """Layouts, placement and batch size: by predicted time under the memory limit where the card is known, else by
+    a rule of thumb.
+    """
+    fixed, size = LayoutConfig(**vars(run.layout)), run.sampling.batch_size or 1
+    groups = batches(videos, size)
     most = max((max(_rows_of(group, shape, run), default=1) for group in groups), default=1)
     facts = LayoutFacts(
         ranks=machine.ranks,
@@ -186,24 +195,41 @@ def _layouts(
     )
     by_rule = layouts_by_rows(facts, fixed)  # refuses what is impossible
     if not (run.hardware.known and machine.device == "cuda" and videos):
-        return by_rule
-    work = work_of(run, machine, shape, videos)
-    found = options(work, fixed)
+        return by_rule, placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0], size
+    work, size, found = _best_batch(run, machine, shape, videos)
     if problems := fit_problems(work, fixed, found):
         raise UserError("this run does not fit in GPU memory", problems)
-    return found[0].layouts
+    return found[0].layouts, found[0].placement, size
 
 
 def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Work, tuple[Option, ...]]:
     """Every legal layout of a run that has a plan, the best first."""
     shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
-    work = work_of(run, machine, shape, videos)
-    return work, options(work, LayoutConfig(**vars(run.layout)))
+    work, _, found = _best_batch(run, machine, shape, videos)
+    return work, found
 
 
-def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]) -> Work:
+def _best_batch(
+    run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
+) -> tuple[Work, int, tuple[Option, ...]]:
+    """With as many videos at once as was asked for, or else as many as save time and fit: 1, 2, 4, ..."""
+    fixed = LayoutConfig(**vars(run.layout))
+    best, size = work_of(run, machine, shape, videos, run.sampling.batch_size or 1), run.sampling.batch_size or 1
+    found = options(best, fixed)
+    if run.sampling.batch_size is not None:
+        return best, size, found
+    for more in (n for n in BATCH_SIZES if n <= max((len(b) for b in batches(videos, n)), default=1)):
+        work = work_of(run, machine, shape, videos, more)
+        ways = options(work, fixed)
+        if not (ways and ways[0].fits and ways[0].phases.making < BATCH_GAIN * found[0].phases.making):
+            break
+        best, size, found = work, more, ways
+    return best, size, found
+
+
+def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest], batch_size: int) -> Work:
     """What is to be made, as the cost functions want it: the largest batch stands for all."""
-    groups = batches(videos, run.sampling.batch_size)
+    groups = batches(videos, batch_size)
     return Work(
         net=network_of(run.model.mmdit, shape.text_tokens, run.model.name),
         shape=Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
@@ -214,7 +240,8 @@ def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
         element_bytes=4 if _precision(run, machine) == "fp32" else 2,
-        placement=PlacementConfig(run.placement.shard, run.placement.offload),
+        placement=PlacementConfig(**vars(run.placement)),
+        fit=run.fit,
         card=run.hardware,
         topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
     )
@@ -242,7 +269,11 @@ def _checkpoint_every(launcher: LauncherConfig) -> int:
 
 def _sampling_problems(sampling: SamplingConfig) -> list[str]:
     counts = {name: getattr(sampling, name) for name in ("num_steps", "num_samples", "batch_size")}
-    problems = [f"sampling.{name}={count} must be at least 1" for name, count in counts.items() if count < 1]
+    problems = [
+        f"sampling.{name}={count} must be at least 1"
+        for name, count in counts.items()
+        if count is not None and count < 1
+    ]
     problems += must_be_one_of("sampling.noise_device", sampling.noise_device, ("cpu", "cuda"))
     problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
     if sampling.flow_shift is not None and sampling.flow_shift <= 0:

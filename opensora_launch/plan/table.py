@@ -4,24 +4,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from opensora_launch.plan.choose import Option, Work
-from opensora_launch.plan.fit import phase_of, placement_words, reason
+from opensora_launch.plan.fit import phase_of, reason
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.placement import Placement, in_words
 from opensora_launch.plan.times import rates_of, uses_nvlink
 
 SHOWN = 12
 PARTS = ("compute", "ulysses", "ring", "gather", "launch", "vae", "save")
 
 
-def plan_text(work: Work, found: Sequence[Option], note: str = "") -> str:
-    """The table that `opensora-launch plan` prints: seconds with the weights loaded, the best first."""
+def plan_text(work: Work, found: Sequence[Option], others: Sequence[Option] = (), note: str = "") -> str:
+    """The table that `opensora-launch plan` prints: seconds with the weights loaded, the best first.
+
+    `others` are the best layouts of the weights' other placements.
+    """
     head = ("", *_row_names(work), "total", *PARTS, "effic.", "GiB/GPU", "GiB host", "")
     rows = [head, *(_cells(work, option, found[0]) for option in found[:SHOWN])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     layouts = 1 + len(_row_names(work))
     lines = [_line(row, widths, layouts) for row in rows]
     more = [f"... and {len(found) - SHOWN} slower layouts"] if len(found) > SHOWN else []
-    return "\n".join([*_about(work), *([note] if note else []), "", *lines, *more, "", *_below(work, found[0])])
+    about = [*_about(work, found[0].placement), *([note] if note else [])]
+    return "\n".join([*about, "", *lines, *more, "", *_placed(found[0], others), *_below(work, found[0])])
 
 
 def _line(row: Sequence[str], widths: Sequence[int], names: int) -> str:
@@ -53,7 +58,7 @@ def _cells(work: Work, option: Option, best: Option) -> tuple[str, ...]:
     )
 
 
-def _about(work: Work) -> Iterator[str]:
+def _about(work: Work, placement: Placement) -> Iterator[str]:
     video, shape, card = work.video, work.shape, work.card
     tokens = shape.video_tokens + shape.text_tokens
     yield (
@@ -66,8 +71,14 @@ def _about(work: Work) -> Iterator[str]:
     link = f", {kind} at {rates.link_bytes / 1e9:.0f} GB/s" if work.ranks > 1 else ""
     yield (
         f"{work.ranks} x {card.name}{f' on {nodes} nodes' if nodes > 1 else ''}{link}, {card.memory_gib:.1f} GiB each; "
-        f"{placement_words(work.placement)}"
+        f"{in_words(placement)}"
     )
+
+
+def _placed(best: Option, others: Sequence[Option]) -> Iterator[str]:
+    """Why the weights are not elsewhere."""
+    for option in others:
+        yield f"not {in_words(option.placement)}: {reason(option, best)}"
 
 
 def _below(work: Work, best: Option) -> Iterator[str]:
@@ -94,7 +105,11 @@ def seconds(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def plan_json(work: Work, found: Sequence[Option], problems: Sequence[str]) -> dict[str, Any]:
+def placement_json(placement: Placement) -> dict[str, Any]:
+    return vars(placement) | {name: getattr(placement, name).value for name in ("shard", "offload", "storage")}
+
+
+def plan_json(work: Work, found: Sequence[Option], others: Sequence[Option], problems: Sequence[str]) -> dict[str, Any]:
     """The same as data: seconds, bytes, and the reason of each option that is not chosen."""
     chosen = bool(found) and found[0].fits
     return {
@@ -106,13 +121,23 @@ def plan_json(work: Work, found: Sequence[Option], problems: Sequence[str]) -> d
         "tokens": work.shape.video_tokens + work.shape.text_tokens,
         "steps": [{"rows": rows, "count": count} for rows, count in work.steps],
         "problems": list(problems),
+        "other_placements": [
+            {
+                "placement": placement_json(option.placement),
+                "fits": option.fits,
+                "reason": reason(option, found[0]),
+                "making": option.phases.making,
+                "peak": option.memory.peak,
+            }
+            for option in others
+        ],
         "options": [
             {
                 "chosen": chosen and option is found[0],
                 "fits": option.fits,
                 "reason": "chosen" if chosen and option is found[0] else reason(option, found[0]),
                 "layouts": {str(rows): vars(layout) for rows, layout in option.layouts},
-                "placement": {"shard": option.placement.shard.value, "offload": option.placement.offload.value},
+                "placement": placement_json(option.placement),
                 "seconds": vars(option.phases) | {"making": option.phases.making, "total": option.phases.total},
                 "efficiency": option.efficiency,
                 "energy_kwh": option.energy_kwh,

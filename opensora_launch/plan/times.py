@@ -99,7 +99,9 @@ class Load:
     tp: int = 1
     sharded: int = 1  # ranks over which the weights are spread; 1 is replicated
     offloaded: bool = False  # weights are copied from host memory ahead of use
-    separate_rows: bool = False  # rows one after another, each a forward of its own
+    rows_at_once: int = 0  # rows in a forward of a rank; 0 is all of its rows
+    away: float = 1.0  # share of the weights that is spread or offloaded; the rest stays on every GPU
+    packed: float = 1.0  # bytes of weights on their way, over those of bf16
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def step_counts(load: Load) -> Counts:
     rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * load.tp
     ranks = layout.cfg * layout.sequence
     heads = uneven(net.heads, layout.ulysses) if layout.ulysses > 1 else 1.0
-    forwards = rows if load.separate_rows else 1
+    forwards = math.ceil(rows / load.rows_at_once) if load.rows_at_once else 1
+    moved = forwards * weight_bytes(net) * load.away * load.packed
     tensor = rows * tensor_parallel_bytes(net, load.shape, load.tp) / layout.sequence
     return Counts(
         matmul_flops=rows * work.matmul_flops / split,
@@ -167,8 +170,8 @@ def step_counts(load: Load) -> Counts:
         latent_bytes=load.rows * latent_bytes(net, load.shape) * (ranks - 1) / ranks,
         tensor_bytes=tensor,
         tensor_calls=forwards * 2 * net.blocks * (load.tp > 1),
-        weight_bytes=forwards * weight_bytes(net) * (load.sharded - 1) / load.sharded,
-        copied_bytes=forwards * weight_bytes(net) / load.sharded * load.offloaded,
+        weight_bytes=moved * (load.sharded - 1) / load.sharded,
+        copied_bytes=moved / load.sharded * load.offloaded,
         launches=forwards * net.blocks,
         wide=max(ranks, load.tp, load.sharded) > 2,
         wide_ulysses=layout.ulysses > 2,

@@ -1,10 +1,11 @@
 """What `verify` asks of the ranks: verify.json in the attempt's folder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from opensora_launch.config import LayoutConfig
 from opensora_launch.plan.codec import decode
+from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, Plan
 
 
@@ -19,6 +20,7 @@ class VerifySpec:
     timeout_s: float
     cases: tuple[str, ...]  # absolute paths
     plan: Plan | None = None  # where there are no cases
+    placement: Placement = field(default_factory=Placement)  # of the cases' transformers
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

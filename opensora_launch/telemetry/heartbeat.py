@@ -30,7 +30,9 @@ class Heartbeat:
         self.steps: int | None = None
         self.videos_done = 0
         self.videos = videos
-        self.ticks = 0  # of work inside a phase that has no steps, such as weights loaded
+        self.loaded_bytes = 0  # of the weights that this rank reads
+        self.load_bytes = 0
+        self.load_since_s = 0.0  # of the epoch
         self.collective: Position | None = None  # the last one: its axis, ranks and sequence
         self.inside = False  # that collective
         self.device_position: Callable[[], Position | None] = lambda: None  # in which collective the device is
@@ -44,9 +46,13 @@ class Heartbeat:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def tick(self) -> None:
-        """Show that work goes on in a phase that has no steps."""
-        self.ticks += 1
+    def loading(self, nbytes: int) -> None:
+        """This rank begins to read so many bytes of weights."""
+        self.loaded_bytes, self.load_bytes, self.load_since_s = 0, nbytes, self.now()
+
+    def loaded(self, nbytes: int) -> None:
+        """So many of them have come."""
+        self.loaded_bytes += nbytes
 
     def now(self) -> float:
         """Seconds of the epoch, which never jump."""
@@ -79,7 +85,7 @@ class Heartbeat:
         inside, position = self.inside, self.collective
         if not inside and (on_device := self.device_position()):
             inside, position = True, on_device
-        here = (self.phase, self.video, self.step, self.videos_done, self.ticks, position, inside)
+        here = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, position, inside)
         if here != self._last:
             self._last, self._progress_s = here, now
         return Beat(
@@ -99,6 +105,9 @@ class Heartbeat:
             sequence=position.sequence if position else 0,
             inside=inside,
             progress_s=self._progress_s,
+            loaded_bytes=self.loaded_bytes,
+            load_bytes=self.load_bytes,
+            load_since_s=self.load_since_s,
         )
 
     def write(self, beat: Beat) -> None:

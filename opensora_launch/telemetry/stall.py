@@ -38,6 +38,9 @@ class Beat:
     sequence: int = 0
     inside: bool = False
     progress_s: float = 0.0  # when anything but time_s last changed
+    loaded_bytes: int = 0  # of weights that this rank reads: what has come, all of it, since when
+    load_bytes: int = 0
+    load_since_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora_launch.config import VaeConfig
+from opensora_launch.config import ModelConfig, VaeConfig
 from opensora_launch.errors import UserError
-from opensora_launch.model import load_mmdit
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.load import mmdit_config
 from opensora_launch.model.tiles import UNTILED, Tiles, tile_cost
 from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean
 from opensora_launch.parallel.attention import Kernel
-from opensora_launch.parallel.mesh import Mesh
+from opensora_launch.parallel.mesh import Axis, Mesh
+from opensora_launch.parallel.placement import StreamedBlocks
 from opensora_launch.parallel.rows import RowInputs, ShardedModel
 from opensora_launch.parallel.tiles import spread_tiles
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.verify import VerifyLine
 from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
+from opensora_launch.worker.transformer import Source, load_transformer
 
 KINDS = ("mmdit", "vae", "sampling")
 
@@ -100,24 +103,42 @@ def read_case(path: Path, device: torch.device) -> Case:
     return Case(path, data, tensors, device)
 
 
-def run_case(
-    case: Case, meshes: Mapping[int, Mesh], kernel: Callable[[torch.dtype, int], Kernel], record: StepRecord
-) -> dict[str, Tensor]:
-    """The case's compared tensors, on the first rank of the mesh; others may have fewer.
+@dataclass(frozen=True)
+class Ranks:
+    """On what a case runs."""
 
-    meshes: by rows of a step. kernel: by dtype and head size.
-    """
+    meshes: Mapping[int, Mesh]  # by rows of a step
+    node: Axis  # the ranks of this node that work on it
+    placement: Placement
+    kernel: Callable[[torch.dtype, int], Kernel]  # by dtype and head size
+
+
+def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
+    """The case's compared tensors, on the first rank of the mesh; others may have fewer."""
     with torch.no_grad():
         if case.kind == "vae":
-            return _run_vae(case, meshes[1])
-        model = _model(case, meshes, kernel)
-        return _run_mmdit(case, model) if case.kind == "mmdit" else _run_sampling(case, model, record)
+            return _run_vae(case, ranks.meshes[1])
+        model, blocks = _model(case, ranks)
+        got = _run_mmdit(case, model) if case.kind == "mmdit" else _run_sampling(case, model, record)
+        if blocks:
+            blocks.release()
+        return got
 
 
-def _model(case: Case, meshes: Mapping[int, Mesh], kernel: Callable[[torch.dtype, int], Kernel]) -> ShardedModel:
-    module = load_mmdit(case.config, case.weights(case.data["weights"]))
-    head_dim = module.cfg.hidden_size // module.cfg.num_heads
-    return ShardedModel(module.forward, kernel(module.img_in.weight.dtype, head_dim), meshes)
+def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | None]:
+    """Its weights are read and placed as a run's are."""
+    where = case.data["weights"]
+    path = case.path.parent / where["file"]
+    if not path.exists():
+        raise UserError(f"{case.path} takes its weights from {path}, which does not exist")
+    config = ModelConfig(folder=str(path.parent), mmdit_file=path.name, mmdit=mmdit_config(case.config))
+    source = Source(config, case.device, torch.float32, where["prefix"])
+    axes = (ranks.node, next(iter(ranks.meshes.values())).video)
+    loaded = load_transformer(source, ranks.placement, axes, lambda nbytes: None)
+    kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
+    sit_out = loaded.blocks.pass_through if loaded.blocks else None
+    forward, at_once = loaded.module.forward, ranks.placement.rows_at_once
+    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once), loaded.blocks
 
 
 def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:

@@ -63,6 +63,8 @@ def generate(
     done: list[str] = []
     for videos in batches:
         latents = denoise_videos(job, networks, model, texts, videos)
+        if networks.blocks:
+            networks.blocks.release()  # room for the VAE
         for video, latent in zip(videos, latents, strict=True):
             frames = decode_video(job, networks, video, latent)
             if frames is not None:

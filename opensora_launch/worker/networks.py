@@ -1,19 +1,19 @@
 """The networks of a run on this rank."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from opensora_launch.config import Init, PlacementConfig
+from opensora_launch.config import Init
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import load_vae
 from opensora_launch.model.weights import random_tensors, read_tensors
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.placement import StreamedBlocks
-from opensora_launch.worker.transformer import Source, load_transformer
+from opensora_launch.plan.placement import Placement
+from opensora_launch.worker.transformer import Source, Tick, load_transformer
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,7 @@ class Networks:
     blocks: StreamedBlocks | None  # of the mmdit, where its weights do not stay on the device
 
 
-def read_networks(
-    source: Source, placement: PlacementConfig, axes: tuple[Axis, Axis], tick: Callable[[], None]
-) -> Networks:
+def read_networks(source: Source, placement: Placement, axes: tuple[Axis, Axis], tick: Tick) -> Networks:
     """Transformer and VAE on this rank. axes: our ranks of this node, and on all nodes."""
     transformer = load_transformer(source, placement, axes, tick)
     model = source.model

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from opensora_launch.config import Init
+from opensora_launch.config import Init, Shard
 from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
@@ -56,7 +56,8 @@ class Site:
         """`layouts`: by the number of rows of a step."""
         meshes = {rows: self.meshes[layout] for rows, layout in layouts.items()}
         sit_out = networks.blocks.pass_through if networks.blocks else None
-        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out)
+        at_once = self.job.plan.placement.rows_at_once
+        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out, at_once)
 
 
 def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
@@ -70,8 +71,6 @@ def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tupl
         watch.watch_blocks(networks.mmdit, job.recorder)
         model = site.model(networks, dict(plan.layouts))
         done, preempted = _generate(job, networks, model, texts, _batches(job, attempt, me))
-        if networks.blocks:
-            networks.blocks.drain()
     with job.recorder.span("setup"), world.record("barrier", world.ranks, 0):
         stop = torch.tensor([preempted], dtype=torch.uint8)
         dist.all_reduce(stop, dist.ReduceOp.MAX, group=world.group)
@@ -159,8 +158,10 @@ def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
             cache = TextCache.of(Path(folder), plan.model, device_name(device), dtype) if folder and cached else None
             encoded = encode_texts(plan.model, texts, site.world, device, dtype, cache)
     with job.recorder.span("load"):
-        source = Source(plan.model, device, dtype)
-        networks = read_networks(source, plan.placement, (site.node, job.mesh.video), job.recorder.heartbeat.tick)
+        source, beat = Source(plan.model, device, dtype), job.recorder.heartbeat
+        axes = (site.node, job.mesh.video)
+        beat.loading(source.nbytes // axes[plan.placement.shard is Shard.all].size)
+        networks = read_networks(source, plan.placement, axes, beat.loaded)
     with job.recorder.span("text"):
         return networks, share_embeddings(site.world, texts, encoded)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from opensora_launch.config import Init, ModelConfig
 from opensora_launch.model.files import weight_files
 from opensora_launch.model.text import TextEncoders, load_text_encoders, random_embeddings
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.placement import FlatLayout, StreamedBlocks
+from opensora_launch.parallel.packing import Packing
+from opensora_launch.parallel.placement import Placed, StreamedBlocks
 from opensora_launch.parallel.tiles import broadcast
 from opensora_launch.plan.plan import VideoRequest
 
@@ -131,20 +132,24 @@ def stream_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextE
     """Encoders loaded on the CPU, for the device: of T5's layers only two are there at a time."""
     network: Any = encoders.t5.network
     layers: list[nn.Module] = list(network.encoder.block)
-    shares = [_flat(layer, pinned=device.type == "cuda") for layer in layers]
+    packings = [Packing.of(layer) for layer in layers]
+    placed = [
+        Placed(layer, packing, _packed(layer, packing, pinned=device.type == "cuda"), resident=False)
+        for layer, packing in zip(layers, packings, strict=True)
+    ]
     alone = replace(axis, ranks=(axis.ranks[axis.index],), index=0)
     for layer in layers:
         layer.to("meta")
-    StreamedBlocks(layers, shares, alone, device)  # held by its hooks
+    StreamedBlocks(placed, alone, device)  # held by its hooks
     for part in (network.shared, network.encoder.final_layer_norm, encoders.clip.network):
         part.to(device)
     return encoders
 
 
-def _flat(layer: nn.Module, *, pinned: bool) -> Float[Tensor, "n"]:
-    layout, state = FlatLayout.of(layer), layer.state_dict()
-    flat = torch.zeros(layout.size, dtype=next(iter(state.values())).dtype, pin_memory=pinned)
-    for name, view in layout.views(flat).items():
+def _packed(layer: nn.Module, packing: Packing, *, pinned: bool) -> UInt8[Tensor, "n"]:
+    state = layer.state_dict()
+    flat = torch.zeros(packing.share(1), dtype=torch.uint8, pin_memory=pinned)
+    for name, view in packing.views(flat).items():
         view.copy_(state[name])
     return flat
 

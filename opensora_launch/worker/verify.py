@@ -12,18 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora_launch.config import PlacementConfig
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.vae import assemble
 from opensora_launch.parallel.attention import Kernel
-from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify import VerifyLine, VerifySpec
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
-from opensora_launch.worker.cases import Case, compare, distance, read_case, run_case, within
+from opensora_launch.worker.cases import Case, Ranks, compare, distance, read_case, run_case, within
 from opensora_launch.worker.generate import DTYPES, Job, decode_latent, denoise_videos
 from opensora_launch.worker.networks import Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
@@ -71,12 +71,16 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     def kernel(dtype: torch.dtype, head_dim: int) -> Kernel:
         return choose_attention(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim).call
 
-    got = run_case(case, {rows: meshes[layout] for rows, layout in layouts}, kernel, unrecorded)
+    by_rows = {rows: meshes[layout] for rows, layout in layouts}
+    node = node_axis(by_rows[case.rows].video, me.local_world, me.world, BACKSTOP)
+    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel), unrecorded)
     if me.rank != 0:
         return []
     by_one = got
-    if me.world > 1:
-        by_one = run_case(case, {rows: meshes[alone] for rows, _ in layouts}, kernel, unrecorded)
+    if me.world > 1 or spec.placement != Placement():
+        solo = meshes[alone]
+        on_one = Ranks({rows: solo for rows, _ in layouts}, solo.video, Placement(), kernel)
+        by_one = run_case(case, on_one, unrecorded)
     return compare(case, got, by_one, layouts[-1][1])
 
 
@@ -88,12 +92,12 @@ def _verify_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat) -> list[V
     layouts = dict(plan.layouts)
     got = _make(site.job, networks, site.model(networks, layouts), texts)
     if networks.blocks:
-        networks.blocks.drain()
+        networks.blocks.release()
     if me.rank != 0:
         return []
     solo = site.meshes[alone]
     source = Source(plan.model, site.job.device, DTYPES[plan.precision])
-    whole = read_networks(source, PlacementConfig(), (solo.video, solo.video), beat.tick)
+    whole = read_networks(source, Placement(), (solo.video, solo.video), beat.loaded)
     by_one = _make(replace(site.job, mesh=solo), whole, site.model(whole, dict.fromkeys(layouts, alone)), texts)
     bound, layout = BOUNDS[plan.precision], plan.layouts[-1][1]
     return [

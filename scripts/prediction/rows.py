@@ -159,7 +159,7 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
         gpus_per_node=max(1, gpus // nodes),
         tp=layout.get("tp") or 1,
         sharded=gpus if "fsdp" in config.lower() else 1,
-        separate_rows="wan" in str(data["model"]).lower(),  # its pipelines run guidance rows one after another
+        rows_at_once="wan" in str(data["model"]).lower(),  # its pipelines run guidance rows one after another
     )
     counts = None if kind == "vae_decode" else step_counts(load)
     if counts and kind == "attention":

@@ -43,7 +43,7 @@ def beat(phase: str = "denoise", **more: Any) -> Beat:
     ],
 )
 def test_progress_in_words_and_parts(at: Beat, said: str, part: tuple[float, float | None]) -> None:
-    assert describe(at) == said
+    assert describe([at]) == said
     assert fraction(at) == part
 
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from opensora_launch.config import Init, MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.model.causal_vae import CausalVae
-from opensora_launch.model.files import check_files, convert_command, read_shapes
+from opensora_launch.model.files import check_files, convert_command, read_header
 from opensora_launch.model.load import shapes
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import config_problems, mmdit_shapes, vae_shapes
+from opensora_launch.model.weights import read_tensors
 from tests.model.text_folders import make_clip, make_t5
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -89,6 +90,43 @@ def test_every_missing_file_is_named_with_the_command(tmp_path: Path) -> None:
             "openai/clip-vit-large-patch14",
         )
     ]
+
+
+def in_shards(path: Path, name: str = "") -> list[Path]:
+    """The file as two, and the index that names them; `name` is the index's, or else the public way to call it."""
+    tensors = load_file(path)
+    files, parts = [path.with_name(f"{path.stem}-{i}.safetensors") for i in (1, 2)], list(tensors)
+    for i, file in enumerate(files):
+        save_file({n: tensors[n] for n in parts[i::2]}, file)
+    index = {"metadata": {}, "weight_map": {n: files[k % 2].name for k, n in enumerate(parts)}}
+    path.with_name(name or f"{path.name}.index.json").write_text(json.dumps(index))
+    path.unlink()
+    return files
+
+
+def test_a_checkpoint_in_shards(model: ModelConfig, tmp_path: Path) -> None:
+    """An index where the file would be, or one that is named; torn and missing shards are named."""
+    whole = read_tensors(tmp_path / "dit.safetensors", device=torch.device("cpu"))
+    first, second = in_shards(tmp_path / "dit.safetensors")
+    in_shards(tmp_path / "vae.safetensors", "other.json")
+    named = replace(model, vae_file="other.json")
+    assert check_files(named) == []
+    got = read_tensors(tmp_path / "dit.safetensors", device=torch.device("cpu"))
+    assert {name: torch.equal(got[name], x) for name, x in whole.items()} == dict.fromkeys(whole, True)
+    cut(first)
+    second.unlink()
+    assert check_files(named) == [f"{second} is missing; to download it: get it"]
+    save_file({"x": torch.zeros(1)}, second)
+    assert "dit-1.safetensors is torn" in check_files(named)[0]
+    (tmp_path / "dit.safetensors.index.json").write_text("[]")
+    assert "is no index of weight files" in check_files(named)[0]
+
+
+def test_numbers_that_are_not_weights_as_they_stand_are_refused(model: ModelConfig, tmp_path: Path) -> None:
+    path = tmp_path / "dit.safetensors"
+    tensors = load_file(path)
+    save_file({n: x.to(torch.float8_e4m3fn) if x.ndim == 2 else x.half() for n, x in tensors.items()}, path)
+    assert check_files(model) == [f"{path} holds F8_E4M3 numbers; BF16, F16, F32, F64 can be read"]
 
 
 def test_random_weights_need_no_files(tmp_path: Path) -> None:
@@ -178,7 +216,7 @@ def test_the_conversion_command_converts(model: ModelConfig) -> None:
     command = convert_command(path).replace("python", sys.executable, 1)
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert read_shapes(path.with_suffix(".converted.safetensors"))["shared.weight"] == (64, 16)
+    assert read_header(path.with_suffix(".converted.safetensors"))["shared.weight"].shape == (64, 16)
 
 
 def test_parts_of_a_config_that_cannot_go_together(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.config import MmditConfig, Offload, PlacementConfig, Shard
+from opensora_launch.config import MmditConfig, Offload, Shard
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import (
@@ -25,6 +25,7 @@ from opensora_launch.plan.memory import (
     memory_of,
 )
 from opensora_launch.plan.networks import OPEN_SORA_2, Shape, network_of
+from opensora_launch.plan.placement import Placement
 
 ROOT = Path(__file__).parents[2]
 CASES: list[dict[str, Any]] = [
@@ -82,9 +83,7 @@ def test_tiles_are_open_soras() -> None:
 def large(layout: Layout, shard: Shard = Shard.none, offload: Offload = Offload.none, **more: int) -> Memory:
     given = {"rows": 2, "gpus_per_node": 8, "element_bytes": 2} | more
     video = VideoSize(1024, 576, 129, 256)
-    return memory_of(
-        OPEN_SORA_2, Shape(33, 2304, 512), layout, video, placement=PlacementConfig(shard, offload), **given
-    )
+    return memory_of(OPEN_SORA_2, Shape(33, 2304, 512), layout, video, placement=Placement(shard, offload), **given)
 
 
 def test_weights_by_placement() -> None:

@@ -57,7 +57,13 @@ def test_progress_is_any_change_but_time(tmp_path: Path) -> None:
     assert beat.beat(now).progress_s == now
     assert beat.beat(now + 1).progress_s == now
     for seconds, (name, value) in enumerate(
-        [("phase", "load"), ("ticks", 1), ("step", 2), ("videos_done", 1), ("collective", Position("ring", (0, 1), 4))],
+        [
+            ("phase", "load"),
+            ("loaded_bytes", 1),
+            ("step", 2),
+            ("videos_done", 1),
+            ("collective", Position("ring", (0, 1), 4)),
+        ],
         start=2,
     ):
         setattr(beat, name, value)

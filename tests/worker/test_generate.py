@@ -61,7 +61,7 @@ def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
             if regions is not None:
                 made[v.name] = assemble(grid, regions)[0, :, : plan.geometry.num_frames]
     if networks.blocks:
-        networks.blocks.drain()
+        networks.blocks.release()
     return made
 
 

@@ -11,12 +11,17 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from opensora_launch.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
+from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
+from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.placement import Placement, in_words
 from opensora_launch.plan.plan import Plan
-from opensora_launch.worker.transformer import Source, load_transformer
+from opensora_launch.worker.cases import Ranks, read_case, run_case
+from opensora_launch.worker.transformer import Source, blocks_of, load_transformer
+from opensora_launch.worker.verify import unrecorded
 from tests.ranks import run_ranks
 from tests.worker.plans import TINY, small_plan, video
 from tests.worker.test_generate import pixels
@@ -52,16 +57,58 @@ def test_two_groups_of_videos_shard_among_themselves(tmp_path):
     assert {name: torch.equal(got[name], want[name]) for name in want} == dict.fromkeys(want, True)
 
 
-def output_on_rank(model: ModelConfig, placement: PlacementConfig) -> torch.Tensor:
+REFERENCE = Path(__file__).parent.parent / "reference"
+CASES = [p for kind in ("mmdit", "sampling") for p in sorted(REFERENCE.glob(f"{kind}_*.json"))]
+AS_PLACED = [
+    Placement(Shard.node),
+    Placement(Shard.none, Offload.host),
+    Placement(Shard.none, Offload.host, resident_blocks=1),
+    Placement(Shard.node, Offload.host),
+]
+
+
+def cases_on_rank(ranks: int) -> dict[str, bool]:
+    """Of every reference case: whether each placement gives the last bit of what replicated weights give."""
+    timeout = timedelta(seconds=60)
+    layouts = {rows: Layout(cfg=2 if ranks == 4 and rows > 1 else 1, ring=ranks) for rows in range(1, 7)}
+    layouts = {r: replace(x, ring=x.ring // x.cfg) for r, x in layouts.items()}
+    meshes = build_meshes([*dict.fromkeys(layouts.values())], dist.get_rank(), timeout, lambda *_: nullcontext())
+    by_rows = {rows: meshes[layout] for rows, layout in layouts.items()}
+    node = node_axis(by_rows[1].video, ranks, ranks, timeout)
+
+    def kernel(dtype: torch.dtype, head_dim: int) -> Kernel:
+        return choose_attention("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=head_dim).call
+
+    same = {}
+    for path in CASES:
+        case = read_case(path, torch.device("cpu"))
+        want = run_case(case, Ranks(by_rows, node, Placement(), kernel), unrecorded)
+        for placement in AS_PLACED:
+            got = run_case(case, Ranks(by_rows, node, placement, kernel), unrecorded)
+            same[f"{path.stem} {in_words(placement)}"] = all(torch.equal(got[name], x) for name, x in want.items())
+    return same
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_reference_cases_have_the_same_bits(ranks, tmp_path):
+    for same in run_ranks(ranks, tmp_path, cases_on_rank, ranks, timeout=200.0):
+        assert len(same) == len(CASES) * len(AS_PLACED)
+        assert [name for name, equal in same.items() if not equal] == []
+
+
+def output_on_rank(model: ModelConfig, placement: Placement) -> torch.Tensor:
     """The network's output for one input, its weights from the checkpoint in `model.folder`."""
     layout = Layout(ulysses=dist.get_world_size())
     timeout = timedelta(seconds=30)
     mesh = build_meshes([layout], dist.get_rank(), timeout, lambda *args: nullcontext())[layout]
     node = node_axis(mesh.video, mesh.video.size, mesh.video.size, timeout)
-    ticks: list[int] = []
+    read: list[int] = []
     source = Source(model, torch.device("cpu"), torch.float32)
-    loaded = load_transformer(source, placement, (node, mesh.video), lambda: ticks.append(1))
-    assert len(ticks) == 2, "a tick for each block"
+    loaded = load_transformer(source, placement, (node, mesh.video), read.append)
+    assert len(read) == 2, "a word for each block"
+    every = torch.tensor(sum(read))
+    dist.all_reduce(every, group=node.group)
+    assert every.item() == 4 * sum(p.numel() for b in blocks_of(MMDiT(model.mmdit)).values() for p in b.parameters())
     rng = torch.Generator().manual_seed(0)
     out = loaded.module(
         img=torch.randn(1, 6, 16, generator=rng),
@@ -73,7 +120,7 @@ def output_on_rank(model: ModelConfig, placement: PlacementConfig) -> torch.Tens
         cond=torch.randn(1, 6, 20, generator=rng),
     )
     if loaded.blocks:
-        loaded.blocks.drain()
+        loaded.blocks.release()
     result: torch.Tensor = out.detach()
     return result
 
@@ -87,14 +134,14 @@ def stored(tmp_path: Path) -> ModelConfig:
     return replace(TINY, init=Init.checkpoint, folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("placement", [PlacementConfig(), *PLACEMENTS.values()], ids=["replicated", *PLACEMENTS])
+@pytest.mark.parametrize("placement", [Placement(), *AS_PLACED], ids=in_words)
 def test_a_checkpoint_is_read_in_parts(placement, stored, tmp_path):
     """What three ranks put together from their shares of a file is what one reads whole."""
-    (want,) = run_ranks(1, tmp_path, output_on_rank, stored, PlacementConfig())
+    (want,) = run_ranks(1, tmp_path, output_on_rank, stored, Placement())
     assert [torch.equal(got, want) for got in run_ranks(3, tmp_path, output_on_rank, stored, placement)] == [True] * 3
 
 
 def test_a_file_of_another_model_is_one_error(stored, tmp_path):
     other = replace(stored, mmdit=replace(TINY.mmdit, depth=2))
-    with pytest.raises(AssertionError, match=r"does not match the config:\n  - 32 missing: double_blocks.1"):
-        run_ranks(2, tmp_path, output_on_rank, other, PlacementConfig())
+    with pytest.raises(AssertionError, match=r"does not match the config: 32 missing: double_blocks.1"):
+        run_ranks(2, tmp_path, output_on_rank, other, Placement())
