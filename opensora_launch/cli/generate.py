@@ -1,7 +1,6 @@
 """`opensora-launch generate`: from a command line to videos."""
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,17 +12,15 @@ from opensora_launch.cli.jobs import Job, prepare_jobs
 from opensora_launch.cli.preflight import preflight
 from opensora_launch.cli.resume import Resumed, prepare_resume
 from opensora_launch.cli.show import command_lines, plan_table
-from opensora_launch.cli.start import start
+from opensora_launch.cli.start import BY_HAND, new_attempt, start
 from opensora_launch.cli.submit import SCRIPT, script_of, submit
 from opensora_launch.config import EnvConfig, LauncherKind, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.command import command, command_text, environment
+from opensora_launch.launch.command import command
 from opensora_launch.launch.env_profile import Profiled, profiled
-from opensora_launch.launch.run_dir import write_attempt, write_run, write_whole
+from opensora_launch.launch.run_dir import write_run
 from opensora_launch.launch.slurm_query import estimate
 from opensora_launch.plan.plan import Machine, Plan
-
-BY_HAND = "by hand"  # the profile of ranks that were started by somebody else
 
 
 def generate(parsed: Parsed) -> int:
@@ -49,7 +46,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None) -> Path:
         resumed = prepare_resume(parsed, machine)
         if not resumed.plan.videos:
             raise UserError(f"nothing is missing in {resumed.run_dir}")
-        return _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, by_hand())
+        return new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, by_hand())
     prepared = prepare_jobs(parsed, machine)
     _note(prepared.note)
     if len(prepared.jobs) > 1:
@@ -83,7 +80,7 @@ def _resume(parsed: Parsed) -> int:
         _print_dry_run(resumed.run, resumed.plan, resumed.run_dir, resumed.unfit)
         return 0
     (made,) = preflight([(resumed.run, resumed.plan)])
-    attempt = _write_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
+    attempt = new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
     return _start(resumed.run, resumed.plan, attempt, made)
 
 
@@ -121,18 +118,7 @@ def by_hand() -> Profiled:
 
 def _write(job: Job, made: Profiled) -> Path:
     run_dir = write_run(Path(job.run.runs_dir), datetime.now(), job.record, job.plan)
-    return _write_attempt(run_dir, job.plan, job.run.launcher.kind, made)
-
-
-def _write_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
-    attempt = write_attempt(run_dir, plan)
-    ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
-    write_whole(attempt / "environment.json", made.to_json(ranks_env))
-    by_slurm = kind is LauncherKind.slurm
-    text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
-    text = text or command_text(command(kind, plan.machine, attempt), plan, made)
-    write_whole(attempt / "command.txt", text)
-    return attempt
+    return new_attempt(run_dir, job.plan, job.run.launcher.kind, made)
 
 
 def _print_dry_run(run: RunConfig, plan: Plan, run_dir: Path, unfit: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
     --attempt DIR                                 the attempt that the launcher has made, for its first start
     --run-file FILE --ranks-per-node N -- WORDS   a script submitted by hand: WORDS are those of `generate`
+    --with-less DIR                               an attempt that ran out of memory, to go on with less; 1 if it cannot
 
 Prints the folder. Each start of a job, and each task of an array, has an attempt of its own in the same run.
 """
@@ -16,9 +17,10 @@ from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.launch.machine import gpu_uuids
-from opensora_launch.launch.run_dir import write_attempt, write_whole
+from opensora_launch.launch.run_dir import missing_videos, write_attempt, write_whole
 from opensora_launch.launch.run_state import Launched, record_launch
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.telemetry.failure import read_failure
 
 USED = "started"  # of an attempt: a job works, or has worked, with it
 
@@ -28,6 +30,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         if len(argv) == 2 and argv[0] == "--attempt":
             attempt = attempt_of_launcher(Path(argv[1]), os.environ)
+        elif len(argv) == 2 and argv[0] == "--with-less":
+            less = attempt_with_less(Path(argv[1]), os.environ)
+            if less is None:
+                return 1
+            attempt = less
         else:
             assert list(argv[::2])[:2] == ["--run-file", "--ranks-per-node"] and argv[4] == "--", argv
             attempt = attempt_by_hand(Path(argv[1]), int(argv[3]), argv[5:], os.environ)
@@ -62,6 +69,14 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
     return _another(run_dir / "attempts" / "0", env)
 
 
+def attempt_with_less(spent: Path, env: Mapping[str, str]) -> Path | None:
+    """A new attempt with less of the weights on a rank; None where memory is not what failed, or no less will do."""
+    failure, run_dir = read_failure(spent), spent.parent.parent
+    plan = _plan_of(spent)
+    less = plan.with_less(missing_videos(run_dir, plan.videos)) if failure and failure.kind == "memory" else None
+    return _started(run_dir, less, env) if less else None
+
+
 def _use(attempt: Path) -> bool:
     """Whether this attempt was still free, and is now ours."""
     try:
@@ -73,8 +88,15 @@ def _use(attempt: Path) -> bool:
 
 def _another(like: Path, env: Mapping[str, str]) -> Path:
     """A new attempt with the same plan: what is finished is passed over, and what is not may be in other hands."""
-    plan = Plan.from_dict(json.loads((like / "plan.json").read_text(encoding="utf-8")))
-    attempt = write_attempt(like.parent.parent, plan)
+    return _started(like.parent.parent, _plan_of(like), env)
+
+
+def _plan_of(attempt: Path) -> Plan:
+    return Plan.from_dict(json.loads((attempt / "plan.json").read_text(encoding="utf-8")))
+
+
+def _started(run_dir: Path, plan: Plan, env: Mapping[str, str]) -> Path:
+    attempt = write_attempt(run_dir, plan)
     _use(attempt)
     record_launch(attempt, _this_job(env))
     return attempt

@@ -1,29 +1,51 @@
 """Start an attempt, show how it goes, and say how it ended."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from opensora_launch.cli.progress import progress
+from opensora_launch.cli.submit import SCRIPT
 from opensora_launch.config import LauncherKind
-from opensora_launch.launch.command import command, environment
+from opensora_launch.launch.command import command, command_text, environment
 from opensora_launch.launch.env_profile import Profiled, applied
-from opensora_launch.launch.run_dir import missing_videos, sample_files
+from opensora_launch.launch.run_dir import missing_videos, sample_files, write_attempt, write_whole
 from opensora_launch.launch.run_state import record_launch, this_process
 from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
+from opensora_launch.plan.placement import in_words
 from opensora_launch.plan.plan import Plan
 from opensora_launch.telemetry.failure import Failure, read_failure
 
+BY_HAND = "by hand"  # the profile of ranks that were started by somebody else
 TAIL_LINES = 12
 LOG_BYTES = 64 * 1024
 
 
+def new_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
+    """Make the folder of an attempt, with its plan, its command and the environment of its ranks."""
+    attempt = write_attempt(run_dir, plan)
+    ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
+    write_whole(attempt / "environment.json", made.to_json(ranks_env))
+    by_slurm = kind is LauncherKind.slurm
+    text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
+    text = text or command_text(command(kind, plan.machine, attempt), plan, made)
+    write_whole(attempt / "command.txt", text)
+    return attempt
+
+
 def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
-    """Make the videos of an attempt, in the environment `made`; the exit code."""
+    """Make the videos of an attempt, in the environment `made`; the exit code.
+
+    Where memory runs out, the run goes on once from where it was, with less of its weights on a rank (`fit=auto`).
+    """
     run_dir = attempt.parent.parent
-    record_launch(attempt, this_process(kind.value))
-    outcome = _inline(attempt, made) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt, made)
+    outcome = _attempt(kind, plan, attempt, made)
+    if less := _with_less(kind, plan, attempt, outcome):
+        plan = less
+        attempt = new_attempt(run_dir, plan, kind, made)
+        outcome = _attempt(kind, plan, attempt, made)
     for path in sample_files(run_dir, plan.videos):
         print(path)
     for line in _ending(outcome, plan, attempt):
@@ -32,6 +54,23 @@ def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
         print("\n".join(report_lines(run_dir)))
     print(f"run: {run_dir}")
     return outcome.code
+
+
+def _attempt(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
+    record_launch(attempt, this_process(kind.value))
+    return _inline(attempt, made) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt, made)
+
+
+def _with_less(kind: LauncherKind, plan: Plan, attempt: Path, outcome: Outcome) -> Plan | None:
+    """The plan to go on with, if memory has run out and there is one; says so. Not in this process: it is spent."""
+    if outcome.failure is None or outcome.failure.kind != "memory" or kind is LauncherKind.inline:
+        return None
+    less = plan.with_less(missing_videos(attempt.parent.parent, plan.videos))
+    if less:
+        where = f"in phase {outcome.failure.phase}" if outcome.failure.phase else "while loading"
+        print(f"rank {outcome.failure.rank} ran out of memory {where}", file=sys.stderr)
+        print(f"going on from there with {in_words(less.placement)}", file=sys.stderr, flush=True)
+    return less
 
 
 def report_lines(run_dir: Path, baseline: Path | None = None) -> list[str]:

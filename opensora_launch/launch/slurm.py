@@ -218,6 +218,6 @@ def _start(settings: SlurmConfig) -> str:
     # Expanded on each node: SLURM_NODEID is its own. The rest comes as variables and arguments.
     return (
         "export attempt ranks_per_node\n"
-        f'# shellcheck disable=SC2016\nsrun "${{step[@]}}" bash -c \'exec "$@" {agent} \\\n'
-        f'  {worker}\' bash "${{python[@]}}" &'
+        f'  # shellcheck disable=SC2016\n  srun "${{step[@]}}" bash -c \'exec "$@" {agent} \\\n'
+        f'    {worker}\' bash "${{python[@]}}" &'
     )

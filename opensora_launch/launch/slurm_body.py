@@ -24,13 +24,27 @@ attempt=$("${here[@]}" -m opensora_launch.cli.job FIND_ATTEMPT) || exit
 [ -z "$asked" ] || : >"$attempt/stop"
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $attempt"
 
-step=(--kill-on-bad-exit=1 --wait=60 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append
-  --output="${attempt//%/%%}/logs/rank%t.log" "${container[@]}")
-START_RANKS
-ranks=$!
-while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done # a signal interrupts a wait
-wait "$ranks"
-rc=$?
+run_ranks() { # of the attempt, to their end; rc is their exit code
+  local step=(--kill-on-bad-exit=1 --wait=60 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append
+    --output="${attempt//%/%%}/logs/rank%t.log" "${container[@]}") ranks
+  START_RANKS
+  ranks=$!
+  while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done # a signal interrupts a wait
+  wait "$ranks"
+  rc=$?
+}
+run_ranks
+case $rc in
+  0 | 2 | 75) ;;
+  *) # out of memory: once more from where they were, with less of the weights on a GPU
+    if less=$("${here[@]}" -m opensora_launch.cli.job --with-less "$attempt"); then
+      attempt=$less
+      echo "going on with less memory: $attempt"
+      [ -z "$asked" ] || : >"$attempt/stop"
+      run_ranks
+    fi
+    ;;
+esac
 
 # 75: the ranks have stored where they are. Other failures go on too if a node is lost; on good nodes they would recur.
 nodes_answer() {

@@ -3,7 +3,12 @@
 Only attention mixes tokens, and attention is an argument. A rank that holds a slice of the sequence runs the
 same module on its slice, with an `attend` that reaches the other ranks; the module cannot tell.
 Parameter names are the public checkpoint's.
+
+For the same reason everything but attention is done for TOKENS_AT_ONCE tokens after another, so that the widened
+activations of a long video are never there at once: of 76,544 tokens x 3072 channels, five are alive and not twenty.
 """
+
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +28,32 @@ from opensora_launch.model.layers import (
     timestep_embedding,
 )
 
+TOKENS_AT_ONCE = 8192  # rows x tokens: a few hundred MB of widened activations, and products large enough for any GPU
+
+QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
+
+
+def spans(x: Float[Tensor, "B S C"]) -> Iterator[slice]:
+    """Tokens of which TOKENS_AT_ONCE, of all rows together, come at a time; once where there is none."""
+    at_once = max(1, TOKENS_AT_ONCE // x.shape[0])
+    yield from (slice(first, first + at_once) for first in range(0, max(1, x.shape[1]), at_once))
+
+
+def joined(some: list[QKV]) -> QKV:
+    """All tokens' q, k and v; empties the list, so that no more than one of the three is there twice."""
+    if len(some) == 1:
+        return some.pop()
+    columns = [list(column) for column in zip(*some, strict=True)]
+    some.clear()
+    return cat_and_clear(columns[0]), cat_and_clear(columns[1]), cat_and_clear(columns[2])
+
+
+def cat_and_clear(some: list[Tensor]) -> Tensor:
+    """The list's tensors along the tokens."""
+    whole = some[0] if len(some) == 1 else torch.cat(some, dim=1)
+    some.clear()
+    return whole
+
 
 class JointAttention(nn.Module):
     """Weights of one stream (text or video) around the attention that both streams share."""
@@ -40,11 +71,16 @@ class JointAttention(nn.Module):
         self.norm = QKNorm(width // cfg.num_heads)
         self.proj = nn.Linear(width, width)
 
-    def project(self, x: Float[Tensor, "B S C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """q and k (normalised) and v of the stream's tokens, each B S N D."""
-        parts = self.qkv(x).chunk(3, dim=-1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q, k, v = (p.unflatten(-1, (self.num_heads, -1)) for p in parts)
-        return self.norm.query_norm(q), self.norm.key_norm(k), v
+    def project(self, x: Float[Tensor, "B S C"], rotary: Rotary, table: Tensor) -> QKV:
+        """q and k (normalised, rotated) and v of the stream's tokens."""
+        flat = self.qkv(x).chunk(3, dim=-1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        return heads(flat, self.num_heads, self.norm, rotary, table)
+
+
+def heads(flat: Sequence[Tensor], num_heads: int, norm: QKNorm, rotary: Rotary, table: Tensor) -> QKV:
+    """q, k, v by heads; q and k normalised and rotated."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in flat)
+    return rotary.rotate(norm.query_norm(q), table), rotary.rotate(norm.key_norm(k), table), v
 
 
 def feed_forward(cfg: MmditConfig) -> nn.Sequential:
@@ -69,21 +105,26 @@ class DoubleBlock(nn.Module):
     def forward(
         self, img: Tensor, txt: Tensor, vec: Tensor, rotary: Rotary, table: Tensor, attend: Attend
     ) -> tuple[Tensor, Tensor]:
-        img_mod, txt_mod = self.img_mod(vec), self.txt_mod(vec)
-        qkv_txt = self.txt_attn.project(modulate(txt, *txt_mod[:2]))
-        qkv_img = self.img_attn.project(modulate(img, *img_mod[:2]))
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(qkv_txt, qkv_img, strict=True))
-        out = attend(rotary.rotate(q, table), rotary.rotate(k, table), v).flatten(2)
+        streams = ((txt, self.txt_mod(vec), self.txt_attn), (img, self.img_mod(vec), self.img_attn))
+        some, first = list[QKV](), 0
+        for x, mod, attn in streams:
+            angles = table[:, :, first : first + x.shape[1]]
+            some += [attn.project(modulate(x[:, s], *mod[:2]), rotary, angles[:, :, s]) for s in spans(x)]
+            first += x.shape[1]
+        out = attend(*joined(some)).flatten(2)
         txt_out, img_out = out.split([txt.shape[1], img.shape[1]], dim=1)
-        img = self._finish(img, img_out, img_mod, self.img_attn, self.img_mlp)
-        txt = self._finish(txt, txt_out, txt_mod, self.txt_attn, self.txt_mlp)
+        img = self._finish(img, img_out, streams[1][1], self.img_attn, self.img_mlp)
+        txt = self._finish(txt, txt_out, streams[0][1], self.txt_attn, self.txt_mlp)
         return img, txt
 
     @staticmethod
     def _finish(x: Tensor, out: Tensor, mod: tuple[Tensor, ...], attn: JointAttention, mlp: nn.Sequential) -> Tensor:
         _, _, gate, shift, scale, gate_mlp = mod
-        x = torch.addcmul(x, gate, attn.proj(out))
-        return torch.addcmul(x, gate_mlp, mlp(modulate(x, shift, scale)))
+        done = []
+        for s in spans(x):
+            mixed = torch.addcmul(x[:, s], gate, attn.proj(out[:, s]))
+            done.append(torch.addcmul(mixed, gate_mlp, mlp(modulate(mixed, shift, scale))))
+        return cat_and_clear(done)
 
 
 class SingleBlock(nn.Module):
@@ -107,17 +148,34 @@ class SingleBlock(nn.Module):
         self, x: Float[Tensor, "B S C"], vec: Tensor, rotary: Rotary, table: Tensor, attend: Attend
     ) -> Float[Tensor, "B S C"]:
         shift, scale, gate = self.modulation(vec)
-        normed = modulate(x, shift, scale)
-        width = x.shape[-1]
+        some = [self._project(modulate(x[:, s], shift, scale), rotary, table[:, :, s]) for s in spans(x)]
+        out = attend(*joined(some)).flatten(2)
+        done = []
+        for s in spans(x):
+            wide = F.gelu(self._widen(modulate(x[:, s], shift, scale)), approximate="tanh")
+            both = torch.cat([out[:, s], wide], dim=-1)
+            del wide  # the next ones come while these names still hold the last
+            done.append(torch.addcmul(x[:, s], gate, self.linear2(both)))
+            del both
+        return cat_and_clear(done)
+
+    def _project(self, normed: Tensor, rotary: Rotary, table: Tensor) -> QKV:
+        width = normed.shape[-1]
         if self.fused:
-            q, k, v, mlp = self.linear1(normed).split([width, width, width, self.wide], dim=-1)
+            flat = rows_of(self.linear1, slice(0, 3 * width), normed).chunk(3, dim=-1)
         else:
-            q, k = self.q_proj(normed), self.k_proj(normed)
-            v, mlp = self.v_mlp(normed).split([width, self.wide], dim=-1)
-        q, k, v = (p.unflatten(-1, (self.num_heads, -1)) for p in (q, k, v))
-        q, k = self.norm.query_norm(q), self.norm.key_norm(k)
-        out = attend(rotary.rotate(q, table), rotary.rotate(k, table), v).flatten(2)
-        return torch.addcmul(x, gate, self.linear2(torch.cat([out, F.gelu(mlp, approximate="tanh")], dim=-1)))
+            v = rows_of(self.v_mlp, slice(0, width), normed)
+            flat = (self.q_proj(normed), self.k_proj(normed), v)
+        return heads(flat, self.num_heads, self.norm, rotary, table)
+
+    def _widen(self, normed: Tensor) -> Float[Tensor, "B S wide"]:
+        """The feed-forward's first product, which shares a matrix with v."""
+        return rows_of(self.linear1 if self.fused else self.v_mlp, slice(-self.wide, None), normed)
+
+
+def rows_of(linear: nn.Linear, rows: slice, x: Tensor) -> Tensor:
+    """Those outputs of a linear layer, and none of the others."""
+    return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
 
 
 class MMDiT(nn.Module):
@@ -171,8 +229,9 @@ class MMDiT(nn.Module):
         table = self.rotary(torch.cat([txt_ids, img_ids], dim=1))
         for block in self.double_blocks:
             x, text = block(x, text, vec, self.rotary, table, attend)
-        joint = torch.cat([text, x], dim=1)
+        num_text, joint = text.shape[1], torch.cat([text, x], dim=1)
+        del x, text
         for block in self.single_blocks:
             joint = block(joint, vec, self.rotary, table, attend)
-        out: Tensor = self.final_layer(joint[:, text.shape[1] :], vec)
+        out: Tensor = self.final_layer(joint[:, num_text:], vec)
         return out

@@ -61,6 +61,7 @@ def tokens_to_heads(
         [unit * count * ours for count in tokens],
         axis,
     )
+    del sent  # it has left, and the next copies need the room
     blocks = [g.view(len(xs), batch, count, ours, dim) for g, count in zip(got, tokens, strict=True)]
     return tuple(torch.cat([b[i] for b in blocks], dim=1) for i in range(len(xs)))
 
@@ -130,7 +131,7 @@ def ring_attention(
 def merge(
     running: tuple[Tensor, Tensor] | None, out: Float[Tensor, "B s N D"], lse: Float[Tensor, "B N s"]
 ) -> tuple[Float[Tensor, "B s N D"], Float[Tensor, "B N s"]]:
-    """Add one block's attention to the running result; both kept in at least fp32.
+    """Add one block's attention to the running result, in its place; both are kept in at least fp32.
 
     softmax over a union of blocks = their results weighted by exp(lse of the block - lse of the union); of two blocks
     the weight of the second is then sigmoid(lse of the second - lse of the first), and one pass over `out` does.
@@ -141,7 +142,7 @@ def merge(
         return out, lse
     before, before_lse = running
     weight = (lse - before_lse).sigmoid_().transpose(1, 2).unsqueeze(-1)  # B s N 1
-    return torch.lerp(before.to(wide), out, weight), torch.logaddexp(before_lse, lse)
+    return before.lerp_(out, weight), torch.logaddexp(before_lse, lse)
 
 
 class _Travel:

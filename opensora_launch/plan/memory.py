@@ -20,6 +20,7 @@ USABLE = (
 RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces
 FRAGMENTS = 1.02  # of what the allocator holds over what is alive
 RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
+TOKENS_AT_ONCE = 8192  # rows x tokens that the blocks widen at once (model/mmdit.py)
 VAE_WEIGHTS = 246_478_803  # parameters of the Hunyuan VAE
 VAE_TILE_UNITS = 3  # of 128 channels at full size alive in the decoder's last stage
 VAE_CHANNELS = 128
@@ -70,22 +71,29 @@ class Memory:
         return max(self.text, self.denoise, self.decode)
 
 
-def activation_bytes(net: Network, shape: Shape, layout: Layout, rows: int, element_bytes: int) -> float:
+def activation_bytes(
+    net: Network, shape: Shape, layout: Layout, rows: int, element_bytes: int, at_once: int = TOKENS_AT_ONCE
+) -> float:
     """Peak of one forward of `rows` rows on the busiest rank, over its weights and inputs.
 
-    With m = F/H: alone 8 + 3m (attention, the widened stream and its activation before the second product of a single
-    block) or 13 + m (rotation in fp32); Ulysses 17 + m (q, k, v sent, received and put together); a ring 18 + m (two
-    blocks of keys and values on their way, results in fp32), two more past two hops and one more with Ulysses.
+    In units U of one activation, with m = F/H and the share c of the tokens that is widened at once:
+
+    projecting   x, the q, k, v so far and one part's, rotated in fp32: 1 + 3 (1 - c) + 12.1 c (8 c in fp32)
+    attending    x, q, k, v and the result: 5.2. Ulysses 10.1 (sent, received, put together; 1 more of several rows). A
+                 ring 12.1 (two blocks of keys and values on their way, results in fp32), 2 more past two hops, 3 more
+                 with Ulysses
+    finishing    x, the attended, the done and one part's widened twice: 2 + (1 - c) + (2 + 2 m) c
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
-    units = max(8 + 3 * wide, (13 if narrow else 10) + wide)
+    tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
+    part = min(1.0, at_once / (rows * tokens))
+    units = max(5.2, 1 + 3 * (1 - part) + (12.1 if narrow else 8.0) * part, 3 - part + (2 + 2 * wide) * part)
     if layout.sequence > 1:
-        units = max(units, 17 + wide)
+        units = max(units, 10.1 + (layout.ulysses > 1 and rows > 1))
     if layout.ring > 1:
         both, many = layout.ulysses > 1, layout.ring > 2
-        units = max(units, (18 + both + 2 * many if narrow else 16.3 + both * many) + wide)
-    tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
+        units = max(units, 12.1 + 2 * many + 3 * both if narrow else 9.2 + 3.1 * (many + both))
     table = 4.0 * net.head_dim  # cos and sin of half the channels, fp32
     return rows * tokens * (units * net.hidden * element_bytes + table)
 

@@ -95,6 +95,12 @@ class Plan:
     def batches(self) -> tuple[tuple[VideoRequest, ...], ...]:
         return batches(self.videos, self.sampling.batch_size or 1)
 
+    def with_less(self, videos: Sequence[VideoRequest]) -> "Plan | None":
+        """How to go on with these videos where memory has run out; None where there is no such way."""
+        if self.smaller is None:
+            return None
+        return replace(self, placement=self.smaller, smaller=None, videos=tuple(videos))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -191,11 +191,20 @@ def step_time(counts: Counts, rates: Rates) -> StepTime:
     ring = max(0.0, ring - rates.ring_hidden * attention * counts.ring_share)
     wire = _link(rates, counts.gather_leaves, counts.wide)
     gather = (counts.latent_bytes + counts.tensor_bytes) / wire + counts.tensor_calls * rates.call_s
-    gather += max(0.0, counts.weight_bytes / wire - rates.gather_hidden * compute)
-    gather += max(0.0, counts.copied_bytes / rates.host_bytes - rates.copy_hidden * compute)
+    gather += sum(exposed for _, exposed in weights_on_their_way(counts, rates, compute))
     launch = counts.launches * (rates.block_launch_s + (counts.ring_calls > 0) * rates.hop_launch_s)
     late = max(0.0, launch - compute - ulysses - ring - gather)
     return StepTime(compute, ulysses, ring, gather, late)
+
+
+def weights_on_their_way(counts: Counts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:
+    """(seconds, seconds that computing does not hide): of weights from other ranks, then from host memory."""
+    between = counts.weight_bytes / _link(rates, counts.gather_leaves, counts.wide)
+    from_host = counts.copied_bytes / rates.host_bytes
+    return (
+        (between, max(0.0, between - rates.gather_hidden * compute_s)),
+        (from_host, max(0.0, from_host - rates.copy_hidden * compute_s)),
+    )
 
 
 def _link(rates: Rates, leaves_node: bool, crowded: bool) -> float:

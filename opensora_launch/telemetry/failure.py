@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-KINDS = ("user", "failure", "stalled")
+KINDS = ("user", "failure", "stalled", "memory")
 NAME = "error.json"
 
 
@@ -15,7 +15,7 @@ NAME = "error.json"
 class Failure:
     rank: int
     host: str
-    kind: str  # "user" is the user's to mend (exit code 2); "failure" and "stalled" are not (exit code 1)
+    kind: str  # "user" is the user's to mend (exit code 2); "failure", "stalled" and "memory" are not (exit code 1)
     message: str
     phase: str | None = None
     step: int | None = None

@@ -34,14 +34,18 @@ class Preempted(Exception):
     """The ranks were asked to stop, and have stored where they are."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """Where a group of ranks keeps them. `axis`: the ranks that work on the same videos."""
+    """Where a group of ranks keeps them. `axis`: the ranks that work on the same videos.
+
+    `last` is what the last step has left in memory: batch, fingerprint, steps done, latents.
+    """
 
     folder: Path
     stop_file: Path  # once it is there, the group stores and stops after the step it is in
     every: int  # steps; 0: only when asked to stop
     axis: Axis
+    last: tuple[str, str, int, Tensor] | None = None
 
     def load(self, name: str, fingerprint: str, noise: Float[Tensor, "V S C"]) -> tuple[int, Tensor]:
         """(first step to compute, its latents), the same on every rank: 0 and the noise where nothing is stored."""
@@ -55,6 +59,7 @@ class Checkpoints:
 
     def after_step(self, name: str, fingerprint: str, done: int, latents: Float[Tensor, "V S C"]) -> None:
         """Store where it is time. Raises Preempted, on all ranks of the group together, where the group is to stop."""
+        self.last = (name, fingerprint, done, latents)
         stop = self.asked_to_stop()
         if stop or (self.every and done % self.every == 0):
             if self.axis.index == 0:
@@ -62,6 +67,13 @@ class Checkpoints:
             if stop:
                 log.info("%s is stored after step %d", name, done)
                 raise Preempted
+
+    def store_last(self) -> None:
+        """Store the last finished step, if there is one, from whichever rank still can: all have the same latents."""
+        if self.last:
+            name, fingerprint, done, latents = self.last
+            self._write(self._path(name), fingerprint, done, latents)
+            log.info("%s is stored after step %d", name, done)
 
     def asked_to_stop(self) -> bool:
         """What the group's first rank sees, on all of its ranks: they must agree on the step."""
@@ -73,6 +85,7 @@ class Checkpoints:
 
     def drop(self, name: str) -> None:
         """The batch is finished."""
+        self.last = None
         if self.axis.index == 0:
             self._path(name).unlink(missing_ok=True)
 

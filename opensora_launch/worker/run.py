@@ -86,11 +86,18 @@ def _generate(
     texts: Mapping[str, Embedding],
     batches: Iterable[Sequence[VideoRequest]],
 ) -> tuple[list[str], bool]:
-    """Names of the videos that this group has made, and whether it was asked to stop before there were no more."""
+    """Names of the videos that this group has made, and whether it was asked to stop before there were no more.
+
+    A rank that runs out of memory stores what its last step left: a run with less of its weights here goes on from it.
+    """
     try:
         return generate(job, networks, model, texts, batches), False
     except Preempted:
         return [], True
+    except (RuntimeError, MemoryError) as error:
+        if job.checkpoints and start.is_out_of_memory(error):
+            job.checkpoints.store_last()
+        raise
 
 
 def _checkpoints(job: Job, attempt: Path) -> Checkpoints:

@@ -170,12 +170,12 @@ def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
     if is_peer_error(error):
         failure = peer_failure(attempt, me)
     else:
-        user = isinstance(error, UserError)
+        kind = "user" if isinstance(error, UserError) else "memory" if is_out_of_memory(error) else "failure"
         failure = Failure(
             rank=me.rank,
             host=socket.gethostname(),
-            kind="user" if user else "failure",
-            message=str(error) if user else f"{type(error).__name__}: {error}",
+            kind=kind,
+            message=str(error) if kind == "user" else f"{type(error).__name__}: {error}",
             phase=beat.phase,
             step=beat.step,
             collective=beat.collective.axis if beat.collective and beat.inside else None,
@@ -192,6 +192,12 @@ def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
 def is_peer_error(error: BaseException) -> bool:
     """Whether another rank's end is all that this error tells."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in PEER_ERRORS)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of a host whose allocator says so before the kernel ends the process."""
+    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def peer_failure(attempt: Path, me: Rank) -> Failure | None:

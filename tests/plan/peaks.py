@@ -1,6 +1,6 @@
 """Peaks of live bytes of real forwards on one rank of many, as JSON. A process of its own: shape checks hold tensors.
 
-The only argument is a list of cases as JSON: rows, dtype, layout, mlp_ratio.
+The only argument is a list of cases as JSON: rows, dtype, layout, mlp_ratio, at_once.
 """
 
 import json
@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from opensora_launch.config import MmditConfig, VaeConfig
+from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.parallel.attention import sharded_attention
 from opensora_launch.parallel.mesh import build_meshes
 from opensora_launch.plan.layout import Layout
 
-TOKENS, TEXT = 2048, 64  # of all ranks; the first rank holds all of the text
+TOKENS, TEXT = 2048, 8  # of all ranks; the first rank holds all of the text
 
 
 class LiveBytes(TorchDispatchMode):
@@ -67,6 +68,7 @@ def forward_peak(case: dict[str, Any]) -> int:
         hidden_size=192, num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[4, 2, 2], mlp_ratio=case["mlp_ratio"]
     )
     layout, dtype, rows = Layout(**case["layout"]), getattr(torch, case["dtype"]), case["rows"]
+    mmdit.TOKENS_AT_ONCE = case["at_once"]
     mesh = build_meshes([layout], 0, timedelta(seconds=60), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
