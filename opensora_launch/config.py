@@ -116,6 +116,7 @@ class VaeConfig:
     scale_factor: float = 0.476986
     shift_factor: float = 0.0
     tile_px: int | None = 256
+    tile_frames: int | None = None  # approximate: cut in time too, for videos too long for a GPU; 64 as Open-Sora can
     tile_overlap: float = 0.25
 
 
@@ -187,6 +188,14 @@ class PlacementConfig:
     resident_blocks: int | None = None  # of offloaded weights: blocks that stay on the GPU
     rows_at_once: int | None = None  # rows of a step that a rank computes together: fewer activations; 0 is all
     storage: Storage = Storage.full
+
+
+@dataclass
+class NumericsConfig:
+    """How products are computed on a GPU, said and not left to torch's defaults."""
+
+    tf32: bool = False  # approximate: products of fp32 numbers with 10 bits of theirs
+    reduced_sums: bool = True  # products of bf16 and fp16 may add up partial sums in that type, as the reference's do
 
 
 @dataclass
@@ -291,6 +300,7 @@ class RunConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     precision: Precision = Precision.auto
+    numerics: NumericsConfig = field(default_factory=NumericsConfig)
     attention: AttentionKind = AttentionKind.auto
     profile: bool = False  # write one Chrome trace a rank, which opens in Perfetto
     text_cache: str | None = "~/.cache/opensora-launch/text"  # embeddings of prompts, kept from run to run; null: off

@@ -9,6 +9,7 @@ from typing import TextIO
 from opensora_launch.telemetry.stall import Beat
 
 LINE_EVERY_S = 30.0
+LARGE_BYTES = 1e8  # of weights, whose loading one may want to watch
 OnBeats = Callable[[Sequence[Beat]], None]
 
 
@@ -51,8 +52,9 @@ def describe(beats: Sequence[Beat]) -> str:
     beat = beats[0]
     if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos):
         return "finishing"
-    if reading := [b for b in beats if b.phase == "load" and b.load_bytes]:
-        come, whole = sum(b.loaded_bytes for b in beats), sum(b.load_bytes for b in beats)
+    reading = [b for b in beats if b.phase == "load"]
+    come, whole = sum(b.loaded_bytes for b in beats), sum(b.load_bytes for b in beats)
+    if reading and whole >= LARGE_BYTES:
         took = max(b.time_s for b in reading) - min(b.load_since_s for b in reading)
         return f"load, {come / 1e9:.1f} of {whole / 1e9:.1f} GB, {come / 1e9 / max(took, 1e-3):.1f} GB/s"
     video = f", video {min(beat.videos_done + 1, beat.videos)} of {beat.videos}" if beat.videos else ""

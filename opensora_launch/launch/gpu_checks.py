@@ -44,12 +44,12 @@ def _memory(gpu: GpuFacts, needs: Needs, ours: Collection[int]) -> Iterator[Find
     if gpu.free_bytes < needs.gpu_weight_bytes:
         what = f"{room}; the weights alone need {gib(needs.gpu_weight_bytes)}"
         yield Finding(
-            Level.fail, "gpu memory", what, fix if held else "placement.shard=node, or more GPUs", "their work"
+            Level.fail, "gpu memory", what, fix if held else "placement.offload=host, or more GPUs", "their work"
         )
     elif gpu.free_bytes < needs.gpu_bytes:
         what = f"{room}; the predicted peak is {gib(needs.gpu_bytes)}"
         yield Finding(
-            Level.warn, "gpu memory", what, fix if held else "placement.shard=node, or a smaller video", "their work"
+            Level.warn, "gpu memory", what, fix if held else "placement.offload=host, or a smaller video", "their work"
         )
     elif held:
         yield Finding(Level.warn, "gpu memory", f"{room}: the run shares its time", fix, "their work")

@@ -142,7 +142,8 @@ def vae_problems(cfg: VaeConfig) -> Iterator[str]:
         yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {SPACE} pixels a latent"
     if odd := sorted({w for w in widths if w % groups}):
         yield f"model.vae.block_out_channels={widths}: {odd} are not multiples of norm_num_groups={groups}"
-    yield from (f"model.vae.tile_px={cfg.tile_px}: {line}" for line in tile_problems(tiles_of(cfg)))
+    given = f"model.vae.tile_px={cfg.tile_px}" + (f", tile_frames={cfg.tile_frames}" if cfg.tile_frames else "")
+    yield from (f"{given}: {line}" for line in tile_problems(tiles_of(cfg)))
 
 
 def joint_problems(model: ModelConfig) -> Iterator[str]:

@@ -62,10 +62,15 @@ class TileGrid:
 
 
 def tiles_of(cfg: VaeConfig) -> Tiles:
-    """What Open-Sora 2.0 infers with: tiles in space, none in time."""
-    if cfg.tile_px is None:
-        return UNTILED
-    return Tiles(sample_px=cfg.tile_px, latent=cfg.tile_px // SPACE, overlap=cfg.tile_overlap)
+    """What Open-Sora 2.0 infers with: tiles in space, and none in time unless they are asked for."""
+    px, frames = cfg.tile_px, cfg.tile_frames
+    return Tiles(
+        sample_px=px,
+        latent=None if px is None else px // SPACE,
+        sample_frames=frames,
+        latent_frames=None if frames is None else frames // TIME,
+        overlap=cfg.tile_overlap,
+    )
 
 
 def tile_problems(tiles: Tiles) -> list[str]:

@@ -37,12 +37,13 @@ def spread_tiles(
     """A `run_tiles(tiles, compute)` that deals the tiles over the axis.
 
     On its first rank it gives the outputs in order, as they arrive: they are taken before any other collective.
-    Elsewhere it gives None. Every rank computes its own before any is
-    sent, so none waits for another's tile. All outputs agree in dtype and in what stands before their
-    `tile.out_shape`.
+    Elsewhere it gives None. Every rank computes its own before any is sent, so none waits for another's tile; alone
+    it computes one when it is asked for. All outputs agree in dtype and in what stands before their `tile.out_shape`.
     """
 
     def run(tiles: Sequence[T], compute: Callable[[T], Tensor]) -> Iterable[Tensor] | None:
+        if axis.size == 1:
+            return (compute(tile) for tile in tiles)
         hands = deal([cost(tile) for tile in tiles], axis.size)
         own = {i: compute(tiles[i]) for i in hands[axis.index]}
         if axis.index == 0:

@@ -22,6 +22,7 @@ from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
 
 VAE_FLOPS_PER_PIXEL = 17.2e6  # of a decoded pixel and frame: 145 TFLOP for a tile of 129 x 256 x 256
+HOST_PRICE = 0.02  # of the time, that weights from host memory must save: they take its memory and its pins
 DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process
 
 
@@ -95,6 +96,10 @@ class Option:
         return self.layouts[-1][1]
 
     @property
+    def from_host(self) -> bool:
+        return self.placement.offload is Offload.host
+
+    @property
     def fits(self) -> bool:
         return self.memory.peak <= self.limit_bytes
 
@@ -103,7 +108,7 @@ def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
     """Layouts that fit first, then by time. A tie goes to more guidance ranks, then to fewer ring hops.
 
     The weights are placed as asked. What is left open is replicated where that fits, else the way that takes least
-    time; where no way fits, it is the one that needs least memory.
+    time, host memory only where it saves some; where no way fits, it is the one that needs least memory.
     """
     found = list[tuple[Option, ...]]()
     for placement in placements(work.placement, work.fit, work.ranks, work.gpus_per_node):
@@ -112,7 +117,7 @@ def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
             break  # nothing is faster than weights that stay
     fitting = [ways for ways in found if ways and ways[0].fits]
     if fitting:
-        return min(fitting, key=lambda ways: ways[0].phases.making)
+        return min(fitting, key=lambda ways: ways[0].phases.making * (1 + HOST_PRICE * ways[0].from_host))
     return min(found, key=lambda ways: min((o.memory.peak for o in ways), default=math.inf))
 
 

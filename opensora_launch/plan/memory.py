@@ -32,26 +32,31 @@ FP8_BYTES = 1.002  # of a weight: the scales of the rows are the rest
 
 @dataclass(frozen=True)
 class VideoSize:
-    """What the VAE makes; `tile_px` None: in one piece."""
+    """What the VAE makes; `tile_px` None: in one piece, `tile_frames` None: all frames of a tile at once."""
 
     width_px: int
     height_px: int
     num_frames: int
     tile_px: int | None
+    tile_frames: int | None = None
 
     @property
     def tiles(self) -> int:
         """Open-Sora's grid: a tile every three quarters of its size (autoencoder_kl_causal_3d.py)."""
+        in_time = 1
+        if self.tile_frames is not None and self.num_frames > self.tile_frames:
+            in_time = math.ceil((self.num_frames - 1) / (self.tile_frames * 3 // 4))
         if self.tile_px is None or max(self.width_px, self.height_px) <= self.tile_px:
-            return 1
+            return in_time
         stride = self.tile_px * 3 // 4
-        return math.ceil(self.width_px / stride) * math.ceil(self.height_px / stride)
+        return math.ceil(self.width_px / stride) * math.ceil(self.height_px / stride) * in_time
 
     @property
     def tile_pixels(self) -> int:
-        """Of the largest tile, over all frames."""
+        """Of the largest tile, over all of its frames; one more than asked of those that are cut in time."""
         most = self.tile_px or max(self.width_px, self.height_px)
-        return min(self.width_px, most) * min(self.height_px, most) * self.num_frames
+        frames = min(self.num_frames, self.tile_frames + 1) if self.tile_frames else self.num_frames
+        return min(self.width_px, most) * min(self.height_px, most) * frames
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,11 @@ def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: 
 
 
 def in_words(placement: Placement) -> str:
-    kinds = {Shard.none: "replicated weights", Shard.node: "weights spread over a node", Shard.all: "spread weights"}
-    said = kinds[placement.shard] + (" in host memory" if placement.offload is Offload.host else "")
-    said += f", {placement.resident_blocks} blocks resident" if placement.resident_blocks else ""
+    in_host, count = placement.offload is Offload.host, placement.resident_blocks
+    where = {Shard.none: "", Shard.node: " spread over a node", Shard.all: " spread over all ranks"}[placement.shard]
+    said = f"weights{where}" if where or in_host else "replicated weights"
+    said += (", in host memory" if where else " in host memory") if in_host else ""
+    said += f", {count} block{'s' * (count > 1)} resident" if count else ""
     said += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
     return said + (", a row at a time" if placement.rows_at_once == 1 else "")
 

@@ -5,6 +5,7 @@ The plan is written to plan.json, and that file is the only thing workers read.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 from opensora_launch.config import (
@@ -13,10 +14,12 @@ from opensora_launch.config import (
     LayoutConfig,
     MmditConfig,
     ModelConfig,
+    NumericsConfig,
     PlacementConfig,
     Precision,
     RunConfig,
     SamplingConfig,
+    Storage,
 )
 from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.plan.choose import Option, Work, options, steps_of
@@ -72,6 +75,7 @@ class Plan:
     threads_per_rank: int
     timeout_s: float
     precision: str
+    numerics: NumericsConfig
     attention: str
     profile: bool
     checkpoint_every_steps: int  # of denoising; 0 never
@@ -90,6 +94,16 @@ class Plan:
     @property
     def dp(self) -> int:
         return self.layouts[0][1].dp
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """What was asked for and changes the video by more than rounding: named wherever the run is told of."""
+        asked = {
+            "placement.storage=fp8": self.placement.storage is Storage.fp8,
+            "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
+            "model.vae.tile_frames": self.model.vae.tile_frames is not None,
+        }
+        return tuple(name for name, true in asked.items() if true)
 
     @property
     def batches(self) -> tuple[tuple[VideoRequest, ...], ...]:
@@ -122,12 +136,24 @@ def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoReque
 
 def rows_per_step(video: VideoRequest, latent_frames: int, prune: bool) -> tuple[int, ...]:
     """Row-forwards of each step of one video, as far as the request itself shows which rows are equal."""
-    equal = equal_branches(
-        text_equals_negative=video.text == video.negative, has_condition=video.cond_type != "t2v" and latent_frames > 1
+    return _rows_per_step(
+        video.guidance,
+        video.text == video.negative,
+        video.cond_type != "t2v" and latent_frames > 1,
+        latent_frames,
+        prune,
     )
+
+
+@lru_cache(maxsize=64)
+def _rows_per_step(
+    guidance: Guidance, text_equals_negative: bool, has_condition: bool, latent_frames: int, prune: bool
+) -> tuple[int, ...]:
+    """Kept: the videos of a run are mostly alike in this."""
+    equal = equal_branches(text_equals_negative=text_equals_negative, has_condition=has_condition)
     return tuple(
-        len(needed_rows(video.guidance, step, latent_frames, equal_to=equal, prune=prune))
-        for step in range(video.guidance.num_steps)
+        len(needed_rows(guidance, step, latent_frames, equal_to=equal, prune=prune))
+        for step in range(guidance.num_steps)
     )
 
 
@@ -159,6 +185,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         threads_per_rank=threads or max(1, machine.cpus_per_node // machine.gpus_per_node),
         timeout_s=run.launcher.timeout_s,
         precision=precision,
+        numerics=run.numerics,
         attention=run.attention.value,
         profile=run.profile,
         checkpoint_every_steps=_checkpoint_every(run.launcher),
@@ -239,7 +266,9 @@ def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[
     return Work(
         net=network_of(run.model.mmdit, shape.text_tokens, run.model.name),
         shape=Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
-        video=VideoSize(shape.width_px, shape.height_px, shape.num_frames, run.model.vae.tile_px),
+        video=VideoSize(
+            shape.width_px, shape.height_px, shape.num_frames, run.model.vae.tile_px, run.model.vae.tile_frames
+        ),
         steps=_steps(groups, shape, run),
         batches=len(groups),
         videos=len(videos),

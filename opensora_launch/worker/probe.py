@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensora_launch.config import NumericsConfig
 from opensora_launch.errors import UserError
 from opensora_launch.parallel.mesh import Axis, build_meshes
 from opensora_launch.plan.probe import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     start.open_log(folder / f"rank{me.rank}.log")
     try:
         spec = ProbeSpec.from_dict(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
-        start.set_numerics(spec.threads_per_rank)
+        start.set_numerics(spec.threads_per_rank, NumericsConfig())
         device = start.pick_device(spec.device, me)
         start.join(me)
         result = probe(spec, me, device)

@@ -128,7 +128,7 @@ def settle(
     plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float], *, more: Sequence[Layout] = ()
 ) -> Site:
     """Device, kernel, telemetry and meshes of this rank, for the plan's layouts and some more."""
-    start.set_numerics(plan.threads_per_rank)
+    start.set_numerics(plan.threads_per_rank, plan.numerics)
     device = start.pick_device(plan.machine.device, me)
     kernel = choose_attention(
         plan.attention,

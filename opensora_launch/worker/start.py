@@ -17,6 +17,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from opensora_launch.config import NumericsConfig
 from opensora_launch.errors import UserError
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat, read_heartbeats
@@ -151,13 +152,15 @@ def record_early(attempt: Path, error: Exception, env: Mapping[str, str]) -> Non
     record_failure(attempt, failure)
 
 
-def set_numerics(threads: int) -> None:
-    """Same inputs, same bits: fixed thread count, no kernels picked by timing them, TF32 off."""
+def set_numerics(threads: int, numerics: NumericsConfig) -> None:
+    """Same inputs, same bits: fixed thread count, no kernels picked by timing them, products as they are said."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
+    torch.backends.cudnn.allow_tf32 = numerics.tf32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = numerics.reduced_sums
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = numerics.reduced_sums
     torch.set_grad_enabled(False)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensora_launch.config import NumericsConfig
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.vae import assemble
 from opensora_launch.parallel.attention import Kernel
@@ -37,7 +38,7 @@ BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 
 
 def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> None:
     """Write verify.jsonl, a line per compared tensor, from the first rank."""
-    start.set_numerics(spec.threads_per_rank)
+    start.set_numerics(spec.threads_per_rank, NumericsConfig())
     device = start.pick_device(spec.machine.device, me)
     beat.watch(spec.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
     lines: list[VerifyLine] = []

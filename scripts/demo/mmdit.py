@@ -41,7 +41,7 @@ MMDIT_CONFIG: dict[str, Any] = {
     "patch_size": PATCH,
 }
 CLIPS_PER_COMBINATION = 60
-SCHEDULE = Schedule(steps=5000, batch=32, peak_rate=1.3e-3, warmup=150)
+SCHEDULE = Schedule(steps=8000, batch=32, peak_rate=1.3e-3, warmup=150)
 MATRIX_RATE = 0.012
 AVERAGE = 0.995
 DROP_TEXT = 0.12

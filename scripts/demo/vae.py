@@ -25,14 +25,25 @@ STAGES = {  # frames, side in pixels of the part that is cut out around the shap
     "vae_images": (1, 64, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
     "vae_5_frames": (5, 32, Schedule(steps=350, batch=16, peak_rate=2e-3)),
     "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
-    "vae_17_frames_whole": (17, 64, Schedule(steps=450, batch=4, peak_rate=1e-3)),
+    "vae_17_frames_whole": (17, 64, Schedule(steps=800, batch=4, peak_rate=1e-3)),
 }
 DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder stands still, so latents stay what they are
-DECODER_NOISE = 0.06  # deviation of the noise on the latents (theirs is 2): generated ones are a little off too
 KL_WEIGHT = 1e-4
+BALANCE_WEIGHT = 0.03  # see imbalance()
+LATENT_NOISE = 0.1  # deviation of the noise on all latents in training: neighbours of a latent must decode alike
 SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
 SHAPE_WEIGHT = 4.0  # a pixel of the moving shape counts 1 + this, against 1 for the background
 LEAST_JUDGED_RIGHT = 0.98
+
+
+def _error_weights() -> dict[str, float]:
+    """Colour -> weight of a clip's error, 1 on average: the inverse of the colour's contrast to the background."""
+    back = clips.pixels(clips.BACKGROUND)
+    inverse = {name: 1 / float((clips.pixels(rgb) - back).norm()) for name, rgb in clips.COLOURS.items()}
+    return {name: value * len(inverse) / sum(inverse.values()) for name, value in inverse.items()}
+
+
+ERROR_WEIGHTS = _error_weights()
 
 
 @dataclass(frozen=True)
@@ -55,39 +66,51 @@ def build_vae() -> AutoencoderKLHunyuanVideo:
     return vae.bfloat16()
 
 
-def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clips [B, 3, frames, side, side] from anywhere in time, cut out at random where the shape is, and coverage."""
+@dataclass(frozen=True)
+class Batch:
+    """Clips [B, 3, T, H, W], the shapes' coverage [B, 1, T, H, W], and how much each clip's error counts [B]."""
+
+    clip: Tensor
+    cover: Tensor
+    weight: Tensor
+
+
+def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -> Batch:
+    """Clips of `frames` frames from anywhere in time, side x side pixels cut out at random where the shape is."""
     combos = clips.pick(clips.TRAINED, count, generator)
+    weight = torch.tensor([ERROR_WEIGHTS[c.colour] for c in combos])
     first = int(torch.randint(clips.FRAMES - frames + 1, (1,), generator=generator))
     paths = clips.draw_paths(combos, generator)
     clip, cover = clips.render(combos, paths, range(first, first + frames))
     if side == clips.SIDE:
-        return clip, cover
+        return Batch(clip, cover, weight)
     middle = paths.start + paths.step * (first + frames / 2)
     shift = (torch.rand(count, 2, generator=generator) - 0.5) * side
     corner = (middle + shift - side / 2).round().long().clamp(0, clips.SIDE - side).tolist()
     both = torch.cat([clip, cover], dim=1)
     cut = torch.stack([b[..., y : y + side, x : x + side] for b, (x, y) in zip(both, corner, strict=True)])
-    return cut[:, :3], cut[:, 3:]
+    return Batch(cut[:, :3], cut[:, 3:], weight)
 
 
 def batch_loss(
     vae: AutoencoderKLHunyuanVideo, frames: int, side: int, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Reconstruction of freshly drawn clips plus the KL term."""
-    clip, cover = draw_batch(frames, side, count, generator)
-    posterior = vae.encode(clip.bfloat16()).latent_dist
+    batch = draw_batch(frames, side, count, generator)
+    posterior = vae.encode(batch.clip.bfloat16()).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     noise = torch.randn(mean.shape, generator=generator)
-    latent = mean + (0.5 * logvar).exp() * noise
+    latent = mean + ((0.5 * logvar).exp() + LATENT_NOISE) * noise
     if frames == clips.FRAMES:
-        latent = swap_ends(vae, latent, clip, generator)
-    rebuilt, mse = rebuild(vae, latent, clip, cover)
+        latent = swap_ends(vae, latent, batch.clip, generator)
+    rebuilt, mse = rebuild(vae, latent, batch)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    uneven = imbalance(vae, mean, batch)
     return {
-        "loss": rebuilt + KL_WEIGHT * kl,
+        "loss": rebuilt + KL_WEIGHT * kl + BALANCE_WEIGHT * uneven,
         "rebuilt": rebuilt.detach(),
         "kl": kl.detach(),
+        "imbalance": uneven.detach(),
         "mse": mse,
         "posterior_std": (0.5 * logvar).exp().mean().detach(),
         "latent_std": mean.std().detach(),
@@ -96,19 +119,33 @@ def batch_loss(
 
 def decoder_loss(vae: AutoencoderKLHunyuanVideo, count: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Reconstruction from slightly noisy latents of whole clips, with ends from frames encoded alone mixed in."""
-    clip, cover = draw_batch(clips.FRAMES, clips.SIDE, count, generator)
+    batch = draw_batch(clips.FRAMES, clips.SIDE, count, generator)
     with torch.no_grad():
-        latent = swap_ends(vae, vae.encode(clip.bfloat16()).latent_dist.mean.float(), clip, generator)
-    latent = latent + DECODER_NOISE * torch.randn(latent.shape, generator=generator)
-    rebuilt, mse = rebuild(vae, latent, clip, cover)
+        latent = swap_ends(vae, vae.encode(batch.clip.bfloat16()).latent_dist.mean.float(), batch.clip, generator)
+    latent = latent + LATENT_NOISE * torch.randn(latent.shape, generator=generator)
+    rebuilt, mse = rebuild(vae, latent, batch)
     return {"loss": rebuilt, "mse": mse}
 
 
-def rebuild(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, cover: Tensor) -> tuple[Tensor, Tensor]:
+def imbalance(vae: AutoencoderKLHunyuanVideo, mean: Tensor, batch: Batch) -> Tensor:
+    """Variance over the clips of the log energy by which latents `mean` [B, C, t, h, w] leave the empty background's.
+
+    Energy is taken a covered pixel. Left alone, an encoder gives each colour latents as large as its contrast: white's
+    energy was fifteen times blue's, and generation, which minimises a mean square, lost blue's outlines.
+    """
+    blank = clips.pixels(clips.BACKGROUND)[None, :, None, None, None].expand(1, *batch.clip.shape[1:])
+    with torch.no_grad():
+        empty = vae.encode(blank.bfloat16()).latent_dist.mean.float()
+    energy = (mean - empty).square().mean((1, 2, 3, 4)) / batch.cover.mean((1, 2, 3, 4)).clamp(min=0.01)
+    variance: Tensor = energy.log().var()
+    return variance
+
+
+def rebuild(vae: AutoencoderKLHunyuanVideo, latent: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """The weighted reconstruction error to minimise, and the plain mean square."""
-    error = vae.decode(latent.bfloat16()).sample.float() - clip
-    touched = torch.nn.functional.max_pool3d(cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
-    weight = 1 + SHAPE_WEIGHT * touched
+    error = vae.decode(latent.bfloat16()).sample.float() - batch.clip
+    touched = torch.nn.functional.max_pool3d(batch.cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
+    weight = batch.weight[:, None, None, None, None] * (1 + SHAPE_WEIGHT * touched)
     return (weight * (error.abs() + error.square())).mean() / weight.mean(), error.square().mean().detach()
 
 

@@ -196,7 +196,7 @@ def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
 def test_a_video_that_does_not_fit_is_a_finding(tmp_path: Path) -> None:
     env = build_stub(tmp_path / "nvml", "GPUS=1") | {"PYTHONPATH": str(ROOT)}
     env.pop("CUDA_VISIBLE_DEVICES")
-    argv = ["doctor", "--quick", "model=open_sora_v2", "video=768px", "topology=1gpu", "hardware=rtx4090"]
+    argv = ["doctor", "--quick", "model=open_sora_v2", "video=768px", "topology=1gpu", "hardware=rtx4090", "fit=strict"]
     done = subprocess.run([sys.executable, "-m", "opensora_launch.cli", *argv], env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("fail") and " plan " in line]

@@ -90,9 +90,10 @@ def test_cards_memory_first(capsys: pytest.CaptureFixture[str]) -> None:
     fits = [card["how"] == "fits" for card in cards]
     assert fits == sorted(fits, reverse=True)
     assert by_name["rtx4090"]["how"] == "placement.offload=host"
-    assert cards[-1]["card"] == "rtx3080"
-    assert "GiB" in cards[-1]["how"]
-    assert cards[-1]["seconds"] is None
+    assert all(card["seconds"] for card in cards), "every card makes it"
+    long = ask(capsys, "card", "video=256px", "video.num_frames=1201")["cards"]
+    assert "GiB" in long[-1]["how"]
+    assert long[-1]["seconds"] is None
     whole = [card["seconds"] for card in cards if card["how"] == "fits"]
     assert whole == sorted(whole)
     assert by_name["h100_sxm"]["seconds"] < by_name["rtx_a6000"]["seconds"]

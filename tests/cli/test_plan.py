@@ -51,19 +51,26 @@ def test_json_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_fits_nowhere_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = asked(capsys, "plan", "video=768px", "topology=1gpu", "hardware=rtx4090")
+    words = ["plan", "video=768px", "topology=1gpu", "hardware=rtx4090"]
+    code, out, _ = asked(capsys, *words, "fit=strict")
     assert code == 1
     assert (
-        "nothing fits: replicated weights: denoising needs 42.3 of 24.0 GiB on rtx4090; placement.offload=host" in out
+        "nothing fits: replicated weights: VAE needs 31.4 of 23.6 GiB on rtx4090; placement.offload=host fits in" in out
     )
+    code, out, _ = asked(capsys, *words)
+    assert code == 0
+    assert "24.0 GiB each; weights in host memory, " in out
+    assert "\nnot replicated weights: VAE needs 31.4 of 23.6 GiB\n" in out
 
 
 def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--prompt", "a", "model=open_sora_v2", "model.init=random", "video=768px", "topology=8gpu"]
-    code, _, err = asked(capsys, *words, "hardware=rtx4090", "dry_run=true")
+    code, _, err = asked(capsys, *words, "hardware=rtx4090", "fit=strict", "dry_run=true")
     assert code == 2
-    assert "placement.shard=node fits in 21.6 GiB" in err
-    assert asked(capsys, *words, "hardware=rtx4090", "placement.shard=node", "dry_run=true")[0] == 0
+    assert "placement.shard=node fits in 11.9 GiB" in err
+    code, out, _ = asked(capsys, *words, "hardware=rtx4090", "dry_run=true")
+    assert code == 0
+    assert "weights spread over a node" in out
 
 
 @pytest.mark.parametrize(

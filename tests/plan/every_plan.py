@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from opensora_launch.config import HardwareConfig, LayoutConfig, RunConfig, VideoConfig
-from opensora_launch.plan.choose import ways_to_fit
+from opensora_launch.config import HardwareConfig, RunConfig, VideoConfig
 from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.placement import in_words
 from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import short
@@ -18,25 +18,21 @@ FOLDER = Path(__file__).parents[2] / "configs" / "hardware"
 COUNTS = (1, 2, 3, 4, 8, 16, 32, 64)
 VIDEO = VideoRequest("0000_0", "rain", "rain.", "", (), "t2v", 42, Guidance(50, 7.5, 3.0, True, True, False))
 HEAD = """\
-GPUs, predicted seconds with the weights loaded, efficiency against one such GPU, peak GiB a GPU, where the weights are
-(replicated, where that fits), layout of the steps with 2 rows and with 1.
+GPUs, predicted seconds with the weights loaded, efficiency against one such GPU of unlimited memory, peak GiB a GPU,
+where the weights are (replicated, where that fits), layout of the steps with 2 rows and with 1.
 Open-Sora 2.0, one text-to-video of 129 frames, 50 steps; nodes of 8 GPUs.
 """
 
 
 def line_of(card: HardwareConfig, gpus: int, size: str) -> str:
     machine = Machine("cuda", math.ceil(gpus / 8), min(gpus, 8), 16)
-    work, found = predict(RunConfig(video=VideoConfig(size), hardware=card), machine, [VIDEO])
-    way = "replicated"
-    if not found[0].fits:
-        found = ways_to_fit(work, LayoutConfig())
-        if not found:
-            return f"{gpus:>4}  does not fit"
-        way = f"shard={found[0].placement.shard.value} offload={found[0].placement.offload.value}"
+    _, found = predict(RunConfig(video=VideoConfig(size), hardware=card), machine, [VIDEO])
     best = found[0]
+    if not best.fits:
+        return f"{gpus:>4}  does not fit"
     layouts = ", ".join(short(layout) for _, layout in reversed(best.layouts))
     numbers = f"{best.phases.making:>8.1f} s  {best.efficiency:>6.1%}  {best.memory.peak / GIB:>5.1f} GiB"
-    return f"{gpus:>4}  {numbers}  {way:<24}  {layouts}"
+    return f"{gpus:>4}  {numbers}  {in_words(best.placement):<44}  {layouts}"
 
 
 def main() -> None:

@@ -13,12 +13,14 @@ import yaml
 
 from opensora_launch.cards import HardwareConfig, slowest
 from opensora_launch.config import (
+    Fit,
     LayoutConfig,
     Offload,
     PlacementConfig,
     RunConfig,
     SamplingConfig,
     Shard,
+    Storage,
     TopologyConfig,
     VideoConfig,
 )
@@ -27,6 +29,7 @@ from opensora_launch.plan.choose import Option, Work, options, waterfall, ways_t
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.layout import Layout, all_layouts
 from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import plan_text
@@ -78,31 +81,92 @@ def test_what_is_chosen_fits_and_what_fits_is_not_refused() -> None:
                 layouts = make_plan(run, machine(gpus), videos(), "0").layouts
                 assert found[0].fits
                 assert layouts == found[0].layouts
-                assert found[0].memory.peak <= card(name).memory_gib * GIB
+                assert found[0].memory.peak <= 0.985 * card(name).memory_gib * GIB
                 assert fit_problems(work, LayoutConfig(), found) == []
             else:
                 with pytest.raises(UserError, match="does not fit in GPU memory"):
                     make_plan(run, machine(gpus), videos(), "0")
 
 
+def test_the_weights_are_placed_so_that_the_run_fits() -> None:
+    """Replicated where that fits, else the fastest way that does; a card of 10 GB makes the large video."""
+    assert planned("h100_sxm", 8)[1][0].placement == Placement()
+    two = planned("rtx4090", 2)[1][0]
+    assert (two.placement, two.fits) == (Placement(Shard.node), True)
+    one = planned("rtx4090", 1)[1][0]
+    assert (one.placement.shard, one.placement.offload) == (Shard.none, Offload.host)
+    assert 0 < one.placement.resident_blocks < 57
+    small = planned("rtx3080", 1)[1][0]
+    assert small.fits
+    assert small.placement.resident_blocks < one.placement.resident_blocks
+    run = run_of("rtx4090")
+    plan = make_plan(run, machine(2), videos(), "0")
+    assert (plan.placement, plan.smaller) == (Placement(Shard.node), Placement(Shard.none, Offload.host))
+
+
+def test_as_many_blocks_stay_as_there_is_room_for() -> None:
+    for name in ("rtx3080", "rtx4080", "rtx4090"):
+        best = planned(name, 1)[1][0]
+        stay = best.placement.resident_blocks
+        more = PlacementConfig(Shard.none, Offload.host, stay + 1, 0)
+        fixed = planned(name, 1, placement=PlacementConfig(Shard.none, Offload.host, stay, 0))[1][0]
+        assert fixed == best
+        assert not planned(name, 1, placement=more)[1][0].fits
+
+
+def test_what_is_asked_of_the_placement_stays() -> None:
+    run = run_of("h100_sxm", placement=PlacementConfig(offload=Offload.host, rows_at_once=1))
+    chosen = predict(run, machine(2), videos())[1][0].placement
+    assert (chosen.offload, chosen.rows_at_once) == (Offload.host, 1)
+    fp8 = planned("rtx4080", 1, placement=PlacementConfig(storage=Storage.fp8))[1][0]
+    full = planned("rtx4080", 1)[1][0]
+    assert fp8.placement.storage is Storage.fp8
+    assert fp8.placement.resident_blocks > full.placement.resident_blocks
+    with pytest.raises(UserError, match=r"placement.resident_blocks=2 needs placement.offload=host"):
+        make_plan(run_of("l20", placement=PlacementConfig(None, Offload.none, 2)), machine(1), videos(), "0")
+
+
+def test_short_videos_are_made_several_at_once() -> None:
+    """Where the CPU's time to start kernels, or copies of weights, are much of a step. Long ones gain nothing."""
+    short = VideoConfig("256px", num_frames=1)
+
+    def run(**more: Any) -> RunConfig:
+        made = run_of("h100_sxm", **more)
+        made.video = short
+        return made
+
+    work, (best, *_) = predict(run(), machine(1), videos(8))
+    one = predict(run(sampling=SamplingConfig(batch_size=1)), machine(1), videos(8))[1][0]
+    assert work.batches in (1, 2, 4)
+    assert best.fits
+    assert best.phases.making < 0.98 * one.phases.making
+    plan = make_plan(run(), machine(1), videos(8), "0")
+    assert plan.sampling.batch_size == 8 // work.batches
+    assert len(plan.batches) == work.batches
+    assert make_plan(run_of("h100_sxm"), machine(1), videos(8), "0").sampling.batch_size == 1
+
+
 def test_the_refusal_says_what_would_fit() -> None:
     with pytest.raises(UserError) as e:
-        make_plan(run_of("rtx4090"), machine(8), videos(), "0")
+        make_plan(run_of("rtx4090", fit=Fit.strict), machine(8), videos(), "0")
     (line,) = e.value.problems
-    assert line.startswith("replicated weights: VAE needs 40.0 of 24.0 GiB on rtx4090; placement.shard=node fits in ")
-    spread = run_of("rtx4090", placement=PlacementConfig(Shard.node))
-    assert make_plan(spread, machine(8), videos(), "0").placement.shard is Shard.node
-    work, found = planned("rtx3080", 1)
+    assert line.startswith("replicated weights: VAE needs 31.5 of 23.6 GiB on rtx4090; placement.shard=node fits in ")
+    small = run_of("rtx3080")
+    small.hardware.memory_gib = 6.0
+    work, found = predict(small, machine(1), videos())
     assert not ways_to_fit(work, LayoutConfig())
     (line,) = fit_problems(work, LayoutConfig(), found)
-    assert line.endswith("even in host memory and spread, denoising needs 21.1 GiB: use a larger card")
+    assert line.startswith("weights in host memory: VAE needs 8.9 of 5.9 GiB on rtx3080; video.num_frames=")
 
 
 def test_what_is_offered_as_a_remedy_does_fit() -> None:
-    for name, gpus in (("rtx4090", 1), ("rtx4090", 4), ("rtx5090", 2), ("a100_40gb_sxm", 1)):
-        work, _ = planned(name, gpus)
-        for option in ways_to_fit(work, LayoutConfig()):
-            again = predict(run_of(name, placement=option.placement), machine(gpus), videos())[1][0]
+    for name, gpus in (("rtx4090", 1), ("rtx4090", 4), ("rtx5090", 1), ("rtx4080", 2)):
+        work, _ = planned(name, gpus, fit=Fit.strict)
+        ways = ways_to_fit(work, LayoutConfig())
+        assert ways
+        for option in ways:
+            asked = PlacementConfig(**vars(option.placement))
+            again = predict(run_of(name, placement=asked, fit=Fit.strict), machine(gpus), videos())[1][0]
             assert again.fits
             assert again.phases == option.phases
 
@@ -177,9 +241,10 @@ def test_rows_decide_the_work() -> None:
 
 
 def test_offload_and_shards_cost_time() -> None:
-    for placement in (PlacementConfig(Shard.node), PlacementConfig(Shard.none, Offload.host)):
+    whole = planned("rtx4090", 4, "256px", placement=PlacementConfig(Shard.none, Offload.none))[1][0]
+    for placement in (PlacementConfig(Shard.node), PlacementConfig(Shard.none, Offload.host, 0)):
         small = planned("rtx4090", 4, "256px", placement=placement)[1][0]
-        assert small.phases.gather > planned("rtx4090", 4, "256px")[1][0].phases.gather
+        assert small.phases.gather > whole.phases.gather
 
 
 def test_plans_of_every_card(request: pytest.FixtureRequest) -> None:
