@@ -23,7 +23,8 @@ from opensora_launch.telemetry.heartbeat import read_heartbeats
 # What may differ from the run's config: where and how the videos are made, not which.
 FREE = (
     "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "dry_run", "follow", "runs_dir",
-    "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows",
+    "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows", "fit",
+    "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
 FRESH_S = 10.0  # twenty heartbeats
 OF_THE_RUN = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun", "--config-dir")

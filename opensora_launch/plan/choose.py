@@ -228,19 +228,23 @@ class _Predictor:
         block = blocks_bytes(work.net, work.element_bytes) / work.net.blocks * FRAGMENTS
         block *= FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0
         room = max(0.0, self.limit - max(memory.denoise, memory.decode)) // block
-        return replace(placement, resident_blocks=min(work.net.blocks, int(room)))
+        for stay in range(min(work.net.blocks, int(room)), 0, -1):  # blocks differ, so the first may be too many
+            filled = replace(placement, resident_blocks=stay)
+            if self._memory(layouts, filled).peak <= self.limit:
+                return filled
+        return placement
 
     def _memory(self, layouts: tuple[tuple[int, Layout], ...], placement: Placement) -> Memory:
-        """Of the step that needs most."""
+        """Of the steps that need most."""
         work = self.work
-        each = (
+        each = [
             memory_of(
                 work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
                 placement=placement, element_bytes=work.element_bytes,
             )
             for rows, layout in layouts
-        )  # fmt: skip
-        return max(each, key=lambda memory: memory.peak)
+        ]  # fmt: skip
+        return Memory(**{name: max(getattr(memory, name) for memory in each) for name in vars(each[0])})
 
     def _phases(self, layouts: tuple[tuple[int, Layout], ...], memory: Memory, placement: Placement) -> Phases:
         work, by_rows = self.work, dict(layouts)

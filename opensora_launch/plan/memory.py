@@ -11,7 +11,7 @@ from opensora_launch.config import Offload, Shard, Storage
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
-from opensora_launch.plan.placement import Placement
+from opensora_launch.plan.placement import Placement, staying
 
 GIB = 2.0**30
 USABLE = (
@@ -150,12 +150,13 @@ def resident_weights(
     fp8, offloaded = placement.storage is Storage.fp8, placement.offload is Offload.host
     packed = FP8_BYTES / element_bytes if fp8 else 1.0
     shared_by = _shared_by(placement, layout, gpus_per_node)
-    resident = placement.resident_blocks / net.blocks
+    sizes = block_sizes(net, element_bytes)
+    stay = sum(size for size, stays in zip(sizes, staying(net.blocks, placement), strict=True) if stays)
     largest = block_weight_bytes(net, element_bytes)
     coming = 2 * largest * packed if offloaded or shared_by > 1 else 0.0
     staging = coming / shared_by if offloaded and shared_by > 1 else 0.0
-    shares = 0.0 if offloaded else blocks * packed * (1 - resident) / shared_by
-    return Weights(ends + blocks * resident * packed + shares, coming + staging + (largest if fp8 else 0.0))
+    shares = 0.0 if offloaded else (blocks - stay) * packed / shared_by
+    return Weights(ends + stay * packed + shares, coming + staging + (largest if fp8 else 0.0))
 
 
 def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
@@ -173,23 +174,29 @@ def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Pla
     host = float(gpus_per_node * RANK_HOST_BYTES)
     if placement.offload is Offload.host:
         packed = FP8_BYTES / element_bytes if placement.storage is Storage.fp8 else 1.0
-        away = 1 - placement.resident_blocks / net.blocks
+        sizes = zip(block_sizes(net, element_bytes), staying(net.blocks, placement), strict=True)
         groups = max(1.0, gpus_per_node / (layout.cfg * layout.sequence))
-        host += blocks_bytes(net, element_bytes) * packed * away * groups
+        host += sum(size for size, stays in sizes if not stays) * packed * groups
     return host
 
 
 def blocks_bytes(net: Network, element_bytes: float) -> float:
     """Of all blocks together: what can be sharded or offloaded. The ends are a hundredth of it."""
-    return min(weight_bytes(net, element_bytes), _mean_block(net) * net.blocks * element_bytes)
+    return sum(block_sizes(net, element_bytes))
 
 
-def _mean_block(net: Network) -> float:
+def block_sizes(net: Network, element_bytes: float) -> list[float]:
+    """Bytes of each block in the order of use: those with weights of their own for the text come first.
+
+    Scaled down where a model was published with fewer parameters than its blocks would have.
+    """
     matrices = 4 * net.hidden * net.attention_width + net.feed_forward_matrices * net.hidden * net.feed_forward
-    if not net.joint_blocks:
-        return float(matrices)
-    doubles = net.two_streams / net.blocks
-    return matrices * (1 + doubles) + (12 * doubles + 3 * (1 - doubles)) * net.hidden**2
+    double, single = 2.0 * matrices + 12 * net.hidden**2, float(matrices + 3 * net.hidden**2)
+    sizes = [double] * net.two_streams + [single if net.joint_blocks else float(matrices)] * (
+        net.blocks - net.two_streams
+    )
+    scale = min(1.0, weight_bytes(net, 1) / sum(sizes)) * element_bytes
+    return [size * scale for size in sizes]
 
 
 def _shared_by(placement: Placement, layout: Layout, gpus_per_node: int) -> int:

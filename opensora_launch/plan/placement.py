@@ -43,6 +43,14 @@ def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int)
     )
 
 
+def staying(blocks: int, placement: Placement) -> list[bool]:
+    """Which blocks are whole on the device: those that stay, evenly among those that come and go."""
+    if placement.offload is Offload.none:
+        return [placement.shard is Shard.none] * blocks
+    resident = min(placement.resident_blocks, blocks)
+    return [(i + 1) * resident // blocks > i * resident // blocks for i in range(blocks)]
+
+
 def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: int, per_node: int) -> Placement | None:
     """What to go on with where memory has run out; None where nothing that may change needs less."""
     if placement.resident_blocks and asked.resident_blocks is None and fit is Fit.auto:

@@ -121,5 +121,5 @@ def fingerprint(plan: Plan, videos: Sequence[VideoRequest]) -> str:
     """Of all that decides which videos these are; not of the ranks, the layout and the files' places."""
     sampling = {k: v for k, v in asdict(plan.sampling).items() if k not in FREE_SAMPLING}
     model = {k: v for k, v in asdict(plan.model).items() if k not in FREE_MODEL}
-    facts = [[asdict(v) for v in videos], asdict(plan.geometry), sampling, model, plan.precision]
+    facts = [[asdict(v) for v in videos], asdict(plan.geometry), sampling, model, plan.precision, plan.approximate]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

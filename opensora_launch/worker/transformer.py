@@ -27,7 +27,7 @@ from opensora_launch.model.weights import random_tensor, random_tensors, read_te
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.packing import Packing, ReadRange
 from opensora_launch.parallel.placement import Placed, StreamedBlocks, gather_flat
-from opensora_launch.plan.placement import Placement
+from opensora_launch.plan.placement import Placement, staying
 
 SHM = Path("/dev/shm")
 Tick = Callable[[int], None]  # gets bytes that were read
@@ -138,14 +138,6 @@ def load_transformer(source: Source, placement: Placement, axes: tuple[Axis, Axi
             block.load_state_dict(packings[prefix].views(shares[prefix]), assign=True)
     module.requires_grad_(False).eval()
     return Transformer(module, store)
-
-
-def staying(blocks: int, placement: Placement) -> list[bool]:
-    """Which blocks are whole on the device: those that stay, evenly among those that come and go."""
-    if placement.offload is Offload.none:
-        return [placement.shard is Shard.none] * blocks
-    resident = min(placement.resident_blocks, blocks)
-    return [(i + 1) * resident // blocks > i * resident // blocks for i in range(blocks)]
 
 
 def blocks_of(module: MMDiT) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """Peaks of live bytes of real forwards on one rank of many, as JSON. A process of its own: shape checks hold tensors.
 
-The only argument is a list of cases as JSON: rows, dtype, layout, mlp_ratio, at_once.
+The only argument is JSON: `forward`, cases of rows, dtype, layout, mlp_ratio and at_once; `placed`, cases of placement
+and ranks.
 """
 
 import json
@@ -17,13 +18,16 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_launch.config import MmditConfig, VaeConfig
+from opensora_launch.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.parallel.attention import sharded_attention
-from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.mesh import Axis, build_meshes
+from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.placement import Placement
+from opensora_launch.worker.transformer import Source, load_transformer
 
 TOKENS, TEXT = 2048, 8  # of all ranks; the first rank holds all of the text
 
@@ -87,6 +91,33 @@ def forward_peak(case: dict[str, Any]) -> int:
     return int(live.peak)
 
 
+def placed_peak(case: dict[str, Any]) -> int:
+    """Bytes on the device of a forward on one of `ranks` ranks: weights that stay, buffers, and activations at their
+    peak. What waits in host memory is not counted.
+    """
+    cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8, axes_dim=[4, 2, 2])
+    placement, ranks, rows = decode(Placement, case["placement"]), case["ranks"], 1
+    mmdit.TOKENS_AT_ONCE = 512
+    axis = Axis("weights", tuple(range(ranks)), 0, dist.new_group(list(range(ranks))), lambda *_: nullcontext())
+    source = Source(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
+    loaded = load_transformer(source, placement, (axis, axis), lambda nbytes: None)
+    held = sum(p.numel() * p.element_size() for p in loaded.module.parameters())
+    for x in loaded.blocks.placed if loaded.blocks else ():
+        held += x.share.numel() if x.resident or placement.offload is Offload.none else 0
+    inputs = {
+        "img": torch.zeros(rows, TOKENS - TEXT, cfg.in_channels),
+        "img_ids": torch.zeros(rows, TOKENS - TEXT, 3),
+        "txt": torch.zeros(rows, TEXT, cfg.context_in_dim, dtype=torch.bfloat16),
+        "txt_ids": torch.zeros(rows, TEXT, 3),
+        "timesteps": torch.zeros(rows),
+        "y_vec": torch.zeros(rows, cfg.vec_in_dim, dtype=torch.bfloat16),
+        "cond": torch.zeros(rows, TOKENS - TEXT, cfg.in_channels + 4, dtype=torch.bfloat16),
+    }
+    with torch.no_grad(), LiveBytes() as live:
+        loaded.module(**inputs, attend=lambda q, k, v: kernel(q, k, v)[0])
+    return held + int(live.peak)
+
+
 def decode_peak(side: int, frames: int) -> int:
     with torch.device("meta"):
         vae, latent = CausalVae(VaeConfig()).bfloat16(), torch.empty(1, 16, frames, side, side, dtype=torch.bfloat16)
@@ -99,4 +130,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     cases = json.loads(sys.argv[1])
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
-    print(json.dumps({"forward": [forward_peak(case) for case in cases], "decode": decode_peak(32, 33)}))
+    forward = [forward_peak(case) for case in cases["forward"]]
+    placed = [placed_peak(case) for case in cases["placed"]]
+    print(json.dumps({"forward": forward, "placed": placed, "decode": decode_peak(32, 33)}))

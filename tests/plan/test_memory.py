@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.config import MmditConfig, Offload, Shard, VaeConfig
+from opensora_launch.config import MmditConfig, Offload, Shard, Storage, VaeConfig
 from opensora_launch.model import causal_vae, mmdit
 from opensora_launch.model.tiles import decode_grid, tiles_of
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
@@ -25,6 +25,7 @@ from opensora_launch.plan.memory import (
     activation_bytes,
     blocks_bytes,
     memory_of,
+    resident_weights,
     tile_bytes,
 )
 from opensora_launch.plan.networks import OPEN_SORA_2, Shape, network_of
@@ -53,9 +54,28 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+PLACED: list[dict[str, Any]] = [
+    {"placement": vars(placement), "ranks": ranks}
+    for ranks, placement in (
+        (1, Placement()),
+        (4, Placement()),
+        (2, Placement(Shard.node)),
+        (4, Placement(Shard.node)),
+        (1, Placement(Shard.none, Offload.host)),
+        (1, Placement(Shard.none, Offload.host, 4)),
+        (4, Placement(Shard.none, Offload.host, 9)),
+        (4, Placement(Shard.node, Offload.host)),
+        (4, Placement(Shard.node, Offload.host, 5)),
+        (1, Placement(storage=Storage.fp8)),
+        (4, Placement(Shard.node, storage=Storage.fp8)),
+        (1, Placement(Shard.none, Offload.host, 4, storage=Storage.fp8)),
+    )
+]
+
+
 @cache
 def measured() -> dict[str, Any]:
-    argv = [sys.executable, str(Path(__file__).parent / "peaks.py"), json.dumps(CASES)]
+    argv = [sys.executable, str(Path(__file__).parent / "peaks.py"), json.dumps({"forward": CASES, "placed": PLACED})]
     done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -72,6 +92,20 @@ def test_activations_are_what_a_forward_holds(index: int) -> None:
     net, shape, layout = network_of(cfg, 8), Shape(1, 2040, 8), Layout(**case["layout"])
     found = activation_bytes(net, shape, layout, case["rows"], size, case["at_once"])
     assert found == pytest.approx(measured()["forward"][index], rel=0.05)
+
+
+@pytest.mark.parametrize("index", range(len(PLACED)), ids=lambda i: f"{PLACED[i]['ranks']} ranks {i}")
+def test_placed_weights_and_a_forward_are_what_is_held(index: int) -> None:
+    """Staging buffers are left out: they are there on GPUs alone."""
+    cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8)
+    net, placement, ranks = network_of(cfg, 8), Placement(**PLACED[index]["placement"]), PLACED[index]["ranks"]
+    weights = resident_weights(net, Layout(ulysses=ranks), ranks, placement, 2)
+    staging = 0.0
+    if placement.offload is Offload.host and placement.shard is Shard.node:
+        staging = 2 * block_weight_bytes(net) / ranks
+    want = weights.held + weights.buffers - staging
+    want += activation_bytes(net, Shape(1, 2040, 8), Layout(), 1, 2, at_once=512)
+    assert want == pytest.approx(measured()["placed"][index], rel=0.05)
 
 
 def test_a_tile_of_the_vae_is_what_decoding_holds() -> None:

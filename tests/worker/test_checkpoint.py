@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from opensora_launch.config import LayoutConfig
+from opensora_launch.config import LayoutConfig, PlacementConfig, Shard, Storage
 from opensora_launch.plan.plan import Plan
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, fingerprint
@@ -106,6 +106,8 @@ def test_every_k_steps_and_two_groups_stop_together(tmp_path: Path) -> None:
         ({"prune_rows": False}, True),
         ({"state_dtype": "bf16"}, False),
         ({"frames": 5}, False),
+        ({"placement": PlacementConfig(Shard.node)}, True),
+        ({"placement": PlacementConfig(storage=Storage.fp8)}, False),
         ({"video": video(seed=1)}, False),
         ({"video": video(steps=12)}, False),
     ],
