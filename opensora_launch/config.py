@@ -40,6 +40,7 @@ class LauncherKind(StrEnum):
     inline = "inline"  # one rank in this process: the debugger's way in
     torchrun = "torchrun"
     slurm = "slurm"  # a batch job on a cluster
+    srun = "srun"  # a step of the allocation that this process is in
 
 
 class Shard(StrEnum):

@@ -16,6 +16,7 @@ from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.requests import Asked, ask, sampling_problems, settle_cond_types
 from opensora_launch.config import LauncherKind, RunConfig
 from opensora_launch.errors import UserError
+from opensora_launch.launch.allocation import allocation_machine
 from opensora_launch.launch.command import launch_problems
 from opensora_launch.launch.machine import find_machine, found_gpus
 from opensora_launch.launch.run_dir import RunRecord, plain
@@ -118,6 +119,8 @@ def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[s
     if run.launcher.kind is LauncherKind.slurm:
         asked, problems = slurm_machine(run.topology, run.launcher.slurm)
         return asked, problems + ([] if run.dry_run else no_sbatch())
+    if run.launcher.kind is LauncherKind.srun:
+        return allocation_machine(run.topology, os.environ)
     found, problems = find_machine(run.topology, os.environ)
     if found.device == "cuda":
         for line in found_gpus(run.topology, os.environ).lines:

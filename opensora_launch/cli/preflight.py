@@ -39,8 +39,8 @@ def preflight(runs: Sequence[tuple[RunConfig, Plan]]) -> list[Profiled]:
 
 
 def _look(run: RunConfig, plan: Plan, made: Profiled) -> list[Finding]:
-    """Nothing for a batch job: it runs on other machines than this."""
-    if run.launcher.kind is LauncherKind.slurm:
+    """Nothing for a batch job and for a step: they run on other machines than this."""
+    if run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun):
         return []
     return quick(patient(run, plan, environment(plan.threads_per_rank, made.env, plan.machine.gpus)))
 

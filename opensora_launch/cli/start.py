@@ -1,5 +1,6 @@
 """Start an attempt, show how it goes, and say how it ended."""
 
+import os
 import shlex
 import signal
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.submit import SCRIPT
 from opensora_launch.config import LauncherKind
+from opensora_launch.launch.allocation import step_name
 from opensora_launch.launch.command import command, command_text, environment
 from opensora_launch.launch.env_profile import Profiled, applied
 from opensora_launch.launch.run_dir import missing_videos, sample_files, write_attempt, write_whole
 from opensora_launch.launch.run_state import record_launch, this_process
+from opensora_launch.launch.slurm_query import end_step
 from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
 from opensora_launch.plan.placement import in_words
 from opensora_launch.plan.plan import Plan
@@ -58,7 +61,7 @@ def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
 
 def _attempt(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
     record_launch(attempt, this_process(kind.value))
-    return _inline(attempt, made) if kind is LauncherKind.inline else _torchrun(kind, plan, attempt, made)
+    return _inline(attempt, made) if kind is LauncherKind.inline else _watched(kind, plan, attempt, made)
 
 
 def _with_less(kind: LauncherKind, plan: Plan, attempt: Path, outcome: Outcome) -> Plan | None:
@@ -88,12 +91,16 @@ def _inline(attempt: Path, made: Profiled) -> Outcome:
     return Outcome(code, read_failure(attempt) if code else None)
 
 
-def _torchrun(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
+def _watched(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
     argv = command(kind, plan.machine, attempt)
     env = environment(plan.threads_per_rank, made.env, plan.machine.gpus)
     task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s)
-    with progress() as show:
-        return supervise(task, show)
+    try:
+        with progress() as show:
+            return supervise(task, show)
+    finally:
+        if kind is LauncherKind.srun:  # whatever has become of srun: its ranks are on other hosts
+            end_step(os.environ.get("SLURM_JOB_ID", ""), step_name(attempt))
 
 
 def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> Iterator[str]:

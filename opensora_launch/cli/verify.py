@@ -34,7 +34,7 @@ def verify(parsed: Parsed) -> int:
     run = compose(parsed.rest, multirun=False, config_dir=None if folder is None else Path(folder)).points[0].run
     finish_config(run, None)
     machine, problems = machine_of(run, None)
-    if run.launcher.kind is LauncherKind.slurm:
+    if run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun):
         problems.append("verify starts its ranks on this host: use launcher=torchrun, inside an allocation too")
     cases = tuple(os.path.abspath(case) for case in parsed.all("--case"))
     problems += [f"--case {case}: no such file" for case in cases if not Path(case).is_file()]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opensora_launch.config import LauncherKind
+from opensora_launch.launch.allocation import step_name
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Machine, Plan
 
@@ -17,9 +18,22 @@ def command(kind: LauncherKind, machine: Machine, attempt: Path, work: str = "--
     worker = ["-m", WORKER, work, str(attempt)]
     if kind is LauncherKind.inline:
         return [sys.executable, *worker]
+    if kind is LauncherKind.srun:
+        return [*_step(machine, attempt), sys.executable, *worker]
     # A host that cannot look up its own name is common; --standalone would ask for it without --local-addr.
     agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), *worker]
+
+
+def _step(machine: Machine, attempt: Path) -> list[str]:
+    """srun with one task a rank. Steps of any size begin at the allocation's first node, so they meet the same ones."""
+    per_node = machine.gpus_per_node
+    return [
+        "srun", f"--job-name={step_name(attempt)}", f"--nodes={machine.nodes}", "--relative=0",
+        f"--ntasks={machine.ranks}", f"--ntasks-per-node={per_node}",
+        f"--cpus-per-task={max(1, machine.cpus_per_node // per_node)}",
+        "--overlap", "--kill-on-bad-exit=1", "--export=ALL", "--unbuffered",
+    ]  # fmt: skip
 
 
 def environment(threads_per_rank: int, base: Mapping[str, str], gpus: Sequence[str] = ()) -> dict[str, str]:
@@ -38,10 +52,13 @@ def command_text(argv: list[str], plan: Plan, made: Profiled | None = None) -> s
 
 def launch_problems(kind: LauncherKind, machine: Machine) -> list[str]:
     """Why this launcher cannot start these ranks."""
+    if kind is LauncherKind.srun:
+        return []
     if machine.nodes > 1:
         return [
-            f"topology.nodes={machine.nodes}: launcher={kind.value} starts the ranks of one machine; start torchrun on "
-            f"each node by hand: torchrun --nnodes {machine.nodes} --nproc-per-node {machine.gpus_per_node} "
+            f"topology.nodes={machine.nodes}: launcher={kind.value} starts the ranks of one machine; on Slurm use "
+            f"launcher=slurm or, inside an allocation, launcher=srun; elsewhere start torchrun on each node by hand: "
+            f"torchrun --nnodes {machine.nodes} --nproc-per-node {machine.gpus_per_node} "
             f"--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m {WORKER} OVERRIDES"
         ]
     if kind is LauncherKind.inline and machine.ranks != 1:

@@ -69,6 +69,15 @@ def cancel(job: str) -> list[str]:
     return done.stderr.split("\n")[:1] if done.returncode else []
 
 
+def end_step(job: str, name: str) -> None:
+    """End what is left of the job's steps of that name."""
+    done = _run(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i|%j"])
+    for line in done.stdout.splitlines() if done and not done.returncode else []:
+        step, _, called = line.partition("|")
+        if called.strip() == name:
+            _run(["scancel", "--signal=KILL", step.strip()])
+
+
 def job_states(job: str) -> list[JobState]:
     """Every task of a job, from the first of squeue, scontrol and sacct that knows it; empty if none does."""
     for source in (_squeue, _scontrol, _sacct):

@@ -1,4 +1,4 @@
-"""Which rank failed first, and of what, from what the ranks and torchrun left behind. Pure functions.
+"""Which rank failed first, and of what, from what the ranks and torchrun or srun left behind. Pure functions.
 
 A rank that lost a peer reports an error too, and is the victim. So a rank that was killed without a word comes before
 what others say about it, and a rank that said what is wrong with itself comes before everything.
@@ -13,13 +13,17 @@ from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.stall import Beat
 
 AGENT_SAYS = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+SRUN_SAYS = re.compile(
+    r"^srun: error: \S+: tasks? (\d+)[\d,-]*: (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$", re.MULTILINE
+)
 EXIT_PREEMPTED = 75
+SIGNALS = {signal.strsignal(s): s for s in signal.Signals}  # as srun names them
 ENDED_BY_US = (signal.SIGTERM, signal.SIGINT)  # torchrun ends the other ranks by these
 
 
 @dataclass(frozen=True)
 class Exit:
-    """A rank that torchrun saw ending first. A negative code is a signal's number."""
+    """A rank that torchrun or srun saw ending first. A negative code is a signal's number."""
 
     rank: int
     code: int
@@ -27,8 +31,11 @@ class Exit:
 
 
 def agent_exits(agent_log: str) -> tuple[Exit, ...]:
-    """The exits that torchrun's log names, in its order. On one machine the local rank is the rank."""
-    return tuple(Exit(int(rank), int(code), int(pid)) for code, rank, pid in AGENT_SAYS.findall(agent_log))
+    """The exits that torchrun's or srun's log names, in its order. On one machine the local rank is the rank."""
+    found = [Exit(int(rank), int(code), int(pid)) for code, rank, pid in AGENT_SAYS.findall(agent_log)]
+    for rank, code, words in SRUN_SAYS.findall(agent_log):
+        found.append(Exit(int(rank), int(code) if code else -SIGNALS.get(words, signal.SIGKILL), 0))
+    return tuple(found)
 
 
 def was_preempted(exits: Sequence[Exit]) -> bool:
@@ -39,7 +46,7 @@ def was_preempted(exits: Sequence[Exit]) -> bool:
 def first_failure(
     said: Failure | None, beats: Sequence[Beat], exits: Sequence[Exit], lost: Collection[int], code: int | None
 ) -> Failure:
-    """The verdict. `lost` are ranks whose process was gone while its heartbeat still ran; `code` is torchrun's own."""
+    """The verdict. `lost` are ranks whose process was gone while its heartbeat still ran; `code` is their starter's."""
     if said and (said.kind == "user" or said.traceback):
         return said
     by_rank = {beat.rank: beat for beat in beats}
@@ -53,7 +60,7 @@ def first_failure(
     if gone := [beat for beat in beats if beat.rank in lost]:
         oldest = min(gone, key=lambda beat: beat.time_s)
         return _failure(oldest.rank, oldest, "ended without a word")
-    return _failure(0, by_rank.get(0), f"the ranks ended without saying why (torchrun's exit code is {code})")
+    return _failure(0, by_rank.get(0), f"the ranks ended without saying why (their starter's exit code is {code})")
 
 
 def silent_failure(beats: Sequence[Beat], now: float, timeout_s: float) -> Failure | None:

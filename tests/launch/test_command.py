@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.config import LauncherKind, RunConfig
+from opensora_launch.config import LauncherKind, RunConfig, TopologyConfig
+from opensora_launch.launch.allocation import allocation_machine, step_name
 from opensora_launch.launch.command import command, command_text, environment, launch_problems
 from opensora_launch.plan.plan import Machine, make_plan
 
@@ -23,6 +24,43 @@ def test_torchrun() -> None:
 def test_inline_by_hand() -> None:
     argv = command(LauncherKind.inline, Machine("cpu", 1, 1, 4), HOSTILE)
     assert argv == [sys.executable, "-m", "opensora_launch.worker", "--attempt", str(HOSTILE)]
+
+
+def test_a_step_of_an_allocation() -> None:
+    """It begins at the allocation's first node, whatever its size, and is found again by its name."""
+    argv = command(LauncherKind.srun, Machine("cpu", 2, 3, 7), HOSTILE)
+    assert argv[0] == "srun"
+    said = dict(word.partition("=")[::2] for word in argv if word.startswith("--"))
+    assert (said["--nodes"], said["--relative"], said["--ntasks"], said["--ntasks-per-node"]) == ("2", "0", "6", "3")
+    assert (said["--cpus-per-task"], said["--job-name"]) == ("2", step_name(HOSTILE))
+    assert argv[-5:] == [sys.executable, "-m", "opensora_launch.worker", "--attempt", str(HOSTILE)]
+    assert step_name(HOSTILE) != step_name(HOSTILE / "1")
+
+
+ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_CPUS_PER_NODE": "72(x2),36"}
+
+
+@pytest.mark.parametrize(
+    ("topology", "env", "machine", "said"),
+    [
+        (TopologyConfig(2, 4), ALLOCATION, Machine("cpu", 2, 4, 36), []),
+        (TopologyConfig(3, None), ALLOCATION | {"SLURM_GPUS_ON_NODE": "8"}, Machine("cuda", 3, 8, 36), []),
+        (TopologyConfig(1, 9), ALLOCATION | {"SLURM_GPUS_ON_NODE": "8"}, Machine("cuda", 1, 9, 36),
+         ["topology.gpus_per_node=9, and the allocation has 8 GPUs a node"]),
+        (TopologyConfig(4, 40), ALLOCATION, Machine("cpu", 4, 40, 40),
+         ["topology.nodes=4, and the allocation has 3",
+          "topology.gpus_per_node=40 ranks need a CPU each, and the allocation has 36 a node"]),
+        (TopologyConfig(1, None), ALLOCATION, Machine("cpu", 1, 1, 36),
+         ["launcher=srun needs to know the ranks of a node: topology=8gpu, topology=2x8, ..."]),
+        (TopologyConfig(1, 2), {}, Machine("cpu", 1, 2, 2),
+         ["launcher=srun starts ranks inside an allocation, and this is none: get one by salloc or sbatch, or let "
+          "launcher=slurm submit a job"]),
+    ],
+)  # fmt: skip
+def test_the_machine_of_an_allocation(
+    topology: TopologyConfig, env: dict[str, str], machine: Machine, said: list[str]
+) -> None:
+    assert allocation_machine(topology, env) == (machine, said)
 
 
 def test_the_shells_line_gives_the_same_argv_and_environment() -> None:

@@ -28,6 +28,17 @@ def test_torchruns_log_is_read() -> None:
     assert agent_exits(log) == (Exit(rank=1, code=-9, pid=4711),)
 
 
+def test_sruns_log_is_read() -> None:
+    log = (
+        "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n"
+        "srun: error: n2: task 3: Killed\n"
+        "srun: error: n1: tasks 0-1: Exited with exit code 75\n"
+        "srun: error: n1: task 2: Segmentation fault (core dumped)\n"
+    )
+    assert agent_exits(log) == (Exit(3, -9, 0), Exit(0, 75, 0), Exit(2, -11, 0))
+    assert was_preempted(agent_exits(log)[1:])
+
+
 def test_a_rank_that_says_what_is_wrong_with_itself_comes_first() -> None:
     said = Failure(rank=0, host="h", kind="failure", message="mine", traceback="Traceback")
     assert first_failure(said, [beat(0), beat(1)], [Exit(1, -9, 5)], {1}, 1) is said
