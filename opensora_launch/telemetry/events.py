@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensora_launch.errors import UserError
+from opensora_launch.telemetry.typed import fits
 
 SCHEMA = 2
 READABLE = (1, 2)  # schema 1 has no work events, processes, devices' ids and offsets of clocks
@@ -84,6 +85,7 @@ class Meta:
     device_uuid: str | None = None  # of a GPU, as NVML and CUDA name it
     clock_offset_s: float | None = None  # add it to this host's monotonic times: then they are those of rank 0's host
     clock_offset_error_s: float | None = None  # half of the fastest round trip over the process group
+    versions: Mapping[str, str] | None = None  # of Python, packages and libraries
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def _line(kind: str, values: Mapping[str, Any]) -> str:
 def read_events(path: Path) -> RankEvents | None:
     """The events of one file; None where not even its first line is whole.
 
-    A rank may be killed while it writes, so lines that are not whole are counted in `bad_lines`, not raised. Keys that
-    this version does not know are passed over; another schema is a UserError.
+    A rank may be killed while it writes, so lines that are not whole, or hold what they should not, are counted in
+    `bad_lines`, not raised. Keys that this version does not know are passed over; another schema is a UserError.
     """
     found: dict[str, list[Any]] = {"meta": [], "end": [], **{name: [] for name in KINDS}}
     bad = 0
@@ -154,7 +156,10 @@ def read_events(path: Path) -> RankEvents | None:
             kind, schema = values.pop("kind"), values.pop("schema", SCHEMA)
             if schema not in READABLE:
                 raise UserError(f"{path} has telemetry of schema {schema}; this version reads schema 1 and 2")
-            found[kind].append(_decode(kind, values))
+            record = _decode(kind, values)
+            if not fits(record):
+                raise ValueError(f"a {kind} of wrong types")
+            found[kind].append(record)
         except (ValueError, KeyError, TypeError, AttributeError):
             bad += 1
     if not found["meta"]:

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from opensora_launch.telemetry.typed import fits
+
 KINDS = ("user", "failure", "stalled", "memory")
 NAME = "error.json"
 
@@ -59,6 +61,7 @@ def read_failure(attempt_dir: Path) -> Failure | None:
     """The first failure of the attempt; None if there is none, or none that can be read."""
     try:
         data = json.loads((attempt_dir / NAME).read_text(encoding="utf-8"))
-        return Failure(**{f.name: data[f.name] for f in fields(Failure) if f.name in data})
+        failure = Failure(**{f.name: data[f.name] for f in fields(Failure) if f.name in data})
+        return failure if fits(failure) else None
     except (OSError, ValueError, TypeError):
         return None

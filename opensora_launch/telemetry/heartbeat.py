@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, find_guilty
+from opensora_launch.telemetry.typed import fits
 
 INTERVAL_S = 0.5
 
@@ -150,6 +151,7 @@ def read_beat(path: Path) -> Beat | None:
     """The last beat in one file, if it can be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Beat(**(data | {"ranks": tuple(data["ranks"])}))
+        beat = Beat(**(data | {"ranks": tuple(data["ranks"])}))
+        return beat if fits(beat) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

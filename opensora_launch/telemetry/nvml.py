@@ -166,16 +166,24 @@ def _mig(gpu: Gpu) -> list[Gpu]:
 
 
 def _register(gpus: list[Gpu]) -> Any:
-    """An event set that hears of XIDs; None, and the reason with the GPU, where that is refused."""
+    """An event set that hears of XIDs; None, and the reason with each GPU, where no GPU can be listened to."""
     try:
         events = pynvml.nvmlEventSetCreate()
-        for gpu in gpus:
-            pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, events)
     except pynvml.NVMLError as error:
         for gpu in gpus:
             gpu.refused["xid"] = str(error)
         return None
-    return events
+    heard = 0
+    for gpu in gpus:  # one that refuses does not keep the others silent
+        try:
+            pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, events)
+            heard += 1
+        except pynvml.NVMLError as error:
+            gpu.refused["xid"] = str(error)
+    if heard or not gpus:
+        return events
+    pynvml.nvmlEventSetFree(events)
+    return None
 
 
 def _use(handle: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@
    HOT             the last GPU is throttled by heat, at half its clock
    BUSY            the last GPU has a process of somebody else
    MIG             the first GPU has one MIG instance
-   XID             one XID 79 is reported, of the last GPU
+   XID             one XID 79 is reported, of the last GPU, if somebody listens to that
+   DEAF            bits of the GPUs that refuse to be listened to (0)
    DRIVER          its version
    CUDA            the newest CUDA that it runs (12040: 12.4)
    NVLINKS         active links of each GPU to a switch (0)
@@ -26,6 +27,9 @@
 #endif
 #ifndef REFUSE
 #define REFUSE ""
+#endif
+#ifndef DEAF
+#define DEAF 0
 #endif
 #ifndef DRIVER
 #define DRIVER "570.86.10"
@@ -176,13 +180,17 @@ int nvmlEventSetCreate(void **set) {
   ANSWER(nvmlEventSetCreate);
   return *set = devices, SUCCESS;
 }
-int nvmlDeviceRegisterEvents(Device *d, unsigned long long kinds, void *set) { return SUCCESS; }
+static unsigned heard; /* a bit a GPU */
+int nvmlDeviceRegisterEvents(Device *d, unsigned long long kinds, void *set) {
+  if (DEAF & 1u << d->index) return NOT_SUPPORTED;
+  return heard |= 1u << d->index, SUCCESS;
+}
 int nvmlEventSetFree(void *set) { return SUCCESS; }
 typedef struct { Device *device; unsigned long long kind, data; unsigned gpu_instance, compute_instance; } Event;
 int nvmlEventSetWait_v2(void *set, Event *event, unsigned timeout_ms) {
 #ifdef XID
   static int told;
-  if (!told++) return *event = (Event){&devices[GPUS - 1], 8, 79, -1, -1}, SUCCESS;
+  if (heard & 1u << (GPUS - 1) && !told++) return *event = (Event){&devices[GPUS - 1], 8, 79, -1, -1}, SUCCESS;
 #endif
   return TIMED_OUT;
 }

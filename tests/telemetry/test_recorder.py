@@ -123,6 +123,34 @@ def test_a_worker_may_say_when_it_really_began(tmp_path: Path) -> None:
     assert (read(tmp_path).meta.start_s, read(tmp_path).meta.start_epoch_s) == (1.5, 1e9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("span", "start_s", "soon"), ("span", "end_s", None), ("span", "phase", 3), ("step", "rows", 1.5),
+        ("step", "own_rows", True), ("step", "end_s", float("nan")), ("collective", "ranks", [0, "1"]),
+        ("collective", "bytes", [1]), ("end", "peak_memory_bytes", "much"), ("end", "videos", "0000_0"),
+    ],
+)  # fmt: skip
+def test_an_event_of_wrong_types_is_counted_and_passed_over(tmp_path: Path, kind: str, key: str, value: Any) -> None:
+    rec = recorder(tmp_path)
+    work(rec)
+    rec.close(123, ("0000_0",))
+    path = tmp_path / "telemetry/rank1.jsonl"
+    whole = read(tmp_path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = next(line for line in lines if line["kind"] == kind)
+    changed[key] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read(tmp_path)
+    assert found.bad_lines == 1
+    count = {"span": len(whole.spans), "step": len(whole.steps), "collective": len(whole.collectives), "end": 1}
+    now = {
+        "span": len(found.spans), "step": len(found.steps), "collective": len(found.collectives),
+        "end": int(found.end is not None),
+    }  # fmt: skip
+    assert now == count | {kind: count[kind] - 1}
+
+
 def test_a_line_cut_short_is_counted_and_passed_over(tmp_path: Path) -> None:
     rec = recorder(tmp_path)
     work(rec)

@@ -1,5 +1,6 @@
 """Samples of GPUs by the real nvidia-ml-py on a stub driver, and of this host by /proc."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,6 +83,14 @@ def test_what_the_driver_refuses_is_named_once(tmp_path: Path) -> None:
     assert node.samples[0]["gpus"][1]["throttled"] == ["too hot (driver)"]  # by the function's former name
 
 
+def test_a_gpu_that_is_not_listened_to_does_not_silence_the_others(tmp_path: Path) -> None:
+    node = sampled(tmp_path, "XID", "DEAF=1")
+    assert [(x["uuid"], x["xid"]) for x in node.xids] == [("GPU-0000-1", 79)]
+    assert node.refused == {"xid": "Not Supported"}
+    silent = sampled(tmp_path / "none", "XID", "DEAF=3")
+    assert (silent.xids, silent.refused) == ((), {"xid": "Not Supported"})
+
+
 def test_a_mig_instance_stands_beside_its_gpu(tmp_path: Path) -> None:
     node = sampled(tmp_path, "GPUS=1", "MIG")
     assert [(g["uuid"], g.get("mig_of")) for g in node.gpus] == [("GPU-0000-0", None), ("MIG-0000-0", "GPU-0000-0")]
@@ -137,6 +146,24 @@ def test_proc_as_it_is_elsewhere(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (host_sample(tmp_path / "none"), process_sample(8, tmp_path)) == ({}, {})
     assert rank_samples({0: 2**22 + 1}) == []
+
+
+def test_samples_of_wrong_types_are_left_out(tmp_path: Path) -> None:
+    """A torn line, a word for a number, a list for a dict, and numbers that JSON does not have."""
+    meta = {"kind": "meta", "schema": 1, "host": "h", "interval_s": 1, "driver": None, "no_gpus": None, "gpus": []}
+    right = {"kind": "sample", "time_s": 1.0, "host": {"cpu_busy_s": 1}, "ranks": [{"rank": 0}], "gpus": [{"gpu": 0}]}
+    wrong = [
+        right | {"time_s": "1"}, right | {"host": []}, right | {"host": {"cpu_busy_s": "x"}}, right | {"ranks": [{}]},
+        right | {"gpus": [{"gpu": 0, "power_w": float("nan")}]}, right | {"gpus": [{"gpu": 0, "throttled": [1]}]},
+        right | {"gpus": {"gpu": 0}}, {"kind": "xid", "time_s": 1.0, "uuid": None, "xid": 1}, {"kind": "none"}, [],
+    ]  # fmt: skip
+    path = tmp_path / "node.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (meta, *wrong, right)) + '{"kind": "sa')
+    node = read_samples(path)
+    assert node is not None
+    assert (len(node.samples), len(node.xids), node.bad_lines) == (1, 0, len(wrong) + 1)
+    path.write_text(json.dumps(meta | {"gpus": [{"index": 0}]}))
+    assert read_samples(path) is None
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
