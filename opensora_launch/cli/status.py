@@ -18,6 +18,7 @@ from opensora_launch.launch.run_state import (
     launcher_alive,
     read_attempts,
     seconds_left,
+    state_of,
 )
 from opensora_launch.launch.slurm_query import cancel as scancel
 from opensora_launch.launch.slurm_query import job_states
@@ -102,7 +103,7 @@ def _state(attempt: AttemptState) -> str:
 
 def _rank_line(attempt: AttemptState, beat: Beat) -> str:
     log = attempt.folder / "logs" / f"rank{beat.rank}.log"
-    state = "lost" if beat.state == "running" and not is_alive(beat) else beat.state
+    state = state_of(beat)
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"

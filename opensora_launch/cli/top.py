@@ -10,9 +10,11 @@ from typing import Any
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.progress import fraction
 from opensora_launch.errors import UserError
-from opensora_launch.telemetry.heartbeat import read_heartbeats
+from opensora_launch.launch.run_state import AttemptState, launcher_alive, read_attempts, state_of
+from opensora_launch.launch.slurm_query import job_states
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 from opensora_launch.telemetry.stall import Beat
+from opensora_launch.telemetry.typed import is_number
 
 LOOK_S = 1.0
 LINE_EVERY_S = 30.0
@@ -21,22 +23,20 @@ HOME = "\x1b[H\x1b[2J"  # and clear
 
 
 def top(parsed: Parsed) -> int:
-    """Watch the last attempt of a run until its ranks have ended; the exit code."""
+    """Watch the newest attempt of a run until nobody works on it any more; the exit code."""
     if len(parsed.rest) != 1:
         raise UserError(f"top takes one run's folder, not {len(parsed.rest)}: opensora-launch top runs/STAMP")
     run_dir = Path(parsed.rest[0])
-    attempts = [p for p in (run_dir / "attempts").glob("*") if p.name.isdigit()]
-    if not attempts:
+    if not read_attempts(run_dir):
         raise UserError(f"{run_dir} is not a run's folder: it has no attempts")
-    attempt = max(attempts, key=lambda p: int(p.name))
     live = sys.stdout.isatty()
     last_s = float("-inf")
     while True:
-        beats = read_heartbeats(attempt / "heartbeat")
-        ended = bool(beats) and all(b.state != "running" for b in beats)
+        attempt = read_attempts(run_dir)[-1]
+        ended = is_over(attempt)
         now = time.monotonic()
         if live or ended or now - last_s >= LINE_EVERY_S:
-            lines = rank_lines(attempt, beats, time.time())
+            lines = rank_lines(attempt.folder, attempt.beats, time.time())
             print((HOME if live else "") + "\n".join(lines), flush=True)
             last_s = now
         if ended or parsed.has("--once"):
@@ -44,10 +44,24 @@ def top(parsed: Parsed) -> int:
         time.sleep(LOOK_S)
 
 
+def is_over(attempt: AttemptState) -> bool:
+    """No rank is alive, as `status` tells it, and none will be: the launcher has ended, or the job is over."""
+    if attempt.at_work:
+        return False
+    launched = attempt.launched
+    if launched is None:
+        return bool(attempt.beats)
+    if launched.job:
+        states = job_states(launched.job)
+        return all(state.over for state in states) if states else bool(attempt.beats)
+    alive = launcher_alive(launched)
+    return not alive if alive is not None else bool(attempt.beats)
+
+
 def rank_lines(attempt: Path, beats: Sequence[Beat], now: float) -> list[str]:
     """A line for the run and one for each rank."""
     if not beats:
-        return ["no rank has given a sign of life yet"]
+        return ["no rank has given a sign of life"]
     nodes = [n for p in (attempt / "telemetry").glob("node-*.jsonl") if (n := read_samples(p)) and n.samples]
     metas = {m["rank"]: m for p in (attempt / "telemetry").glob("rank*.jsonl") if (m := _meta(p))}
     started = min((m["start_epoch_s"] for m in metas.values()), default=now)
@@ -60,21 +74,25 @@ def rank_lines(attempt: Path, beats: Sequence[Beat], now: float) -> list[str]:
 
 def summary(beats: Sequence[Beat], passed_s: float) -> str:
     """Videos, and when they will be done if the rest takes as long as what is behind."""
-    if all(b.state != "running" for b in beats):
-        failed = sum(b.state == "failed" for b in beats)
-        return f"all {len(beats)} ranks have ended" + (f", {failed} of them failed" if failed else "")
+    lost, failed = sum(state_of(b) == "lost" for b in beats), sum(b.state == "failed" for b in beats)
+    running = sum(state_of(b) == "running" for b in beats)
+    ends = [f"{count} of them {how}" for count, how in ((failed, "failed"), (lost, "lost without a word")) if count]
+    if not running:
+        return ", ".join([f"all {len(beats)} ranks have ended", *ends])
     done = [fraction(b) for b in beats]
     got, total = sum(d for d, _ in done), sum(t or 0.0 for _, t in done)
     share = got / total if total else 0.0
     eta = f", about {passed_s * (1 - share) / share:.0f} s to go" if share > LEAST_SHARE else ""
-    running = sum(b.state == "running" for b in beats)
-    return f"{running} of {len(beats)} ranks at work, {share:.0%} done after {passed_s:.0f} s{eta}"
+    at_work = ", ".join([f"{running} of {len(beats)} ranks at work", *ends])
+    return f"{at_work}, {share:.0%} done after {passed_s:.0f} s{eta}"
 
 
 def _row(beat: Beat, nodes: Sequence[NodeSamples], meta: Mapping[str, Any] | None, now: float) -> list[str]:
     node = next((n for n in nodes if n.host == beat.host), None)
-    doing = beat.phase if beat.state == "running" else beat.state
-    waits = f"{now - beat.progress_s:.0f} s in {beat.collective}" if beat.inside and now - beat.progress_s > 1 else ""
+    state = state_of(beat)
+    doing = beat.phase if state == "running" else f"{state} in {beat.phase}" if state == "lost" else state
+    stuck = state == "running" and beat.inside and now - beat.progress_s > 1
+    waits = f"{now - beat.progress_s:.0f} s in {beat.collective}" if stuck else ""
     step = f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
     use, memory, power = _machine(beat, node, meta)
     return [str(beat.rank), beat.host, f"{doing} {beat.video or ''}".strip(), step, use, memory, power, waits]
@@ -94,18 +112,19 @@ def _machine(beat: Beat, node: NodeSamples | None, meta: Mapping[str, Any] | Non
     if len(here) < 2:
         return "", "", ""
     (then, first), (last_s, last) = here[0], here[-1]
-    use = (last["cpu_s"] - first["cpu_s"]) / (last_s - then) if last_s > then else 0.0
-    return _percent(use), _gib(last["memory_bytes"]), ""
+    known = last_s > then and "cpu_s" in last and "cpu_s" in first
+    use = (last["cpu_s"] - first["cpu_s"]) / (last_s - then) if known else None
+    return _percent(use), _gib(last.get("memory_bytes")), ""
 
 
 def _meta(path: Path) -> Mapping[str, Any] | None:
-    """The first line of a rank's events; the rest may be long."""
+    """The first line of a rank's events, if it is whole; the rest may be long."""
     try:
         with path.open(encoding="utf-8") as file:
             found: dict[str, Any] = json.loads(file.readline())
-    except (OSError, ValueError):
+        return found if is_number(found["rank"]) and is_number(found["start_epoch_s"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found
 
 
 def _percent(share: float | None) -> str:

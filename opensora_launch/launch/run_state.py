@@ -74,6 +74,11 @@ def is_alive(beat: Beat) -> bool:
     return beat.host != socket.gethostname() or processes.is_alive(beat.pid)
 
 
+def state_of(beat: Beat) -> str:
+    """Its last word, or "lost" where that is too long ago or its process is gone."""
+    return "lost" if beat.state == "running" and not is_alive(beat) else beat.state
+
+
 def launcher_alive(launched: Launched) -> bool | None:
     """Whether the process that started an attempt is still there; None where it is another host's."""
     if launched.host != socket.gethostname():
