@@ -73,8 +73,16 @@ def ask(entries: Sequence[PromptEntry], points: Sequence[tuple[int, Point]]) -> 
             line |= {"name": entry.name} if entry.name else {}
             line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
             line |= {"seed": made[0].seed, "videos": [video.name for video in made]}
-            lines.append(line | ({"point": number, "overrides": list(point.swept)} if point.swept else {}))
+            lines.append(line | (_of_point(number, point) if point.swept else {}))
     return Asked(tuple(videos), tuple(lines))
+
+
+def _of_point(number: int, point: Point) -> dict[str, Any]:
+    """What a sweep chose for a line: as overrides, and those of the sampling settings as values."""
+    keys = [text.partition("=")[0].lstrip("+") for text in point.swept]
+    leaves = [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
+    chosen = {leaf: getattr(point.run.sampling, leaf) for leaf in leaves}
+    return {"point": number, "overrides": list(point.swept), "chosen": chosen}
 
 
 def _samples(entry: PromptEntry, run: RunConfig) -> int:

@@ -168,6 +168,7 @@ def _jsonl_rows(text: str, source: _Source) -> list[Row]:
         if not isinstance(item, dict):
             source.add(f"a JSON object is needed, not {_json_kind(item)}", line)
             continue
+        item = _of_a_run(item)
         if "text" not in item:
             source.add(f"no key 'text'; the keys are {', '.join(item) or 'none'}", line)
         source.check_columns(item, line)
@@ -181,6 +182,15 @@ def _jsonl_rows(text: str, source: _Source) -> list[Row]:
         if "text" in cells:
             rows.append(Row(line, cells))
     return rows
+
+
+def _of_a_run(item: dict[str, object]) -> dict[str, object]:
+    """A line of a run's own prompts.jsonl as one that a user would write: so a run can be made again from it."""
+    settings, chosen = item.get("settings"), item.get("chosen", {})
+    if not (isinstance(settings, dict) and isinstance(chosen, dict) and {"index", "refs", "videos"} <= item.keys()):
+        return item
+    kept = {key: value for key, value in item.items() if key in ("text", "name")}
+    return kept | {"ref": item["refs"]} | chosen | settings | {"seed": item.get("seed")}
 
 
 def _pairs_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
