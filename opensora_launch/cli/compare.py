@@ -1,5 +1,6 @@
 """`opensora-launch compare A B`: two runs or sweeps side by side; exit code 1 where B is slower beyond a threshold."""
 
+import math
 from pathlib import Path
 
 from opensora_launch.cli.flags import Parsed
@@ -13,11 +14,7 @@ def compare_runs(parsed: Parsed) -> int:
     """Print a line a value; 1 if a time of B is above A's by more than the threshold and beyond the spread."""
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
-    said = parsed.one("--threshold")
-    try:
-        threshold = (THRESHOLD_PERCENT if said is None else float(said)) / 100
-    except ValueError as error:
-        raise UserError(f"--threshold {said} is no number of percent") from error
+    threshold = _threshold(parsed.one("--threshold"))
     changes, notes = compare(*(read_either(Path(path)) for path in parsed.rest))
     width = max(len(change.what) for change in changes)
     print(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}")
@@ -30,6 +27,17 @@ def compare_runs(parsed: Parsed) -> int:
         print(f"note: {note}")
     print(f"{len(worse)} of {sum(c.gates for c in changes)} times are slower by more than {threshold:.1%}")
     return 1 if worse else 0
+
+
+def _threshold(said: str | None) -> float:
+    """As a share. "nan" is a number that everything passes."""
+    try:
+        percent = THRESHOLD_PERCENT if said is None else float(said)
+    except ValueError:
+        percent = math.nan
+    if not (math.isfinite(percent) and percent >= 0):
+        raise UserError(f"--threshold {said} must be a number of percent, at least 0")
+    return percent / 100
 
 
 def slower(change: Change, threshold: float) -> bool:

@@ -102,8 +102,13 @@ def _is_a_flag(text: str) -> str:
 def _quoted(text: str) -> str:
     """The override with its value quoted for Hydra, and the whole for the shell."""
     key, _, value = text.partition("=")
+    return shlex.quote(f"{key}={hydra_quoted(value)}")
+
+
+def hydra_quoted(value: str) -> str:
+    """Any text as a value of Hydra's grammar."""
     escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value).replace("${", "\\${")
-    return shlex.quote(f'{key}="{escaped}"')
+    return f'"{escaped}"'
 
 
 def _wrong_choices(group: str, override: Override, values: list[str] | None, allowed: Sequence[str]) -> Iterator[str]:

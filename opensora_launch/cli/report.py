@@ -1,8 +1,11 @@
-"""`opensora-launch report RUN`: where the time of a run went; or of published figures, what they amount to."""
+"""`opensora-launch report RUN`: where the time of a run or sweep went; of published figures, what they amount to."""
 
+import math
 from pathlib import Path
 
 from opensora_launch import __version__
+from opensora_launch.cli.bench_plan import read_sweep
+from opensora_launch.cli.bench_report import is_sweep, report_sweep
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.errors import UserError
 from opensora_launch.report.build import build_report, build_sweep, summary_lines
@@ -17,6 +20,8 @@ def report(parsed: Parsed) -> int:
     run_dir = Path(parsed.rest[0])
     if run_dir.is_file() and run_dir.suffix == ".json":
         return _published(run_dir, parsed.one("--out"))
+    if is_sweep(run_dir):
+        return _sweep(run_dir, parsed)
     if not (run_dir / "plan.json").is_file():
         raise UserError(f"{run_dir} is not a run's folder: there is no plan.json")
     baseline = parsed.one("--baseline")
@@ -29,10 +34,28 @@ def report(parsed: Parsed) -> int:
 
 def _price(parsed: Parsed, name: str) -> float | None:
     said = parsed.one(name)
+    if said is None:
+        return None
     try:
-        return None if said is None else float(said)
-    except ValueError as error:
-        raise UserError(f"{name} {said} is no number") from error
+        price = float(said)
+    except ValueError:
+        price = math.nan
+    if not (math.isfinite(price) and price >= 0):
+        raise UserError(f"{name} {said} must be a number of at least 0")
+    return price
+
+
+def _sweep(folder: Path, parsed: Parsed) -> int:
+    """The report of a sweep anew, from its runs' reports."""
+    of_a_run = ("--baseline", "--usd-per-gpu-hour", "--usd-per-kwh", "--out")
+    if wrong := [name for name in of_a_run if parsed.has(name)]:
+        raise UserError(f"{', '.join(wrong)} goes with one run, and {folder} is a sweep")
+    data = report_sweep(folder, read_sweep(folder))
+    for row in data["table"]:
+        size = f"{row['gpus']} {data['unit']}{'s' * (row['gpus'] != 1)}"
+        print(f"{row['name']:<30} {size:>12} {row['seconds']:>9.2f} s  efficiency {row['efficiency']:.1%}")
+    print(f"report: {folder / 'report.html'}")
+    return 0
 
 
 def _published(file: Path, out: str | None) -> int:

@@ -1,14 +1,16 @@
-"""What to change, each with the seconds that it would save. Gains come from this run's own measured parts.
+"""What to change, each with the seconds of the job's time that it would save; nothing of it was tried.
 
-`gain_s` is of the job's time and is an upper bound where it says "at most"; nothing here was tried.
+Gains of settings are the planner's predicted ratios where it has rates for the card; all others come from this run's
+own measured parts. Nothing is said that would change the videos.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from opensora_launch.plan.plan import Plan, rows_per_step
-from opensora_launch.report.accounting import Accounts, waited_for
+from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.findings import Finding
+from opensora_launch.report.planned import Better
 
 LEAST_GAIN = 0.02  # of the job's time, to be worth a line
 HOW = "from this run's measured parts; not tried"
@@ -38,12 +40,14 @@ class Advice:
 
 
 def advise(
-    plan: Plan, accounts: Accounts, found: Sequence[Finding], planned: tuple[str, str, float] | None = None
+    plan: Plan, accounts: Accounts, found: Sequence[Finding], planned: Sequence[Better] | None = None
 ) -> list[Advice]:
-    """The dearest first; empty where nothing would save a fiftieth of the time. `planned` is the planner's."""
+    """The dearest first; empty where nothing would save a fiftieth of the time. `planned` is the planner's, None where
+    it has no rates for the card: then rows and idle ranks are judged by this run's own times.
+    """
     wall = accounts.wall_s
-    rules: Sequence[Callable[[Plan, Accounts], tuple[str, str, float] | None]] = (_prune, _idle, _alone, _one_load)
-    hits = [hit for rule in rules if (hit := rule(plan, accounts))]
+    rules: Sequence[Callable[[Plan, Accounts], tuple[str, str, float] | None]] = (_prune, _idle, _one_load)
+    hits = [hit for rule in (rules if planned is None else (_one_load,)) if (hit := rule(plan, accounts))]
     hits += [(f"rank {f.ranks[0]} is slow ({f.cause.replace('_', ' ')})", REMEDIES[f.cause], f.seconds or 0.0)
              for f in found if f.kind == "slow_rank"]  # fmt: skip
     hits += [
@@ -52,9 +56,11 @@ def advise(
         for f in found if f.kind == "slow_link"
     ]  # fmt: skip
     made = [Advice(what, change, gain, wall, wall - gain, HOW) for what, change, gain in hits]
-    if planned:
-        what, change, gain = planned
-        made.append(Advice(what, change, gain, wall, wall - gain, HOW_PLANNED))
+    making = wall - max(r.parts["setup"] + r.parts["load"] + r.parts["text"] for r in accounts.ranks)
+    made += [
+        Advice(way.what, way.change, way.share * making, wall, wall - way.share * making, HOW_PLANNED)
+        for way in planned or ()
+    ]
     return sorted((a for a in made if a.gain_s >= LEAST_GAIN * wall), key=lambda a: -a.gain_s)
 
 
@@ -83,25 +89,6 @@ def _idle(plan: Plan, accounts: Accounts) -> tuple[str, str, float] | None:
         "leave layout.ring and layout.ulysses free, or layout.cfg=1",
         idle / len(accounts.ranks),
     )
-
-
-def _alone(plan: Plan, accounts: Accounts) -> tuple[str, str, float] | None:
-    """One rank works in a phase and the others wait for it."""
-    if len(accounts.ranks) < 2:
-        return None
-    best: tuple[str, str, float] | None = None
-    for late in waited_for(accounts):
-        held = max(late.by.values()) / late.seconds
-        for part, change in (
-            ("text", "encode on several ranks, or make more videos in one run: each prompt is encoded once"),
-            ("vae", "smaller tiles (model.vae.tile_px) spread more evenly over the ranks"),
-            ("save", "make more videos in one run with layout.dp: others denoise meanwhile"),
-        ):
-            seconds = late.while_in.get(part, 0.0) * held
-            gain = seconds * (1 - 1 / len(accounts.ranks))
-            if best is None or gain > best[2]:
-                best = (f"the others waited {seconds:.1f} s for rank {late.rank} in {part}", change, gain)
-    return best
 
 
 def _one_load(plan: Plan, accounts: Accounts) -> tuple[str, str, float] | None:

@@ -10,6 +10,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import PARTS
 from opensora_launch.report.efficiency import differences
 from opensora_launch.report.run_files import SCHEMA
+from opensora_launch.report.sweep import SCHEMA as SWEEP_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,35 @@ class Change:
 
 
 def read_either(path: Path) -> dict[str, Any]:
-    """The report of a run or a sweep, by its folder or file; UserError where there is none."""
+    """The report of a run or a sweep, by its folder or file; UserError where there is none that this version reads."""
     file = path / "report.json" if path.is_dir() else path
+    again = f"make it anew: opensora-launch report {path if path.is_dir() else path.parent}"
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        kind = "sweep" if "table" in data else "run"
+        of = "sweep" if "table" in data else "run"
         schema = data["schema"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} has no report: {error}; make it with: opensora-launch report {path}") from error
-    if kind == "run" and schema != SCHEMA:
-        raise UserError(f"{file} has schema {schema}; make it anew: opensora-launch report {path}")
-    return data | {"of": kind}
+        raise UserError(f"{path} has no report ({type(error).__name__}: {error}); {again}") from error
+    if schema != (SCHEMA if of == "run" else SWEEP_SCHEMA):
+        raise UserError(f"{file} has schema {schema}, which this version does not read; {again}")
+    return data | {"of": of}
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
     """Every value that both have, and what makes the comparison weak. UserError if they cannot be compared."""
     if a["of"] != b["of"]:
         raise UserError("one is a run and the other a sweep: compare two of a kind")
-    return _runs(a, b) if a["of"] == "run" else _sweeps(a, b)
+    try:
+        return _runs(a, b) if a["of"] == "run" else _sweeps(a, b)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # a file that somebody has changed
+        raise UserError(f"one of them is not what this version writes ({type(error).__name__}: {error})") from error
 
 
 def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
     for report in (a, b):
         if report["times"] is None:
             raise UserError(f"{report['run']} cannot be compared", [str(report["efficiency_reason"])])
-    notes = [line.replace(" in the baseline", " in B").replace(" here,", " in A,")
-             for line in differences(a["work"], b["work"])]  # fmt: skip
+    notes = _other_work(a["work"], b["work"])
     notes.append("one run each: how much their times spread is not known")
     changes = [
         Change(name, a["times"][key], b["times"][key], "s", None, True)
@@ -77,14 +81,24 @@ def _sweeps(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], l
         raise UserError("the sweeps have no point in common: same name, count of GPUs and layout")
     notes = [f"only in {which}: {_name(key)}" for which, mine, other in (("A", *rows), ("B", *rows[::-1]))
              for key in mine if key not in other]  # fmt: skip
+    if a["scaling"] != b["scaling"]:
+        notes.append(f"scaling: {a['scaling']} in A, {b['scaling']} in B")
     changes = []
     for key in both:
         x, y = rows[0][key], rows[1][key]
+        notes += [f"{_name(key)}: {line}" for line in _other_work(x["work"], y["work"])]
         apart = None
         if x["low"] is not None and y["low"] is not None:
             apart = x["low"] > y["high"] or y["low"] > x["high"]
         changes.append(Change(_name(key), x["seconds"], y["seconds"], "s", apart, True))
     return changes, notes
+
+
+def _other_work(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> list[str]:
+    """What they did differently; a published row does not say what it did."""
+    if a is None or b is None:
+        return ["what was done is not recorded, so it may differ"]
+    return [line.replace(" in the baseline", " in B").replace(" here,", " in A,") for line in differences(a, b)]
 
 
 def _name(key: Sequence[Any]) -> str:

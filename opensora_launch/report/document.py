@@ -7,8 +7,9 @@ from typing import Any
 from opensora_launch.plan.placement import in_words
 from opensora_launch.report.accounting import PARTS, Accounts, RankAccount, account, waited_for
 from opensora_launch.report.advice import advise
-from opensora_launch.report.cards import better_layout, card_of, prediction
+from opensora_launch.report.cards import card_of
 from opensora_launch.report.efficiency import (
+    STORED,
     Baseline,
     Times,
     efficiency,
@@ -19,6 +20,7 @@ from opensora_launch.report.efficiency import (
 )
 from opensora_launch.report.findings import Finding, Scene, findings
 from opensora_launch.report.machine import Node, gpu_uses, host_use, nodes_of
+from opensora_launch.report.planned import as_it_ran, beside_measured, better_ways
 from opensora_launch.report.rates import compute_rates, cost, energy, imbalance, karp_flatt, link_rates
 from opensora_launch.report.run_files import SCHEMA, Attempt, Run
 from opensora_launch.report.steps import row_forwards, step_times
@@ -93,11 +95,28 @@ def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
             "hosts": sorted({m.host for m in metas}),
             "threads_per_rank": run.plan.threads_per_rank,
         },
+        "environment": _environment(run),
         "layouts": {str(rows): str(layout) for rows, layout in run.plan.layouts},
         "times": _times(run, done, [r.accounts for r in read]),
         "attempts": [_attempt(r) for r in read],
         "samples": [asdict(s) for s in run.samples],
         "unknown": _unknown(run, bool(attentions)),
+    }
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """Versions and variables of the ranks, from the last attempt that left them."""
+    versions = [e.meta.versions for a in run.attempts for e in a.events if e.meta.versions]
+    recorded = [a.environment for a in run.attempts if a.environment]
+    drivers = sorted({n.driver for a in run.attempts for n in a.nodes if n.driver})
+    return {
+        "versions": dict(versions[-1]) if versions else {},
+        "drivers": drivers,
+        "profile": recorded[-1]["profile"] if recorded else None,
+        "variables": dict(recorded[-1]["environment"]) if recorded else {},
+        "set": dict(recorded[-1]["set"]) if recorded else {},
+        "taken_away": dict(recorded[-1]["taken_away"]) if recorded else {},
+        "kept": dict(recorded[-1]["kept"]) if recorded else {},
     }
 
 
@@ -138,7 +157,9 @@ def _add_efficiency(
     found: Baseline
     if baseline is not None:
         refuse_other_work(rounded(report["work"]), baseline)
-        found = measured(baseline)
+        found = measured(baseline, report["machine"]["hosts"])
+        if found.kind == STORED:
+            report["unknown"].append("the baseline is a stored report: its machine may differ in what no report shows")
         if baseline["version"] != report["version"]:
             report["unknown"].append(f"the baseline was made by version {baseline['version']}, this by another")
     elif report["times"]["gpus"] == 1:
@@ -160,7 +181,9 @@ def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: P
         return
     accounts, plan = last.accounts, last.attempt.plan
     card = card_of(run.config)
-    predicted_times, reason = prediction(run.config, plan, accounts)
+    ran = as_it_ran(run.config, plan)
+    known = None if isinstance(ran, str) else ran
+    advice = advise(plan, accounts, last.findings, better_ways(known, plan) if known else None)
     done = {s.name for s in run.samples if s.files}
     videos = sum(v.name in done for v in plan.videos)
     gpus = report["attempts"][-1]["gpus"]
@@ -170,9 +193,9 @@ def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: P
         "energy": energy(gpus, accounts.wall_s, videos, prices.usd_per_kwh),
         "cost": cost(len(accounts.ranks), accounts.wall_s, videos, prices.usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
-        "advice": [asdict(a) for a in advise(plan, accounts, last.findings, better_layout(run.config, plan, accounts))],
-        "prediction": predicted_times,
-        "prediction_reason": reason,
+        "advice": [asdict(a) for a in advice],
+        "prediction": beside_measured(known, accounts) if known else None,
+        "prediction_reason": ran if isinstance(ran, str) else None,
     }
     if (found := report["efficiency"]) and found["baseline"]["times"]["gpus"] == 1:
         report["serial_share"] = {
@@ -258,10 +281,13 @@ def _attempt_unknown(attempt: Attempt, accounts: Accounts | None) -> list[str]:
 
 
 def _unknown(run: Run, attention: bool) -> list[str]:
-    unknown = ["this is one run: how much the times spread is not known"]
+    unknown = ["this is one run: how much the times spread is not known", *run.unknown]
     unknown.append("a rank's wall time begins when it begins to note it: what its process did before is not in it")
     if not attention and run.plan.attention == "auto":
         unknown.append("which attention kernel ran was not recorded")
+    by_rank = {tuple(sorted((e.meta.versions or {}).items())) for a in run.attempts for e in a.events}
+    if len(by_rank) > 1:
+        unknown.append("not all ranks had the same versions of Python and packages")
     return unknown
 
 

@@ -1,7 +1,7 @@
 """How much faster n ranks are than a named baseline, and which runs may be compared at all.
 
-Strong scaling: efficiency = t_base * gpus_base / (t_n * n), for equal work. The baseline is another run, measured, or
-what one rank would take, predicted from this run's own parts.
+Strong scaling: efficiency = t_base * gpus_base / (t_n * n), for equal work. The baseline is another run, measured on
+these hosts or a report kept from others, or what one rank would take, predicted from this run's own parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import RankAccount
 
-MEASURED, PREDICTED = "measured", "predicted"
+MEASURED, STORED, PREDICTED = "measured", "stored", "predicted"
 HOW_PREDICTED = (
     "one rank that does the compute, text, VAE and save of all ranks one after the other at their speed, and setup, "
     "load and the rest once; what every rank repeats is counted once a rank, so the efficiency errs high"
@@ -32,7 +32,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Baseline:
-    kind: str  # "measured" or "predicted"
+    kind: str  # "measured" here, "stored", or "predicted"
     name: str
     how: str
     times: Times
@@ -74,12 +74,20 @@ def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> Scaling:
     return Scaling(t_base_s, gpus_base, t_s, gpus, t_base_s / t_s, t_base_s * gpus_base / (t_s * gpus))
 
 
-def measured(report: Mapping[str, Any]) -> Baseline:
-    """Another run's report as a baseline; UserError if it has no whole measurement."""
+def measured(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseline:
+    """Another run's report as a baseline; UserError if it has no whole measurement.
+
+    It is measured here if it ran on some of these `hosts`; else it is a stored one, of machines that may differ in
+    what no report shows.
+    """
     if report["times"] is None:
         raise UserError(f"{report['run']} cannot be a baseline", [str(report["efficiency_reason"])])
+    theirs = report["machine"]["hosts"]
+    here = bool(theirs) and set(theirs) <= set(hosts)
     how = f"run {report['run']} on {report['times']['gpus']} x {report['work']['device_name']}"
-    return Baseline(MEASURED, str(report["run"]), how, Times(**report["times"]))
+    if not here:
+        how += f", a stored report: measured on {', '.join(theirs) or 'hosts that it does not name'}, not here"
+    return Baseline(MEASURED if here else STORED, str(report["run"]), how, Times(**report["times"]))
 
 
 def predicted(run: str, ranks: Sequence[RankAccount]) -> Baseline:
@@ -114,7 +122,7 @@ def work_of(plan: Plan, *, device_names: Sequence[str], attention: str | None, r
     }
     for part in ("name", "init", "mmdit", "vae", "text"):
         work |= _flat(f"model.{part}", model[part])
-    return work
+    return work | _flat("placement", asdict(plan.placement))
 
 
 def _flat(name: str, value: Any) -> dict[str, Scalar]:

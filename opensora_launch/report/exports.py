@@ -8,10 +8,15 @@ from typing import Any
 
 from opensora_launch.report.accounting import PARTS, Accounts
 from opensora_launch.report.machine import Node
+from opensora_launch.report.timeline import counter_rate
 from opensora_launch.telemetry.events import RankEvents
 
 US = 1e6
-SAMPLED = ("util", "power_w", "memory_used_bytes", "sm_mhz")
+SAMPLED = (
+    "util", "memory_util", "power_w", "energy_j", "memory_used_bytes", "sm_mhz", "memory_mhz", "temperature_c",
+    "pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s", "ecc_corrected", "ecc_uncorrected",
+)  # fmt: skip
+COUNTERS = {"nvlink_tx_bytes": "nvlink_tx_bytes_per_s", "nvlink_rx_bytes": "nvlink_rx_bytes_per_s"}
 
 
 def trace(events: Sequence[RankEvents], accounts: Accounts, nodes: Sequence[Node]) -> Iterator[str]:
@@ -52,16 +57,27 @@ def _rank_events(events: Sequence[RankEvents], accounts: Accounts, zero: float) 
 
 
 def _counters(nodes: Sequence[Node], zero: float) -> Iterator[dict[str, Any]]:
+    """What was sampled of the GPUs as counters, and XIDs as instants."""
     for number, node in enumerate(nodes):
         pid = 100_000 + number
         yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"GPUs of {node.host}"}}
-        for time_s, sample in zip(node.times, node.found.samples, strict=True):
-            for gpu in sample["gpus"]:
-                for key in SAMPLED:
-                    if key in gpu:
-                        at = round((time_s - zero) * US, 1)
-                        name = f"GPU {gpu['gpu']} {key}"
-                        yield {"ph": "C", "name": name, "pid": pid, "ts": at, "args": {key: gpu[key]}}
+        for place, facts in enumerate(node.found.gpus):
+            samples = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
+            for key, values in _sampled(samples, node.times).items():
+                for time_s, value in zip(node.times, values, strict=True):
+                    if value is not None:
+                        at, name = round((time_s - zero) * US, 1), f"GPU {facts['index']} {key}"
+                        yield {"ph": "C", "name": name, "pid": pid, "ts": at, "args": {key: value}}
+        for x in node.found.xids:
+            at = round((float(x["time_s"]) + node.shift_s - zero) * US, 1)
+            yield {"ph": "i", "s": "g", "name": f"XID {x['xid']}", "pid": pid, "ts": at, "args": {"gpu": x["uuid"]}}
+
+
+def _sampled(samples: Sequence[Mapping[str, Any]], times: Sequence[float]) -> dict[str, list[Any]]:
+    """Values by name; counters of bytes become rates, and lists their lengths."""
+    found = {key: [s.get(key) for s in samples] for key in SAMPLED}
+    found |= {name: list(counter_rate(samples, times, key)) for key, name in COUNTERS.items()}
+    return found | {key: [len(s[key]) if key in s else None for s in samples] for key in ("throttled", "processes")}
 
 
 def metrics(report: Mapping[str, Any]) -> str:
@@ -85,23 +101,41 @@ def metrics(report: Mapping[str, Any]) -> str:
     if report["energy"]:
         add("energy_joules_per_video", report["energy"]["joules_per_video"])
     for attempt in report["attempts"][-1:]:
-        add("wall_seconds", attempt["wall_s"])
-        for r in attempt["ranks"]:
-            add("rank_peak_memory_bytes", r["peak_memory_bytes"], rank=r["rank"], host=r["host"])
-            for part in PARTS:
-                add("rank_seconds", r["parts"][part], rank=r["rank"], host=r["host"], part=part)
-        for kind in sorted({f["kind"] for f in attempt["findings"]}):
-            add("findings", sum(f["kind"] == kind for f in attempt["findings"]), kind=kind)
-        for gpu in attempt["gpus"]:
-            where = {"gpu": gpu["index"], "host": gpu["host"]}
-            add("gpu_power_watts_mean", gpu["power_mean_w"], **where)
-            add("gpu_memory_peak_bytes", gpu["memory_peak_bytes"], **where)
+        for name, value, labels in _of_attempt(attempt):
+            add(name, value, **labels)
     lines = []
     for name, values in found.items():
         known = [(labels, value) for labels, value in values if value is not None]
         lines += [f"# TYPE {name} gauge"] if known else []
         lines += [f"{name}{{{_labels(labels)}}} {value!r}" for labels, value in known]
     return "\n".join(lines) + "\n"
+
+
+Metric = tuple[str, Any, dict[str, Any]]  # name, value, labels
+
+
+def _of_attempt(attempt: Mapping[str, Any]) -> Iterator[Metric]:
+    yield "wall_seconds", attempt["wall_s"], {}
+    for r in attempt["ranks"]:
+        who = {"rank": r["rank"], "host": r["host"]}
+        yield "rank_peak_memory_bytes", r["peak_memory_bytes"], who
+        yield from (("rank_seconds", r["parts"][part], who | {"part": part}) for part in PARTS)
+    for kind in sorted({f["kind"] for f in attempt["findings"]}):
+        yield "findings", sum(f["kind"] == kind for f in attempt["findings"]), {"kind": kind}
+    for gpu in attempt["gpus"]:
+        yield from _of_gpu(gpu)
+
+
+def _of_gpu(gpu: Mapping[str, Any]) -> Iterator[Metric]:
+    where = {"gpu": gpu["index"], "host": gpu["host"]}
+    yield "gpu_power_watts_mean", gpu["power_mean_w"], where
+    yield "gpu_memory_peak_bytes", gpu["memory_peak_bytes"], where
+    yield "gpu_temperature_celsius_max", gpu["temperature_max_c"], where
+    yield "gpu_ecc_uncorrected", gpu["ecc_uncorrected"], where
+    yield "gpu_xids", len(gpu["xids"]), where
+    for way in ("tx", "rx"):
+        yield "gpu_nvlink_bytes", gpu[f"nvlink_{way}_bytes"], where | {"way": way}
+        yield "gpu_pcie_bytes_per_second", gpu[f"pcie_{way}_bytes_per_s"], where | {"way": way}
 
 
 def _labels(labels: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from opensora_launch.report.accounting import Accounts
 from opensora_launch.telemetry.samples import NodeSamples
 
 Window = tuple[float, float]
+FAULTS = "major_faults"
+USE = {"ran_s", "starved_s", FAULTS}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Node:
     @property
     def host(self) -> str:
         return self.found.host
+
+    @property
+    def shift_s(self) -> float:
+        """What to add to a time of its file."""
+        return self.times[0] - float(self.found.samples[0]["time_s"])
 
     def within(self, window: Window) -> Sequence[Mapping[str, Any]]:
         """The samples in a window, and the last one before it, from which counters are counted."""
@@ -54,24 +61,26 @@ def nodes_of(found: Sequence[NodeSamples], accounts: Accounts) -> tuple[Node, ..
 
 
 def rank_use(node: Node, rank: int, window: Window) -> RankUse | None:
-    """None where the samples are too few, or this kernel does not count so."""
+    """Over the part of a window that was sampled, with what lies between two samples dealt evenly; None where none of
+    it was, or this kernel does not count so.
+    """
     inside = zip(node.times, node.found.samples, strict=True)
-    seen = [
-        (now, r)
-        for now, s in inside
-        if window[0] <= now <= window[1]
-        for r in s["ranks"]
-        if r["rank"] == rank and "ran_s" in r
-    ]
+    seen = [(now, r) for now, s in inside for r in s["ranks"] if r["rank"] == rank and r.keys() >= USE]
     if len(seen) < 2:
         return None
-    (start, first), (end, last) = seen[0], seen[-1]
-    return RankUse(
-        (start, end),
-        last["ran_s"] - first["ran_s"],
-        last["starved_s"] - first["starved_s"],
-        last["major_faults"] - first["major_faults"],
-    )
+    start, end = max(window[0], seen[0][0]), min(window[1], seen[-1][0])
+    if end <= start:
+        return None
+    ran_s, starved_s, faults = (_at(seen, end, key) - _at(seen, start, key) for key in ("ran_s", "starved_s", FAULTS))
+    return RankUse((start, end), ran_s, starved_s, round(faults))
+
+
+def _at(seen: Sequence[tuple[float, Mapping[str, Any]]], now: float, key: str) -> float:
+    """A counter at some moment between the first and the last sample."""
+    after = min(max(1, bisect_right([time_s for time_s, _ in seen], now)), len(seen) - 1)
+    (then, first), (later, last) = seen[after - 1 : after + 1]
+    share = (now - then) / (later - then) if later > then else 0.0
+    return float(first[key] + share * (last[key] - first[key]))
 
 
 def host_use(node: Node, window: Window) -> dict[str, Any]:
@@ -131,6 +140,8 @@ def _gpu_use(
         "nvlink_tx_bytes": _gain(samples, "nvlink_tx_bytes"),
         "nvlink_rx_bytes": _gain(samples, "nvlink_rx_bytes"),
         "pcie_tx_bytes_per_s": _over(samples, "pcie_tx_bytes_per_s", fmean),
+        "pcie_rx_bytes_per_s": _over(samples, "pcie_rx_bytes_per_s", fmean),
+        "ecc_corrected": _gain(samples, "ecc_corrected"),
         "ecc_uncorrected": _gain(samples, "ecc_uncorrected"),
         "others_share": sum(n > max(len(ranks), 1) for n in seen) / len(seen) if seen else None,
         "xids": sorted({x["xid"] for x in node.found.xids if x["uuid"] == facts["uuid"]}),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opensora_launch.report.accounting import PARTS
+from opensora_launch.report.rates import karp_flatt_text
 
 PROMPT_CHARS = 100
 BAR_CHARS = 30
@@ -70,10 +71,19 @@ def _header(report: Mapping[str, Any]) -> list[str]:
         f"{work['precision']}, attention {work['attention']}",
         f"Ranks: {machine['ranks']}{hosts}, each {_text(name)}{threads}",
         f"Layout: {layouts}",
-        f"Made by opensora_launch {report['version']}",
+        f"Made by opensora_launch {report['version']}" + _versions(report["environment"]),
     ]
     blocks.append("\n".join(f"- {fact}" for fact in facts))
     return blocks
+
+
+def _versions(environment: Mapping[str, Any]) -> str:
+    """What decides how fast it is and whether it runs again: a comma before it, as it follows other words."""
+    versions = environment["versions"]
+    said = [f"{name} {versions[name]}" for name in ("python", "torch", "cuda", "nccl") if name in versions]
+    said += [f"driver {', '.join(environment['drivers'])}"] if environment["drivers"] else []
+    said += [f"environment {environment['profile']}"] if environment["profile"] else []
+    return "".join(f", {_text(word)}" for word in said)
 
 
 def _used(report: Mapping[str, Any]) -> list[str]:
@@ -130,7 +140,7 @@ def _rates(report: Mapping[str, Any]) -> list[str]:
     if report["cost"] and report["cost"]["usd_per_video"] is not None:
         lines.append(f"A video cost {report['cost']['usd_per_video']:.4f} dollars.")
     if report["serial_share"] and (share_of := report["serial_share"]["job"]) is not None:
-        lines.append(f"Serial share by Karp and Flatt: {share_of:.1%}.")
+        lines.append(f"Serial share by Karp and Flatt: {karp_flatt_text(share_of)}.")
     return [" ".join(lines)] if lines else []
 
 

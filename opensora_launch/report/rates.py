@@ -126,10 +126,16 @@ def karp_flatt(speedup: float, ranks: int) -> float | None:
     return None if ranks < 2 else (1 / speedup - 1 / ranks) / (1 - 1 / ranks)
 
 
+def karp_flatt_text(share: float | None) -> str:
+    """In words: a share above 1 means that more ranks took longer."""
+    return "" if share is None else "no speed-up" if share > 1 else f"{share:.1%}"
+
+
 def amdahl(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
     """t = a + b/n by least squares over (ranks, seconds): the serial share a/(a+b), and the speed-up it allows.
 
-    Of relative errors, so that long times do not decide alone. Amdahl 1967. None with fewer than two counts.
+    Of relative errors, so that long times do not decide alone; neither part is below 0, and b is 0 where no speed-up
+    was seen. Amdahl 1967. None with fewer than two counts.
     """
     if len({n for n, _ in points}) < 2:
         return None
@@ -138,6 +144,8 @@ def amdahl(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
     u, v = sum(r[0] for r in rows), sum(r[1] for r in rows)
     det = uu * vv - uv * uv
     a, b = (u * vv - v * uv) / det, (v * uu - u * uv) / det
-    a = max(a, 0.0)
-    share = a / (a + b)
-    return {"serial_s": a, "parallel_s": b, "serial_share": share}
+    if a < 0:  # no part is negative: then the other alone fits best
+        a, b = 0.0, v / vv
+    elif b < 0:
+        a, b = u / uu, 0.0
+    return {"serial_s": a, "parallel_s": b, "serial_share": a / (a + b)}

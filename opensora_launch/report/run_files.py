@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
-SCHEMA = 2  # of report.json
+SCHEMA = 3  # of report.json
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Attempt:
     events: tuple[RankEvents, ...]  # of the ranks that left some, by rank
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
+    environment: Mapping[str, Any] | None = None  # environment.json: what the profile changed, and what ranks saw
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -56,6 +58,7 @@ class Run:
     attempts: tuple[Attempt, ...]
     samples: tuple[Sample, ...]
     config: RunConfig | None = None
+    unknown: tuple[str, ...] = ()  # files that are torn
 
 
 def read_run(run_dir: Path) -> Run:
@@ -63,13 +66,16 @@ def read_run(run_dir: Path) -> Run:
     plan = _read_plan(run_dir / "plan.json")
     folders = [p for p in (run_dir / "attempts").glob("*") if p.name.isdigit() and (p / "plan.json").exists()]
     attempts = tuple(_read_attempt(p) for p in sorted(folders, key=lambda p: int(p.name)))
+    words = _words(run_dir / "overrides.json")
+    torn = words is None and (run_dir / "overrides.json").exists()
     return Run(
         name=run_dir.resolve().name,
-        command=_read_command(run_dir / "overrides.json"),
+        command=None if words is None else _command(run_dir, words),
         plan=plan,
         attempts=attempts,
         samples=_samples(run_dir, plan),
         config=read_config(run_dir),
+        unknown=("overrides.json cannot be read, so the command is not known",) if torn else (),
     )
 
 
@@ -79,12 +85,15 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         schema = report["schema"]
+        whole = all(isinstance(report.get(name), dict) for name in ("work", "machine")) and "times" in report
+        if schema == SCHEMA and not whole:
+            raise ValueError("work, machine or times are missing")
     except FileNotFoundError as error:
-        raise UserError(f"baseline {path} has no report.json; make it with: opensora-launch report {path}") from error
+        raise UserError(f"{path} has no report.json; make it with: opensora-launch report {path}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"baseline {file} is no report: {error}") from error
+        raise UserError(f"{file} is no report of a run: {error}") from error
     if schema != SCHEMA:
-        raise UserError(f"baseline {file} has schema {schema}; make it anew with this version, which writes {SCHEMA}")
+        raise UserError(f"{file} has schema {schema}; make it anew with this version, which writes {SCHEMA}")
     return report
 
 
@@ -106,6 +115,7 @@ def _read_attempt(folder: Path) -> Attempt:
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
         failure=read_failure(folder),
         nodes=tuple(n for p in sorted((folder / "telemetry").glob("node-*.jsonl")) if (n := read_samples(p))),
+        environment=_environment(folder / "environment.json"),
     )
 
 
@@ -113,11 +123,34 @@ def _read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
-def _read_command(path: Path) -> str | None:
-    """The user's command line, without prompts."""
-    if not path.exists():
+def _words(path: Path) -> list[str] | None:
+    """The user's command line, without prompts; None where the file is missing or torn."""
+    found = _json(path)
+    return found if isinstance(found, list) and all(isinstance(word, str) for word in found) else None
+
+
+def _command(run_dir: Path, words: Sequence[str]) -> str:
+    """That makes the run again: its prompts.jsonl is a prompt file too, and has the seeds."""
+    prompts = run_dir.resolve() / "prompts.jsonl"
+    again = ["--prompts", str(prompts)] if prompts.exists() else []
+    return shlex.join(["opensora-launch", "generate", *words, *again])
+
+
+def _environment(path: Path) -> dict[str, Any] | None:
+    """What environment.json says, as far as it is what the launcher writes."""
+    found = _json(path)
+    if not isinstance(found, dict):
         return None
-    return shlex.join(["opensora-launch", "generate", *json.loads(path.read_text(encoding="utf-8"))])
+    parts = {name: found.get(name, {}) for name in ("set", "taken_away", "kept", "environment")}
+    whole = all(isinstance(part, dict) and all(isinstance(v, str) for v in part.values()) for part in parts.values())
+    return {"profile": str(found.get("profile", "")), **parts} if whole else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _samples(run_dir: Path, plan: Plan) -> tuple[Sample, ...]:

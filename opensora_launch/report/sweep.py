@@ -11,8 +11,9 @@ from typing import Any
 from opensora_launch.errors import UserError
 from opensora_launch.report.markdown import md_table
 from opensora_launch.report.peers import peer_lines
-from opensora_launch.report.rates import amdahl, karp_flatt
+from opensora_launch.report.rates import amdahl, karp_flatt, karp_flatt_text
 
+SCHEMA = 2  # of a sweep's report.json
 LEAST_COUNTS = 2  # of GPUs, to draw a line
 NOISE = 0.005  # of an efficiency
 MOST_LINES = 8  # that can be told apart in a chart; the table has all
@@ -20,7 +21,7 @@ MOST_LINES = 8  # that can be told apart in a chart; the table has all
 
 @dataclass(frozen=True)
 class Point:
-    """One count of GPUs of one series: the seconds of each repeat. `layout` is what it ran in."""
+    """One count of GPUs of one series: the seconds of each repeat. `layout` is what it ran in, `work` what it did."""
 
     series: str
     gpus: int
@@ -28,13 +29,14 @@ class Point:
     layout: str | None
     source: str
     href: str | None = None
+    work: Mapping[str, Any] | None = None
 
 
 def sweep(title: str, points: Sequence[Point], *, version: str, weak: bool = False, **more: Any) -> dict[str, Any]:
     """What the page and sweep.json say. The baseline of a series is its smallest count of GPUs.
 
     `weak`: work grows with the GPUs, so efficiency is t_base / t_n. Layouts of one count stand beside each other in
-    the table; the fastest makes the line. `more`: kind, device, command, unknown, peers.
+    the table; the fastest makes the line. `more`: kind, unit, device, command, unknown, peers.
     """
     series: dict[str, list[Point]] = defaultdict(list)
     for point in points:
@@ -48,8 +50,9 @@ def sweep(title: str, points: Sequence[Point], *, version: str, weak: bool = Fal
             fits.append({"name": name, **fit})
     peers = [line | {"kind": "published"} for line in peer_lines()] if more.get("peers") else []
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": more.get("kind", "sweep"),
+        "unit": more.get("unit", "GPU"),
         "title": title,
         "version": version,
         "scaling": "weak" if weak else "strong",
@@ -58,7 +61,7 @@ def sweep(title: str, points: Sequence[Point], *, version: str, weak: bool = Fal
         "table": rows,
         "curve": [line for line in lines if len(line["points"]) >= LEAST_COUNTS][:MOST_LINES] + peers,
         "amdahl": fits,
-        "unknown": [*_faults(rows, more.get("kind", "sweep")), *more.get("unknown", ())],
+        "unknown": [*_faults(rows, more.get("kind", "sweep"), more.get("unit", "GPU")), *more.get("unknown", ())],
     }
 
 
@@ -85,15 +88,16 @@ def _rows(points: Sequence[Point], weak: bool) -> list[dict[str, Any]]:
                 "karp_flatt": karp_flatt(speedup, p.gpus) if base.gpus == 1 and not weak else None,
                 "source": p.source,
                 "href": p.href,
+                "work": None if p.work is None else dict(p.work),
             }
         )
     return rows
 
 
-def _faults(rows: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+def _faults(rows: Sequence[Mapping[str, Any]], kind: str, unit: str) -> list[str]:
     return [
-        f"{r['name']} on {r['gpus']} GPUs: an efficiency of {r['efficiency']:.3f} is a fault of the measurement until "
-        "shown otherwise"
+        f"{r['name']} on {r['gpus']} {unit}{'s' * (r['gpus'] != 1)}: an efficiency of {r['efficiency']:.3f} is a fault "
+        "of the measurement until shown otherwise"
         for r in rows
         if r["efficiency"] > 1 + NOISE and kind != "published"
     ]
@@ -108,10 +112,19 @@ def _best(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _line(name: str, rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
-    keys = ("gpus", "seconds", "speedup", "efficiency")
-    points = [{key: r[key] for key in keys} for r in _best(name, rows)]
     own = "published" if kind == "published" else "measured"
-    return {"name": name, "kind": own, "points": [p | {"kind": own} for p in points]}
+    return {"name": name, "kind": own, "points": [_drawn(row) | {"kind": own} for row in _best(name, rows)]}
+
+
+def _drawn(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of a line. `low` and `high`: what its slowest and fastest repeats are, of its speed-up and efficiency;
+    the baseline stays its median.
+    """
+    point = {key: row[key] for key in ("gpus", "seconds", "speedup", "efficiency")}
+    if row["low"] is not None:
+        for end, seconds in (("low", row["high"]), ("high", row["low"])):
+            point[end] = {key: row[key] * row["seconds"] / seconds for key in ("speedup", "efficiency")}
+    return point
 
 
 def sweep_markdown(data: Mapping[str, Any]) -> str:
@@ -126,23 +139,38 @@ def sweep_markdown(data: Mapping[str, Any]) -> str:
             "" if r["low"] is None else f"{r['low']:.2f} to {r['high']:.2f}",
             f"{r['speedup']:.2f}",
             f"{r['efficiency']:.1%}",
-            "" if r["karp_flatt"] is None else f"{r['karp_flatt']:.1%}",
+            karp_flatt_text(r["karp_flatt"]),
             r["source"],
         ]
         for r in data["table"]
     ]
-    head = ["name", "GPUs", "layout", "median s", "range s", "speed-up", "efficiency", "Karp-Flatt", "source"]
-    blocks = [f"# {data['title']}", kind, md_table(head, rows, (0, 2, 8))]
-    blocks += [
-        f"{a['name']}: {a['serial_s']:.2f} s serial and {a['parallel_s']:.2f} s shared fit all counts best, so "
-        f"{a['serial_share']:.1%} of the work is serial (Amdahl)."
-        for a in data["amdahl"]
+    head = [
+        "name",
+        f"{data['unit']}s",
+        "layout",
+        "median s",
+        "range s",
+        "speed-up",
+        "efficiency",
+        "Karp-Flatt",
+        "source",
     ]
+    blocks = [f"# {data['title']}", kind, md_table(head, rows, (0, 2, 8))]
+    blocks += [_amdahl_line(fit) for fit in data["amdahl"]]
     if data["command"]:
         blocks.append(f"```\n{data['command']}\n```")
     if data["unknown"]:
         blocks += ["## Weaker than it looks, or not known", "\n".join(f"- {line}" for line in data["unknown"])]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _amdahl_line(fit: Mapping[str, Any]) -> str:
+    if not fit["parallel_s"]:
+        return f"{fit['name']}: no speed-up was seen: nothing of the {fit['serial_s']:.2f} s is shared (Amdahl)."
+    return (
+        f"{fit['name']}: {fit['serial_s']:.2f} s serial and {fit['parallel_s']:.2f} s shared fit all counts best, so "
+        f"{fit['serial_share']:.1%} of the work is serial (Amdahl)."
+    )
 
 
 def published(path: Path) -> list[Point]:

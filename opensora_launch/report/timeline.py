@@ -17,7 +17,9 @@ MS = 3  # digits of seconds
 
 
 def timeline(accounts: Accounts, nodes: Sequence[Node]) -> dict[str, Any]:
-    """`rows`: a rank's pieces [start, end, part, detail]; `lines`: measured values, each with its unit and most."""
+    """`rows`: a rank's pieces [start, end, part, detail]; `lines`: measured values, each with its unit and most;
+    `marks`: moments with a name, such as an XID.
+    """
     zero = min(r.start_s for r in accounts.ranks)
     rows, coarse = [], 0.0
     for r in accounts.ranks:
@@ -31,7 +33,8 @@ def timeline(accounts: Accounts, nodes: Sequence[Node]) -> dict[str, Any]:
                            for p in pieces],
             }
         )  # fmt: skip
-    return {"wall_s": accounts.wall_s, "rows": rows, "coarse_s": coarse, "lines": _lines(nodes, zero)}
+    lines, marks = _lines(nodes, zero), _marks(nodes, zero)
+    return {"wall_s": accounts.wall_s, "rows": rows, "coarse_s": coarse, "lines": lines, "marks": marks}
 
 
 def _thin(pieces: Sequence[Interval]) -> tuple[Sequence[Interval], float]:
@@ -66,34 +69,81 @@ def _lines(nodes: Sequence[Node], zero: float) -> list[dict[str, Any]]:
     for node in nodes:
         on = f" {node.host}" if several else ""
         times = [t - zero for t in node.times]
+        for place, facts in enumerate(node.found.gpus):
+            samples = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
+            lines += _gpu_lines(f"GPU {facts['index']}{on}", facts, samples, times)
         samples = node.found.samples
-        for place, gpu in enumerate(node.found.gpus):
-            for key, unit, most in (
-                ("util", "%", 1.0),
-                ("power_w", "W", gpu.get("power_limit_w")),
-                ("memory_used_bytes", "GiB", gpu.get("memory_bytes")),
-                ("sm_mhz", "MHz", gpu.get("sm_mhz_max")),
-            ):
-                values = [_of(s["gpus"], place, key) for s in samples]
-                lines.append(_line(key, f"GPU {gpu['index']}{on}", unit, most, times, values))
         lines.append(_line("cpu_share", f"CPU{on}", "%", 1.0, times, _slope(samples, times, _host_cpu)))
         ranks = sorted({r["rank"] for s in samples for r in s["ranks"]})
         for rank in ranks:
             found: list[dict[str, Any]] = [next((r for r in s["ranks"] if r["rank"] == rank), {}) for s in samples]
             running = _slope(found, times, lambda r: (r.get("ran_s"), None))
             lines.append(_line("ran_share", f"rank {rank}", "%", 1.0, times, running))
-            memory = [_of([r], 0, "memory_bytes") for r in found]
+            memory = [_number(r, "memory_bytes") for r in found]
             lines.append(_line("rank_memory_bytes", f"rank {rank}", "GiB", None, times, memory))
     return [line for line in lines if line["points"]]
 
 
-def _of(gpus: Sequence[Mapping[str, Any]], place: int, key: str) -> float | None:
-    value = gpus[place].get(key) if place < len(gpus) else None
+def _gpu_lines(
+    name: str, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], times: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Everything that is sampled of a GPU. What is wrong only sometimes is drawn only where it was."""
+    lines = []
+    for key, unit, most in (
+        ("util", "%", 1.0),
+        ("power_w", "W", facts.get("power_limit_w")),
+        ("memory_used_bytes", "GiB", facts.get("memory_bytes")),
+        ("sm_mhz", "MHz", facts.get("sm_mhz_max")),
+        ("temperature_c", "°C", None),
+        ("pcie_tx_bytes_per_s", "GB/s", None),
+        ("pcie_rx_bytes_per_s", "GB/s", None),
+    ):
+        lines.append(_line(key, name, unit, most, times, [_number(s, key) for s in samples]))
+    for key in ("nvlink_tx_bytes", "nvlink_rx_bytes"):
+        lines.append(_line(key, name, "GB/s", None, times, counter_rate(samples, times, key)))
+    errors = [[_number(s, key) for s in samples] for key in ("ecc_corrected", "ecc_uncorrected")]
+    sometimes = {
+        "throttled": ("", [float(len(s["throttled"])) if "throttled" in s else None for s in samples]),
+        "ecc_errors": ("", [_grown(both, errors) for both in zip(*errors, strict=True)]),
+        "processes": ("", [float(len(s["processes"])) if "processes" in s else None for s in samples]),
+    }
+    least = {"throttled": 0.0, "ecc_errors": 0.0, "processes": 1.0}
+    for key, (unit, values) in sometimes.items():
+        if any(v is not None and v > least[key] for v in values):
+            lines.append(_line(key, name, unit, None, times, values))
+    return lines
+
+
+def _grown(now: Sequence[float | None], all_of: Sequence[Sequence[float | None]]) -> float | None:
+    """Errors of both kinds since the first sample that told of them."""
+    firsts = [next((v for v in values if v is not None), None) for values in all_of]
+    gains = [v - first for v, first in zip(now, firsts, strict=True) if v is not None and first is not None]
+    return sum(gains) if gains else None
+
+
+def _marks(nodes: Sequence[Node], zero: float) -> list[dict[str, Any]]:
+    """XIDs, with the GPU that reported them."""
+    found = []
+    for node in nodes:
+        names = {gpu["uuid"]: f"GPU {gpu['index']} {node.host}" for gpu in node.found.gpus}
+        for x in node.found.xids:
+            at = round(float(x["time_s"]) + node.shift_s - zero, MS)
+            found.append({"time_s": at, "name": names.get(x["uuid"], x["uuid"]), "kind": "xid", "code": x["xid"]})
+    return sorted(found, key=lambda mark: mark["time_s"])
+
+
+def _number(sample: Mapping[str, Any], key: str) -> float | None:
+    value = sample.get(key)
     return None if value is None else float(value)
 
 
 def _host_cpu(sample: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return sample["host"].get("cpu_busy_s"), sample["host"].get("cpu_all_s")
+
+
+def counter_rate(samples: Sequence[Mapping[str, Any]], times: Sequence[float], key: str) -> list[float | None]:
+    """How fast a counter grew since the sample before, a second."""
+    return _slope(samples, times, lambda s: (s.get(key), None))
 
 
 def _slope(
@@ -115,8 +165,8 @@ def _line(
 ) -> dict[str, Any]:
     points = [(t, v) for t, v in zip(times, values, strict=True) if v is not None]
     every = -(-len(points) // MOST_POINTS) or 1
-    scale = 2**30 if unit == "GiB" else 1
-    digits = 3 if unit in ("%", "GiB") else 0
+    scale = {"GiB": 2**30, "GB/s": 1e9}.get(unit, 1)
+    digits = 3 if unit in ("%", "GiB", "GB/s") else 0
     return {
         "kind": kind,
         "name": name,

@@ -199,6 +199,7 @@ def _meta(plan: Plan, me: Rank, device: torch.device, kernel: Kernel, started: t
         "attention": kernel.name,
         "pid": os.getpid(),
         "device_uuid": watch.device_uuid(device),
+        "versions": _versions(),
     }
 
 
@@ -208,13 +209,24 @@ def _clock(me: Rank) -> dict[str, Any]:
 
 
 def _facts(device: torch.device, kernel: Kernel) -> dict[str, Any]:
-    packages = ("opensora-launch", "torch", "transformers", "safetensors", "av", "hydra-core")
     return {
         "device": device_name(device),
         "attention": kernel.name,
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "versions": _versions(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and packages; of the libraries that torch was built with, where it was."""
+    packages = ("opensora-launch", "torch", "transformers", "safetensors", "av", "hydra-core")
+    found = {"python": platform.python_version(), **{p: _version(p) for p in packages}}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = str(torch.backends.cudnn.version())
+        if dist.is_nccl_available():
+            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return found
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,8 @@
-"""bench's points, order and report; compare's verdicts; top's lines. No run is started here but in one test."""
+"""bench's points, order and report, and a real sweep of real runs on CPU ranks."""
 
+import fcntl
 import json
-import time
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,53 +10,94 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import bench, main
-from opensora_launch.cli.bench import Done, Spot, Sweep, order, read_sweep, spots_of
+from opensora_launch.cli.bench_plan import Done, Spot, Sweep, order, read_sweep, read_words
 from opensora_launch.errors import UserError
-from opensora_launch.report.build import build_report, build_sweep
-from opensora_launch.report.sweep import Point, sweep
-from opensora_launch.telemetry.stall import Beat
-from tests.report.synthetic import a_plan, plain_simulation, write_run
+from opensora_launch.report.compare import read_either
+from tests.cli.runs import made_run
+
+TINY = (
+    "model=tiny", "video.num_frames=1", "sampling.num_steps=2", "topology=custom", "topology.device=cpu",
+    "launcher.threads_per_rank=1",
+)  # fmt: skip
 
 
 def test_points_of_a_sweep() -> None:
     """Sizes and layouts are series; each has every count."""
-    found, own = spots_of(["gpus=[1,2,2x4]", "video=256px,768px", "repeats=5", "topology=custom"], None)
+    asked = read_words(["gpus=[1,2,2x4]", "video=256px,768px", "repeats=5", "topology=custom"], None)
+    found = asked.spots
     assert [(s.series, s.gpus, s.nodes) for s in found] == [
         ("video=256px", 1, 1), ("video=256px", 2, 1), ("video=256px", 8, 2),
         ("video=768px", 1, 1), ("video=768px", 2, 1), ("video=768px", 8, 2),
     ]  # fmt: skip
-    assert own == {"gpus": "[1,2,2x4]", "repeats": "5", "warmup": "1", "scaling": "strong"}
+    assert asked.own == {"gpus": "[1,2,2x4]", "repeats": "5", "warmup": "1", "scaling": "strong"}
+    assert (asked.runs_dir, asked.elsewhere) == (Path("runs").absolute(), False)
     assert found[5].overrides[-2:] == ("topology.nodes=2", "topology.gpus_per_node=4")
     threads = {o for s in found for o in s.overrides if "threads" in o}
     assert len(threads) == 1  # one number for all counts, or they would do other work
 
 
 def test_weak_scaling_makes_more_videos() -> None:
-    found, _ = spots_of(["gpus=[1,4]", "scaling=weak", "launcher.threads_per_rank=1"], None)
-    assert [s.overrides[-1] for s in found] == ["sampling.num_samples=1", "sampling.num_samples=4"]
+    asked = read_words(["gpus=[1,4]", "scaling=weak", "launcher.threads_per_rank=1"], None)
+    assert [s.overrides[-1] for s in asked.spots] == ["sampling.num_samples=1", "sampling.num_samples=4"]
+
+
+@pytest.mark.parametrize("word", ["launcher=slurm", "launcher.kind=slurm"])
+def test_jobs_are_waited_for(word: str) -> None:
+    """However Slurm was asked for: a job that is only submitted has left no report."""
+    asked = read_words([word, "gpus=[2]"], None)
+    assert asked.spots[0].overrides[-1] == "follow=true"
+    assert asked.elsewhere
+
+
+def test_inside_an_allocation_runs_are_steps_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ID", "7"), ("NUM_NODES", "2"), ("CPUS_PER_NODE", "12(x2)")):
+        monkeypatch.setenv(f"SLURM_JOB_{name}", value)
+    asked = read_words(["gpus=[1,2x3]"], None)
+    assert {"launcher=srun", "launcher.threads_per_rank=4"} <= set(asked.spots[1].overrides)
+    assert "launcher=srun" not in read_words(["gpus=[1]", "launcher=torchrun"], None).spots[0].overrides
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(UserError) as refused:
-        spots_of(["gpus=[1,two]", "repeats=0", "warmup=x", "scaling=some"], None)
+        read_words(["gpus=[1,two]", "repeats=0", "warmup=x", "scaling=some"], None)
     assert [p.split("=")[0] for p in refused.value.problems] == ["gpus", "repeats", "warmup", "scaling"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gpus=[2x0]"], "gpus=[2x0] must be counts of GPUs"),
+        (["gpus=[0x2]"], "gpus=[0x2] must be counts of GPUs"),
+        (["gpus=[]"], "gpus=[] must be counts of GPUs"),
+        (["repeats=²"], "repeats=² must be a whole number"),
+        (["sampling.num_steps=0"], "sampling.num_steps=0 must be at least 1"),
+        (["gpus=[2x2]"], "topology.nodes=2: launcher=torchrun starts the ranks of one machine"),
+        (["layout.ring=3"], "ring"),
+        (["--prompts", "none.txt"], "none.txt: no such file"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_first_run(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["bench", *TINY, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert list(empty_folder.iterdir()) == []
 
 
 def test_every_second_round_goes_backwards() -> None:
     assert [order(3, r) for r in range(3)] == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
 
 
-def made_run(folder: Path, name: str, world: int, scale: float = 1.0) -> Path:
-    run = write_run(folder / name, a_plan(world), [plain_simulation(world, scale=scale).events()], done=["0000_0"])
-    build_report(run)
-    return run
+def test_counts_in_words() -> None:
+    spots = [Spot("x", 1, 1, ()), Spot("x", 2, 4, ()), Spot("x", 1, 1, (), "cpu"), Spot("x", 1, 3, (), "cpu")]
+    assert [s.size for s in spots] == ["1 GPU", "8 GPUs", "1 CPU rank", "3 CPU ranks"]
 
 
 @pytest.fixture
 def half_done(tmp_path: Path) -> Path:
     """Two counts, a warm-up and two repeats: one run is missing."""
     folder = tmp_path / "bench-1"
-    spots = (Spot("tiny", 1, 1, ()), Spot("tiny", 1, 2, ()))
+    spots = (Spot("tiny", 1, 1, (), "cpu"), Spot("tiny", 1, 2, (), "cpu"))
     scales = {"w1": (0, 0, 3.0), "w2": (1, 0, 3.0), "a2": (1, 1, 1.0), "a1": (0, 1, 1.0), "b1": (0, 2, 1.1)}
     for name, (spot, _, scale) in scales.items():
         made_run(folder, name, spots[spot].gpus, scale)
@@ -78,7 +120,7 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     monkeypatch.setattr(bench, "_run", generate)
     assert main(["bench", "--resume", str(half_done)]) == 0
     assert asked == [2]
-    assert "run 6 of 6: tiny, 2 GPUs, repeat 2" in capsys.readouterr().out
+    assert "run 6 of 6: tiny, 2 CPU ranks, repeat 2" in capsys.readouterr().out
     assert len(read_sweep(half_done).done) == 6
     report = json.loads((half_done / "report.json").read_text())
     one, two = report["table"]
@@ -86,9 +128,11 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     assert two["efficiency"] == pytest.approx((43 + 46.6) / 2 / 24.75 / 2, abs=1e-5)
     assert (one["low"], one["high"]) == (pytest.approx(43), pytest.approx(46.6))
     assert [p["gpus"] for p in report["curve"][0]["points"]] == [1, 2]
+    assert report["curve"][0]["points"][0]["high"]["speedup"] == pytest.approx((43 + 46.6) / 2 / 43, abs=1e-5)
     assert report["curve"][1]["kind"] == "published"
     assert report["unknown"] == []
-    assert "| tiny |    2 |" in (half_done / "report.md").read_text()
+    assert (report["schema"], report["unit"], one["work"]["num_steps"]) == (2, "CPU rank", 50)
+    assert "| tiny |         2 |" in (half_done / "report.md").read_text()
 
 
 def test_a_failed_point_does_not_keep_the_others_back(
@@ -96,67 +140,75 @@ def test_a_failed_point_does_not_keep_the_others_back(
 ) -> None:
     monkeypatch.setattr(bench, "_run", lambda folder, argv, spot: None)
     assert main(["bench", "--resume", str(half_done)]) == 1
-    assert f"failed: tiny on 2; go on with: opensora-launch bench --resume {half_done}" in capsys.readouterr().err
+    said = f"failed: tiny on 2 CPU ranks; go on with: opensora-launch bench --resume {half_done}"
+    assert said in capsys.readouterr().err
     assert (half_done / "report.html").exists()
 
 
-def test_what_is_no_sweep(tmp_path: Path) -> None:
+def test_the_report_of_a_sweep_is_made_again(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(half_done)]) == 0
+    out = capsys.readouterr().out
+    assert f"report: {half_done / 'report.html'}" in out
+    assert "2 CPU ranks" in out
+    assert main(["report", str(half_done), "--baseline", str(half_done)]) == 2
+    assert "--baseline goes with one run" in capsys.readouterr().err
+
+
+def test_points_that_did_other_work_are_named(half_done: Path) -> None:
+    """And a sweep whose machine was busy, or not this one, says so."""
+    made_run(half_done, "other", 2, sampling__num_steps=12)
+    plan = read_sweep(half_done)
+    done = tuple(replace(d, run="other") if d.run == "a2" else d for d in plan.done)
+    replace(plan, done=done, load=1e6).write(half_done)
+    assert main(["report", str(half_done)]) == 0
+    unknown = json.loads((half_done / "report.json").read_text())["unknown"]
+    assert "the machine was not idle when the sweep began: its load was 1000000.0" in unknown
+    assert "tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline" in unknown
+    replace(plan, load=None).write(half_done)
+    assert main(["report", str(half_done)]) == 0
+    assert "is not known: the ranks were on other machines" in (half_done / "report.md").read_text()
+
+
+def test_two_benches_do_not_share_a_folder(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (half_done / "bench.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["bench", "--resume", str(half_done)]) == 2
+    assert capsys.readouterr().err == f"error: another bench works on {half_done}\n"
+
+
+def test_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"is no sweep: sweep\.json cannot be read"):
         read_sweep(tmp_path)
 
 
-@pytest.mark.parametrize(("scale", "threshold", "code"), [(1.0, "5", 0), (1.2, "5", 1), (1.2, "30", 0), (0.5, "5", 0)])
-def test_compare_fails_for_a_slower_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float, threshold: str, code: int
-) -> None:
-    a, b = made_run(tmp_path, "a", 2), made_run(tmp_path, "b", 2, scale)
-    assert main(["compare", str(a), str(b), "--threshold", threshold]) == code
+def test_a_resumed_sweep_takes_no_more_words(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--resume", str(half_done), "gpus=[1,4]"]) == 2
+    assert "gpus=[1,4] does not go with --resume" in capsys.readouterr().err
+
+
+def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two counts of CPU ranks, each a `generate` with real ranks, in a folder whose name is hostile; then one of the
+    runs is forgotten and made again.
+    """
+    folder = empty_folder / 'it\'s my "runs" ${x}, #1'
+    runs_dir = 'runs_dir="it\'s my \\"runs\\" \\${x}, #1"'
+    assert main(["bench", *TINY, "gpus=[1,2]", "repeats=1", "warmup=0", runs_dir, "--prompt", "a, b"]) == 0
     out = capsys.readouterr().out
-    assert ("<- slower" in out) == (code == 1)
-    assert "note: one run each: how much their times spread is not known" in out
-
-
-def sweep_of(folder: Path, seconds: tuple[float, ...]) -> Path:
-    folder.mkdir()
-    build_sweep(folder, sweep("s", [Point("x", 2, seconds, None, "r")], version="0"))
-    return folder
-
-
-def test_compare_of_sweeps_minds_the_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a = sweep_of(tmp_path / "a", (10.0, 10.2, 12.0))
-    within = sweep_of(tmp_path / "b", (11.0, 11.5, 11.9))
-    beyond = sweep_of(tmp_path / "c", (12.5, 12.6, 12.7))
-    assert main(["compare", str(a), str(within)]) == 0
-    assert main(["compare", str(a), str(beyond)]) == 1
-    assert main(["compare", str(beyond), str(a)]) == 0
-    assert "beyond the spread" in capsys.readouterr().out
-
-
-def test_compare_refuses_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a, s = made_run(tmp_path, "a", 2), sweep_of(tmp_path / "s", (1.0,))
-    assert main(["compare", str(a), str(s)]) == 2
-    assert main(["compare", str(a)]) == 2
-    assert main(["compare", str(a), str(tmp_path / "none")]) == 2
-    assert main(["compare", str(a), str(a), "--threshold", "x"]) == 2
-    assert "compare two of a kind" in capsys.readouterr().err
-
-
-def test_top_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made_run(tmp_path, "a", 2)
-    beats = run / "attempts/0/heartbeat"
-    beats.mkdir()
-    now = time.time()
-    first = Beat(0, "host-a", 1, now, "running", "denoise", "0000_0", 24, 50, 0, 1, "ulysses", (0, 1), 7, True, now - 9)
-    second = replace(first, rank=1, inside=False, step=25)
-    for beat in (first, second):
-        (beats / f"rank{beat.rank}.json").write_text(json.dumps(asdict(beat)))
-    assert main(["top", str(run), "--once"]) == 0
-    head, _, one, two = capsys.readouterr().out.splitlines()
-    assert head.startswith("2 of 2 ranks at work, 49% done after ")
-    assert one.split() == ["0", "host-a", "denoise", "0000_0", "25/50", "9", "s", "in", "ulysses"]
-    assert two.split() == ["1", "host-a", "denoise", "0000_0", "26/50"]
-    for beat in (first, second):
-        (beats / f"rank{beat.rank}.json").write_text(json.dumps(asdict(replace(beat, state="done"))))
-    assert main(["top", str(run)]) == 0  # ends by itself
-    assert capsys.readouterr().out.startswith("all 2 ranks have ended")
-    assert main(["top", str(tmp_path)]) == 2
+    assert "run 1 of 2: tiny, 1 CPU rank, repeat 1" in out
+    (sweep,) = folder.iterdir()
+    assert os.listdir(empty_folder) == [folder.name]
+    first = read_either(sweep)
+    assert [(r["gpus"], r["seconds"] > 0, r["efficiency"] > 0) for r in first["table"]] == [
+        (1, True, True), (2, True, True),
+    ]  # fmt: skip
+    assert [r["work"]["num_steps"] for r in first["table"]] == [2, 2]
+    assert "no warm-up: the first runs read files that later ones find in memory" in first["unknown"]
+    assert not [line for line in first["unknown"] if "did other work" in line]
+    plan = read_sweep(sweep)
+    replace(plan, done=plan.done[:1]).write(sweep)
+    assert main(["bench", "--resume", str(sweep)]) == 0
+    assert "run 2 of 2: tiny, 2 CPU ranks, repeat 1" in capsys.readouterr().out
+    again = read_sweep(sweep)
+    assert again.done[0] == plan.done[0]
+    assert again.done[1].run != plan.done[1].run
+    assert [r["source"] for r in read_either(sweep)["table"]] == [d.run for d in again.done]

@@ -196,8 +196,8 @@ def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes:
     run.launcher.threads_per_rank = 1
     run.layout.ulysses = world
     for name, value in changes.items():
-        part, _, key = name.partition("__")
-        setattr(getattr(run, part), key, value)
+        part, _, key = name.rpartition("__")
+        setattr(getattr(run, part) if part else run, key, value)
     guidance = Guidance(run.sampling.num_steps, 7.5, 3.0, True, True, False)
     videos = [
         VideoRequest(f"{n:04d}_0", prompt, prompt, "", (), "t2v", 42, guidance) for n, prompt in enumerate(prompts)
@@ -211,6 +211,7 @@ def write_run(run: Path, plan: Plan, attempts: Sequence[Sequence[RankEvents]], *
     text = json.dumps(plan.to_dict())
     (run / "plan.json").write_text(text)
     (run / "overrides.json").write_text(json.dumps(["video=256px", "topology=cpu2"]))
+    (run / "prompts.jsonl").write_text("".join(json.dumps({"text": video.prompt}) + "\n" for video in plan.videos))
     for number, events in enumerate(attempts):
         folder = run / "attempts" / str(number)
         (folder / "telemetry").mkdir(parents=True)

@@ -44,7 +44,7 @@ def good_run(folder: Path, world: int = 2, **options: Any) -> Path:
 def test_markdown_is_the_golden_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run = good_run(tmp_path / "20261120-190000", slow=[1.0, 1.5])
     build(run)
-    text = (run / "report.md").read_text()
+    text = (run / "report.md").read_text().replace(str(tmp_path), "/runs")
     if request.config.getoption("--update-golden"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)
@@ -53,8 +53,9 @@ def test_markdown_is_the_golden_file(tmp_path: Path, request: pytest.FixtureRequ
 
 def test_a_good_run(tmp_path: Path) -> None:
     report = build(good_run(tmp_path / "run"))
-    assert (report["schema"], report["run"], report["status"]) == (2, "run", "complete")
-    assert report["command"] == "opensora-launch generate video=256px topology=cpu2"
+    assert (report["schema"], report["run"], report["status"]) == (3, "run", "complete")
+    prompts = tmp_path / "run/prompts.jsonl"
+    assert report["command"] == f"opensora-launch generate video=256px topology=cpu2 --prompts {prompts}"
     assert report["work"]["row_forwards"] == 9
     assert report["machine"]["hosts"] == ["host-a"]
     (attempt,) = report["attempts"]
@@ -97,7 +98,7 @@ def test_baselines_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no report\.json; make it with: opensora-launch report"):
         build_report(run, baseline=tmp_path / "none")
     (tmp_path / "text.json").write_text("x")
-    with pytest.raises(UserError, match="is no report"):
+    with pytest.raises(UserError, match="is no report of a run"):
         build_report(run, baseline=tmp_path / "text.json")
     (tmp_path / "new.json").write_text('{"schema": 1}')
     with pytest.raises(UserError, match="has schema 1; make it anew"):
@@ -182,6 +183,40 @@ def test_reports_of_any_layout_are_of_the_schema(tmp_path: Path, seed: int) -> N
     sim = random_simulation(seed)
     report = build(write_run(tmp_path / "run", a_plan(sim.world), [sim.events()], done=["0000_0"]))
     assert len(report["attempts"][0]["ranks"]) == sim.world
+
+
+def test_torn_files_are_said_and_the_rest_is_reported(tmp_path: Path) -> None:
+    run = good_run(tmp_path / "run")
+    (run / "overrides.json").write_text('["video=2')
+    (run / "attempts/0/environment.json").write_text('{"set": [1]}')
+    (run / "attempts/0/error.json").write_text('{"rank": "x", "host": "h", "kind": "failure", "message": 3}')
+    report = build(run)
+    assert (report["command"], report["environment"]["variables"]) == (None, {})
+    assert "overrides.json cannot be read, so the command is not known" in report["unknown"]
+    (run / "overrides.json").write_text("{}")
+    assert build(run)["command"] is None
+
+
+def test_the_environment_is_in_the_report(tmp_path: Path) -> None:
+    run = good_run(tmp_path / "run")
+    environment = {
+        "profile": "workstation", "set": {"NCCL_DEBUG": "WARN"}, "taken_away": {"CUDA_LAUNCH_BLOCKING": "1"},
+        "kept": {}, "environment": {"NCCL_DEBUG": "WARN", "OMP_NUM_THREADS": "1"},
+    }  # fmt: skip
+    (run / "attempts/0/environment.json").write_text(json.dumps(environment))
+    for rank, nccl in ((0, "2.29.7"), (1, "2.28.1")):
+        path = run / f"attempts/0/telemetry/rank{rank}.jsonl"
+        head, _, rest = path.read_text().partition("\n")
+        versions = {"python": "3.11.7", "torch": "2.13.0", "cuda": "13.0", "nccl": nccl}
+        path.write_text(json.dumps(json.loads(head) | {"versions": versions}) + "\n" + rest)
+    report = build(run)
+    found = report["environment"]
+    assert found["variables"] == environment["environment"]
+    assert (found["profile"], found["taken_away"]) == ("workstation", {"CUDA_LAUNCH_BLOCKING": "1"})
+    assert found["versions"]["torch"] == "2.13.0"
+    assert "not all ranks had the same versions of Python and packages" in report["unknown"]
+    said = "Made by opensora_launch 0.1.0, python 3.11.7, torch 2.13.0, cuda 13.0, nccl 2.28.1, environment workstation"
+    assert said in (run / "report.md").read_text()
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

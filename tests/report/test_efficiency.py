@@ -2,7 +2,7 @@
 
 import pytest
 
-from opensora_launch.config import AttentionKind
+from opensora_launch.config import AttentionKind, Offload, Precision, Shard, Storage
 from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import account
 from opensora_launch.report.efficiency import (
@@ -10,6 +10,7 @@ from opensora_launch.report.efficiency import (
     Times,
     differences,
     efficiency,
+    measured,
     predicted,
     refuse_other_work,
     work_of,
@@ -63,6 +64,18 @@ def test_a_predicted_efficiency_is_never_above_one(seed: int) -> None:
     assert 0 < found.denoise.efficiency <= 1 + 1e-9
 
 
+def test_a_baseline_of_other_hosts_is_a_stored_one() -> None:
+    report = {
+        "run": "r", "times": {"gpus": 1, "job_s": 9.0, "denoise_s": 8.0}, "machine": {"hosts": ["a"]},
+        "work": {"device_name": "X"},
+    }  # fmt: skip
+    here, elsewhere = measured(report, ["a", "b"]), measured(report, ["b"])
+    assert (here.kind, here.how) == ("measured", "run r on 1 x X")
+    assert elsewhere.kind == "stored"
+    assert elsewhere.how == "run r on 1 x X, a stored report: measured on a, not here"
+    assert measured(report | {"machine": {"hosts": []}}, ["b"]).kind == "stored"
+
+
 def work(**changes: object) -> dict[str, str | int | float | bool | None]:
     names = changes.pop("device_names", ["a CPU"])
     rows = changes.pop("row_forwards", 80)
@@ -81,6 +94,12 @@ def work(**changes: object) -> dict[str, str | int | float | bool | None]:
         ({"model__name": "tiny"}, "model.name: tiny here, open_sora_v2 in the baseline"),
         ({"prompts": ("a", "b")}, "videos: 2 here, 1 in the baseline"),
         ({"sampling__batch_size": 2}, "batch_size: 2 here, 1 in the baseline"),
+        ({"precision": Precision.bf16}, "precision: bf16 here, fp32 in the baseline"),
+        ({"attention": AttentionKind.reference}, "attention: reference here, auto in the baseline"),
+        ({"placement__offload": Offload.host}, "placement.offload: host here, none in the baseline"),
+        ({"placement__shard": Shard.node}, "placement.shard: node here, none in the baseline"),
+        ({"placement__storage": Storage.fp8}, "placement.storage: fp8 here, full in the baseline"),
+        ({"placement__rows_at_once": 1}, "placement.rows_at_once: 1 here, 0 in the baseline"),
     ],
 )
 def test_other_work_is_refused_by_name(change: dict[str, object], line: str) -> None:

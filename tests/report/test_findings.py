@@ -15,7 +15,7 @@ import torch.distributed as dist
 from opensora_launch.report.accounting import account
 from opensora_launch.report.build import build_report
 from opensora_launch.report.findings import Finding, Scene, findings
-from opensora_launch.report.machine import Node, nodes_of
+from opensora_launch.report.machine import Node, nodes_of, rank_use
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
@@ -23,7 +23,7 @@ from opensora_launch.telemetry.samples import NodeSamples
 from tests.ranks import run_ranks
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
-STEPS, BEAT_S = 6, 0.1
+STEPS, BEAT_S = 10, 0.1
 LAYOUT = "dp1 cfg2 ring1 ulysses2"
 PAGES = 3000
 
@@ -53,7 +53,7 @@ class OnDisk:
 
 
 def work(attempt: str, fault: str) -> None:
-    """Eight steps on four ranks, in two groups of two that exchange; the fault is on rank 2, or between 2 and 3."""
+    """Ten steps on four ranks, in two groups of two that exchange; the fault is on rank 2, or between 2 and 3."""
     rank, world = dist.get_rank(), dist.get_world_size()
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     pair = (0, 1) if rank < 2 else (2, 3)
@@ -135,6 +135,23 @@ def test_memory_that_is_read_back_from_disk(tmp_path: Path) -> None:
     (short, *_), _ = found(tmp_path, "memory")
     assert (short["kind"], short["ranks"], short["cause"]) == ("slow_rank", [2], "memory")
     assert "pages read back from disk" in short["evidence"]
+
+
+def test_the_use_of_a_rank_is_that_of_its_window() -> None:
+    """Samples each second; the window ends between two of them, and outside of all nothing is known."""
+    samples = tuple(
+        {"time_s": float(n), "host": {}, "gpus": [],
+         "ranks": [{"rank": 0, "ran_s": 0.5 * n, "starved_s": 0.1 * n, "major_faults": 10 * n}]} for n in range(5)
+    )  # fmt: skip
+    node = Node(NodeSamples("h", None, None, (), samples, (), {}, 0), tuple(100.0 + n for n in range(5)))
+    use, early = rank_use(node, 0, (101.5, 103.25)), rank_use(node, 0, (90.0, 101.0))
+    assert use is not None
+    assert early is not None
+    assert (use.window, early.window) == ((101.5, 103.25), (100.0, 101.0))
+    assert [use.ran_s, use.starved_s, use.major_faults] == pytest.approx([0.875, 0.175, 18])
+    assert [early.ran_s, early.starved_s, early.major_faults] == pytest.approx([0.5, 0.1, 10])
+    assert rank_use(node, 0, (104.5, 110.0)) is None
+    assert rank_use(node, 1, (101.0, 103.0)) is None
 
 
 def on_tmpfs(path: Path) -> bool:

@@ -15,7 +15,7 @@ from opensora_launch.launch.run_dir import config_yaml
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
 from opensora_launch.report.build import build_report
-from opensora_launch.report.cards import better_layout, card_of, read_config
+from opensora_launch.report.cards import card_of, read_config
 from opensora_launch.report.document import Prices
 from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
 from opensora_launch.telemetry.events import Collective, RankEvents, Work
@@ -165,23 +165,6 @@ def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
     assert build_report(run)["rates"]["mfu"] is None
 
 
-def test_the_planner_advises_another_layout(tmp_path: Path) -> None:
-    """A ring over eight GPUs with NVLink, where guidance rows and heads could be dealt."""
-    asked = config()
-    asked.layout.ulysses, asked.layout.ring = None, 8
-    plan = make_plan(asked, Machine("cuda", 1, 8, 8), a_plan(1).videos, "0.1.0")
-    assert plan.layouts[-1][1].ring == 8
-    folder = write_run(tmp_path / "run", plan, [plain_simulation(8).events()], done=["0000_0"])
-    (folder / "config.yaml").write_text(config_yaml(asked))
-    found = [a for a in build_report(folder)["advice"] if a["change"].startswith("layout.")]
-    (advice,) = found
-    assert "layout.ring=1" in advice["change"]
-    assert "than dp1 cfg1 ring8 ulysses1" in advice["what"]
-    assert advice["how"] == "the planner's predicted ratio, applied to the measured time; not tried"
-    assert advice["then_s"] == pytest.approx(advice["now_s"] - advice["gain_s"], abs=1e-5)
-    assert better_layout(config(), a_plan(1), account(plain_simulation(1).events())) is None
-
-
 def test_trace_metrics_and_table(run: Path) -> None:
     build_report(run)
     trace = json.loads((run / "trace.json").read_text())["traceEvents"]
@@ -198,13 +181,3 @@ def test_trace_metrics_and_table(run: Path) -> None:
     assert [(r["rank"], r["compute_s"], r["communication_ulysses_s"]) for r in rows] == [
         ("0", "18.0", "1.25"), ("1", "18.0", "1.25"),
     ]  # fmt: skip
-
-
-def test_advice_names_rows_that_need_not_be_computed(tmp_path: Path) -> None:
-    plan = a_plan(2, sampling__prune_rows=False)
-    folder = write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"])
-    first = build_report(folder)["advice"][0]
-    assert first["change"] == "sampling.prune_rows=true"
-    assert first["what"] == "150 row-forwards were computed where 80 give the same video"
-    assert first["gain_s"] == pytest.approx((18 + 1.25) * (1 - 80 / 150))
-    assert first["then_s"] == pytest.approx(24.75 - first["gain_s"])

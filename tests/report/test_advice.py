@@ -1,0 +1,106 @@
+"""What the report says to change: the planner's ratios on known cards, measured parts elsewhere; nothing invented."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from opensora_launch.cards import HardwareConfig
+from opensora_launch.config import Offload, RunConfig, Shard
+from opensora_launch.launch.run_dir import config_yaml
+from opensora_launch.plan.plan import Machine, make_plan, predict
+from opensora_launch.report.build import build_report
+from tests.report.synthetic import a_plan, plain_simulation, write_run
+
+CARDS = Path(__file__).parents[2] / "configs" / "hardware"
+PLANNED = "the planner's predicted ratio, applied to the measured time; not tried"
+
+
+def config(card: str = "h100_sxm") -> RunConfig:
+    run = RunConfig()
+    run.hardware = HardwareConfig(**yaml.safe_load((CARDS / f"{card}.yaml").read_text()))
+    return run
+
+
+def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> dict[str, dict[str, Any]]:
+    """Advice by what it changes, of a run on GPUs."""
+    prompts = tuple(f"prompt {n}" for n in range(videos))
+    plan = make_plan(asked, Machine("cuda", 1, ranks, ranks), a_plan(1, prompts=prompts).videos, "0.1.0")
+    names = [video.name for video in plan.videos]
+    run = write_run(tmp_path / "run", plan, [plain_simulation(ranks).events()], done=names)
+    (run / "config.yaml").write_text(config_yaml(asked))
+    report = build_report(run)
+    assert report["prediction_reason"] is None
+    return {advice["change"]: advice for advice in report["advice"]}
+
+
+def test_the_planner_advises_another_layout(tmp_path: Path) -> None:
+    """A ring over eight GPUs with NVLink, where guidance rows and heads could be dealt."""
+    asked = config()
+    asked.layout.ring = 8
+    (advice,) = (a for change, a in advised(tmp_path, asked, 8).items() if change.startswith("layout."))
+    assert "layout.ring=1" in advice["change"]
+    assert advice["what"] == "another layout than dp1 cfg1 ring8 ulysses1 is predicted to be faster"
+    assert advice["how"] == PLANNED
+    assert advice["then_s"] == pytest.approx(advice["now_s"] - advice["gain_s"], abs=1e-5)
+
+
+def test_its_gain_is_the_planners_ratio(tmp_path: Path) -> None:
+    """Weights in host memory that would fit on the GPU: 24.75 s, of which 3.5 are setup, load and text."""
+    asked = config()
+    asked.placement.offload = Offload.host
+    asked.placement.resident_blocks = 0
+    found = advised(tmp_path, asked, 2)
+    advice = found["placement.shard=none placement.offload=none"]
+    assert advice["what"].startswith("replicated weights in host memory: replicated weights would fit and is predicted")
+    videos = a_plan(1).videos
+    slow, fast = (predict(run, Machine("cuda", 1, 2, 2), videos)[1][0].phases.making for run in (asked, config()))
+    wall = 0.5 + 2.0 + 1.0 + 18 + 5 * 0.25 + 1.5 + 0.5
+    assert advice["gain_s"] == pytest.approx((1 - fast / slow) * (wall - 3.5), rel=1e-3)
+    assert advice["gain_s"] > 1
+
+
+def test_what_would_not_fit_is_not_advised(tmp_path: Path) -> None:
+    """24 GB cards can not hold the weights whole, and a run that was planned freely has nothing to gain."""
+    asked = config("rtx4090")
+    asked.placement.shard = Shard.node
+    assert not [c for c in advised(tmp_path, asked, 4) if c.startswith("placement.shard=none placement.offload=none")]
+    assert [c for c in advised(tmp_path / "free", config(), 8) if c.startswith(("layout", "placement"))] == []
+
+
+def test_rows_and_batches_are_left_to_the_planner(tmp_path: Path) -> None:
+    asked = config()
+    asked.sampling.prune_rows = False
+    asked.layout.ring = 8
+    found = advised(tmp_path, asked, 8)
+    assert found["sampling.prune_rows=true"]["how"] == PLANNED
+    together = found[next(c for c in found if found[c]["what"] == "these changes together")]
+    assert together["change"].startswith("layout.dp=1 layout.cfg=")
+    assert together["change"].endswith("sampling.prune_rows=true")
+    assert together["gain_s"] > found["sampling.prune_rows=true"]["gain_s"]
+
+
+def test_rows_that_need_not_be_computed_on_a_cpu(tmp_path: Path) -> None:
+    """By this run's own times: the planner has no rates for it."""
+    plan = a_plan(2, sampling__prune_rows=False)
+    folder = write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"])
+    first = build_report(folder)["advice"][0]
+    assert first["change"] == "sampling.prune_rows=true"
+    assert first["what"] == "150 row-forwards were computed where 80 give the same video"
+    assert first["gain_s"] == pytest.approx((18 + 1.25) * (1 - 80 / 150))
+    assert first["then_s"] == pytest.approx(24.75 - first["gain_s"])
+    assert first["how"] == "from this run's measured parts; not tried"
+
+
+def test_a_clean_run_is_advised_nothing(tmp_path: Path) -> None:
+    """Its loading is a tenth of it, all ranks have rows, and tiles are what the model asks for."""
+    folder = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2).events()], done=["0000_0"])
+    assert build_report(folder)["advice"] == []
+
+
+def test_loading_is_paid_once_a_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2, scale=0.1).events()], done=["0000_0"])
+    (advice,) = build_report(run)["advice"]
+    assert advice["what"].startswith("setup and load are 2.5 s of")
+    assert advice["gain_s"] == pytest.approx(2.5 * 0.9)
