@@ -60,12 +60,12 @@ def _sweep(folder: Path, parsed: Parsed) -> int:
 
 def _published(file: Path, out: str | None) -> int:
     """Published figures as a report: NAME.md and NAME.html, and NAME-report.json with the numbers."""
-    points = published(file)
+    points, weaker = published(file)
     if not points:
         raise UserError(f"{file} has no table with end-to-end times on several counts of GPUs")
     folder, name = Path(out) if out else file.parent, f"{file.stem}-report"
     folder.mkdir(parents=True, exist_ok=True)
-    unknown = ["whether the time to load the weights counts is stated in no source"]
+    unknown = ["whether the time to load the weights counts is stated in no source", *weaker]
     data = sweep("Published scaling", points, version=__version__, kind="published", unknown=unknown)
     build_sweep(folder, data, name)
     for row in data["table"]:

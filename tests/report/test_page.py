@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from opensora_launch.report.build import build_report, build_sweep
+from opensora_launch.report.peers import PEERS, peer_lines
 from opensora_launch.report.sweep import Point, published, sweep
 from tests.report.synthetic import Simulation, a_plan, plain_simulation, write_run
 
@@ -115,8 +116,8 @@ def test_the_page_is_one_file_without_any_other(run: Path) -> None:
 
 
 def test_published_figures_as_a_report(tmp_path: Path) -> None:
-    points = published(ROOT / "docs/benchmarks/published_scaling.json")
-    data = sweep("Published scaling", points, version="0", kind="published")
+    points, weaker = published(ROOT / "docs/benchmarks/published_scaling.json")
+    data = sweep("Published scaling", points, version="0", kind="published", unknown=weaker)
     open_sora = [r for r in data["table"] if r["name"] == "opensora2-11b-768px-h100"]
     assert [(r["gpus"], round(100 * r["efficiency"], 1)) for r in open_sora] == [
         (1, 100.0), (2, 95.9), (4, 88.8), (8, 75.0),
@@ -125,8 +126,26 @@ def test_published_figures_as_a_report(tmp_path: Path) -> None:
     assert small == [100.0, 75.0, 44.1]
     (fit,) = [a for a in data["amdahl"] if a["name"] == "opensora2-11b-768px-h100"]
     assert 60 < fit["serial_s"] < 85
+    names = {r["name"] for r in data["table"]}
+    assert "xdit-hunyuanvideo-13b-720p-h100" in names
+    assert "hunyuan-readme-720p-h100" not in names  # the same measurement, with a cell of another table
+    above = [line for line in data["unknown"] if "an efficiency of" in line]
+    assert above[0].startswith("xdit-hunyuanvideo-13b-720p-h100 on 2 GPUs: an efficiency of 1.029 as published")
+    assert any("flatters the efficiencies" in line and "wan2.2-t2v-a14b-720p-h100" in line for line in weaker)
+    assert "with offload on every count: opensora2-11b-256px-h100" in weaker
     build_sweep(tmp_path, data)
     assert "| opensora2-11b-768px-h100" in (tmp_path / "report.md").read_text()
+
+
+def test_peers_are_rows_of_the_published_file() -> None:
+    """And none of them is better than ideal."""
+    rows = json.loads((ROOT / "docs/benchmarks/published_scaling.json").read_text())
+    known = {(r["n_gpus"], float(r["seconds"])) for r in rows if r["seconds"] and "h100" in r["table"]}
+    for peer in PEERS:
+        assert {(n, seconds) for n, seconds in peer.seconds.items()} <= known
+    assert max(p["efficiency"] for line in peer_lines() for p in line["points"]) <= 1.0
+    notes = {line["name"]: line["note"] for line in peer_lines()}
+    assert "offload" in notes["Wan2.2 A14B, 720p, H100"]
 
 
 class Words(HTMLParser):
