@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-PARTS_OF_PAGE = ("page.css", "text.js", "draw.js", "charts.js", "timeline.js", "page.js")
+PARTS_OF_PAGE = ("page.css", "text.js", "sentences.js", "draw.js", "charts.js", "timeline.js", "page.js")
 
 
 def page(data: Mapping[str, Any]) -> str:

@@ -103,11 +103,11 @@ def _gpu_lines(
         lines.append(_line(key, name, "GB/s", None, times, counter_rate(samples, times, key)))
     errors = [[_number(s, key) for s in samples] for key in ("ecc_corrected", "ecc_uncorrected")]
     sometimes = {
-        "throttled": ("", [float(len(s["throttled"])) if "throttled" in s else None for s in samples]),
+        "throttle_reasons": ("", [float(len(s["throttled"])) if "throttled" in s else None for s in samples]),
         "ecc_errors": ("", [_grown(both, errors) for both in zip(*errors, strict=True)]),
         "processes": ("", [float(len(s["processes"])) if "processes" in s else None for s in samples]),
     }
-    least = {"throttled": 0.0, "ecc_errors": 0.0, "processes": 1.0}
+    least = {"throttle_reasons": 0.0, "ecc_errors": 0.0, "processes": 1.0}
     for key, (unit, values) in sometimes.items():
         if any(v is not None and v > least[key] for v in values):
             lines.append(_line(key, name, unit, None, times, values))

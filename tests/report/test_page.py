@@ -54,26 +54,37 @@ def samples(sim: Simulation) -> str:
         rows = [
             {"gpu": g, "util": 0.9 - 0.3 * g, "memory_used_bytes": (20 + n // 9) << 30, "power_w": 600 - 200 * g + n,
              "energy_j": 500.0 * n, "sm_mhz": 1980 - 700 * g, "temperature_c": 60 + 30 * g,
+             "nvlink_tx_bytes": n << 33, "nvlink_rx_bytes": n << 32, "pcie_tx_bytes_per_s": 2e9 + 1e7 * n,
+             "pcie_rx_bytes_per_s": 1e9 + 1e7 * n, "ecc_corrected": 3 * g * (n > 30), "ecc_uncorrected": g * (n > 40),
              "throttled": ["too hot (hardware)"] if g else []} for g in range(2)
         ]  # fmt: skip
         host = {"cpu_busy_s": 1.0 * n, "cpu_all_s": 4.0 * n, "memory_bytes": 1 << 38, "available_bytes": 1 << 37}
         lines.append({"kind": "sample", "time_s": sim.clock(0, 0.5 * n), "host": host, "ranks": [], "gpus": rows})
-    lines.append({"kind": "refused", "readings": {"pcie": "Not Supported"}})
+    lines.append({"kind": "xid", "time_s": sim.clock(0, 12.0), "uuid": "GPU-1", "xid": 79})
+    lines.append({"kind": "refused", "readings": {"processes": "Not Supported"}})
     return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def made_run(where: Path) -> Path:
+    """Two ranks on a GPU each, one of them slow, sampled all the while; its folder."""
+    sim = plain_simulation(2, slow=[1.0, 1.5])
+    plan = a_plan(2, prompts=("</script><script>alert(1)</script> raining, sea",))
+    folder = write_run(where / "20261120-190000", plan, [sim.events()], done=["0000_0"])
+    (folder / "attempts/0/telemetry/node-host-a.jsonl").write_text(samples(sim))
+    environment = {"profile": "workstation", "set": {"NCCL_DEBUG": "WARN"}, "environment": {"NCCL_DEBUG": "WARN"}}
+    (folder / "attempts/0/environment.json").write_text(json.dumps(environment))
+    for r in range(2):
+        path = folder / f"attempts/0/telemetry/rank{r}.jsonl"
+        head, _, rest = path.read_text().partition("\n")
+        more = {"device_uuid": f"GPU-{r}", "device": "cuda", "versions": {"torch": "2.13.0"}}
+        path.write_text(json.dumps(json.loads(head) | more) + "\n" + rest)
+    build_report(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sim = plain_simulation(2, slow=[1.0, 1.5])
-    plan = a_plan(2, prompts=("</script><script>alert(1)</script> raining, sea",))
-    folder = write_run(tmp_path_factory.mktemp("page") / "20261120-190000", plan, [sim.events()], done=["0000_0"])
-    (folder / "attempts/0/telemetry/node-host-a.jsonl").write_text(samples(sim))
-    for r in range(2):
-        path = folder / f"attempts/0/telemetry/rank{r}.jsonl"
-        head, _, rest = path.read_text().partition("\n")
-        path.write_text(json.dumps(json.loads(head) | {"device_uuid": f"GPU-{r}", "device": "cuda"}) + "\n" + rest)
-    build_report(folder)
-    return folder
+    return made_run(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +109,11 @@ def test_both_languages_say_the_same_things() -> None:
     assert len(english) > 100
     for key, text in english.items():
         assert sorted(re.findall(r"\{\d\}", text)) == sorted(re.findall(r"\{\d\}", korean[key])), key
-    same = {key for key, text in english.items() if text == korean[key] and not re.fullmatch(r"[A-Z –a-z]{2,10}", text)}
+    said = {key: re.sub(r"\{\d\}", "", text) for key, text in english.items()}
+    own = {
+        key for key, text in said.items() if re.search("[a-z]{3}", text) and not re.fullmatch(r"[A-Z –a-z]{2,10}", text)
+    }
+    same = {key for key in own if english[key] == korean[key]}
     assert same == set()
     used = set(re.findall(r"""\bt\("(\w+)"[,)]""", "".join(p.read_text() for p in PAGE.glob("*.js"))))
     assert used - english.keys() == set()
@@ -201,11 +216,12 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) ->
     assert found.found["html"]["lang"] == "en"
     ground = [int(n) for n in re.findall(r"\d+", body["data-ground"] or "")[:3]]
     assert (sum(ground) < 150) == dark
-    assert body["data-inked"] == body["data-canvases"] == "6"  # the timeline, four lines of the GPUs, the CPU
+    assert body["data-inked"] == body["data-canvases"] == "13"  # the timeline, eleven lines of the GPUs, the CPU
     for said in (
         "Run 20261120-190000", "Rank 1 is slow — cause: throttled", "too hot (hardware) in 100% of the samples",
-        "Where the efficiency went", "Power", "0 Stub GPU", "did not tell: pcie (Not Supported)", "Karp–Flatt",
-        "</script><script>alert(1)</script> raining, sea", "opensora-launch generate video=256px topology=cpu2",
+        "Where the efficiency went", "Power", "0 Stub GPU", "did not tell: processes (Not Supported)", "Karp–Flatt",
+        "</script><script>alert(1)</script> raining, sea",
+        "opensora-launch generate video=256px topology=cpu2 --prompts /",
     ):  # fmt: skip
         assert said in found.text, said
 

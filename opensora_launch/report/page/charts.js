@@ -5,9 +5,11 @@ function curve_chart(lines, mode) {
   const counts = [...new Set(lines.flatMap((l) => l.points.map((p) => p.gpus)))].sort((a, b) => a - b);
   const most = Math.max(2, ...counts), least = Math.min(1, ...counts);
   const x = (n) => left + (Math.log2(n / least) / Math.log2(most / least)) * (width - left - right);
-  const high = mode === "speedup" ? most : Math.max(1.05, ...lines.flatMap((l) => l.points.map((p) => p.efficiency))) ;
+  const tops = lines.flatMap((l) => l.points.map((p) => (p.high ?? p)[mode]));
+  const high = mode === "speedup" ? Math.max(most, ...tops) : Math.max(1.05, ...tops);
+  const low = 0.85 * Math.min(least, ...lines.flatMap((l) => l.points.map((p) => (p.low ?? p).speedup)));
   const y = mode === "speedup"
-    ? (v) => height - bottom - (Math.log2(Math.max(v, least / 2) / (least / 2)) / Math.log2(high / (least / 2))) * (height - top - bottom)
+    ? (v) => height - bottom - (Math.log2(v / low) / Math.log2(high / low)) * (height - top - bottom)
     : (v) => height - bottom - (v / high) * (height - top - bottom);
   const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("curve_aria") });
   const ticks = mode === "speedup" ? counts : [0, 0.25, 0.5, 0.75, 1];
@@ -16,7 +18,7 @@ function curve_chart(lines, mode) {
     chart.append(svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end", class: "soft" }, mode === "speedup" ? `${v}×` : percent(v, 0)));
   }
   for (const n of counts) chart.append(svg("text", { x: x(n), y: height - bottom + 18, "text-anchor": "middle", class: "soft" }, n));
-  chart.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle", class: "soft" }, t("gpus")));
+  chart.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle", class: "soft" }, t(unit === "GPU" ? "gpus" : "gpus_or_ranks")));
   const ideal = mode === "speedup" ? `M${x(least)} ${y(least)}L${x(most)} ${y(most)}` : `M${x(least)} ${y(1)}L${x(most)} ${y(1)}`;
   chart.append(svg("path", { d: ideal, stroke: "var(--soft)", "stroke-dasharray": "2 4", fill: "none", "stroke-width": 1.5 }));
   const inks = ["accent", "communication", "vae", "load", "waiting", "save"], dashes = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 3"];
@@ -27,9 +29,14 @@ function curve_chart(lines, mode) {
     chart.append(svg("path", { d: points.map((p, k) => (k ? "L" : "M") + at(p).join(" ")).join(""), stroke: ink, fill: "none", "stroke-width": own ? 3 : 1.6, "stroke-dasharray": own ? "" : dashes[n % dashes.length] }));
     for (const p of points) {
       const [cx, cy] = at(p);
-      if (p.low && mode === "efficiency") chart.append(svg("line", { x1: cx, x2: cx, y1: y(p.low), y2: y(p.high), stroke: ink, "stroke-width": 2 }));
+      if (p.low) { // the slowest and the fastest repeat
+        const [low, high] = [y(p.low[mode]), y(p.high[mode])];
+        for (const [x1, x2, y1, y2] of [[cx, cx, low, high], [cx - 5, cx + 5, low, low], [cx - 5, cx + 5, high, high]]) {
+          chart.append(svg("line", { x1, x2, y1, y2, stroke: ink, "stroke-width": 1.6, class: "spread" }));
+        }
+      }
       const dot = svg("circle", { cx, cy, r: own ? 5 : 3.2, fill: p.kind === "predicted" ? "var(--ground)" : ink, stroke: ink, "stroke-width": 2 });
-      dot.append(svg("title", {}, `${line.name}: ${t("n_gpus", p.gpus)}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}`));
+      dot.append(svg("title", {}, `${line.name}: ${count_of(p.gpus, own ? unit : "GPU")}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}` + (p.low ? ` (${percent(p.low.efficiency)} – ${percent(p.high.efficiency)})` : "")));
       chart.append(dot);
     }
     if (points.length) ends.push({ name: line.name, ink, y: at(points[points.length - 1])[1], own });

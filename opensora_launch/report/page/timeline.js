@@ -1,12 +1,15 @@
 // The timeline of ranks and, under it on the same axis, what was measured. Zoom and place are shared.
 function timeline_view(data) {
   const wall = data.wall_s, state = { from: 0, to: wall };
-  const rows = el("canvas", { tabindex: "0", role: "img", "aria-label": t("timeline_aria", data.rows.length, seconds(wall)) });
+  const rows = el("canvas", { // its keys are its own, so it is no picture to a screen reader
+    tabindex: "0", role: "application", "aria-roledescription": t("timeline_role"), "aria-label": t("timeline_aria", data.rows.length, seconds(wall)),
+    "aria-describedby": "timeline-about", "aria-keyshortcuts": "ArrowLeft ArrowRight ArrowUp ArrowDown + - Home",
+  });
   const groups = group_lines(data.lines);
   const plots = groups.map((g) => ({ ...g, canvas: el("canvas", { role: "img", "aria-label": describe_lines(g) }) }));
   const range = el("span", { class: "soft", "aria-live": "polite" });
   const row_height = data.rows.length > 16 ? 14 : 24;
-  const left = () => (innerWidth < 560 ? 34 : 64);
+  const left = () => (innerWidth < 560 ? 40 : 64);
 
   function fit(canvas, height) {
     const ratio = devicePixelRatio || 1, width = canvas.parentElement ? canvas.parentElement.clientWidth : 300;
@@ -47,6 +50,11 @@ function timeline_view(data) {
         pen.fillRect(x, y, Math.max(0.4, end - x), row_height - 3);
       }
     });
+    for (const mark of data.marks) {
+      if (mark.time_s < state.from || mark.time_s > state.to) continue;
+      pen.fillStyle = colour("bad");
+      pen.fillRect(x_of(mark.time_s, width) - 1, 0, 2, height - 18);
+    }
   }
   function draw_plot(plot) {
     const height = 74, [pen, width] = fit(plot.canvas, height);
@@ -134,6 +142,7 @@ function timeline_view(data) {
   const view = el("div", {},
     el("div", { class: "tools controls" }, button("zoom_in", () => zoom(0.6)), button("zoom_out", () => zoom(1.6)), button("zoom_all", () => show(0, wall)), range),
     el("figure", {}, rows), legend(order.map((name) => [name, named[name] ?? t(name)])),
+    data.marks.length ? el("ul", {}, ...data.marks.map((m) => el("li", {}, t("mark_" + m.kind, m.code, m.name, m.time_s.toFixed(2))))) : null,
     data.coarse_s ? el("p", { class: "soft" }, t("coarse", (1000 * data.coarse_s).toFixed(1))) : null,
     el("h3", {}, t("measured_lines")),
     plots.length ? null : el("p", { class: "soft" }, t("no_lines")),
@@ -144,19 +153,21 @@ function group_lines(lines) {
   const kinds = [...new Set(lines.map((l) => l.kind))];
   return kinds.map((kind) => ({ kind, lines: lines.filter((l) => l.kind === kind) }));
 }
+function line_name(line) { return line.name.replace(/^rank /, `${t("rank")} `); }
 function value_text(v, unit, short) {
   if (unit === "%") return percent(v, 0);
+  if (unit === "") return v.toFixed(0);
   return short ? `${v >= 10 ? v.toFixed(0) : v.toFixed(1)}` : `${v >= 10 ? v.toFixed(0) : v.toFixed(2)} ${unit}`;
 }
 function describe_lines(group) {
   const said = group.lines.map((l) => {
     const values = l.points.map((p) => p[1]), mean = values.reduce((a, v) => a + v, 0) / values.length;
-    return `${l.name}: ${value_text(mean, l.unit)} (${value_text(Math.min(...values), l.unit)} – ${value_text(Math.max(...values), l.unit)})`;
+    return `${line_name(l)}: ${value_text(mean, l.unit)} (${value_text(Math.min(...values), l.unit)} – ${value_text(Math.max(...values), l.unit)})`;
   });
   return `${t(group.kind)}. ${said.join("; ")}`;
 }
 function line_keys(group) {
   const names = ["accent", "communication", "vae", "load", "waiting", "save", "text", "setup"];
-  const unit = group.lines[0].unit === "%" ? "" : ` (${group.lines[0].unit})`;
-  return el("span", {}, unit, ...group.lines.map((l, n) => el("span", { style: `color:var(--${names[n % names.length]});margin-left:10px;white-space:nowrap` }, "━ " + l.name)));
+  const unit = ["%", ""].includes(group.lines[0].unit) ? "" : ` (${group.lines[0].unit})`;
+  return el("span", {}, unit, ...group.lines.map((l, n) => el("span", { style: `color:var(--${names[n % names.length]});margin-left:10px;white-space:nowrap` }, "━ " + line_name(l))));
 }
