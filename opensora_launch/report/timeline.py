@@ -70,8 +70,8 @@ def _lines(nodes: Sequence[Node], zero: float) -> list[dict[str, Any]]:
         on = f" {node.host}" if several else ""
         times = [t - zero for t in node.times]
         for place, facts in enumerate(node.found.gpus):
-            samples = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
-            lines += _gpu_lines(f"GPU {facts['index']}{on}", facts, samples, times)
+            looks = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
+            lines += _gpu_lines(f"GPU {facts['index']}{on}", facts, looks, times)
         samples = node.found.samples
         lines.append(_line("cpu_share", f"CPU{on}", "%", 1.0, times, _slope(samples, times, _host_cpu)))
         ranks = sorted({r["rank"] for s in samples for r in s["ranks"]})

@@ -9,7 +9,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 def fits(record: Any) -> bool:
     """Whether every field of a NamedTuple or dataclass is of its declared type. A number is a finite one."""
-    return all(check(getattr(record, name)) for name, check in _checks(type(record)))
+    kind: Any = type(record)
+    return all(check(getattr(record, name)) for name, check in _checks(kind))
 
 
 def is_number(value: Any) -> bool:
@@ -17,7 +18,7 @@ def is_number(value: Any) -> bool:
 
 
 @cache
-def _checks(kind: type) -> tuple[tuple[str, Callable[[Any], bool]], ...]:
+def _checks(kind: Any) -> tuple[tuple[str, Callable[[Any], bool]], ...]:
     return tuple((name, _check(hint)) for name, hint in get_type_hints(kind).items())
 
 

@@ -70,7 +70,8 @@ def test_the_timeline_by_keyboard(page: Page, run: Path) -> None:
     assert len({whole, closer, moved}) == 3
     begin, end = (float(n) for n in re.findall(r"[\d.]+", closer))
     first, last = (float(n) for n in re.findall(r"[\d.]+", moved))
-    assert (first > begin, last - first) == (True, pytest.approx(end - begin, abs=0.002))
+    assert first > begin
+    assert last - first == pytest.approx(end - begin, abs=0.002)
     page.key("Home")
     assert page.run(shown) == whole
     assert page.run("document.querySelector('#timeline .controls span').getAttribute('aria-live')") == "polite"
@@ -211,7 +212,7 @@ def test_the_korean_page_is_korean(page: Page, run: Path, curve: Path, which: st
 def sentences() -> list[tuple[str, str]]:
     block = re.search(r"const SENTENCES = \[\n(.*?)^\];", (PAGE / "sentences.js").read_text(), re.S | re.M)
     assert block
-    return [tuple(json.loads(line.rstrip(","))) for line in block[1].splitlines()]  # type: ignore[misc]
+    return [tuple(json.loads(line.rstrip(","))) for line in block[1].splitlines()]
 
 
 def test_sentences_are_the_reports_own() -> None:
