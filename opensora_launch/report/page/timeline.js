@@ -65,9 +65,8 @@ function timeline_view(data) {
     pen.textAlign = "right";
     pen.fillText(value_text(most, plot.lines[0].unit, true), left() - 6, 14);
     pen.fillText("0", left() - 6, height - 6);
-    const names = ["accent", "communication", "vae", "load", "waiting", "save", "text", "setup"];
-    plot.lines.forEach((line, n) => {
-      pen.strokeStyle = colour(names[n % names.length]);
+    plot.lines.forEach((line) => {
+      pen.strokeStyle = colour(line.ink);
       pen.lineWidth = 1.6;
       pen.beginPath();
       line.points.forEach(([s, v], k) => {
@@ -149,7 +148,12 @@ function timeline_view(data) {
     ...plots.map((p) => el("figure", {}, el("figcaption", {}, t(p.kind), " ", line_keys(p)), el("div", {}, p.canvas))));
   return { view, draw };
 }
-function group_lines(lines) {
+function group_lines(lines) { // what is measured of one GPU or rank has one colour in all plots
+  const inks = ["accent", "communication", "vae", "load", "waiting", "save", "text", "setup"], kind_of = (l) => l.name.split(" ")[0];
+  for (const line of lines) {
+    const names = [...new Set(lines.filter((l) => kind_of(l) === kind_of(line)).map((l) => l.name))];
+    line.ink = inks[names.indexOf(line.name) % inks.length];
+  }
   const kinds = [...new Set(lines.map((l) => l.kind))];
   return kinds.map((kind) => ({ kind, lines: lines.filter((l) => l.kind === kind) }));
 }
@@ -167,7 +171,6 @@ function describe_lines(group) {
   return `${t(group.kind)}. ${said.join("; ")}`;
 }
 function line_keys(group) {
-  const names = ["accent", "communication", "vae", "load", "waiting", "save", "text", "setup"];
   const unit = ["%", ""].includes(group.lines[0].unit) ? "" : ` (${group.lines[0].unit})`;
-  return el("span", {}, unit, ...group.lines.map((l, n) => el("span", { style: `color:var(--${names[n % names.length]});margin-left:10px;white-space:nowrap` }, "━ " + line_name(l))));
+  return el("span", {}, unit, ...group.lines.map((l) => el("span", { style: `color:var(--${l.ink});margin-left:10px;white-space:nowrap` }, "━ " + line_name(l))));
 }
