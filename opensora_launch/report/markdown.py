@@ -65,12 +65,14 @@ def _header(report: Mapping[str, Any]) -> list[str]:
     layouts = "; ".join(f"{layout} for {_count(int(rows), 'row')}" for rows, layout in report["layouts"].items())
     name = ", ".join(machine["device_names"]) or machine["device"]
     hosts = f" on {', '.join(machine['hosts'])}" if machine["hosts"] else ""
+    places = dict.fromkeys(attempt["placement"] for attempt in report["attempts"])
     facts = [
         f"Work: {work['model.name']}, {work['width_px']} x {work['height_px']} px, "
         f"{_count(work['num_frames'], 'frame')}, {work['num_steps']} steps, {work['row_forwards']} row-forwards, "
         f"{work['precision']}, attention {work['attention']}",
         f"Ranks: {machine['ranks']}{hosts}, each {_text(name)}{threads}",
         f"Layout: {layouts}",
+        *([f"Weights: {', then '.join(_text(place) for place in places)}"] if places else []),
         f"Made by opensora_launch {report['version']}" + _versions(report["environment"]),
     ]
     blocks.append("\n".join(f"- {fact}" for fact in facts))

@@ -125,6 +125,7 @@ function environment_of(r) {
     [t("work"), `${w.num_steps} ${t("count")}, ${w.row_forwards} ${t("row_forwards")}`], [t("precision"), w.precision], [t("attention_kernel"), w.attention],
     [t("layout"), Object.entries(r.layouts).map(([n, l]) => `${n}: ${l}`).join("; ")], [t("threads"), m.device === "cpu" ? m.threads_per_rank : ""],
     [t("clock_error"), a && m.hosts.length > 1 && a.clock_error_s !== null ? `${(1000 * a.clock_error_s).toFixed(3)} ms` : ""],
+    [t("placement"), a ? said(a.placement) : ""],
     ...Object.entries(env.versions).map(([name, version]) => [name, version]),
     [t("driver"), env.drivers.join(", ")], [t("env_profile"), env.profile],
   ].filter(([, value]) => value !== "" && value !== null && value !== undefined);
