@@ -29,7 +29,7 @@ def published() -> list[dict[str, Any]]:
     return rows
 
 
-def write(folder: Path, rows: list[dict[str, Any]]) -> str:
+def write(folder: Path, rows: list[Any]) -> str:
     file = folder / "rows.json"
     file.write_text(json.dumps(rows))
     return str(file)
@@ -75,6 +75,40 @@ def test_twice_the_seconds_are_twice_the_error(tmp_path: Path) -> None:
     for a, b in zip(plain, doubled, strict=True):
         assert b["predicted_s"] == pytest.approx(a["predicted_s"], rel=0.03)
         assert b["error"] == pytest.approx(a["predicted_s"] / a["seconds"] / 2 - 1, abs=0.03)
+
+
+def test_rows_that_say_nothing_are_left_out_with_why(tmp_path: Path) -> None:
+    good = of_table("wan2.2-t2v-a14b-720p-h20")
+    wrong = [
+        ("link=None must be nvlink or pcie", good[0] | {"link": None}),
+        ("link=nv must be nvlink or pcie", good[0] | {"link": "nv"}),
+        ("layout=None must give the degrees", good[0] | {"layout": None}),
+        ("layout.ulysses=-2 must be 1, 2, ...", good[0] | {"layout": {"ulysses": -2}}),
+        ("seconds=0 must be a number above 0", good[0] | {"seconds": 0}),
+        ("seconds=nan must be a number above 0", good[0] | {"seconds": float("nan")}),
+        ("n_gpus=0 must be 1, 2, ...", good[0] | {"n_gpus": 0}),
+        ("nodes=-1 must be 1, 2, ...", good[0] | {"nodes": -1}),
+        ("gpu=None must be a name", good[0] | {"gpu": None}),
+        ("table=['a'] must be a name", good[0] | {"table": ["a"]}),
+        ("a row must be an object, not str", "row"),
+        ("link=None must be nvlink or pcie, layout=", good[0] | {"link": None, "layout": [2]}),
+    ]
+    rows: list[Any] = [*good, *(row for _, row in wrong)]
+    found = scores("--data", write(tmp_path, rows))["rows"]
+    assert [row["error"] is not None for row in found[: len(good)]] == [True] * len(good)
+    assert len(found) == len(rows)
+    for (said, _), row in zip(wrong, found[len(good) :], strict=True):
+        assert said in row["why"]
+    text = subprocess.run([sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")], capture_output=True)
+    assert b"row 3 is not predictable: link=None" in text.stdout
+
+
+def test_a_file_that_is_no_list_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("{}")
+    argv = [sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {tmp_path / 'rows.json'} cannot be read: it must be a list of rows"]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
