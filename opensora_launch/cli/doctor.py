@@ -17,7 +17,7 @@ from opensora_launch.cli.preflight import patient
 from opensora_launch.cli.requests import ask, sampling_problems
 from opensora_launch.config import HardwareConfig, Init, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.doctor import between_nodes, full, here, quick
+from opensora_launch.launch.doctor import between_nodes, full, here, kept_away, quick
 from opensora_launch.launch.doctor_nodes import ask_nodes, nodes_of_job, to_line
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines, ok, worst
@@ -58,9 +58,7 @@ def _examine(point: Point, parsed: Parsed, config_dir: Path | None) -> list[Find
     made = profiled(os.environ, run.env)
     plan, found = _plan(point, machine)
     who = patient(run, plan, made.env)
-    found += [
-        Finding(Level.warn, "env", note, "leave it out of your shell or image", "no cost") for note in made.notes()
-    ]
+    found += kept_away(who, made)
     if parsed.has("--quick"):
         return [*quick(who), *found] or [ok("quick", "nothing to complain of")]
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
