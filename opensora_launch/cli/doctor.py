@@ -32,13 +32,14 @@ def doctor(parsed: Parsed) -> int:
     config_dir = None if folder is None else Path(folder)
     point = compose(parsed.rest, multirun=False, config_dir=config_dir).points[0]
     finish_config(point.run, None)
+    settle_hardware(point.run, found_gpus(point.run.topology, os.environ), config_dir)
     if problems := profile_problems(point.run.env) + sampling_problems(point.run):
         raise UserError("doctor cannot start", problems)
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
         found = [*ask_nodes(nodes, _words(parsed), os.environ), *_together(point, parsed)]
     else:
-        found = here(_examine(point, parsed, config_dir))
+        found = here(_examine(point, parsed))
     if parsed.has("--here"):
         sys.stdout.writelines(f"{to_line(finding)}\n" for finding in found)
     elif parsed.has("--json"):
@@ -50,10 +51,8 @@ def doctor(parsed: Parsed) -> int:
     return 1 if worst(found) is Level.fail else 0
 
 
-def _examine(point: Point, parsed: Parsed, config_dir: Path | None) -> list[Finding]:
+def _examine(point: Point, parsed: Parsed) -> list[Finding]:
     run = point.run
-    named = run.hardware.name is not None
-    settle_hardware(run, () if named else found_gpus(run.topology, os.environ).names, config_dir)
     machine, _ = machine_of(run, None)  # what is missing is a finding of its own
     made = profiled(os.environ, run.env)
     plan, found = _plan(point, machine)

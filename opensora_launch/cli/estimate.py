@@ -1,7 +1,6 @@
 """`opensora-launch estimate [TOPIC]`: FLOPs, GPU-hours, energy, money, fleets, machines and cards. Needs no GPU."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from opensora_launch import __version__
 from opensora_launch.cli.compose import Point, compose
 from opensora_launch.cli.estimate_print import bars_svg, cards_text, lines_text
 from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.hardware import catalogue, settle_hardware
+from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.cli.plan import machine_asked, with_default_model
 from opensora_launch.cli.requests import ask, sampling_problems
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError, must_be_one_of
-from opensora_launch.launch.machine import found_gpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan import estimate_topics as topics
+from opensora_launch.plan.checks import card_problems, topology_problems
 from opensora_launch.plan.choose import Work, steps_of
 from opensora_launch.plan.estimate_card import CardEstimate, build_of, estimate_card, has_price, rank_cards
 from opensora_launch.plan.estimate_subject import counted_subject, document_subject
@@ -68,18 +67,21 @@ def rank_cards_of(point: Point, cards: dict[str, HardwareConfig]) -> list[CardEs
 
 def _settle(run: RunConfig, cards: dict[str, HardwareConfig], config_dir: Path | None) -> str:
     """The card: named, found here, or assumed and said so."""
-    named = run.hardware.name is not None
-    note = settle_hardware(run, () if named else found_gpus(run.topology, os.environ).names, config_dir)
-    if not run.hardware.known:
+    here = look_here(run)
+    notes = [*here.lines, settle_hardware(run, here, config_dir)]
+    if run.hardware.name is None:
         run.hardware = cards[ASSUMED]
-        note = f"hardware={ASSUMED} is assumed: none is named and none is here"
+        notes.append(
+            f"hardware={ASSUMED} is assumed: none is named and none {'that is known ' if here.gpus else ''}is here"
+        )
     run.topology.device = Device.cuda
-    return note
+    return "; ".join(filter(None, notes))
 
 
 def _check(run: RunConfig, topic: str) -> None:
     prices = run.estimate
     problems = topics.estimate_problems(prices) + sampling_problems(run)
+    problems += topology_problems(run.topology) + card_problems(run.hardware)
     if prices.network is not None:
         problems += must_be_one_of("estimate.network", prices.network, tuple(NETWORKS))
     if topic == "breakeven" and not prices.training_flops:

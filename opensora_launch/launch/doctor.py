@@ -13,9 +13,10 @@ from opensora_launch.launch import build_checks, gpu_checks, host_checks
 from opensora_launch.launch.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.launch.findings import Finding, Level, ok
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, find_gpus
+from opensora_launch.launch.gpu_facts import find_gpus
 from opensora_launch.launch.host_checks import Needs
 from opensora_launch.launch.host_facts import host_facts
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus
 from opensora_launch.launch.interfaces import infiniband_up, interfaces
 from opensora_launch.launch.probe import probe_findings, run_probe
 from opensora_launch.launch.processes import descendants

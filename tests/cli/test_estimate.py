@@ -53,7 +53,13 @@ def test_the_guides_build(capsys: pytest.CaptureFixture[str]) -> None:
     assert (got["part0_usd"], got["price_usd"]) == (3200, 5500)
     assert (got["draw_w"], got["psu"]) == (1350, "1 x 2000 W")  # what its own parts add up to
     assert (got["psu_w"], got["gpu_cap_w"], got["capped_draw_w"]) == (1200, 375, 1200)
-    assert 150 < got["power_usd_per_month"] < 200
+    assert got["power_usd_per_month"] == pytest.approx(1.2 * 720 * 0.17)  # of the machine as it is limited
+    assert got["btu_per_hour"] == pytest.approx(1200 * 3.412)
+    free = values(
+        capsys, "build", "estimate=guide_4090", "hardware=rtx4090", "topology=2gpu", "estimate.psu_w=null"
+    )  # fmt: skip
+    assert free["btu_per_hour"] == pytest.approx(1350 * 3.412)
+    assert 150 < free["power_usd_per_month"] < 200  # as the guide has it
 
 
 def test_a_video_is_counted_and_predicted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +145,16 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["breakeven"], "estimate.training_flops=[1e21]"),
         (["video", "estimate.flops_per_step=1e12"], "needs estimate.num_steps"),
         (["video", "estimate.network=sora"], "estimate.network=sora is not known"),
-        (["video", "estimate.usd_per_kwh=-1"], "estimate.usd_per_kwh must be at least 0"),
+        (["video", "estimate.usd_per_kwh=-1"], "estimate.usd_per_kwh=-1.0 must be at least 0"),
+        (["video", "estimate.usd_per_kwh=nan"], "estimate.usd_per_kwh=nan must be at least 0"),
+        (["build", "estimate.psu_reserve=-0.5"], "estimate.psu_reserve=-0.5 must be at least 0"),
+        (["build", "estimate.cpu_w=inf"], "estimate.cpu_w=inf must be at least 0"),
+        (["build", "estimate.psu_w=450"], "estimate.psu_w=450.0 carries no GPU: CPU and other parts draw 450 W"),
+        (["breakeven", "estimate.training_flops=[1e21,0]"], "estimate.training_flops=0.0 must be more than 0"),
+        (["fleet", "estimate.peak_factor=nan"], "estimate.peak_factor=nan must be at least 1"),
+        (["video", "topology.gpus_per_node=0"], "topology.gpus_per_node=0 must be at least 1"),
+        (["card", "topology.node_link_gb_s=-1"], "topology.node_link_gb_s=-1.0 must be more than 0"),
+        (["video", "hardware=l20", "hardware.bandwidth_gb_s=0"], "hardware.bandwidth_gb_s=0.0 must be more than 0"),
         (["video", "video=768px", "hardware=rtx3080", "video.num_frames=513"], "does not fit"),
         (["card", "video.num_frames=128"], "video.num_frames=128 must be 1 plus a multiple of 4"),
     ],
