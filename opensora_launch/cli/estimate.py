@@ -8,11 +8,13 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.compose import Point, compose
-from opensora_launch.cli.estimate_print import bars_svg, cards_text, lines_text
+from opensora_launch.cli.estimate_print import cards_text, lines_text
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
+from opensora_launch.cli.picture import picture_file, write_bars
 from opensora_launch.cli.plan import machine_asked, with_default_model
 from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.terminal import show
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
@@ -37,22 +39,23 @@ def estimate(parsed: Parsed) -> int:
     config_dir = None if folder is None else Path(folder)
     if problems := must_be_one_of("topic", topic, TOPICS):
         raise UserError("estimate cannot start", problems)
+    picture = picture_file(parsed, svg_is_ours=True)
     point = compose(with_default_model(rest), multirun=False, config_dir=config_dir).points[0]
     run, cards = point.run, catalogue(config_dir)
     note = _settle(run, cards, config_dir)
     _check(run, topic)
     if topic == "card":
-        return _cards(parsed, _work(point), rank_cards_of(point, cards), note)
+        return _cards(parsed, picture, _work(point), rank_cards_of(point, cards))
     lines = list(_lines(topic, point))
     if parsed.has("--json"):
         values = {line.key: line.value for line in lines}
         how = {line.key: line.how for line in lines if line.how}
         _print_json(topic, run, {"values": values, "how": how})
     else:
-        print(lines_text(lines, f"{topic}: {note}" if note else topic))
-    if plot := parsed.one("--plot"):
+        show(lines_text(lines, f"{topic}: {note}" if note else topic))
+    if picture:
         shown = [(line.label, float(line.value), line.unit) for line in lines if isinstance(line.value, (int, float))]
-        Path(plot).write_text(bars_svg(topic, shown), encoding="utf-8")
+        write_bars(picture, topic, shown)
     return 0
 
 
@@ -126,15 +129,15 @@ def _lines(topic: str, point: Point) -> Sequence[topics.Line]:
     return tuple(topics.video(subject) if topic == "video" else topics.breakeven(subject, prices))
 
 
-def _cards(parsed: Parsed, work: Work, found: list[CardEstimate], note: str) -> int:
+def _cards(parsed: Parsed, picture: Path | None, work: Work, found: list[CardEstimate]) -> int:
     if parsed.has("--json"):
         _print_json("card", None, {"cards": [_card_json(one) for one in found]})
     else:
-        print(cards_text(found, work))
-    if plot := parsed.one("--plot"):
+        show(cards_text(found, work))
+    if picture:
         times = [(str(one.card.name), one.seconds, "s a video") for one in found if one.seconds is not None]
         memory = [(str(one.card.name), one.peak_gib, "GiB a GPU") for one in found]
-        Path(plot).write_text(bars_svg("predicted time and memory", [*times, *memory]), encoding="utf-8")
+        write_bars(picture, "predicted time and memory", [*times, *memory])
     return 0 if any(one.seconds is not None for one in found) else 1
 
 

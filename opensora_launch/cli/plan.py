@@ -11,7 +11,9 @@ from opensora_launch.cli.compose import Point, compose
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.cli.jobs import Problems, finish_config
+from opensora_launch.cli.picture import picture_file
 from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.terminal import Line, show
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.machine import NOTHING, count_cpus
@@ -25,7 +27,7 @@ from opensora_launch.plan.table import plan_json, plan_text
 
 def plan(parsed: Parsed) -> int:
     """Print the table, or JSON; 0 where a layout fits, 1 where none does."""
-    folder = _path(parsed.one("--config-dir"))
+    folder, picture = _path(parsed.one("--config-dir")), picture_file(parsed, svg_is_ours=False)
     point = compose(with_default_model(parsed.rest), multirun=False, config_dir=folder).points[0]
     run, problems, here, note = point.run, Problems(), NOTHING, ""
     with problems.collect():
@@ -45,13 +47,20 @@ def plan(parsed: Parsed) -> int:
     if parsed.has("--json"):
         print(json.dumps(plan_json(work, found, others, misfits) | {"found_here": list(here.lines)}, indent=1))
     else:
-        print(plan_text(work, found, others, "\n".join([*here.lines, *([note] if note else [])])))
-        print("".join(f"\nnothing fits: {line}" for line in misfits), end="\n" if misfits else "")
-    if plot := parsed.one("--plot"):
+        text = plan_text(work, found, others, "\n".join([*here.lines, *([note] if note else [])]))
+        show(map(_styled, [*text.splitlines(), *(word for line in misfits for word in ("", f"nothing fits: {line}"))]))
+    if picture:
         from opensora_launch.cli.plan_plot import plot_plan
 
-        plot_plan(work, found, Path(plot))
+        plot_plan(work, found, picture)
     return 1 if misfits else 0
+
+
+def _styled(line: str) -> Line:
+    """A line of the table: what is chosen stands out, what does not fit stands back."""
+    styles = {"*": "bold green", "nothing fits": "bold red"}
+    marked = next((style for start, style in styles.items() if line.startswith(start)), "")
+    return [(line, marked or ("bold" if " effic. " in line else "dim" if " needs " in line else ""))]
 
 
 def with_default_model(overrides: tuple[str, ...]) -> tuple[str, ...]:

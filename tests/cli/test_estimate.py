@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.estimate_print import bars_svg, show
+from opensora_launch.cli.estimate_print import show
+from opensora_launch.cli.picture import bars_svg
 from opensora_launch.plan.estimate_topics import Line
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,10 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     words = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert words.count("h200") == 2  # time and memory
     assert words.count("rtx3080") == 1  # it cannot run it, and the memory says why
+    pytest.importorskip("matplotlib")
+    for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        assert main(["estimate", "card", "--plot", f"cards.{ending}"]) == 0
+        assert (empty_folder / f"cards.{ending}").read_bytes().startswith(start)
     longest = ElementTree.fromstring(bars_svg("t", [("a<b", 2.0, "s"), ("c", 1.0, "s")]))
     bars = [float(n.get("width", 0)) for n in list(longest.iter("{http://www.w3.org/2000/svg}rect"))[1:]]
     assert bars[0] == 2 * bars[1]

@@ -144,44 +144,32 @@ def test_mixed_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert "45.0 GiB each" in out
 
 
-def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    file = tmp_path / "plan.png"
-    assert asked(capsys, *H100, "--plot", str(file))[0] == 0
-    assert file.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_picture_without_matplotlib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = asked(capsys, *H100, "--plot", str(tmp_path / "plan.png"))
-    assert code == 2
-    assert "--plot needs matplotlib: pip install 'opensora-launch[figures]'" in err
-
-
-def cpu_seconds(words: list[str]) -> float:
-    """Of one command in a process of its own, the best of three; it must not have imported what is slow."""
+def cpu_seconds(words: list[str], enough: float) -> float:
+    """Of one command in a process of its own, the best of six, or the first that is `enough`; it must not have imported
+    what is slow.
+    """
     code = (
         "import sys\nfrom opensora_launch.cli import main\n"
         f"assert main({words!r}) == 0\n"
         "sys.exit(str(sorted({'torch', 'numpy', 'diffusers', 'matplotlib'} & set(sys.modules))))"
     )
     best = 9.0
-    for _ in range(3):
+    for _ in range(6):
         started = os.times()
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         ended = os.times()
         used = ended.children_user + ended.children_system - started.children_user - started.children_system
         best = min(best, used)
         assert done.stderr.splitlines()[-1] == "[]"
+        if best < enough:
+            break
     return best
 
 
 def test_quick_and_without_torch() -> None:
-    """0.4 s on an idle core; here beside Hydra's own part of it, since the machine may be busy."""
-    hydra = cpu_seconds(["generate", "--cfg", "job", *H100[1:], "model=open_sora_v2"])
-    assert cpu_seconds(H100) < hydra + 0.15
+    """CPU time, since the machine may be busy; most of it is Hydra's."""
+    assert cpu_seconds(H100, 0.5) < 0.5
+    assert cpu_seconds([*H100[:2], "topology=2x8", "hardware=l20", "--videos", "16", "--json"], 0.5) < 0.5
 
 
 def test_cards_by_the_drivers_names() -> None:
