@@ -134,3 +134,16 @@ def test_the_page_has_every_usable_row_and_the_true_efficiencies() -> None:
         assert len(shown) == len([row for row in published() if row["usable"] and row["table"] == table])
     for efficiency in ("95.9%", "88.8%", "75.0%", "44.1%"):
         assert efficiency in text
+
+
+def test_the_page_has_what_the_planner_predicts_now_and_what_it_misses() -> None:
+    code = (
+        f"import sys\nsys.path[:0] = [{str(ROOT / 'scripts')!r}, {str(ROOT)!r}]\n"
+        "from prediction.document import open_sora\nprint(*open_sora(), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in PAGE.read_text(), "scripts/validate_plan.py --write brings the page up to date"
+    aims = [line for line in done.stdout.splitlines() if "missed by" in line or "reached;" in line]
+    assert [line.split(" ")[1] for line in aims] == ["under", "2x", "efficiency"]
+    assert "Why: 80 row-forwards in place of 150 are 1.88x" in done.stdout
