@@ -119,11 +119,19 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_catalogue_has_the_constants_of_the_page() -> None:
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE.read_text(), re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 9
     for name, *shares in rows:
         card = yaml.safe_load((ROOT / "configs" / "hardware" / f"{name}.yaml").read_text())
         stored = [card["matmul_efficiency"], card["attention_efficiency"], card["link_efficiency"]]
         assert stored == pytest.approx([float(share) for share in shares], rel=0.03), name
+
+
+def test_a_card_with_more_memory_is_no_faster_for_it() -> None:
+    cards = {
+        name: yaml.safe_load((ROOT / f"configs/hardware/{name}.yaml").read_text()) for name in ("h100_sxm", "h200")
+    }
+    names = ("bf16_tflops", "nvlink_gb_s", "matmul_efficiency", "attention_efficiency", "link_efficiency")
+    assert [cards["h200"][name] for name in names] == [cards["h100_sxm"][name] for name in names]
 
 
 def test_the_page_has_every_usable_row_and_the_true_efficiencies() -> None:

@@ -14,7 +14,7 @@ from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import short
 from opensora_launch.plan.times import rates_of
-from prediction.fit import SHARED, Fitted, fit
+from prediction.fit import SHARED, Fitted, chip_of, fit
 from prediction.rows import ROOT, Row, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
 
@@ -121,13 +121,14 @@ def constants(fitted: Fitted) -> Iterator[str]:
 
 
 def card_constants(fitted: Fitted, cards: dict[str, HardwareConfig]) -> dict[str, tuple[float, float, float]]:
-    """Card -> share of its peak in products and in attention, and of its link, for cards that rows are of."""
+    """Card -> share of its peak in products and in attention, and of its link, for cards whose chip rows are of."""
     found = {}
     for name, card in cards.items():
-        if f"matmul@{name}" in fitted.logs:
+        chip = chip_of(name)
+        if f"matmul@{chip}" in fitted.logs:
             rule = default_efficiency(card.half_tflops)
-            link = fitted.value("link:nvlink" if card.nvlink_gb_s else "link:pcie") * fitted.value(f"link@{name}")
-            shares = rule * fitted.value(f"matmul@{name}"), rule * fitted.value(f"attention@{name}")
+            link = fitted.value("link:nvlink" if card.nvlink_gb_s else "link:pcie") * fitted.value(f"link@{chip}")
+            shares = rule * fitted.value(f"matmul@{chip}"), rule * fitted.value(f"attention@{chip}")
             found[name] = (*shares, link)
     return found
 
