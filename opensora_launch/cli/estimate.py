@@ -25,6 +25,8 @@ from opensora_launch.plan.estimate_card import CardEstimate, build_of, estimate_
 from opensora_launch.plan.estimate_subject import counted_subject, document_subject
 from opensora_launch.plan.networks import NETWORKS, shape_of
 from opensora_launch.plan.plan import make_plan, predict
+from opensora_launch.plan.rows import NUM_ROWS
+from opensora_launch.plan.vaes import VAES
 
 TOPICS = ("video", "fleet", "breakeven", "card", "build")
 ASSUMED = "h100_sxm"
@@ -98,7 +100,10 @@ def _check(run: RunConfig, topic: str) -> None:
 
 
 def _work(point: Point) -> Work:
-    """One text-to-video request on the machine asked for; of another network, with its own tokens, rows and steps."""
+    """One text-to-video request on the machine asked for; of another network, with its own tokens, VAE, rows and steps.
+
+    Open-Sora's other networks take the run's steps: of their three guidance rows only those that count.
+    """
     run = point.run
     machine = machine_asked(run, 0)
     videos = ask([PromptEntry(0, "a video", (), PromptSettings(), "estimate")], [(0, point)]).videos[:1]
@@ -111,7 +116,9 @@ def _work(point: Point) -> Work:
     net = NETWORKS[run.estimate.network]
     size = work.video
     shape = shape_of(net, size.width_px, size.height_px, size.num_frames)
-    return replace(work, net=net, shape=shape, steps=steps_of([net.rows] * net.steps))
+    steps = work.steps if net.rows == NUM_ROWS else steps_of([net.rows] * net.steps)
+    tile_px = size.tile_px if net.vae == work.net.vae else VAES[net.vae].tile_px
+    return replace(work, net=net, shape=shape, steps=steps, video=replace(size, tile_px=tile_px))
 
 
 def _lines(topic: str, point: Point) -> Sequence[topics.Line]:

@@ -14,6 +14,7 @@ from opensora_launch.cards import HardwareConfig
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import NETWORKS, Network, Shape, shape_of
 from opensora_launch.plan.times import Counts, Load, step_counts
+from opensora_launch.plan.vaes import VAES
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "benchmarks" / "published_scaling.json"
@@ -57,9 +58,7 @@ CARDS = {  # words of a row's GPU -> card, over NVLink and over PCIe
     r"a6000": ("rtx_a6000", "rtx_a6000"),
 }
 UNKNOWN_CARD = HardwareConfig(name="unknown", memory_gib=80, bandwidth_gb_s=2000, bf16_tflops=300, nvlink_gb_s=300)
-VAE_FLOPS = {  # of a decoded pixel and frame, by NETWORKS' vae: 145 TFLOP a tile; the others from their layers, roughly
-    "hunyuan": 17.2e6 * 1.6, "wan": 10e6, "wan2.2": 6e6, "cogvideox": 12e6, "flux": 9.5e6,
-}  # fmt: skip
+VAE_FLOPS = {name: vae.flops for name, vae in VAES.items()} | {"hunyuan": 1.6 * VAES["hunyuan"].flops}  # tiles overlap
 VAE_FLOPS_ELSE = 10e6
 AXES = ("dp", "cfg", "ring", "ulysses", "tp", "pipefusion")
 COUNTS = ("nodes", "steps", "cfg_branches", "width", "height", "frames", "tokens", "tokens_computed", "hidden", "heads")
