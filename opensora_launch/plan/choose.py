@@ -262,7 +262,7 @@ class _Predictor:
         return math.ceil(self.work.videos / dp) * tiles * self._tile_s()
 
     def _tile_s(self) -> float:
-        return self.work.video.tile_pixels * VAES[self.work.net.vae].flops / self.rates.vae_flops
+        return self.work.video.tile_pixels * VAES[self.work.net.vae].equal_flops / self.rates.vae_flops
 
     def _save(self, dp: int) -> float:
         return math.ceil(self.work.videos / dp) * self._save_s()

@@ -163,7 +163,9 @@ def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: 
     """Of a tile by our decoder where it is the Hunyuan VAE; else as the model's own decodes."""
     if net.vae == "hunyuan":
         return tile_bytes(video, layout, element_bytes)
-    return VAES[net.vae].live_bytes(video.tile_pixels // video.num_frames, video.num_frames, element_bytes)
+    side = video.tile_px or max(video.width_px, video.height_px)
+    pixels = min(video.width_px, side) * min(video.height_px, side)
+    return VAES[net.vae].live_bytes(pixels, video.num_frames, element_bytes)
 
 
 def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:

@@ -58,7 +58,8 @@ CARDS = {  # words of a row's GPU -> card, over NVLink and over PCIe
     r"a6000": ("rtx_a6000", "rtx_a6000"),
 }
 UNKNOWN_CARD = HardwareConfig(name="unknown", memory_gib=80, bandwidth_gb_s=2000, bf16_tflops=300, nvlink_gb_s=300)
-VAE_FLOPS = {name: vae.flops for name, vae in VAES.items()} | {"hunyuan": 1.6 * VAES["hunyuan"].flops}  # tiles overlap
+VAE_FLOPS = {name: vae.equal_flops for name, vae in VAES.items()}
+VAE_FLOPS["hunyuan"] *= 1.6  # its tiles overlap
 VAE_FLOPS_ELSE = 10e6
 AXES = ("dp", "cfg", "ring", "ulysses", "tp", "pipefusion")
 COUNTS = ("nodes", "steps", "cfg_branches", "width", "height", "frames", "tokens", "tokens_computed", "hidden", "heads")
