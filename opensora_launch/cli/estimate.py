@@ -117,8 +117,9 @@ def _work(point: Point) -> Work:
     size = work.video
     shape = shape_of(net, size.width_px, size.height_px, size.num_frames)
     steps = work.steps if net.rows == NUM_ROWS else steps_of([net.rows] * net.steps)
-    tile_px = size.tile_px if net.vae == work.net.vae else VAES[net.vae].tile_px
-    return replace(work, net=net, shape=shape, steps=steps, video=replace(size, tile_px=tile_px))
+    if net.vae != work.net.vae:
+        size = replace(size, tile_px=VAES[net.vae].tile_px, tile_frames=None)
+    return replace(work, net=net, shape=shape, steps=steps, video=size)
 
 
 def _lines(topic: str, point: Point) -> Sequence[topics.Line]:
