@@ -61,7 +61,10 @@ def _summary(found: dict[str, object]) -> str:
     names = {"table": "one table left out", "largest": "largest GPU count left out"}
     lines += [f"  {names[p]}: NVLink {percent(e['nvlink'])}, PCIe {percent(e['pcie'])}" for p, e in by.items()]
     share = percent(found["layout_order"])
-    return "\n".join([*lines, f"layouts in the right order over PCIe: {share} of {found['layout_pairs']} pairs"])
+    lines.append(f"layouts in the right order over PCIe: {share} of {found['layout_pairs']} pairs")
+    rows = found["rows"]
+    assert isinstance(rows, list)
+    return "\n".join([*lines, *(f"row {row['index']} is {row['why']}" for row in rows if "why" in row)])
 
 
 def _options() -> argparse.Namespace:

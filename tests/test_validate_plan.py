@@ -29,7 +29,7 @@ def published() -> list[dict[str, Any]]:
     return rows
 
 
-def write(folder: Path, rows: list[dict[str, Any]]) -> str:
+def write(folder: Path, rows: list[Any]) -> str:
     file = folder / "rows.json"
     file.write_text(json.dumps(rows))
     return str(file)
@@ -77,6 +77,40 @@ def test_twice_the_seconds_are_twice_the_error(tmp_path: Path) -> None:
         assert b["error"] == pytest.approx(a["predicted_s"] / a["seconds"] / 2 - 1, abs=0.03)
 
 
+def test_rows_that_say_nothing_are_left_out_with_why(tmp_path: Path) -> None:
+    good = of_table("wan2.2-t2v-a14b-720p-h20")
+    wrong = [
+        ("link=None must be nvlink or pcie", good[0] | {"link": None}),
+        ("link=nv must be nvlink or pcie", good[0] | {"link": "nv"}),
+        ("layout=None must give the degrees", good[0] | {"layout": None}),
+        ("layout.ulysses=-2 must be 1, 2, ...", good[0] | {"layout": {"ulysses": -2}}),
+        ("seconds=0 must be a number above 0", good[0] | {"seconds": 0}),
+        ("seconds=nan must be a number above 0", good[0] | {"seconds": float("nan")}),
+        ("n_gpus=0 must be 1, 2, ...", good[0] | {"n_gpus": 0}),
+        ("nodes=-1 must be 1, 2, ...", good[0] | {"nodes": -1}),
+        ("gpu=None must be a name", good[0] | {"gpu": None}),
+        ("table=['a'] must be a name", good[0] | {"table": ["a"]}),
+        ("a row must be an object, not str", "row"),
+        ("link=None must be nvlink or pcie, layout=", good[0] | {"link": None, "layout": [2]}),
+    ]
+    rows: list[Any] = [*good, *(row for _, row in wrong)]
+    found = scores("--data", write(tmp_path, rows))["rows"]
+    assert [row["error"] is not None for row in found[: len(good)]] == [True] * len(good)
+    assert len(found) == len(rows)
+    for (said, _), row in zip(wrong, found[len(good) :], strict=True):
+        assert said in row["why"]
+    text = subprocess.run([sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")], capture_output=True)
+    assert b"row 3 is not predictable: link=None" in text.stdout
+
+
+def test_a_file_that_is_no_list_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("{}")
+    argv = [sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {tmp_path / 'rows.json'} cannot be read: it must be a list of rows"]
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--data", str(tmp_path / "no")], capture_output=True, text=True)
     assert done.returncode == 2
@@ -85,11 +119,19 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_catalogue_has_the_constants_of_the_page() -> None:
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE.read_text(), re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 9
     for name, *shares in rows:
         card = yaml.safe_load((ROOT / "configs" / "hardware" / f"{name}.yaml").read_text())
         stored = [card["matmul_efficiency"], card["attention_efficiency"], card["link_efficiency"]]
         assert stored == pytest.approx([float(share) for share in shares], rel=0.03), name
+
+
+def test_a_card_with_more_memory_is_no_faster_for_it() -> None:
+    cards = {
+        name: yaml.safe_load((ROOT / f"configs/hardware/{name}.yaml").read_text()) for name in ("h100_sxm", "h200")
+    }
+    names = ("bf16_tflops", "nvlink_gb_s", "matmul_efficiency", "attention_efficiency", "link_efficiency")
+    assert [cards["h200"][name] for name in names] == [cards["h100_sxm"][name] for name in names]
 
 
 def test_the_page_has_every_usable_row_and_the_true_efficiencies() -> None:
@@ -100,3 +142,16 @@ def test_the_page_has_every_usable_row_and_the_true_efficiencies() -> None:
         assert len(shown) == len([row for row in published() if row["usable"] and row["table"] == table])
     for efficiency in ("95.9%", "88.8%", "75.0%", "44.1%"):
         assert efficiency in text
+
+
+def test_the_page_has_what_the_planner_predicts_now_and_what_it_misses() -> None:
+    code = (
+        f"import sys\nsys.path[:0] = [{str(ROOT / 'scripts')!r}, {str(ROOT)!r}]\n"
+        "from prediction.document import open_sora\nprint(*open_sora(), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in PAGE.read_text(), "scripts/validate_plan.py --write brings the page up to date"
+    aims = [line for line in done.stdout.splitlines() if "missed by" in line or "reached;" in line]
+    assert [line.split(" ")[1] for line in aims] == ["under", "2x", "efficiency"]
+    assert "Why: 80 row-forwards in place of 150 are 1.88x" in done.stdout

@@ -4,6 +4,7 @@ What a verb needs is imported when it is asked for: `--help` answers at once, an
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from opensora_launch.plan.plan import Machine
 if TYPE_CHECKING:
     from opensora_launch.cli.flags import Parsed
 
-EXIT_USER, EXIT_INTERRUPTED = 2, 130
+EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 VERBS = ("generate", "plan", "bench", "verify", "report", "compare", "top", "status", "cancel", "doctor", "estimate")
 
 
@@ -24,12 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code. 0 done, 1 a failure, 2 the user's mistake, 75 stored and stopped, 130 Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever reads, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
 
 
 def prepare(argv: Sequence[str], machine: Machine | None = None) -> Path:

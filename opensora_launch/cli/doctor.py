@@ -9,15 +9,16 @@ from pathlib import Path
 
 from opensora_launch import __version__
 from opensora_launch.cli.compose import Point, compose
-from opensora_launch.cli.estimate_print import bars_svg
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
+from opensora_launch.cli.picture import Bar, picture_file, write_bars
 from opensora_launch.cli.preflight import patient
 from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.terminal import show
 from opensora_launch.config import HardwareConfig, Init, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.doctor import between_nodes, full, here, quick
+from opensora_launch.launch.doctor import between_nodes, full, here, kept_away, quick
 from opensora_launch.launch.doctor_nodes import ask_nodes, nodes_of_job, to_line
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines, ok, worst
@@ -30,37 +31,35 @@ def doctor(parsed: Parsed) -> int:
     """Examine, print, and return 0, or 1 where something will not run."""
     folder = parsed.one("--config-dir")
     config_dir = None if folder is None else Path(folder)
+    picture = picture_file(parsed, svg_is_ours=True)
     point = compose(parsed.rest, multirun=False, config_dir=config_dir).points[0]
     finish_config(point.run, None)
+    settle_hardware(point.run, found_gpus(point.run.topology, os.environ), config_dir)
     if problems := profile_problems(point.run.env) + sampling_problems(point.run):
         raise UserError("doctor cannot start", problems)
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
         found = [*ask_nodes(nodes, _words(parsed), os.environ), *_together(point, parsed)]
     else:
-        found = here(_examine(point, parsed, config_dir))
+        found = here(_examine(point, parsed))
     if parsed.has("--here"):
         sys.stdout.writelines(f"{to_line(finding)}\n" for finding in found)
     elif parsed.has("--json"):
         print(json.dumps(_as_json(found), ensure_ascii=False, indent=1))
     else:
         _print(found)
-    if plot := parsed.one("--plot"):
-        Path(plot).write_text(_picture(found), encoding="utf-8")
+    if picture:
+        write_bars(picture, "doctor", _bars(found))
     return 1 if worst(found) is Level.fail else 0
 
 
-def _examine(point: Point, parsed: Parsed, config_dir: Path | None) -> list[Finding]:
+def _examine(point: Point, parsed: Parsed) -> list[Finding]:
     run = point.run
-    named = run.hardware.name is not None
-    settle_hardware(run, () if named else found_gpus(run.topology, os.environ).names, config_dir)
     machine, _ = machine_of(run, None)  # what is missing is a finding of its own
     made = profiled(os.environ, run.env)
     plan, found = _plan(point, machine)
     who = patient(run, plan, made.env)
-    found += [
-        Finding(Level.warn, "env", note, "leave it out of your shell or image", "no cost") for note in made.notes()
-    ]
+    found += kept_away(who, made)
     if parsed.has("--quick"):
         return [*quick(who), *found] or [ok("quick", "nothing to complain of")]
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
@@ -120,22 +119,15 @@ def _as_json(found: Sequence[Finding]) -> dict[str, object]:
     }
 
 
-def _picture(found: Sequence[Finding]) -> str:
-    """Memory and disk that are free, and the bandwidth of each axis, as bars."""
+def _bars(found: Sequence[Finding]) -> list[Bar]:
+    """Memory and disk that are free, and the bandwidth of each axis."""
     measured = [(f"{f.host} " if f.host == "all" else "", f) for f in found if f.value is not None]
-    return bars_svg(
-        "doctor", [(f"{where}{f.what.split(': ')[0][:44]}", f.value or 0.0, f.unit) for where, f in measured]
-    )
+    return [(f"{where}{f.what.split(': ')[0][:44]}", f.value or 0.0, f.unit) for where, f in measured]
 
 
 def _print(found: Sequence[Finding]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console, colours = Console(soft_wrap=True, highlight=False), {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    for finding, line in zip(found, lines(found), strict=True):
-        text = Text(line)
-        text.stylize(colours[finding.level.value], 0, 4)
-        console.print(text)
+    colours = {Level.ok: "green", Level.warn: "yellow", Level.fail: "bold red"}
     counts = {level: sum(f.level is level for f in found) for level in Level}
-    console.print(f"{counts[Level.ok]} ok, {counts[Level.warn]} to look at, {counts[Level.fail]} that stop a run")
+    summary = f"{counts[Level.ok]} ok, {counts[Level.warn]} to look at, {counts[Level.fail]} that stop a run"
+    each = zip(found, lines(found), strict=True)
+    show([*([(line[:4], colours[f.level]), (line[4:], "")] for f, line in each), [(summary, "")]])

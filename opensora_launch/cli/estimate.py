@@ -1,7 +1,6 @@
 """`opensora-launch estimate [TOPIC]`: FLOPs, GPU-hours, energy, money, fleets, machines and cards. Needs no GPU."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +8,25 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.compose import Point, compose
-from opensora_launch.cli.estimate_print import bars_svg, cards_text, lines_text
+from opensora_launch.cli.estimate_print import cards_text, lines_text
 from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.hardware import catalogue, settle_hardware
+from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
+from opensora_launch.cli.picture import picture_file, write_bars
 from opensora_launch.cli.plan import machine_asked, with_default_model
 from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.terminal import show
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError, must_be_one_of
-from opensora_launch.launch.machine import found_gpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan import estimate_topics as topics
+from opensora_launch.plan.checks import card_problems, topology_problems
 from opensora_launch.plan.choose import Work, steps_of
 from opensora_launch.plan.estimate_card import CardEstimate, build_of, estimate_card, has_price, rank_cards
 from opensora_launch.plan.estimate_subject import counted_subject, document_subject
 from opensora_launch.plan.networks import NETWORKS, shape_of
 from opensora_launch.plan.plan import make_plan, predict
+from opensora_launch.plan.rows import NUM_ROWS
+from opensora_launch.plan.vaes import VAES
 
 TOPICS = ("video", "fleet", "breakeven", "card", "build")
 ASSUMED = "h100_sxm"
@@ -38,22 +41,23 @@ def estimate(parsed: Parsed) -> int:
     config_dir = None if folder is None else Path(folder)
     if problems := must_be_one_of("topic", topic, TOPICS):
         raise UserError("estimate cannot start", problems)
+    picture = picture_file(parsed, svg_is_ours=True)
     point = compose(with_default_model(rest), multirun=False, config_dir=config_dir).points[0]
     run, cards = point.run, catalogue(config_dir)
     note = _settle(run, cards, config_dir)
     _check(run, topic)
     if topic == "card":
-        return _cards(parsed, _work(point), rank_cards_of(point, cards), note)
+        return _cards(parsed, picture, _work(point), rank_cards_of(point, cards))
     lines = list(_lines(topic, point))
     if parsed.has("--json"):
         values = {line.key: line.value for line in lines}
         how = {line.key: line.how for line in lines if line.how}
         _print_json(topic, run, {"values": values, "how": how})
     else:
-        print(lines_text(lines, f"{topic}: {note}" if note else topic))
-    if plot := parsed.one("--plot"):
+        show(lines_text(lines, f"{topic}: {note}" if note else topic))
+    if picture:
         shown = [(line.label, float(line.value), line.unit) for line in lines if isinstance(line.value, (int, float))]
-        Path(plot).write_text(bars_svg(topic, shown), encoding="utf-8")
+        write_bars(picture, topic, shown)
     return 0
 
 
@@ -68,18 +72,21 @@ def rank_cards_of(point: Point, cards: dict[str, HardwareConfig]) -> list[CardEs
 
 def _settle(run: RunConfig, cards: dict[str, HardwareConfig], config_dir: Path | None) -> str:
     """The card: named, found here, or assumed and said so."""
-    named = run.hardware.name is not None
-    note = settle_hardware(run, () if named else found_gpus(run.topology, os.environ).names, config_dir)
-    if not run.hardware.known:
+    here = look_here(run)
+    notes = [*here.lines, settle_hardware(run, here, config_dir)]
+    if run.hardware.name is None:
         run.hardware = cards[ASSUMED]
-        note = f"hardware={ASSUMED} is assumed: none is named and none is here"
+        notes.append(
+            f"hardware={ASSUMED} is assumed: none is named and none {'that is known ' if here.gpus else ''}is here"
+        )
     run.topology.device = Device.cuda
-    return note
+    return "; ".join(filter(None, notes))
 
 
 def _check(run: RunConfig, topic: str) -> None:
     prices = run.estimate
     problems = topics.estimate_problems(prices) + sampling_problems(run)
+    problems += topology_problems(run.topology) + card_problems(run.hardware)
     if prices.network is not None:
         problems += must_be_one_of("estimate.network", prices.network, tuple(NETWORKS))
     if topic == "breakeven" and not prices.training_flops:
@@ -93,7 +100,10 @@ def _check(run: RunConfig, topic: str) -> None:
 
 
 def _work(point: Point) -> Work:
-    """One text-to-video request on the machine asked for; of another network, with its own tokens, rows and steps."""
+    """One text-to-video request on the machine asked for; of another network, with its own tokens, VAE, rows and steps.
+
+    Open-Sora's other networks take the run's steps: of their three guidance rows only those that count.
+    """
     run = point.run
     machine = machine_asked(run, 0)
     videos = ask([PromptEntry(0, "a video", (), PromptSettings(), "estimate")], [(0, point)]).videos[:1]
@@ -106,7 +116,10 @@ def _work(point: Point) -> Work:
     net = NETWORKS[run.estimate.network]
     size = work.video
     shape = shape_of(net, size.width_px, size.height_px, size.num_frames)
-    return replace(work, net=net, shape=shape, steps=steps_of([net.rows] * net.steps))
+    steps = work.steps if net.rows == NUM_ROWS else steps_of([net.rows] * net.steps)
+    if net.vae != work.net.vae:
+        size = replace(size, tile_px=VAES[net.vae].tile_px, tile_frames=None)
+    return replace(work, net=net, shape=shape, steps=steps, video=size)
 
 
 def _lines(topic: str, point: Point) -> Sequence[topics.Line]:
@@ -124,15 +137,15 @@ def _lines(topic: str, point: Point) -> Sequence[topics.Line]:
     return tuple(topics.video(subject) if topic == "video" else topics.breakeven(subject, prices))
 
 
-def _cards(parsed: Parsed, work: Work, found: list[CardEstimate], note: str) -> int:
+def _cards(parsed: Parsed, picture: Path | None, work: Work, found: list[CardEstimate]) -> int:
     if parsed.has("--json"):
         _print_json("card", None, {"cards": [_card_json(one) for one in found]})
     else:
-        print(cards_text(found, work))
-    if plot := parsed.one("--plot"):
+        show(cards_text(found, work))
+    if picture:
         times = [(str(one.card.name), one.seconds, "s a video") for one in found if one.seconds is not None]
         memory = [(str(one.card.name), one.peak_gib, "GiB a GPU") for one in found]
-        Path(plot).write_text(bars_svg("predicted time and memory", [*times, *memory]), encoding="utf-8")
+        write_bars(picture, "predicted time and memory", [*times, *memory])
     return 0 if any(one.seconds is not None for one in found) else 1
 
 

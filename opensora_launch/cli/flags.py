@@ -85,7 +85,7 @@ DOCTOR_FLAGS = (
     Flag(("--quick",), "", "only what generate looks at: environment, memory, disk"),
     Flag(("--no-ranks",), "", "start no ranks: no bandwidth, no test that each sees its own GPU"),
     Flag(("--json",), "", "print one JSON document"),
-    Flag(("--plot",), "FILE", "draw free memory and bandwidth into an SVG file"),
+    Flag(("--plot",), "FILE", "draw free memory and bandwidth: .svg, or .png and .pdf with matplotlib"),
     Flag(("--here",), "", "on a Slurm job: only this node, a line of JSON each finding"),
     CONFIG_DIR,
     HELP,
@@ -93,13 +93,13 @@ DOCTOR_FLAGS = (
 PLAN_FLAGS = (
     Flag(("--videos",), "N", "how many videos are made; 1 where it is not said"),
     Flag(("--json",), "", "print one JSON document"),
-    Flag(("--plot",), "FILE", "draw time, memory and roofline (needs matplotlib)"),
+    Flag(("--plot",), "FILE", "draw time, memory and roofline: .svg, .png or .pdf (needs matplotlib)"),
     CONFIG_DIR,
     HELP,
 )
 ESTIMATE_FLAGS = (
     Flag(("--json",), "", "print one JSON document"),
-    Flag(("--plot",), "FILE", "draw bars into an SVG file"),
+    Flag(("--plot",), "FILE", "draw bars: .svg, or .png and .pdf with matplotlib"),
     CONFIG_DIR,
     HELP,
 )

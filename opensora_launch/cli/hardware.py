@@ -1,28 +1,48 @@
 """The card of a run: named by the user, or found by NVML and looked up in configs/hardware."""
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from opensora_launch.cards import slowest
 from opensora_launch.cli.catalog import config_folder
-from opensora_launch.config import HardwareConfig, RunConfig
+from opensora_launch.config import HardwareConfig, Link, RunConfig
 from opensora_launch.errors import UserError
+from opensora_launch.launch.machine import NOTHING, found_gpus
+from opensora_launch.launch.pick_gpus import Picked, link_of
+from opensora_launch.plan.checks import card_problems
 
 
-def settle_hardware(run: RunConfig, gpu_names: Sequence[str], config_dir: Path | None = None) -> str:
-    """Complete run.hardware; what was found out, in words, or "" if the user named the card.
+def look_here(run: RunConfig) -> Picked:
+    """The GPUs of this host, for a verb that only reckons; none where a card is named, for another machine is meant.
 
-    Cards that were mixed become one that is no better than any of them. An unknown card stays unknown.
+    Raises UserError where topology.gpus names what is not here.
     """
-    unsettled = (run.hardware.name is None and gpu_names) or run.hardware.mixed
+    if run.hardware.name is not None and not run.topology.gpus:
+        return NOTHING
+    here = found_gpus(run.topology, os.environ)
+    if here.problems:
+        raise UserError("these GPUs are not here", here.problems)
+    return here
+
+
+def settle_hardware(run: RunConfig, here: Picked, config_dir: Path | None = None) -> str:
+    """Complete run.hardware and the link of its GPUs by those that are `here`, where the user left them open.
+
+    Returns what was found out, in words, or "" if the user named the card. Cards that were mixed become one that is no
+    better than any of them. An unknown card stays unknown.
+    """
+    if run.topology.link is Link.auto:
+        run.topology.link = Link(link_of(here.gpus[: run.topology.gpus_per_node], here.pairs))
+    unsettled = (run.hardware.name is None and here.gpus) or run.hardware.mixed
     cards = catalogue(config_dir) if unsettled else {}  # 23 files: not read for nothing
     note = ""
-    if run.hardware.name is None and gpu_names:
-        found = [match(name, cards) for name in dict.fromkeys(gpu_names)]
+    if run.hardware.name is None and here.gpus:
+        found = [match(name, cards) for name in dict.fromkeys(here.names)]
         if None in found:
-            return f"{', '.join(dict.fromkeys(gpu_names))}: not in configs/hardware, so layouts are chosen by rule"
+            return f"{', '.join(dict.fromkeys(here.names))}: not in configs/hardware, so layouts are chosen by rule"
         run.hardware = slowest([card for card in found if card])
         note = f"hardware={run.hardware.name}, found here"
     if run.hardware.mixed:
@@ -34,21 +54,28 @@ def settle_hardware(run: RunConfig, gpu_names: Sequence[str], config_dir: Path |
 
 
 def catalogue(config_dir: Path | None = None) -> dict[str, HardwareConfig]:
-    """Every card of configs/hardware, and of a user's own folder, by name."""
-    import yaml
-
+    """Every card of configs/hardware, and of a user's own folder, by name. UserError for a file that is no card."""
     folders = [config_folder(), *([config_dir] if config_dir else [])]
     files = {path.stem: path for folder in folders for path in sorted((folder / "hardware").glob("*.yaml"))}
-    read = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in files.items() if name != "auto"}
-    return {name: _card(values) for name, values in sorted(read.items())}
-
-
-def _card(values: dict[str, Any]) -> HardwareConfig:
-    """A card of its YAML file, where 300 may stand for 300.0."""
     hints = get_type_hints(HardwareConfig)
-    numbers = {name for name, hint in hints.items() if float in (hint, *get_args(hint))}
-    made: dict[str, Any] = {k: float(v) if k in numbers and v is not None else v for k, v in values.items()}
-    return HardwareConfig(**made)
+    numbers = frozenset(name for name, hint in hints.items() if float in (hint, *get_args(hint)))
+    return {name: _card(path, numbers) for name, path in sorted(files.items()) if name != "auto"}
+
+
+def _card(file: Path, numbers: Collection[str]) -> HardwareConfig:
+    """A card of its YAML file, where 300 may stand for 300.0."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        made: dict[str, Any] = {k: float(v) if k in numbers and v is not None else v for k, v in values.items()}
+        card = HardwareConfig(**made)
+        problems = card_problems(card)
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        problems = [" ".join(str(error).split())]
+    if problems:
+        raise UserError(f"{file} is not a card", problems)
+    return card
 
 
 def match(gpu_name: str, cards: dict[str, HardwareConfig]) -> HardwareConfig | None:

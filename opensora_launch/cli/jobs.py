@@ -88,6 +88,10 @@ def prepare_jobs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     for points in _merge(composed.points) if composed else ():
         for _, point in points:
             finish_config(point.run, parsed.one("--negative-prompt"))
+            with problems.collect():
+                settle_hardware(
+                    point.run, found_gpus(point.run.topology, os.environ), _path(parsed.one("--config-dir"))
+                )
         jobs.append((points, *_plan_job(points, entries, machine, problems)))
     problems.stop("this run cannot start")
     assert composed
@@ -102,7 +106,6 @@ def finish_config(run: RunConfig, negative: str | None) -> None:
     if run.text_cache is not None:
         run.text_cache = os.path.abspath(os.path.expanduser(run.text_cache))
     run.model.folder = weights_folder(run.model.folder)
-    settle_hardware(run, found_gpus(run.topology, os.environ).names if run.hardware.name is None else ())
 
 
 def weights_folder(folder: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option, Work
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.memory import GIB
@@ -13,11 +12,9 @@ from opensora_launch.plan.times import rates_of
 
 
 def plot_plan(work: Work, found: Sequence[Option], file: Path) -> None:
-    """Write the picture; the ending of the name is its format. UserError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install 'opensora-launch[figures]'") from error
+    """Write the picture; the ending of the name is its format."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

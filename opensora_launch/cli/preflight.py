@@ -9,7 +9,7 @@ from pathlib import Path
 from opensora_launch.config import Init, LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import environment
-from opensora_launch.launch.doctor import Patient, quick
+from opensora_launch.launch.doctor import Patient, kept_away, quick
 from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level, lines
 from opensora_launch.launch.host_checks import Needs
@@ -30,7 +30,7 @@ def preflight(runs: Sequence[tuple[RunConfig, Plan]]) -> list[Profiled]:
         made.append(profiled(os.environ, run.env))
         found = _look(run, plan, made[-1])
         problems += lines([finding for finding in found if finding.level is Level.fail])
-        said += [*made[-1].notes(), *lines([finding for finding in found if finding.level is Level.warn])]
+        said += lines([finding for finding in found if finding.level is Level.warn])
     if problems:
         raise UserError("this machine is not ready (opensora-launch doctor says more)", list(dict.fromkeys(problems)))
     for line in dict.fromkeys(said):
@@ -39,10 +39,10 @@ def preflight(runs: Sequence[tuple[RunConfig, Plan]]) -> list[Profiled]:
 
 
 def _look(run: RunConfig, plan: Plan, made: Profiled) -> list[Finding]:
-    """Nothing for a batch job and for a step: they run on other machines than this."""
-    if run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun):
-        return []
-    return quick(patient(run, plan, environment(plan.threads_per_rank, made.env, plan.machine.gpus)))
+    """Of a batch job and of a step only what their profile takes away: they run on other machines than this."""
+    who = patient(run, plan, environment(plan.threads_per_rank, made.env, plan.machine.gpus))
+    elsewhere = run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun)
+    return [*kept_away(who, made), *([] if elsewhere else quick(who))]
 
 
 def patient(run: RunConfig, plan: Plan, env: Mapping[str, str]) -> Patient:

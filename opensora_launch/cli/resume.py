@@ -11,8 +11,10 @@ from typing import Any
 from opensora_launch import __version__
 from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
+from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import Problems, finish_config, machine_of, weight_problems
 from opensora_launch.config import RunConfig
+from opensora_launch.launch.machine import found_gpus
 from opensora_launch.launch.processes import is_alive
 from opensora_launch.launch.run_dir import missing_videos, plain, read_run
 from opensora_launch.launch.run_state import jobs_of, read_attempts
@@ -56,6 +58,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
         point = compose(overrides, multirun=False, config_dir=None if folder is None else Path(folder)).points[0]
         run = point.run
         finish_config(run, before.one("--negative-prompt"))
+        settle_hardware(run, found_gpus(run.topology, os.environ), None if folder is None else Path(folder))
         problems.add(list(_changes(config, plain(run))))
         found, unfit = machine_of(run, machine)
         missing = missing_videos(run_dir, plan.videos)

@@ -10,6 +10,7 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import Parsed
+from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.start import failure_lines
@@ -17,6 +18,7 @@ from opensora_launch.config import LauncherKind, RunConfig, VideoConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import profiled
+from opensora_launch.launch.machine import found_gpus
 from opensora_launch.launch.supervise import Task, supervise
 from opensora_launch.plan.placement import placements
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
@@ -33,6 +35,7 @@ def verify(parsed: Parsed) -> int:
     folder = parsed.one("--config-dir")
     run = compose(parsed.rest, multirun=False, config_dir=None if folder is None else Path(folder)).points[0].run
     finish_config(run, None)
+    settle_hardware(run, found_gpus(run.topology, os.environ), None if folder is None else Path(folder))
     machine, problems = machine_of(run, None)
     if run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun):
         problems.append("verify starts its ranks on this host: use launcher=torchrun, inside an allocation too")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from opensora_launch.launch.findings import Finding, Level, ok
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus
 from opensora_launch.launch.torch_facts import TorchFacts, version_number
 
 # The oldest Linux driver for each CUDA major version, whose minor versions are compatible (CUDA toolkit release notes).

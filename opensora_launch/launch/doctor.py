@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opensora_launch.launch import build_checks, gpu_checks, host_checks
-from opensora_launch.launch.env_audit import Surroundings, audit
+from opensora_launch.launch.env_audit import Surroundings, audit, audit_taken
+from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.launch.findings import Finding, Level, ok
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, find_gpus
+from opensora_launch.launch.gpu_facts import find_gpus
 from opensora_launch.launch.host_checks import Needs
 from opensora_launch.launch.host_facts import host_facts
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus
 from opensora_launch.launch.interfaces import infiniband_up, interfaces
 from opensora_launch.launch.probe import probe_findings, run_probe
 from opensora_launch.launch.processes import descendants
@@ -58,7 +60,7 @@ def full(patient: Patient, layout: Layout, *, ranks: bool, nvlink_gb_s: float | 
     found += [*gpu_checks.gpu_memory(seen, patient.needs, _ours()), *gpu_checks.gpu_state(seen)] if seen else []
     found += gpu_checks.links(gpus, {gpu.index for gpu in seen})
     found += host_checks.memory_and_disk(host, patient.needs) + host_checks.limits(host, patient.needs)
-    found += _environment(patient) or [ok("env", "no setting that is known to harm")]
+    found += _environment(patient) or [ok("env", "no setting that is known to harm reaches the ranks")]
     if ranks and torch is not None and not _cannot_start(found):
         found += _probe(patient, layout, _link_gb_s(gpus, seen, nvlink_gb_s))
     return found
@@ -87,9 +89,18 @@ def visible(gpus: Sequence[GpuFacts], env: Mapping[str, str]) -> list[GpuFacts]:
     return found
 
 
+def kept_away(patient: Patient, made: Profiled) -> list[Finding]:
+    """What the profile takes from the environment that doctor itself was given, with why."""
+    return list(audit_taken(made.taken, patient.env, made.profile, _around(patient)))
+
+
 def _environment(patient: Patient) -> list[Finding]:
+    return audit(patient.env, _around(patient))
+
+
+def _around(patient: Patient) -> Surroundings:
     machine = patient.machine
-    around = Surroundings(
+    return Surroundings(
         gpus=machine.gpus_per_node if patient.needs.on_gpu else 0,
         nodes=machine.nodes,
         ranks_per_node=machine.gpus_per_node,
@@ -98,7 +109,6 @@ def _environment(patient: Patient) -> list[Finding]:
         interfaces=interfaces(),
         torch=installed_torch(),
     )
-    return audit(patient.env, around)
 
 
 def _seen(gpus: HostGpus, seen: Sequence[GpuFacts], patient: Patient) -> Finding:

@@ -3,8 +3,9 @@
 Many come from public Docker files and guides for Open-Sora, where they were set "to be safe".
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from opensora_launch.launch.alloc_conf import alloc_findings
 from opensora_launch.launch.findings import Finding, Level
@@ -32,6 +33,26 @@ def audit(env: Mapping[str, str], here: Surroundings) -> list[Finding]:
     found = [*_links(env, here), *_kernels(env, here), *_threads(env, here), *_waits(env, here), *_logs(env)]
     found += alloc_findings(env, here.torch) if here.gpus else []
     return found + socket_findings(env, here.interfaces, nodes=here.nodes, gpus=here.gpus)
+
+
+def audit_taken(
+    taken: Mapping[str, str], env: Mapping[str, str], profile: str, here: Surroundings
+) -> Iterator[Finding]:
+    """What `profile` keeps from the ranks' `env`, each with why it harms: here, else where there are GPUs."""
+    fix, cost = "leave it out of your shell or image; env=asis gives it to the ranks", "no cost"
+    elsewhere = replace(here, gpus=max(here.gpus, 2), infiniband=True)
+    for name, value in taken.items():
+        whole = {**env, name: value}
+        found = _about(name, audit(whole, here)) or _about(name, audit(whole, elsewhere))
+        for finding in found:
+            what = f"{finding.what}; env={profile} keeps it from the ranks"
+            yield replace(finding, level=Level.warn, what=what, fix=fix, cost=cost)
+        if not found:
+            yield Finding(Level.warn, "env", f"env={profile} keeps {name}={value} from the ranks", fix, cost)
+
+
+def _about(name: str, found: Iterable[Finding]) -> list[Finding]:
+    return [finding for finding in found if re.match(rf"{name}\b", finding.what)]
 
 
 def _on(env: Mapping[str, str], name: str) -> bool:

@@ -38,13 +38,6 @@ class Profiled:
         }
         return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
 
-    def notes(self) -> list[str]:
-        """What a user should know: their settings that the ranks do not get."""
-        return [
-            f"env={self.profile} keeps {name}={value} from the ranks (env=asis leaves it)"
-            for name, value in self.taken.items()
-        ]
-
 
 def profile_problems(config: EnvConfig) -> list[str]:
     """Entries that are no assignment or no name."""

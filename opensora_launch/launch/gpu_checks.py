@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from opensora_launch.launch.findings import Finding, Level, free, gib, ok
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, PairFacts
 from opensora_launch.launch.host_checks import Needs
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus, PairFacts
 
 LOW_POWER = 0.85  # of the card's own limit: below it the clocks fall by more than a few percent
 CHOSEN = ("locked clocks", "power cap")  # by somebody's will

@@ -4,12 +4,12 @@ Readings that a driver refuses are None. Nothing here raises, and without a driv
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import pynvml
 
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus, PairFacts
 from opensora_launch.telemetry.nvml import FAST, SLOW, Gpu, open_gpus
 
 MAX_NVLINKS = 18
@@ -30,48 +30,6 @@ PATHS = {  # nvmlGpuTopologyLevel_t, in nvidia-smi's words
     pynvml.NVML_TOPOLOGY_NODE: "NODE",
     pynvml.NVML_TOPOLOGY_SYSTEM: "SYS",
 }
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    index: int  # by PCI address, as nvidia-smi counts
-    uuid: str
-    name: str
-    total_bytes: int | None
-    free_bytes: int | None
-    capability: tuple[int, int] | None  # (9, 0) is Hopper
-    ecc: bool | None
-    ecc_errors: int | None  # uncorrected, since boot
-    remap_pending: bool | None  # a bad memory row waits for a reset
-    throttled: tuple[str, ...]
-    mig: bool
-    processes: tuple[tuple[int, int | None], ...]  # (pid, bytes)
-    power_limit_w: float | None
-    power_default_w: float | None
-    pcie: tuple[int, int, int, int] | None  # generation now and at most, lanes now and at most
-
-
-@dataclass(frozen=True)
-class PairFacts:
-    """`path` is NV<links>, or what of the host's PCIe lies between: PIX, PXB, PHB, NODE, SYS."""
-
-    first: int
-    second: int
-    path: str
-    p2p: str  # "ok", why not, or "unknown"
-
-    @property
-    def nvlink(self) -> bool:
-        return self.path.startswith("NV")
-
-
-@dataclass(frozen=True)
-class HostGpus:
-    gpus: tuple[GpuFacts, ...]
-    pairs: tuple[PairFacts, ...]
-    driver: str | None
-    cuda: tuple[int, int] | None  # the newest that the driver can run
-    problem: str | None  # why there are none
 
 
 def find_gpus() -> HostGpus:

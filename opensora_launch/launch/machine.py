@@ -21,8 +21,8 @@ def find_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tuple[Mach
     gpus = count_visible(gpu_uuids(), env.get("CUDA_VISIBLE_DEVICES"))
     device = topology.device.value
     if topology.device is Device.auto:
-        device = "cuda" if gpus else "cpu"
-    picked = found_gpus(topology, env) if gpus and device == "cuda" else NOTHING
+        device = "cuda" if gpus or topology.gpus else "cpu"
+    picked = found_gpus(topology, env) if device == "cuda" and (gpus or topology.gpus) else NOTHING
     free = len(picked.gpus) if picked.lines else gpus
     ranks = topology.gpus_per_node
     if ranks is None:

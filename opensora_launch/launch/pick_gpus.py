@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, PairFacts
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus, PairFacts
 
 BUSY_BYTES = 512 * 2**20  # a process that holds less is a display or a monitor
 GIB = 2**30
@@ -20,6 +20,7 @@ class Picked:
     gpus: tuple[GpuFacts, ...]
     lines: tuple[str, ...]
     problems: tuple[str, ...]
+    pairs: tuple[PairFacts, ...] = ()  # of the host: how its GPUs are joined
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -34,11 +35,11 @@ def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Ca
     shown = _visible(host.gpus, visible)
     if asked:
         found, problems = _named(shown, asked)
-        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems))
+        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems), host.pairs)
     skipped = {gpu.uuid: why for gpu in shown if (why := _busy(gpu, who))}
     free = tuple(gpu for gpu in shown if gpu.uuid not in skipped)
     lines = [f"GPU {gpu.index} ({gpu.name}) is left out: {skipped[gpu.uuid]}" for gpu in shown if gpu.uuid in skipped]
-    return Picked(free, (*_about(free, host.pairs), *lines), ())
+    return Picked(free, (*_about(free, host.pairs), *lines), (), host.pairs)
 
 
 def _visible(gpus: Sequence[GpuFacts], visible: str | None) -> tuple[GpuFacts, ...]:

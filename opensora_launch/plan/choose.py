@@ -20,8 +20,8 @@ from opensora_launch.plan.memory import FP8_BYTES, FRAGMENTS, GIB, USABLE, Memor
 from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
+from opensora_launch.plan.vaes import VAES
 
-VAE_FLOPS_PER_PIXEL = 17.2e6  # of a decoded pixel and frame: 145 TFLOP for a tile of 129 x 256 x 256
 HOST_PRICE = 0.02  # of the time, that weights from host memory must save: they take its memory and its pins
 DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process
 
@@ -262,7 +262,7 @@ class _Predictor:
         return math.ceil(self.work.videos / dp) * tiles * self._tile_s()
 
     def _tile_s(self) -> float:
-        return self.work.video.tile_pixels * VAE_FLOPS_PER_PIXEL / self.rates.vae_flops
+        return self.work.video.tile_pixels * VAES[self.work.net.vae].equal_flops / self.rates.vae_flops
 
     def _save(self, dp: int) -> float:
         return math.ceil(self.work.videos / dp) * self._save_s()

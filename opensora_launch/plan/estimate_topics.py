@@ -1,10 +1,12 @@
 """The answers of `opensora-launch estimate`: each number with its arithmetic beside it. Pure."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from opensora_launch.config import EstimateConfig
 from opensora_launch.plan import estimate as e
+from opensora_launch.plan.checks import must_be_positive
 from opensora_launch.plan.estimate_build import Build, cooling, gpu_cap_w, purchase_or_cloud, supplies
 
 
@@ -40,15 +42,23 @@ class Subject:
         return e.per_minute(self.cost, self.output_s) if self.output_s else self.cost
 
 
+ABOVE_0 = (
+    "minutes_per_day", "drafts", "hours_per_month", "life_months", "flops_per_step", "flops_per_s", "psu_w",
+    "num_steps",
+)  # fmt: skip
+NOT_BELOW_0 = (
+    "output_s", "usd_per_kwh", "usd_per_gpu_hour", "cloud_usd_per_gpu_hour", "gpu_usd", "cpu_usd", "memory_usd",
+    "storage_usd", "other_usd", "cpu_w", "other_w", "psu_reserve",
+)  # fmt: skip
+
+
 def estimate_problems(prices: EstimateConfig) -> list[str]:
     """Numbers that mean nothing."""
-    positive = ("minutes_per_day", "drafts", "hours_per_month", "life_months", "flops_per_step", "flops_per_s", "psu_w")
-    problems = [
-        f"estimate.{name}={value} must be more than 0"
-        for name in (*positive, "num_steps")
-        if (value := getattr(prices, name)) is not None and value <= 0
-    ]
-    if prices.peak_factor < 1:
+    lines = [must_be_positive(f"estimate.{name}", getattr(prices, name)) for name in ABOVE_0]
+    lines += [must_be_positive(f"estimate.{name}", getattr(prices, name), 0) for name in NOT_BELOW_0]
+    lines += [must_be_positive("estimate.training_flops", flops) for flops in prices.training_flops]
+    problems = [line for each in lines for line in each]
+    if not 1 <= prices.peak_factor < math.inf:
         problems.append(f"estimate.peak_factor={prices.peak_factor} must be at least 1: the busiest hour over the mean")
     if not 0 < prices.utilisation <= 1:
         problems.append(f"estimate.utilisation={prices.utilisation} must be more than 0 and at most 1")
@@ -56,8 +66,10 @@ def estimate_problems(prices: EstimateConfig) -> list[str]:
         problems.append(f"estimate.hours_per_month={prices.hours_per_month} must be at most {e.HOURS_PER_MONTH:g}")
     if prices.flops_per_step is not None and (prices.num_steps is None or prices.output_s is None):
         problems.append("estimate.flops_per_step needs estimate.num_steps and estimate.output_s (0 for an image)")
-    prices_below = [name for name, value in vars(prices).items() if "usd" in name and value is not None and value < 0]
-    return problems + [f"estimate.{name} must be at least 0" for name in prices_below]
+    others = prices.cpu_w + prices.other_w
+    if prices.psu_w is not None and 0 < prices.psu_w <= others:
+        problems.append(f"estimate.psu_w={prices.psu_w} carries no GPU: CPU and other parts draw {others:g} W already")
+    return problems
 
 
 def video(subject: Subject) -> Iterator[Line]:
@@ -135,6 +147,7 @@ def build(machine: Build, prices: EstimateConfig, *, priced: bool) -> Iterator[L
     how = f"{machine.draw_w:.0f} W + {prices.psu_reserve:.0%} = {needed:.0f} W; the next size sold"
     yield Line("psu", "power supply", f"{found.count} x {found.size_w} W", "", how)
     if prices.psu_w is not None:
+        machine = replace(machine, gpu_w=gpu_cap_w(machine, prices.psu_w))
         yield from _on_supply(machine, prices.psu_w)
     heat = cooling(machine.draw_w)
     yield Line("btu_per_hour", "heat", heat.btu_per_hour, "BTU/h", f"{heat.watts:.0f} W x 3.412")
@@ -155,14 +168,12 @@ def build(machine: Build, prices: EstimateConfig, *, priced: bool) -> Iterator[L
         yield Line("months_to_break_even", label, "never" if months is None else months, "months", how)
 
 
-def _on_supply(machine: Build, supply_w: float) -> Iterator[Line]:
-    cap = gpu_cap_w(machine, supply_w)
+def _on_supply(capped: Build, supply_w: float) -> Iterator[Line]:
+    """`capped` is the machine with its GPUs limited to what the supply carries; what follows is reckoned with it."""
     yield Line("psu_w", "the supply that is there", supply_w, "W", "estimate.psu_w")
-    how = f"({supply_w:.0f} - {machine.cpu_w:.0f} - {machine.other_w:.0f}) / {machine.gpus}, at most the TDP"
-    label = "power limit of each GPU on it (nvidia-smi -pl)" if cap > 0 else "it carries no GPU at all"
-    yield Line("gpu_cap_w", label, cap, "W", how)
-    capped = replace(machine, gpu_w=max(cap, 0.0))
-    how = f"{machine.gpus} x {capped.gpu_w:.0f} + {machine.cpu_w:.0f} + {machine.other_w:.0f}"
+    how = f"({supply_w:.0f} - {capped.cpu_w:.0f} - {capped.other_w:.0f}) / {capped.gpus}, at most the TDP"
+    yield Line("gpu_cap_w", "power limit of each GPU on it (nvidia-smi -pl)", capped.gpu_w, "W", how)
+    how = f"{capped.gpus} x {capped.gpu_w:.0f} + {capped.cpu_w:.0f} + {capped.other_w:.0f}"
     yield Line("capped_draw_w", "draw with that limit", capped.draw_w, "W", how)
 
 

@@ -12,6 +12,7 @@ from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, staying
+from opensora_launch.plan.vaes import VAES
 
 GIB = 2.0**30
 USABLE = (
@@ -21,7 +22,6 @@ RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN wor
 FRAGMENTS = 1.02  # of what the allocator holds over what is alive
 RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
 TOKENS_AT_ONCE = 8192  # rows x tokens that the blocks widen at once (model/mmdit.py)
-VAE_WEIGHTS = 246_478_803  # parameters of the Hunyuan VAE
 VAE_TILE_UNITS = 3  # of 128 channels at full size alive in the decoder's last stage
 VAE_CHANNELS = 128
 VAE_CHUNK_NUMBERS = 2**27  # of a layer's frames at once (model/causal_vae.py)
@@ -116,7 +116,7 @@ def memory_of(
 ) -> Memory:
     """`rows` of the step with the most. `text` is what encoding needs; where there is room it takes all encoders."""
     weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
-    vae = VAE_WEIGHTS * element_bytes
+    vae = VAES[net.vae].parameters * element_bytes
     mine = math.ceil(rows / layout.cfg)
     activations = activation_bytes(net, shape, layout, min(mine, placement.rows_at_once or mine), element_bytes)
     latents = 4.0 * shape.video_tokens * net.tokens_in * (3 + 2 * rows)
@@ -125,7 +125,7 @@ def memory_of(
         activations=activations,
         text=_held(TEXT_WINDOW * net.text_gib * GIB + 0.1 * GIB),
         denoise=_held(weights.held + weights.buffers + vae + activations + latents),
-        decode=_held(weights.held + vae + tile_bytes(video, layout, element_bytes)),
+        decode=_held(weights.held + vae + decode_bytes(net, video, layout, element_bytes)),
         host=_host_bytes(net, layout, gpus_per_node, placement, element_bytes),
         disk=weight_bytes(net, element_bytes) + vae + net.text_gib * GIB,
     )
@@ -157,6 +157,15 @@ def resident_weights(
     staging = coming / shared_by if offloaded and shared_by > 1 else 0.0
     shares = 0.0 if offloaded else (blocks - stay) * packed / shared_by
     return Weights(ends + stay * packed + shares, coming + staging + (largest if fp8 else 0.0))
+
+
+def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: int) -> float:
+    """Of a tile by our decoder where it is the Hunyuan VAE; else as the model's own decodes."""
+    if net.vae == "hunyuan":
+        return tile_bytes(video, layout, element_bytes)
+    side = video.tile_px or max(video.width_px, video.height_px)
+    pixels = min(video.width_px, side) * min(video.height_px, side)
+    return VAES[net.vae].live_bytes(pixels, video.num_frames, element_bytes)
 
 
 def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:

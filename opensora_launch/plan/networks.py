@@ -39,7 +39,7 @@ class Network:
     rows: int = 2  # guidance rows of a step
     steps: int = 50
     parameters: float | None = None  # as published, where blocks alone would miss a part
-    vae: str = ""  # a name in plan/phases.py
+    vae: str = ""  # a name in plan/vaes.py
     text_gib: float = 0.0  # text encoders, bf16
     tokens_in: int = 64  # channels of a token, in and out
     text_width: int = 4096  # channels of the text's states
@@ -177,7 +177,7 @@ NETWORKS: dict[str, Network] = {
         ),
         Network(
             "qwen_image", 3072, 24, 128, 12288, joint_blocks=60, two_streams=60, text_tokens=128, parameters=20.4e9,
-            vae="flux", text_gib=15.4,
+            vae="wan", text_gib=15.4,
         ),
         Network(
             "z_image", 3840, 30, 128, 10240, joint_blocks=32, feed_forward_matrices=3, text_tokens=128, rows=1,

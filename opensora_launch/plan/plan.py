@@ -22,6 +22,7 @@ from opensora_launch.config import (
     Storage,
 )
 from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.plan.checks import card_problems, topology_problems
 from opensora_launch.plan.choose import Option, Work, options, steps_of
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.fit import fit_problems
@@ -161,11 +162,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
     """Resolve a request, or raise UserError naming every reason why it cannot be."""
     problems = geometry_problems(run.video, run.model.mmdit) + _sampling_problems(run.sampling)
     problems += _model_problems(run.model.mmdit) + placement_problems(run.placement)
-    problems += [
-        f"topology.{name}={count} must be at least 1"
-        for name, count in (("nodes", machine.nodes), ("gpus_per_node", machine.gpus_per_node))
-        if count < 1
-    ]
+    problems += topology_problems(run.topology) + card_problems(run.hardware)
     threads = run.launcher.threads_per_rank
     if threads is not None and threads < 1:
         problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null to be chosen")

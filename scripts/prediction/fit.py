@@ -42,6 +42,8 @@ WIDTHS = {
     "matmul": 0.25, "attention": 0.25, "link": 0.3, "program_matmul": 0.15, "program_attention": 0.4, "program": 0.1,
     "program_vae": 0.7, "program_launch": 0.3, "table": 0.03, "table_vae": 0.5,
 }  # fmt: skip
+# Cards of the same chip and data sheet but for the memory: what rows of the one show holds for the other.
+SAME_CHIP = {"h200": "h100_sxm", "a100_40gb_sxm": "a100_80gb_sxm"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,14 @@ def prior(name: str) -> tuple[float, float]:
     return 0.0, WIDTHS[name.partition("@")[0]]
 
 
+def chip_of(card: str) -> str:
+    """The card whose constants stand for this one's."""
+    return SAME_CHIP.get(card, card)
+
+
 def links_of(row: Row) -> list[tuple[str, str, float]]:
     """(constant, rate, sign): which constants multiply or divide which rates of a row."""
-    card, here = row.card.name, f"{row.program}/{row.card.name}"
+    card, here = chip_of(str(row.card.name)), f"{row.program}/{row.card.name}"
     found = [(f"program@{row.program}", rate, 1.0) for rate in WORK] + [
         (f"table@{row.table}", rate, 1.0) for rate in WORK
     ]

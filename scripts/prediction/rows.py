@@ -1,8 +1,9 @@
 """Rows of published_scaling.json as the planner's own facts: network, counts of a step, card."""
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from opensora_launch.cards import HardwareConfig
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import NETWORKS, Network, Shape, shape_of
 from opensora_launch.plan.times import Counts, Load, step_counts
+from opensora_launch.plan.vaes import VAES
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "benchmarks" / "published_scaling.json"
@@ -56,10 +58,11 @@ CARDS = {  # words of a row's GPU -> card, over NVLink and over PCIe
     r"a6000": ("rtx_a6000", "rtx_a6000"),
 }
 UNKNOWN_CARD = HardwareConfig(name="unknown", memory_gib=80, bandwidth_gb_s=2000, bf16_tflops=300, nvlink_gb_s=300)
-VAE_FLOPS = {  # of a decoded pixel and frame, by NETWORKS' vae: 145 TFLOP a tile; the others from their layers, roughly
-    "hunyuan": 17.2e6 * 1.6, "wan": 10e6, "wan2.2": 6e6, "cogvideox": 12e6, "flux": 9.5e6,
-}  # fmt: skip
+VAE_FLOPS = {name: vae.equal_flops for name, vae in VAES.items()}
+VAE_FLOPS["hunyuan"] *= 1.6  # its tiles overlap
 VAE_FLOPS_ELSE = 10e6
+AXES = ("dp", "cfg", "ring", "ulysses", "tp", "pipefusion")
+COUNTS = ("nodes", "steps", "cfg_branches", "width", "height", "frames", "tokens", "tokens_computed", "hidden", "heads")
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,52 @@ class Row:
 
 def read_rows(file: Path) -> tuple[list[Row], list[tuple[int, str]]]:
     """Usable rows, and why others that say they are usable cannot be predicted."""
-    cards = catalogue()
+    cards, content = catalogue(), json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, list):
+        raise ValueError("it must be a list of rows")
     rows, left_out = [], []
-    for index, data in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-        if not data.get("usable"):
+    for index, data in enumerate(content):
+        if isinstance(data, dict) and not data.get("usable"):
+            continue
+        if why := ", ".join(_wrong(data)):
+            left_out.append((index, f"not predictable: {why}"))
             continue
         try:
             rows.append(_row(index, data, cards))
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             left_out.append((index, f"not predictable: {error!r}"))
     return rows, left_out
+
+
+def _wrong(data: Any) -> Iterator[str]:
+    """What a row must have and has not, by the names of its keys."""
+    if not isinstance(data, dict):
+        yield f"a row must be an object, not {type(data).__name__}"
+        return
+    if not _is_number(data.get("seconds")):
+        yield f"seconds={data.get('seconds')} must be a number above 0"
+    if data.get("link") not in ("nvlink", "pcie"):
+        yield f"link={data.get('link')} must be nvlink or pcie"
+    layout = data.get("layout")
+    if not isinstance(layout, dict):
+        yield f"layout={layout} must give the degrees"
+    else:
+        degrees = {f"layout.{axis}": layout.get(axis) for axis in AXES}
+        yield from (f"{name}={n} must be 1, 2, ..." for name, n in degrees.items() if not _is_count(n or 1))
+    yield from (f"{name}={data[name]} must be 1, 2, ..." for name in COUNTS if not _is_count(data.get(name) or 1))
+    if not _is_count(data.get("n_gpus")):
+        yield f"n_gpus={data.get('n_gpus')} must be 1, 2, ..."
+    for name in ("table", "source", "model", "gpu"):
+        if not (isinstance(data.get(name), str) and data[name]):
+            yield f"{name}={data.get(name)} must be a name"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
 
 
 def catalogue() -> dict[str, HardwareConfig]:
@@ -144,7 +183,7 @@ def _parameters(text: Any) -> float | None:
 
 def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig]) -> Row:
     layout, link = data["layout"], data["link"]
-    if layout.get("pipefusion", 1) > 1:
+    if (layout.get("pipefusion") or 1) > 1:
         raise ValueError("PipeFusion is not modelled")
     degrees = Layout(*(layout.get(axis) or 1 for axis in ("dp", "cfg", "ring", "ulysses")))
     kind, config, nodes = data["kind"], str(data.get("config") or ""), data.get("nodes") or 1

@@ -39,7 +39,8 @@ def test_all_of_it_as_json_on_real_ranks(capsys: pytest.CaptureFixture[str], mon
     assert ">ulysses of 2<" in Path("doctor.svg").read_text()
     assert checks["bandwidth"]["what"].startswith("ulysses of 2: all-to-all ")
     said = [finding["what"] for finding in data["findings"] if finding["check"] == "env"]
-    assert "env=workstation keeps CUDA_MEMORY_FRACTION=0.4 from the ranks (env=asis leaves it)" in said
+    what = "CUDA_MEMORY_FRACTION=0.4: nothing reads it: neither CUDA nor torch; env=workstation keeps it from the ranks"
+    assert what in said
 
 
 def test_missing_files_and_gpus_fail(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +132,8 @@ def test_generate_warns_once_and_records_the_profile(
     assert main(["generate", "--prompt", "x", *TINY, "-m", "video.num_frames=5,9"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "NCCL_DEBUG=INFO" in line] == [said[1]]
-    assert said[0] == "env=workstation keeps CUDA_LAUNCH_BLOCKING=1 from the ranks (env=asis leaves it)"
+    assert said[0].startswith("warn  env  CUDA_LAUNCH_BLOCKING=1: the CPU waits for every kernel, so nothing overlaps")
+    assert "; env=workstation keeps it from the ranks; fix: leave it out of your shell" in said[0]
     assert len(said) == 2
     assert [made.taken for made in seen] == [{"CUDA_LAUNCH_BLOCKING": "1"}] * 2
     for attempt in empty_folder.glob("runs/*/attempts/0"):
@@ -172,7 +174,7 @@ def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
     env = build_stub(tmp_path / "nvml", "GPUS=2", "SICK", "HOT", "BUSY", "NO_P2P=1")
-    env |= {"PYTHONPATH": str(ROOT), "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:8"}
+    env |= {"PYTHONPATH": str(ROOT), "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:8", "CUDA_LAUNCH_BLOCKING": "1"}
     env.pop("CUDA_VISIBLE_DEVICES")
     argv = ["doctor", "--json", "model=tiny", "topology=2gpu", "hardware=h100_sxm"]
     done = subprocess.run([sys.executable, "-m", "opensora_launch.cli", *argv], env=env, capture_output=True, text=True)
@@ -190,6 +192,7 @@ def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
     assert said("warn", "gpu memory", "process 4242 (10.0 GiB)")
     assert said("warn", "links", "GPUs 0-1: PHB, peer access chipset not supported")
     assert said("fail", "env", "max_split_size_mb:8 is below 20")
+    assert said("warn", "env", "CUDA_LAUNCH_BLOCKING=1: the CPU waits for every kernel")
     assert not any(check == "ranks" for _, check, _ in found)  # torch could not use these GPUs
 
 

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.estimate_print import bars_svg, show
+from opensora_launch.cli.estimate_print import show
+from opensora_launch.cli.picture import bars_svg
 from opensora_launch.plan.estimate_topics import Line
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,13 @@ def test_the_guides_build(capsys: pytest.CaptureFixture[str]) -> None:
     assert (got["part0_usd"], got["price_usd"]) == (3200, 5500)
     assert (got["draw_w"], got["psu"]) == (1350, "1 x 2000 W")  # what its own parts add up to
     assert (got["psu_w"], got["gpu_cap_w"], got["capped_draw_w"]) == (1200, 375, 1200)
-    assert 150 < got["power_usd_per_month"] < 200
+    assert got["power_usd_per_month"] == pytest.approx(1.2 * 720 * 0.17)  # of the machine as it is limited
+    assert got["btu_per_hour"] == pytest.approx(1200 * 3.412)
+    free = values(
+        capsys, "build", "estimate=guide_4090", "hardware=rtx4090", "topology=2gpu", "estimate.psu_w=null"
+    )  # fmt: skip
+    assert free["btu_per_hour"] == pytest.approx(1350 * 3.412)
+    assert 150 < free["power_usd_per_month"] < 200  # as the guide has it
 
 
 def test_a_video_is_counted_and_predicted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +87,26 @@ def test_other_networks_are_counted_with_their_own_rows_and_steps(capsys: pytest
     got = values(capsys, "video", "estimate.network=dit_xl_2", "hardware=h100_sxm", *size)
     assert got["flops_per_row"] == pytest.approx(2 * 524.48e9, rel=0.005)  # a multiply-add is two FLOPs
     assert got["row_forwards"] == 2 * 250
+
+
+def test_open_soras_networks_compute_only_the_rows_that_count(capsys: pytest.CaptureFixture[str]) -> None:
+    h100 = ("video", "video=768px", "hardware=h100_sxm")
+    own = values(capsys, *h100)
+    named = values(capsys, *h100, "estimate.network=open_sora_v2")
+    assert (named["row_forwards"], named["flops"], named["gpu_hours"]) == (80, own["flops"], own["gpu_hours"])
+    assert values(capsys, *h100, "estimate.network=open_sora_v2_dcae")["row_forwards"] == 80
+    assert values(capsys, *h100, "estimate.network=open_sora_v2", "sampling.prune_rows=false")["row_forwards"] == 150
+    assert values(capsys, *h100, "estimate.network=hunyuan_video")["row_forwards"] == 50
+
+
+def test_other_networks_decode_with_their_own_vae(capsys: pytest.CaptureFixture[str]) -> None:
+    """What fits and how long it takes: Wan's holds 8.6 GiB at 1280 x 720 where Hunyuan's tiles are smaller."""
+    size = ("video=custom", "video.width_px=1280", "video.height_px=720", "video.num_frames=81")
+    cards = ask(capsys, "card", *size, "estimate.network=wan2.1_1.3b")["cards"]
+    (h100,) = [card for card in cards if card["card"] == "h100_sxm"]
+    weights = 2 * (1.42e9 + 126_892_531)
+    decoding = 2 * 1280 * 720 * (5060 + 3 * 81)
+    assert h100["peak_gib"] == pytest.approx((1.02 * (weights + decoding)) / 2**30 + 1.2)
 
 
 def test_cards_memory_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +151,10 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     words = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert words.count("h200") == 2  # time and memory
     assert words.count("rtx3080") == 1  # it cannot run it, and the memory says why
+    pytest.importorskip("matplotlib")
+    for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        assert main(["estimate", "card", "--plot", f"cards.{ending}"]) == 0
+        assert (empty_folder / f"cards.{ending}").read_bytes().startswith(start)
     longest = ElementTree.fromstring(bars_svg("t", [("a<b", 2.0, "s"), ("c", 1.0, "s")]))
     bars = [float(n.get("width", 0)) for n in list(longest.iter("{http://www.w3.org/2000/svg}rect"))[1:]]
     assert bars[0] == 2 * bars[1]
@@ -139,7 +170,16 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["breakeven"], "estimate.training_flops=[1e21]"),
         (["video", "estimate.flops_per_step=1e12"], "needs estimate.num_steps"),
         (["video", "estimate.network=sora"], "estimate.network=sora is not known"),
-        (["video", "estimate.usd_per_kwh=-1"], "estimate.usd_per_kwh must be at least 0"),
+        (["video", "estimate.usd_per_kwh=-1"], "estimate.usd_per_kwh=-1.0 must be at least 0"),
+        (["video", "estimate.usd_per_kwh=nan"], "estimate.usd_per_kwh=nan must be at least 0"),
+        (["build", "estimate.psu_reserve=-0.5"], "estimate.psu_reserve=-0.5 must be at least 0"),
+        (["build", "estimate.cpu_w=inf"], "estimate.cpu_w=inf must be at least 0"),
+        (["build", "estimate.psu_w=450"], "estimate.psu_w=450.0 carries no GPU: CPU and other parts draw 450 W"),
+        (["breakeven", "estimate.training_flops=[1e21,0]"], "estimate.training_flops=0.0 must be more than 0"),
+        (["fleet", "estimate.peak_factor=nan"], "estimate.peak_factor=nan must be at least 1"),
+        (["video", "topology.gpus_per_node=0"], "topology.gpus_per_node=0 must be at least 1"),
+        (["card", "topology.node_link_gb_s=-1"], "topology.node_link_gb_s=-1.0 must be more than 0"),
+        (["video", "hardware=l20", "hardware.bandwidth_gb_s=0"], "hardware.bandwidth_gb_s=0.0 must be more than 0"),
         (["video", "video=768px", "hardware=rtx3080", "video.num_frames=513"], "does not fit"),
         (["card", "video.num_frames=128"], "video.num_frames=128 must be 1 plus a multiple of 4"),
     ],

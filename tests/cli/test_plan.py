@@ -5,13 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from opensora_launch.cli import main
 from opensora_launch.cli.hardware import catalogue, match, settle_hardware
-from opensora_launch.config import HardwareConfig, RunConfig
+from opensora_launch.config import HardwareConfig, Link, RunConfig, TopologyConfig
 from opensora_launch.errors import UserError
+from opensora_launch.launch.host_gpus import HostGpus, PairFacts
+from opensora_launch.launch.machine import NOTHING
+from opensora_launch.launch.pick_gpus import Picked, pick_gpus
+from tests.launch.test_pick_gpus import gpu, host
 
 ROOT = Path(__file__).parents[2]
 H100 = ["plan", "video=768px", "topology=8gpu", "hardware=h100_sxm"]
@@ -83,12 +88,53 @@ def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) 
         (["hardware=l20", "topology=2gpu", "video.num_frames=128"], "the nearest is 129"),
         (["hardware=l20", "topology=2gpu", "layout.cfg=3"], "layout.cfg=3 needs 3 ranks"),
         (["hardware=h1000"], "h1000"),
+        (["hardware=l20", "topology.gpus_per_node=0"], "topology.gpus_per_node=0 must be at least 1"),
+        (["hardware=l20", "topology.nodes=0"], "topology.nodes=0 must be at least 1"),
+        (["hardware=l20", "topology.link_gb_s=0"], "topology.link_gb_s=0.0 must be more than 0"),
+        (["hardware=l20", "topology.node_link_gb_s=-1"], "topology.node_link_gb_s=-1.0 must be more than 0"),
+        (["hardware=l20", "topology.node_link_gb_s=nan"], "topology.node_link_gb_s=nan must be more than 0"),
+        (["hardware=l20", "hardware.bandwidth_gb_s=0"], "hardware.bandwidth_gb_s=0.0 must be more than 0"),
+        (["hardware=l20", "hardware.memory_gib=0"], "hardware.memory_gib=0.0 must be more than 0"),
+        (["hardware=l20", "hardware.link_efficiency=-1"], "hardware.link_efficiency=-1.0 must be more than 0"),
+        (["hardware=l20", "hardware.nvlink_gpus=0"], "hardware.nvlink_gpus=0 must be at least 1"),
+        (["hardware=l20", "hardware.pcie_generation=7"], "hardware.pcie_generation=7 is not known; use one of 3, 4"),
+        (
+            ["hardware=l20", "hardware.bf16_tflops=null", "hardware.fp16_tflops=null"],
+            "hardware.bf16_tflops or hardware.fp16_tflops must be given",
+        ),
+        (["hardware=l20", "topology.gpus=[7]"], "topology.gpus: 7 names no GPU here; there are: none"),
     ],
 )
 def test_mistakes_are_told(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = asked(capsys, "plan", *words)
     assert code == 2
     assert said in err
+
+
+def test_all_mistakes_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["hardware.pcie_generation=7", "sampling.guidance=-1", "topology.link_gb_s=0", "video.num_frames=128"]
+    _, _, err = asked(capsys, "plan", "hardware=l20", "topology=2gpu", *wrong)
+    lines = err.splitlines()
+    assert [line.split("=")[0].strip(" -") for line in lines[1:]] == [word.split("=")[0] for word in wrong[:2]] + [
+        "video.num_frames", "topology.link_gb_s",
+    ]  # fmt: skip
+
+
+def test_a_card_of_ones_own_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hardware").mkdir()
+    file = tmp_path / "hardware" / "mine.yaml"
+    for text, said in (
+        ("name: mine\nmemory_gib: 24\nbandwidth_gb_s: 0\nbf16_tflops: 100\n", "hardware.bandwidth_gb_s=0.0 must be"),
+        ("name: mine\nmemory_gib: much\n", "could not convert string to float"),
+        ("name: mine\ncores: 3\n", "unexpected keyword argument 'cores'"),
+        ("", "no attribute 'items'"),
+        ("a: [", "while parsing"),
+    ):
+        file.write_text(text)
+        code, _, err = asked(capsys, "estimate", "card", "--config-dir", str(tmp_path))
+        assert code == 2
+        assert f"{file} is not a card" in err
+        assert said in err
 
 
 def test_mixed_cards(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,44 +144,32 @@ def test_mixed_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert "45.0 GiB each" in out
 
 
-def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    file = tmp_path / "plan.png"
-    assert asked(capsys, *H100, "--plot", str(file))[0] == 0
-    assert file.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_picture_without_matplotlib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = asked(capsys, *H100, "--plot", str(tmp_path / "plan.png"))
-    assert code == 2
-    assert "--plot needs matplotlib: pip install 'opensora-launch[figures]'" in err
-
-
-def cpu_seconds(words: list[str]) -> float:
-    """Of one command in a process of its own, the best of three; it must not have imported what is slow."""
+def cpu_seconds(words: list[str], enough: float) -> float:
+    """Of one command in a process of its own, the best of six, or the first that is `enough`; it must not have imported
+    what is slow.
+    """
     code = (
         "import sys\nfrom opensora_launch.cli import main\n"
         f"assert main({words!r}) == 0\n"
         "sys.exit(str(sorted({'torch', 'numpy', 'diffusers', 'matplotlib'} & set(sys.modules))))"
     )
     best = 9.0
-    for _ in range(3):
+    for _ in range(6):
         started = os.times()
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         ended = os.times()
         used = ended.children_user + ended.children_system - started.children_user - started.children_system
         best = min(best, used)
         assert done.stderr.splitlines()[-1] == "[]"
+        if best < enough:
+            break
     return best
 
 
 def test_quick_and_without_torch() -> None:
-    """0.4 s on an idle core; here beside Hydra's own part of it, since the machine may be busy."""
-    hydra = cpu_seconds(["generate", "--cfg", "job", *H100[1:], "model=open_sora_v2"])
-    assert cpu_seconds(H100) < hydra + 0.15
+    """CPU time, since the machine may be busy; most of it is Hydra's."""
+    assert cpu_seconds(H100, 0.5) < 0.5
+    assert cpu_seconds([*H100[:2], "topology=2x8", "hardware=l20", "--videos", "16", "--json"], 0.5) < 0.5
 
 
 def test_cards_by_the_drivers_names() -> None:
@@ -151,19 +185,42 @@ def test_cards_by_the_drivers_names() -> None:
     ]  # fmt: skip
 
 
+def here(*names: str, path: str = "PHB") -> Picked:
+    gpus = tuple(gpu(n, name=name) for n, name in enumerate(names))
+    return pick_gpus(host(*gpus, path=path), (), None, str)
+
+
 def test_a_found_card_is_looked_up() -> None:
     run = RunConfig()
-    assert settle_hardware(run, ["NVIDIA L20", "NVIDIA L20"]) == "hardware=l20, found here"
+    assert settle_hardware(run, here("NVIDIA L20", "NVIDIA L20")) == "hardware=l20, found here"
     assert (run.hardware.name, run.hardware.memory_gib) == ("l20", 44.99)
     mixed = RunConfig()
-    settle_hardware(mixed, ["NVIDIA L20", "NVIDIA H100 PCIe"])
+    settle_hardware(mixed, here("NVIDIA L20", "NVIDIA H100 PCIe"))
     assert mixed.hardware.name == "l20+h100_pcie"
     unknown = RunConfig()
-    assert "NVIDIA T4: not in configs/hardware" in settle_hardware(unknown, ["NVIDIA T4"])
+    assert "NVIDIA T4: not in configs/hardware" in settle_hardware(unknown, here("NVIDIA T4"))
     assert not unknown.hardware.known
     named = RunConfig(hardware=HardwareConfig(name="mine", memory_gib=8, mixed=["no"]))
     with pytest.raises(UserError, match="no is not a card"):
-        settle_hardware(named, [])
+        settle_hardware(named, NOTHING)
+
+
+def test_links_are_those_of_the_gpus_that_are_taken() -> None:
+    def link(found: Picked, **topology: Any) -> Link:
+        run = RunConfig(topology=TopologyConfig(**topology))
+        settle_hardware(run, found)
+        return run.topology.link
+
+    h100 = "NVIDIA H100 80GB HBM3"
+    assert link(here(h100, h100, h100, path="NV18")) is Link.nvlink
+    assert link(here(h100, h100)) is Link.pcie  # the card has NVLink, the machine has not
+    assert link(here(h100, h100), gpus_per_node=1) is Link.auto
+    assert link(here(h100, h100), link=Link.nvlink) is Link.nvlink  # as the user says
+    assert link(NOTHING) is Link.auto
+    pairs = (PairFacts(0, 1, "NV4", "ok"), PairFacts(0, 2, "SYS", "ok"), PairFacts(1, 2, "SYS", "ok"))
+    bridged = HostGpus((gpu(0), gpu(1), gpu(2)), pairs, "580", (13, 0), None)
+    assert link(pick_gpus(bridged, (), None, str)) is Link.pcie
+    assert link(pick_gpus(bridged, (), None, str), gpus_per_node=2) is Link.nvlink
 
 
 def test_every_card_is_whole() -> None:

@@ -8,9 +8,9 @@ from opensora_launch.launch.build_checks import builds
 from opensora_launch.launch.doctor import visible
 from opensora_launch.launch.findings import Finding, Level, gib, lines, ok, worst
 from opensora_launch.launch.gpu_checks import gpu_memory, gpu_state, links
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, PairFacts
 from opensora_launch.launch.host_checks import Needs, limits, memory_and_disk
 from opensora_launch.launch.host_facts import Clock, Disk, HostFacts
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus, PairFacts
 from opensora_launch.launch.torch_facts import TorchFacts, version_number
 
 GIB = 2**30

@@ -8,7 +8,7 @@ import pytest
 
 from opensora_launch.config import EnvConfig
 from opensora_launch.launch.alloc_conf import LEAST_SPLIT_MB, alloc_findings, parse
-from opensora_launch.launch.env_audit import Surroundings, audit
+from opensora_launch.launch.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.launch.env_profile import applied, profile_problems, profiled
 from opensora_launch.launch.findings import Finding, Level
 from opensora_launch.launch.interfaces import Interface, infiniband_up, interfaces, nccl_matches, socket_findings
@@ -60,6 +60,24 @@ def test_the_guides_environment_on_a_cluster_and_on_cpus() -> None:
     ]  # fmt: skip
 
 
+def test_what_a_profile_takes_away_is_told_with_why() -> None:
+    taken = {
+        name: GUIDE[name] for name in ("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "CUDA_MEMORY_FRACTION")
+    } | {"NCCL_BLOCKING_WAIT": "1", "MY_OWN": "2", "CUDA_LAUNCH": "0"}
+    ranks = {CONF: "expandable_segments:True"}
+    for here in (GPUS, CPUS):  # also where they would do no harm: the next run may be on GPUs
+        found = {f.what.split("=")[0]: f for f in audit_taken(taken, ranks, "workstation", here)}
+        said = {name: f.what for name, f in found.items()}
+        assert "the CPU waits for every kernel" in said["CUDA_LAUNCH_BLOCKING"]
+        assert "cudaMalloc" in said["PYTORCH_NO_CUDA_MEMORY_CACHING"]
+        assert "nothing reads it" in said["CUDA_MEMORY_FRACTION"]
+        assert "stands still in every collective" in said["NCCL_BLOCKING_WAIT"]
+        assert all(what.endswith("env=workstation keeps it from the ranks") for n, what in said.items() if n != "env")
+        assert said["env"] == "env=workstation keeps CUDA_LAUNCH=0 from the ranks"  # no reason known; MY_OWN as well
+        assert {f.level for f in found.values()} == {Level.warn}
+    assert audit(ranks, GPUS) == []
+
+
 def test_every_finding_says_why_and_what_to_do() -> None:
     for finding in audit(GUIDE, CLUSTER):
         assert len(finding.what.split(": ", 1)[1]) > 15
@@ -99,6 +117,18 @@ def test_no_complaint(env: dict[str, str], here: Surroundings) -> None:
         ("backend=cudaMallocAsync", Level.fail, "has no value"),
         ("max_splt_size_mb:256", Level.fail, "knows no option 'max_splt_size_mb'"),
         ("max_split_size_mb:256,expandable_segments:True", Level.warn, "both answer fragments"),
+        ("max_split_size_mb:abc", Level.fail, "max_split_size_mb:abc must be a whole number, and torch stops at it"),
+        ("max_split_size_mb:256MB", Level.warn, "is no whole number"),
+        ("max_split_size_mb:64,large_segment_size_mb:128", Level.fail, "is below 128"),
+        ("max_non_split_rounding_mb:5", Level.fail, "must be at least 20"),
+        ("expandable_segments:true", Level.fail, "must be True or False, written so"),
+        ("garbage_collection_threshold:1", Level.fail, "must lie between 0 and 1"),
+        ("garbage_collection_threshold:much", Level.fail, "must be a number"),
+        ("roundup_power2_divisions:3", Level.fail, "must be a power of 2"),
+        ("roundup_power2_divisions:[256:1,512:3]", Level.fail, "must be a power of 2, or a list"),
+        ("backend:cudaMallocAsinc", Level.fail, "must be native or cudaMallocAsync"),
+        ("pinned_num_register_threads:6", Level.fail, "a power of 2 of at most 128"),
+        ("per_process_memory_fraction:1.5", Level.fail, "must be from 0 to 1"),
     ],
 )
 def test_allocator_options(text: str, level: Level, said: str) -> None:
@@ -118,19 +148,30 @@ def test_allocator_names() -> None:
 
 
 def test_the_installed_torch_agrees() -> None:
-    """What is told to stop torch does, and the least split size is torch's own."""
-    texts = [
-        f"max_split_size_mb:{LEAST_SPLIT_MB - 1}",
-        f"max_split_size_mb:{LEAST_SPLIT_MB}",
-        "backend=cudaMallocAsync",
-    ]
+    """What is told to stop torch does, and what is not does not; of options that its parser reads without a GPU."""
+    values = {
+        "max_split_size_mb": [str(LEAST_SPLIT_MB - 1), str(LEAST_SPLIT_MB), "512", "abc", "", "64x"],
+        "max_non_split_rounding_mb": ["19", "20", "x"],
+        "large_segment_size_mb": ["10", "11", "32", "x"],
+        "expandable_segments": ["True", "False", "true", "1"],
+        "pinned_use_background_threads": ["True", "yes"],
+        "garbage_collection_threshold": ["0", "0.8", ".5", "1", "2", "x"],
+        "roundup_power2_divisions": ["4", "3", "0", "x", "[256:1,512:2,>:4]", "[256:0]", "[>:3]", "[x:2]", "[4]"],
+    }
+    texts = [f"{key}:{value}" for key, each in values.items() for value in each]
+    texts += ["backend=cudaMallocAsync", "large_segment_size_mb:64,max_split_size_mb:32"]
     code = (
         f"import torch\nfor text in {texts}:\n"
+        "    torch._C._accelerator_setAllocatorSettings('large_segment_size_mb:20')\n"
         "    try: torch._C._accelerator_setAllocatorSettings(text); print('ok')\n"
-        "    except (RuntimeError, ValueError): print('raises')\n"
+        "    except (RuntimeError, ValueError): print('stops')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["raises", "ok", "raises"], done.stderr
+    told = [
+        "stops" if any(f.level is Level.fail for f in alloc_findings({CONF: text}, (2, 13))) else "ok" for text in texts
+    ]
+    assert dict(zip(texts, told, strict=True)) == dict(zip(texts, done.stdout.split(), strict=True)), done.stderr
+    assert 10 < told.count("ok") < len(told) - 10
 
 
 @pytest.mark.parametrize(
@@ -185,7 +226,6 @@ def test_profile_sets_what_is_absent_and_takes_away_what_harms() -> None:
     assert (made.was_set, made.taken, made.kept) == (
         {CONF: "a:b"}, {"CUDA_LAUNCH_BLOCKING": "1"}, {"NCCL_DEBUG": "INFO"},
     )  # fmt: skip
-    assert made.notes() == ["env=workstation keeps CUDA_LAUNCH_BLOCKING=1 from the ranks (env=asis leaves it)"]
     assert '"taken_away": {\n  "CUDA_LAUNCH_BLOCKING": "1"' in made.to_json(made.env)
     assert "/bin" not in made.to_json(made.env)
     other_name = profiled({"PYTORCH_ALLOC_CONF": "c:d"}, config)

@@ -1,5 +1,6 @@
 """Which GPUs of a host are taken, and what is said of them; then the same through a stub of NVML."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from opensora_launch.config import TopologyConfig
 from opensora_launch.launch import machine
 from opensora_launch.launch.command import environment
-from opensora_launch.launch.gpu_facts import GpuFacts, HostGpus, PairFacts
+from opensora_launch.launch.host_gpus import GpuFacts, HostGpus, PairFacts
 from opensora_launch.launch.machine import find_machine
 from opensora_launch.launch.pick_gpus import Picked, link_of, owner, pick_gpus
 from tests.nvml_stub import build_stub
@@ -146,10 +147,65 @@ def test_the_same_through_nvidias_own_bindings(tmp_path: Path) -> None:
     assert "is left out: process 4242" in left_out
 
 
-def test_plan_takes_the_card_that_is_here(tmp_path: Path) -> None:
-    env = build_stub(tmp_path, "GPUS=2", "NVLINKS=4", 'NAME="NVIDIA H100 80GB HBM3"')
-    argv = [sys.executable, "-m", "opensora_launch.cli", "plan", "video=256px"]
-    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+H100 = 'NAME="NVIDIA H100 80GB HBM3"'
+
+
+def planned(folder: Path, options: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
+    env = build_stub(folder, *options)
+    argv = [sys.executable, "-m", "opensora_launch.cli", "plan", "video=256px", *words]
+    return subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("links", "said"), [(4, "NVLink at 109 GB/s"), (0, "PCIe 5 at 39 GB/s")])
+def test_plan_takes_the_card_and_the_links_that_are_here(tmp_path: Path, links: int, said: str) -> None:
+    done = planned(tmp_path, ("GPUS=2", f"NVLINKS={links}", H100))
     assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith(f"2 x h100_sxm, {said}")
+    path = f"NV{links}" if links else "PHB"
+    assert lines[2] == f"found 2 x NVIDIA H100 80GB HBM3, 80.0 GiB each; joined: 1 pair by {path}"
+    assert lines[3] == "hardware=h100_sxm, found here"
+
+
+def test_plan_says_which_gpus_it_leaves_out(tmp_path: Path) -> None:
+    done = planned(tmp_path, ("GPUS=2", "BUSY", H100))
+    assert done.stdout.splitlines()[1].startswith("1 x h100_sxm, 79.7 GiB")
+    assert "GPU 1 (NVIDIA H100 80GB HBM3) is left out: process 4242 holds 10.0 GiB" in done.stdout.splitlines()
+    as_json = json.loads(planned(tmp_path, ("GPUS=2", "BUSY", H100), "--json").stdout)
+    assert "is left out: process 4242" in as_json["found_here"][1]
+    both = planned(tmp_path, ("GPUS=2", "BUSY", H100), "topology.gpus=[0,1]")
+    assert both.stdout.splitlines()[1].startswith("2 x h100_sxm, PCIe 5")
+
+
+def test_plan_asks_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    done = planned(tmp_path, ("GPUS=2", H100), "topology.gpus=[7]")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == [
+        "  - topology.gpus: 7 names no GPU here; there are: 0 (GPU-0000-0), 1 (GPU-0000-1)"
+    ]
+    busy = planned(tmp_path, ("GPUS=1", "BUSY", H100))
+    assert busy.returncode == 2
+    assert "GPU 0 (NVIDIA H100 80GB HBM3) is left out: process 4242 holds 10.0 GiB; which card?" in busy.stderr
+    unknown = planned(tmp_path, ("GPUS=1",))
+    assert "Stub GPU: not in configs/hardware, so layouts are chosen by rule; which card?" in unknown.stderr
+
+
+def test_a_named_card_is_another_machines(tmp_path: Path) -> None:
+    done = planned(tmp_path, ("GPUS=2", H100), "hardware=h100_sxm", "topology=2gpu")
     assert "2 x h100_sxm, NVLink" in done.stdout
-    assert "hardware=h100_sxm, found here" in done.stdout
+    assert "found" not in done.stdout
+
+
+def test_a_run_takes_the_links_that_are_here_too(tmp_path: Path) -> None:
+    """Over PCIe another layout is fastest than over the NVLink that the catalogue has for the card."""
+    words = ["generate", "--prompt", "a", "model=open_sora_v2", "model.init=random", "video=768px", "dry_run=true"]
+    chosen = []
+    for links in (4, 0):
+        env = build_stub(tmp_path, "GPUS=8", f"NVLINKS={links}", H100)
+        argv = [sys.executable, "-m", "opensora_launch.cli", *words]
+        done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chosen.append(next(line.split()[3:] for line in done.stdout.splitlines() if "layout, 1 row " in line))
+    nvlink, pcie = chosen
+    assert nvlink == ["dp1", "cfg1", "ring1", "ulysses8"]
+    assert int(pcie[2].removeprefix("ring")) > 1

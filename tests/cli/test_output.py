@@ -1,0 +1,95 @@
+"""What `plan`, `estimate` and `doctor` print on a terminal and into a pipe, and the pictures that they draw."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_plan import H100, ROOT, asked
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("SVG", b"<?xml"), ("pdf", b"%PDF")])
+def test_a_picture(ending: str, start: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / f"plan.{ending}"
+    assert asked(capsys, *H100, "--plot", str(file))[0] == 0
+    assert file.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    "verb", ["plan hardware=l20 topology=2gpu", "estimate card", "doctor model=tiny topology=cpu2"]
+)
+def test_a_picture_that_can_go_nowhere(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    for name, said in (
+        ("no/such/plan.svg", f"there is no folder {tmp_path}/no/such"),
+        ("plan.foo", "the ending says the format; use one of .svg, .png, .pdf"),
+        ("plan", "the ending says the format"),
+        ("folder.svg", "is a folder"),
+    ):
+        code, out, err = asked(capsys, *verb.split(), "--plot", str(tmp_path / name))
+        assert (code, out) == (2, "")  # told before anything is reckoned
+        assert err.splitlines()[0] == "error: the picture cannot be drawn:"
+        assert said in err
+
+
+def test_a_picture_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = asked(capsys, *H100, "--plot", str(tmp_path / "plan.png"))
+    assert code == 2
+    assert "--plot needs matplotlib: pip install 'opensora-launch[figures]'" in err
+    code, _, err = asked(capsys, "estimate", "card", "--plot", str(tmp_path / "cards.pdf"))
+    assert code == 2
+    assert "'opensora-launch[figures]'; an .svg does not" in err
+
+
+def on_a_terminal(*words: str) -> str:
+    """What a command shows on a terminal."""
+    ours, its = pty.openpty()
+    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
+    env.pop("NO_COLOR", None)
+    argv = [sys.executable, "-m", "opensora_launch.cli", *words]
+    process = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait() in (0, 1)
+    return shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "styled"),
+    [
+        (("plan", "video=768px", "topology=8gpu", "hardware=h100_sxm"), "\x1b[1;32m*  cfg2"),
+        (("plan", "video=768px", "topology=1gpu", "hardware=rtx3080"), "\x1b[1;31mnothing fits: "),
+        (("estimate", "video", "hardware=l20"), "\x1b[2m  "),
+        (("estimate", "card"), "\x1b[32m  gb200 "),
+        (("doctor", "--quick", "model=tiny", "topology=cpu2"), "\x1b[32mok  \x1b[0m  "),
+    ],
+)
+def test_lines_are_coloured_on_a_terminal_and_whole(words: tuple[str, ...], styled: str) -> None:
+    shown = on_a_terminal(*words)
+    assert styled in shown
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n")
+    argv = [sys.executable, "-m", "opensora_launch.cli", *words]
+    piped = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "\x1b" not in piped
+    if words[0] != "doctor":  # whose free memory moves
+        assert plain == piped
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{sys.executable} -m opensora_launch.cli estimate card | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")

@@ -1,0 +1,62 @@
+"""Parameters, FLOPs and live numbers of decoders, ours and those that diffusers has, on the meta device, as JSON: a
+process of its own, since shape checks hold tensors. Keys are the names in plan/vaes.py.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLMochi, AutoencoderKLWan
+from torch.utils.flop_counter import FlopCounterMode
+
+from opensora_launch.config import VaeConfig
+from opensora_launch.model.causal_vae import CausalVae
+from tests.plan.peaks import LiveBytes
+
+SIDE, FRAMES = 256, 49
+IMAGE: dict[str, Any] = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+}  # fmt: skip
+FLUX = IMAGE | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+COG: dict[str, Any] = {
+    "block_out_channels": (128, 256, 256, 512), "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+    "up_block_types": ("CogVideoXUpBlock3D",) * 4, "latent_channels": 16, "layers_per_block": 3,
+}  # fmt: skip
+WAN22: dict[str, Any] = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "scale_factor_spatial": 16,
+    "temperal_downsample": [False, True, True],
+}  # fmt: skip
+LATENTS = (FRAMES - 1) // 4 + 1
+CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "sd": (lambda: AutoencoderKL(**IMAGE), (1, 4, SIDE // 8, SIDE // 8)),
+    "flux": (lambda: AutoencoderKL(**FLUX), (1, 16, SIDE // 8, SIDE // 8)),
+    "wan": (AutoencoderKLWan, (1, 16, LATENTS, SIDE // 8, SIDE // 8)),
+    "wan2.2": (lambda: AutoencoderKLWan(**WAN22), (1, 48, LATENTS, SIDE // 16, SIDE // 16)),
+    "cogvideox": (lambda: AutoencoderKLCogVideoX(**COG), (1, 16, LATENTS, SIDE // 8, SIDE // 8)),
+    "hunyuan": (lambda: CausalVae(VaeConfig()), (1, 16, 33, SIDE // 8, SIDE // 8)),  # a tile of ours
+    "mochi": (AutoencoderKLMochi, (1, 12, (FRAMES - 1) // 6 + 1, SIDE // 8, SIDE // 8)),
+}
+
+
+def measured(name: str) -> dict[str, float]:
+    make, shape = CASES[name]
+    with torch.device("meta"):
+        vae, latent = make().bfloat16().eval(), torch.empty(shape, dtype=torch.bfloat16)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as live:
+        decoded = vae.decode(latent)
+    pixels = decoded if isinstance(decoded, torch.Tensor) else decoded.sample
+    frames = pixels.shape[2] if pixels.dim() == 5 else 1
+    return {
+        "parameters": sum(p.numel() for p in vae.parameters()),
+        "flops": counter.get_total_flops() / (SIDE * SIDE * frames),
+        "live": live.peak / 2 / (SIDE * SIDE),
+        "frames": frames,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({name: measured(name) for name in CASES}))
