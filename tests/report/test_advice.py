@@ -53,7 +53,7 @@ def test_its_gain_is_the_planners_ratio(tmp_path: Path) -> None:
     asked.placement.resident_blocks = 0
     found = advised(tmp_path, asked, 2)
     advice = found["placement.shard=none placement.offload=none"]
-    assert advice["what"].startswith("replicated weights in host memory: replicated weights would fit and is predicted")
+    assert advice["what"].startswith("weights in host memory: replicated weights would fit and is predicted")
     videos = a_plan(1).videos
     slow, fast = (predict(run, Machine("cuda", 1, 2, 2), videos)[1][0].phases.making for run in (asked, config()))
     wall = 0.5 + 2.0 + 1.0 + 18 + 5 * 0.25 + 1.5 + 0.5
