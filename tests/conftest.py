@@ -1,5 +1,6 @@
 """Options of the suite, and the rule that nothing is skipped unseen."""
 
+import logging
 import os
 from collections.abc import Generator
 from typing import Any
@@ -38,3 +39,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 def _all_required() -> bool:
     return os.environ.get("REQUIRE_ALL") == "1"
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay() -> Generator[None]:
+    """Ranks in this process log to the standard output of their test, which is closed after it."""
+    root = logging.getLogger()
+    level, before = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    for handler in [one for one in root.handlers if one not in before]:
+        root.removeHandler(handler)

@@ -109,7 +109,9 @@ def test_requeue_by_scontrol_and_then_two_ranks_on_two_nodes(
     assert cluster.run("scontrol", "requeue", run.job).returncode == 0
     run.wait_for_step(5, attempt=1)
     assert re.search(r"goes on after step \d\d", run.log(1))
-    said = cluster.opensora("status", str(run.folder), cwd=tmp_path).stdout
+    status = ["status", str(run.folder)]
+    wait_for(lambda: ": running, denoise" in cluster.opensora(*status, cwd=tmp_path).stdout, 60)
+    said = cluster.opensora(*status, cwd=tmp_path).stdout
     assert f"job {run.job}: RUNNING" in said
     assert re.search(r"rank 0 on n\d: running, denoise, video 1 of 1, step \d+ of 400", said)
     assert "of denoising left" in said
