@@ -13,12 +13,20 @@ PACKAGE = "opensora_launch"
 ROOT = Path(__file__).parent.parent / PACKAGE
 FILES = sorted(ROOT.rglob("*.py"))
 
-FACTS = {"errors", "cards", "batch_job", "config", "plan"}  # pure Python: what a user can mend, the schema, the plan
+FACTS = {
+    "errors",
+    "cards",
+    "batch_job",
+    "prices",
+    "config",
+    "plan",
+}  # pure Python: what a user can mend, the schema, the plan
 MAY_IMPORT = {
     "errors": set(),
     "cards": set(),
     "batch_job": set(),
-    "config": {"errors", "cards", "batch_job"},
+    "prices": set(),
+    "config": {"errors", "cards", "batch_job", "prices"},
     "plan": {"errors", "cards", "config"},
     "media": {"errors"},
     "telemetry": {"errors"},

@@ -8,7 +8,7 @@ from opensora_launch.plan.choose import Option, Work, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides, in_words
 
-MOST_RANKS = 64
+COUNTS = (*range(1, 9), *range(16, 65, 8))  # of GPUs that people have: a machine's, then whole machines
 
 
 def fit_problems(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> list[str]:
@@ -29,7 +29,7 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
         pace = f"{slower:.0%} slower" if slower > 0.005 else "no slower"
         yield f"{as_overrides(option.placement)} fits in {option.memory.peak / GIB:.1f} GiB, {pace}"
     anyhow = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
-    for ranks in range(work.ranks + 1, MOST_RANKS + 1):
+    for ranks in (count for count in COUNTS if count > work.ranks):
         more = replace(anyhow, ranks=ranks, gpus_per_node=ranks if ranks <= 8 else work.gpus_per_node)
         if (best := next(iter(options(more, LayoutConfig())), None)) and best.fits:
             yield f"{ranks} GPUs fit with {as_overrides(best.placement)}"

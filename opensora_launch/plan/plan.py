@@ -12,7 +12,6 @@ from opensora_launch.config import (
     LauncherConfig,
     LauncherKind,
     LayoutConfig,
-    MmditConfig,
     ModelConfig,
     NumericsConfig,
     PlacementConfig,
@@ -21,8 +20,14 @@ from opensora_launch.config import (
     SamplingConfig,
     Storage,
 )
-from opensora_launch.errors import UserError, must_be_one_of
-from opensora_launch.plan.checks import card_problems, topology_problems
+from opensora_launch.errors import UserError
+from opensora_launch.plan.checks import (
+    card_problems,
+    launcher_problems,
+    model_problems,
+    sampling_problems,
+    topology_problems,
+)
 from opensora_launch.plan.choose import Option, Work, options, steps_of
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.fit import fit_problems
@@ -160,20 +165,14 @@ def _rows_per_step(
 
 def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str) -> Plan:
     """Resolve a request, or raise UserError naming every reason why it cannot be."""
-    problems = geometry_problems(run.video, run.model.mmdit) + _sampling_problems(run.sampling)
-    problems += _model_problems(run.model.mmdit) + placement_problems(run.placement)
-    problems += topology_problems(run.topology) + card_problems(run.hardware)
-    threads = run.launcher.threads_per_rank
-    if threads is not None and threads < 1:
-        problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null to be chosen")
-    if (run.launcher.checkpoint_every_steps or 0) < 0:
-        problems.append("launcher.checkpoint_every_steps must be at least 1, 0 for never, or null to be chosen")
-    if run.launcher.timeout_s <= 0:
-        problems.append(f"launcher.timeout_s={run.launcher.timeout_s} must be more than 0 seconds")
+    problems = geometry_problems(run.video, run.model.mmdit) + sampling_problems(run.sampling)
+    problems += model_problems(run.model.mmdit) + placement_problems(run.placement)
+    problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
     if problems:
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)
     shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    threads = run.launcher.threads_per_rank
     layouts, placement, batch = _arranged(run, machine, shape, videos)
     return Plan(
         schema=SCHEMA,
@@ -297,28 +296,3 @@ def _checkpoint_every(launcher: LauncherConfig) -> int:
     if launcher.checkpoint_every_steps is not None:
         return launcher.checkpoint_every_steps
     return BATCH_JOB_CHECKPOINT_STEPS if launcher.kind is LauncherKind.slurm else 0
-
-
-def _sampling_problems(sampling: SamplingConfig) -> list[str]:
-    counts = {name: getattr(sampling, name) for name in ("num_steps", "num_samples", "batch_size")}
-    problems = [
-        f"sampling.{name}={count} must be at least 1"
-        for name, count in counts.items()
-        if count is not None and count < 1
-    ]
-    problems += must_be_one_of("sampling.noise_device", sampling.noise_device, ("cpu", "cuda"))
-    problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
-    if sampling.flow_shift is not None and sampling.flow_shift <= 0:
-        problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null for the model's own")
-    if sampling.seed is not None and not 0 <= sampling.seed < 2**63:
-        problems.append(f"sampling.seed={sampling.seed} must be between 0 and 2^63 - 1, or null for a random one")
-    return problems
-
-
-def _model_problems(mmdit: MmditConfig) -> list[str]:
-    if mmdit.hidden_size % mmdit.num_heads:
-        return [f"model.mmdit.hidden_size={mmdit.hidden_size} is not a multiple of num_heads={mmdit.num_heads}"]
-    head_dim = mmdit.hidden_size // mmdit.num_heads
-    if sum(mmdit.axes_dim) != head_dim:
-        return [f"model.mmdit.axes_dim={mmdit.axes_dim} must add up to the head size {head_dim}"]
-    return []
