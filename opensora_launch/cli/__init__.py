@@ -4,6 +4,7 @@ What a verb needs is imported when it is asked for: `--help` answers at once, an
 """
 
 import difflib
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from opensora_launch.plan.plan import Machine
 if TYPE_CHECKING:
     from opensora_launch.cli.flags import Parsed
 
-EXIT_USER, EXIT_INTERRUPTED = 2, 130
+EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no traceback would help to mend it
 VERBS = ("generate", "plan", "bench", "verify", "report", "compare", "top", "status", "cancel", "doctor", "estimate")
 
 
@@ -30,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{place}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def prepare(argv: Sequence[str], machine: Machine | None = None) -> Path:

@@ -22,8 +22,9 @@ from opensora_launch.config import (
     Storage,
 )
 from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, Work, options, steps_of
-from opensora_launch.plan.codec import decode
+from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
@@ -120,7 +121,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        return cast(Plan, decode(cls, data))
+        return cast(Plan, decode(cls, of_schema(data, SCHEMA)))
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:
@@ -173,7 +174,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         problems.append("launcher.checkpoint_every_steps must be at least 1, 0 for never, or null to be chosen")
     if run.launcher.timeout_s <= 0:
         problems.append(f"launcher.timeout_s={run.launcher.timeout_s} must be more than 0 seconds")
-    if problems:
+    if problems := problems + early_problems(run, machine.device, machine.ranks, machine.gpus_per_node):
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)
     shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
