@@ -61,4 +61,4 @@ class SlurmConfig:
     mounts: list[str] = field(default_factory=list)  # /here:/there
     host_suffix: str = ""  # of the first node's name, where a faster interface has a name of its own: -ib0
     interface: str | None = None  # for NCCL and gloo; null leaves the choice to them
-    connect_timeout_s: float = 45.0  # for the first node to answer the others
+    connect_timeout_s: float = 30.0  # for the first node to answer the others

@@ -141,7 +141,7 @@ class ModelConfig:
     vae_file: str = "hunyuan_vae.safetensors"
     t5_folder: str = "google/t5-v1_1-xxl"
     clip_folder: str = "openai/clip-vit-large-patch14"
-    download: str = "huggingface-cli download hpcai-tech/Open-Sora-v2 --local-dir ckpts"
+    download: str = "hf download hpcai-tech/Open-Sora-v2 --local-dir {folder}"
     mmdit: MmditConfig = field(default_factory=MmditConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -4,6 +4,7 @@ What a verb needs is imported when it is asked for: `--help` answers at once, an
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from opensora_launch.plan.plan import Machine
 if TYPE_CHECKING:
     from opensora_launch.cli.flags import Parsed
 
-EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no traceback would help to mend it
 VERBS = ("generate", "plan", "bench", "verify", "report", "compare", "top", "status", "cancel", "doctor", "estimate")
 
 
@@ -35,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever reads, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return EXIT_FAILURE
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{place}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def prepare(argv: Sequence[str], machine: Machine | None = None) -> Path:

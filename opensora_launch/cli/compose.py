@@ -1,6 +1,7 @@
 """Hydra, once: overrides and YAML files to a checked RunConfig, for one run or for each point of a sweep."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from opensora_launch.cli.catalog import DEFAULT_MODEL, config_folder, groups
-from opensora_launch.cli.override_checks import override_problems, plain_reason
+from opensora_launch.cli.override_checks import MAX_POINTS, override_problems, plain_reason
 from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 
@@ -146,6 +147,8 @@ def _expand(
             options.append([(f"{key}={value}", True) for value in override.sweep_string_iterator()])
         else:
             options.append([(text, False)])
+    if (points := math.prod(map(len, options))) > MAX_POINTS:
+        raise UserError(f"this sweep has {points} points, and {MAX_POINTS} is the most; a prompt file holds more")
     for chosen in itertools.product(*options):
         yield tuple(text for text, _ in chosen), tuple(text for text, swept in chosen if swept)
 

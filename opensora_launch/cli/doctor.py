@@ -14,7 +14,7 @@ from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.picture import Bar, picture_file, write_bars
 from opensora_launch.cli.preflight import patient
-from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import show
 from opensora_launch.config import HardwareConfig, Init, RunConfig
 from opensora_launch.errors import UserError
@@ -35,7 +35,7 @@ def doctor(parsed: Parsed) -> int:
     point = compose(parsed.rest, multirun=False, config_dir=config_dir).points[0]
     finish_config(point.run, None)
     settle_hardware(point.run, found_gpus(point.run.topology, os.environ), config_dir)
-    if problems := profile_problems(point.run.env) + sampling_problems(point.run):
+    if problems := profile_problems(point.run.env) + prompt_setting_problems(point.run):
         raise UserError("doctor cannot start", problems)
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):

@@ -13,7 +13,7 @@ from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.cli.picture import picture_file, write_bars
 from opensora_launch.cli.plan import machine_asked, with_default_model
-from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import show
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError, must_be_one_of
@@ -85,7 +85,7 @@ def _settle(run: RunConfig, cards: dict[str, HardwareConfig], config_dir: Path |
 
 def _check(run: RunConfig, topic: str) -> None:
     prices = run.estimate
-    problems = topics.estimate_problems(prices) + sampling_problems(run)
+    problems = topics.estimate_problems(prices) + prompt_setting_problems(run)
     problems += topology_problems(run.topology) + card_problems(run.hardware)
     if prices.network is not None:
         problems += must_be_one_of("estimate.network", prices.network, tuple(NETWORKS))

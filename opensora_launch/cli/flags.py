@@ -3,9 +3,11 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from opensora_launch.cli.catalog import keys
 from opensora_launch.errors import UserError
+from opensora_launch.media.prompts import is_unicode
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Parsed:
 
     def one(self, name: str) -> str | None:
         return self.values[name][-1] if name in self.values else None
+
+    def path(self, name: str) -> Path | None:
+        return None if name not in self.values else Path(self.values[name][-1])
 
 
 HELP = Flag(("--help", "-h"), "", "show this text")
@@ -126,7 +131,7 @@ def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:
     known = {name: flag for flag in flags for name in flag.names}
     values: dict[str, tuple[str, ...]] = {}
     rest: list[str] = []
-    problems: list[str] = []
+    problems = [f"{word!r} is not valid UTF-8, which every file of a run is" for word in argv if not is_unicode(word)]
     waiting = list(argv)
     while waiting:
         word = waiting.pop(0)

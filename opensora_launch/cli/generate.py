@@ -1,6 +1,7 @@
 """`opensora-launch generate`: from a command line to videos."""
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,10 +11,10 @@ from opensora_launch.cli import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.cli.jobs import Job, prepare_jobs
 from opensora_launch.cli.preflight import preflight
-from opensora_launch.cli.resume import Resumed, prepare_resume
+from opensora_launch.cli.resume import Resumed, prepare_resume, words_of
 from opensora_launch.cli.show import command_lines, plan_table
 from opensora_launch.cli.start import BY_HAND, new_attempt, start
-from opensora_launch.cli.submit import SCRIPT, script_of, submit
+from opensora_launch.cli.submit import EXIT_USER, SCRIPT, NotSubmitted, script_of, submit
 from opensora_launch.config import EnvConfig, LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command
@@ -58,15 +59,14 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None) -> Path:
 
 
 def _show_config(parsed: Parsed) -> int:
-    folder = parsed.one("--config-dir")
-    config_dir = None if folder is None else Path(folder)
-    multirun = parsed.has("--multirun")
+    asked = words_of(parsed) if parsed.has("--resume") else parsed
+    config_dir, multirun = asked.path("--config-dir"), parsed.has("--multirun")
     if cfg := parsed.one("--cfg"):
         what = compose.Shown(cfg, parsed.one("--package"), parsed.has("--resolve"))
-        note = compose.show(parsed.rest, what, multirun=multirun, config_dir=config_dir)
+        note = compose.show(asked.rest, what, multirun=multirun, config_dir=config_dir)
     else:
         info = parsed.one("--info") or "all"
-        note = compose.show_info(parsed.rest, info=info, multirun=multirun, config_dir=config_dir)
+        note = compose.show_info(asked.rest, info=info, multirun=multirun, config_dir=config_dir)
     _note(note)
     return 0
 
@@ -92,7 +92,12 @@ def _run_all(jobs: Sequence[Job]) -> int:
         if len(jobs) > 1:
             print(f"run {number} of {len(jobs)}: {_points(job)}", flush=True)
         attempt = _write(job, made)
-        codes.append(_start(job.run, job.plan, attempt, made))
+        try:
+            codes.append(_start(job.run, job.plan, attempt, made))
+        except NotSubmitted as error:
+            shutil.rmtree(attempt.parents[1])  # nothing has worked on this run
+            print(f"error: {error}", file=sys.stderr)
+            codes.append(EXIT_USER)
     if len(jobs) > 1:
         failed = [str(number) for number, code in enumerate(codes, start=1) if code]
         print(

@@ -3,11 +3,11 @@
     --attempt DIR                                 the attempt that the launcher has made, for its first start
     --run-file FILE --ranks-per-node N -- WORDS   a script submitted by hand: WORDS are those of `generate`
     --with-less DIR                               an attempt that ran out of memory, to go on with less; 1 if it cannot
+    --code DIR                                    how the ranks of an attempt ended that failed: 1, 2 or 75
 
-Prints the folder. Each start of a job, and each task of an array, has an attempt of its own in the same run.
+Prints the folder, or the code. Each start of a job, and each task of an array, has an attempt of its own in the run.
 """
 
-import json
 import os
 import shlex
 import shutil
@@ -17,10 +17,12 @@ from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.launch.machine import gpu_uuids
-from opensora_launch.launch.run_dir import missing_videos, write_attempt, write_whole
+from opensora_launch.launch.run_dir import COMMAND, attempt_like, missing_videos, read_plan, write_whole
 from opensora_launch.launch.run_state import Launched, record_launch
+from opensora_launch.launch.verdict import EXIT_PREEMPTED
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.telemetry.failure import read_failure
+from opensora_launch.telemetry.heartbeat import read_heartbeats
 
 USED = "started"  # of an attempt: a job works, or has worked, with it
 
@@ -35,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
             if less is None:
                 return 1
             attempt = less
+        elif len(argv) == 2 and argv[0] == "--code":
+            print(code_of_ranks(Path(argv[1])))
+            return 0
         else:
             assert list(argv[::2])[:2] == ["--run-file", "--ranks-per-node"] and argv[4] == "--", argv
             attempt = attempt_by_hand(Path(argv[1]), int(argv[3]), argv[5:], os.environ)
@@ -48,7 +53,10 @@ def main(argv: Sequence[str]) -> int:
 def attempt_of_launcher(made: Path, env: Mapping[str, str]) -> Path:
     """The attempt that was made for this task of the array at submission, or a new one like it."""
     mine = made.with_name(str(int(made.name) + int(env.get("SLURM_ARRAY_TASK_ID", "0"))))
-    return mine if _use(mine) else _another(made, env)
+    if not _use(mine):
+        return _another(made, env)
+    record_launch(mine, _this_job(env))
+    return mine
 
 
 def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mapping[str, str]) -> Path:
@@ -61,7 +69,7 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
         attempt = prepare(words, machine)
         _use(attempt)
         record_launch(attempt, _this_job(env))
-        write_whole(attempt / "command.txt", f"sbatch SCRIPT {shlex.join(words)}\n")
+        write_whole(attempt / COMMAND, f"sbatch SCRIPT {shlex.join(words)}\n")
         if _publish(run_file, attempt.parent.parent):
             return attempt
         shutil.rmtree(attempt.parent.parent)  # another task of the array was first
@@ -69,12 +77,24 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
     return _another(run_dir / "attempts" / "0", env)
 
 
+def code_of_ranks(attempt: Path) -> int:
+    """75 where all of them have stored where they are, 2 for the user's mistake, else 1.
+
+    What has started them may not tell: torchrun ends with 1 whatever its ranks end with.
+    """
+    beats, failure = read_heartbeats(attempt / "heartbeat"), read_failure(attempt)
+    ranks = read_plan(attempt / "plan.json").machine.ranks
+    if len(beats) == ranks and all(beat.state == "preempted" for beat in beats):
+        return EXIT_PREEMPTED
+    return 2 if failure and failure.kind == "user" else 1
+
+
 def attempt_with_less(spent: Path, env: Mapping[str, str]) -> Path | None:
     """A new attempt with less of the weights on a rank; None where memory is not what failed, or no less will do."""
     failure, run_dir = read_failure(spent), spent.parent.parent
-    plan = _plan_of(spent)
+    plan = read_plan(spent / "plan.json")
     less = plan.with_less(missing_videos(run_dir, plan.videos)) if failure and failure.kind == "memory" else None
-    return _started(run_dir, less, env) if less else None
+    return _started(spent, less, env) if less else None
 
 
 def _use(attempt: Path) -> bool:
@@ -88,15 +108,11 @@ def _use(attempt: Path) -> bool:
 
 def _another(like: Path, env: Mapping[str, str]) -> Path:
     """A new attempt with the same plan: what is finished is passed over, and what is not may be in other hands."""
-    return _started(like.parent.parent, _plan_of(like), env)
+    return _started(like, read_plan(like / "plan.json"), env)
 
 
-def _plan_of(attempt: Path) -> Plan:
-    return Plan.from_dict(json.loads((attempt / "plan.json").read_text(encoding="utf-8")))
-
-
-def _started(run_dir: Path, plan: Plan, env: Mapping[str, str]) -> Path:
-    attempt = write_attempt(run_dir, plan)
+def _started(like: Path, plan: Plan, env: Mapping[str, str]) -> Path:
+    attempt = attempt_like(like, plan)
     _use(attempt)
     record_launch(attempt, _this_job(env))
     return attempt

@@ -13,7 +13,7 @@ from opensora_launch import __version__
 from opensora_launch.cli.compose import Composed, Point, compose
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import settle_hardware
-from opensora_launch.cli.requests import Asked, ask, sampling_problems, settle_cond_types
+from opensora_launch.cli.requests import Asked, ask, prompt_setting_problems, settle_cond_types
 from opensora_launch.config import LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.allocation import allocation_machine
@@ -22,8 +22,8 @@ from opensora_launch.launch.machine import find_machine, found_gpus
 from opensora_launch.launch.run_dir import RunRecord, plain
 from opensora_launch.launch.slurm import slurm_machine
 from opensora_launch.launch.slurm_query import no_sbatch
-from opensora_launch.media.prompts import PromptEntry, PromptSettings, read_prompts
-from opensora_launch.media.reference_files import check_references
+from opensora_launch.media.prompts import PromptEntry, PromptSettings, collect_prompts
+from opensora_launch.media.reference_files import check_references, unreadable
 from opensora_launch.plan.plan import Machine, Plan, make_plan
 
 # Sampling settings that each video has for itself: points of a sweep that differ in nothing else are one job.
@@ -82,16 +82,15 @@ def prepare_jobs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     problems = Problems()
     composed: Composed | None = None
     with problems.collect():
-        composed = compose(parsed.rest, multirun=parsed.has("--multirun"), config_dir=_path(parsed.one("--config-dir")))
+        composed = compose(parsed.rest, multirun=parsed.has("--multirun"), config_dir=parsed.path("--config-dir"))
     entries = _entries(parsed, composed, problems)
+    problems.add(unreadable(entries) if composed is None else ())
     jobs = []
     for points in _merge(composed.points) if composed else ():
         for _, point in points:
             finish_config(point.run, parsed.one("--negative-prompt"))
             with problems.collect():
-                settle_hardware(
-                    point.run, found_gpus(point.run.topology, os.environ), _path(parsed.one("--config-dir"))
-                )
+                settle_hardware(point.run, found_gpus(point.run.topology, os.environ), parsed.path("--config-dir"))
         jobs.append((points, *_plan_job(points, entries, machine, problems)))
     problems.stop("this run cannot start")
     assert composed
@@ -138,10 +137,6 @@ def weight_problems(run: RunConfig) -> list[str]:
     return check_files(run.model)
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
 def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[PromptEntry, ...]:
     texts, files = parsed.all("--prompt"), [Path(file) for file in parsed.all("--prompts")]
     if not texts and not files:
@@ -149,9 +144,9 @@ def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> t
             return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),)
         problems.add([NO_PROMPT])
         return ()
-    with problems.collect():
-        return read_prompts(texts, files, parsed.all("--ref"))
-    return ()
+    entries, wrong = collect_prompts(texts, files, parsed.all("--ref"))
+    problems.add(wrong)
+    return entries
 
 
 def _merge(points: Sequence[Point]) -> list[list[tuple[int, Point]]]:
@@ -173,8 +168,8 @@ def _plan_job(
 ) -> tuple[Asked, Plan | None, tuple[str, ...]]:
     run = points[0][1].run
     for _, point in points:
-        if wrong := sampling_problems(point.run):
-            problems.add(wrong)
+        if wrong := prompt_setting_problems(point.run):
+            problems.add([*wrong, *unreadable(entries)])
         else:
             settled = settle_cond_types(entries, point.run)
             problems.add(check_references(settled, point.run.sampling.cond_type, run.video.num_frames))

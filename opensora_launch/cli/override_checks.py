@@ -4,12 +4,13 @@ Hydra stops at the first, and answers a typing mistake with advice to add a new 
 """
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +19,7 @@ from opensora_launch.cli.catalog import Key, default_choices, keys
 from opensora_launch.config import RunConfig
 
 PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # flags: free text and paths
+MAX_POINTS = 1000  # of a sweep: each is composed and planned before the first starts
 Choices = Callable[[str], list[str] | None]  # group -> names of its choices, None where there is no such group
 
 
@@ -54,8 +56,8 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
     if override.key_or_group in PROMPT_KEYS:
         yield _is_a_flag(text)
         return
-    if override.is_sweep_override() and not multirun:
-        yield f"{text} holds several values: add -m for a sweep over them, or quote the value: {_quoted(text)}"
+    if override.is_sweep_override() and (unusable := _no_sweep(text, override, multirun)):
+        yield f"{text} {unusable}"
         return
     key = override.key_or_group
     if override.is_hydra_override() or override.is_delete():
@@ -78,6 +80,22 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
     else:
         for value in values:
             yield from _wrong_value(f"{key}={value}", key, parser.parse_override(f"{key}={value}").value())
+
+
+def _no_sweep(text: str, override: Override, multirun: bool) -> str:
+    """Why a sweep cannot be made, seen before its values are counted out."""
+    if not multirun:
+        return f"holds several values: add -m for a sweep over them, or quote the value: {_quoted(text)}"
+    if override.is_interval_sweep():
+        return "is every number between two: name some, as in 1,1.5,2 or range(1,2,0.5)"
+    swept = override.value()
+    if not isinstance(swept, RangeSweep):
+        return ""
+    start, stop = swept.start or 0, swept.stop or 0
+    points = math.ceil((stop - start) / swept.step) if swept.step else 0
+    if points < 1:
+        return "holds no values: range(START,STOP,STEP) ends before STOP"
+    return f"holds {points} values: a sweep has {MAX_POINTS} points at most" if points > MAX_POINTS else ""
 
 
 def _not_parsed(text: str, error: HydraException) -> str:

@@ -12,7 +12,7 @@ from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.cli.jobs import Problems, finish_config
 from opensora_launch.cli.picture import picture_file
-from opensora_launch.cli.requests import ask, sampling_problems
+from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import Line, show
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError
@@ -27,7 +27,7 @@ from opensora_launch.plan.table import plan_json, plan_text
 
 def plan(parsed: Parsed) -> int:
     """Print the table, or JSON; 0 where a layout fits, 1 where none does."""
-    folder, picture = _path(parsed.one("--config-dir")), picture_file(parsed, svg_is_ours=False)
+    folder, picture = parsed.path("--config-dir"), picture_file(parsed, svg_is_ours=False)
     point = compose(with_default_model(parsed.rest), multirun=False, config_dir=folder).points[0]
     run, problems, here, note = point.run, Problems(), NOTHING, ""
     with problems.collect():
@@ -36,7 +36,7 @@ def plan(parsed: Parsed) -> int:
     finish_config(run, None)
     machine = machine_asked(run, len(here.gpus))
     problems.add([] if problems.lines else _card_problems(run, machine, folder, [*here.lines, note]))
-    problems.add(sampling_problems(run))
+    problems.add(prompt_setting_problems(run))
     videos = () if problems.lines else _videos(point, parsed)
     with problems.collect():  # refuses what is wrong apart from memory
         make_plan(replace(run, hardware=HardwareConfig()), machine, videos, __version__)
@@ -92,7 +92,3 @@ def _videos(point: Point, parsed: Parsed) -> tuple[VideoRequest, ...]:
         raise UserError(f"--videos {count} must be a whole number of at least 1")
     entries = [PromptEntry(i, "a video", (), PromptSettings(), "plan") for i in range(int(count))]
     return ask(entries, [(0, point)]).videos
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

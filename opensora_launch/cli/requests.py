@@ -15,6 +15,7 @@ from opensora_launch.media.prompts import (
     cond_type_of,
     with_suffixes,
 )
+from opensora_launch.plan.checks import count_problems
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
 
@@ -37,14 +38,15 @@ def settle_cond_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[P
     )
 
 
-def sampling_problems(run: RunConfig) -> list[str]:
-    """What is wrong with the settings that prompts may set for themselves too, and that the plan does not check."""
+def prompt_setting_problems(run: RunConfig) -> list[str]:
+    """What is wrong with settings that prompts may set for themselves too, where the plan does not see it in time."""
     scales = {"guidance": run.sampling.guidance, "guidance_img": run.sampling.guidance_img}
     problems = [
         f"sampling.{name}={scale} must be a number of at least 0"
         for name, scale in scales.items()
         if not (math.isfinite(scale) and scale >= 0)
     ]
+    problems += count_problems(run.sampling)
     for check, value in ((check_cond_type, run.sampling.cond_type), (check_motion_score, run.sampling.motion_score)):
         try:
             if value is not None:

@@ -1,10 +1,9 @@
 """`--resume RUN`: the same run, only what is missing, perhaps on other ranks."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,9 @@ from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import Problems, finish_config, machine_of, weight_problems
 from opensora_launch.config import RunConfig
 from opensora_launch.launch.machine import found_gpus
-from opensora_launch.launch.processes import is_alive
 from opensora_launch.launch.run_dir import missing_videos, plain, read_run
-from opensora_launch.launch.run_state import jobs_of, read_attempts
-from opensora_launch.launch.slurm_query import job_states
+from opensora_launch.launch.run_state import is_alive, read_state
 from opensora_launch.plan.plan import Machine, Plan, make_plan
-from opensora_launch.telemetry.heartbeat import read_heartbeats
 
 # What may differ from the run's config: where and how the videos are made, not which.
 FREE = (
@@ -51,14 +47,12 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
     )
     plan, config, argv = read_run(run_dir)
     problems.add(still_running(run_dir))
-    before = parse("generate", GENERATE_FLAGS, argv)
-    folder = before.one("--config-dir")
-    overrides = (*_still_valid(before.rest, parsed.rest), *parsed.rest)
+    asked = _asked(argv, parsed.rest)
     with problems.collect():
-        point = compose(overrides, multirun=False, config_dir=None if folder is None else Path(folder)).points[0]
-        run = point.run
-        finish_config(run, before.one("--negative-prompt"))
-        settle_hardware(run, found_gpus(run.topology, os.environ), None if folder is None else Path(folder))
+        folder = asked.path("--config-dir")
+        run = compose(asked.rest, multirun=False, config_dir=folder).points[0].run
+        finish_config(run, asked.one("--negative-prompt"))
+        settle_hardware(run, found_gpus(run.topology, os.environ), folder)
         problems.add(list(_changes(config, plain(run))))
         found, unfit = machine_of(run, machine)
         missing = missing_videos(run_dir, plan.videos)
@@ -70,16 +64,24 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
     return resumed
 
 
+def words_of(parsed: Parsed) -> Parsed:
+    """The run's own words, with the overrides that are given beside --resume."""
+    _, _, argv = read_run(Path(os.path.abspath(parsed.one("--resume") or "")))
+    return _asked(argv, parsed.rest)
+
+
+def _asked(argv: Sequence[str], more: Sequence[str]) -> Parsed:
+    before = parse("generate", GENERATE_FLAGS, argv)
+    return replace(before, rest=(*_still_valid(before.rest, more), *more))
+
+
 def still_running(run_dir: Path) -> list[str]:
     """A line if ranks are at work on this run, or a job will be: by Slurm, and by fresh heartbeats."""
-    folders = (run_dir / "attempts").glob("*/heartbeat")
-    fresh = [
-        b for f in folders for b in read_heartbeats(f) if b.state == "running" and time.time() - b.time_s < FRESH_S
-    ]
-    jobs = jobs_of(read_attempts(run_dir))
-    if queued := [state for job in jobs for state in job_states(job) if not state.over]:
+    state = read_state(run_dir)
+    if queued := [s for answer in state.jobs for s in answer.states if not s.over]:
         return [f"job {queued[0].job} is {queued[0].state}: opensora-launch cancel {run_dir} ends it"]
-    alive = [b for b in fresh if b.host != socket.gethostname() or is_alive(b.pid)]
+    beats = [beat for attempt in state.at_work for beat in attempt.beats if is_alive(beat)]
+    alive = [beat for beat in beats if time.time() - beat.time_s < FRESH_S]
     return [f"it is still being made: rank {b.rank} runs on {b.host} (pid {b.pid}); end that first" for b in alive[:1]]
 
 

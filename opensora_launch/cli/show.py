@@ -32,7 +32,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     kind = ", random weights" if model.init == "random" else ""
     yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}"
     seconds = g.num_frames / g.fps
-    yield "size", f"{g.width_px} x {g.height_px} pixels, {g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)"
+    frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
+    yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"
     yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} video"
     yield from _videos(plan)
     yield from _work(plan)

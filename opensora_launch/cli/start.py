@@ -5,15 +5,16 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch.cli.progress import progress
-from opensora_launch.cli.submit import SCRIPT
+from opensora_launch.cli.submit import SCRIPT, print_samples, what_is_missing
 from opensora_launch.config import LauncherKind
 from opensora_launch.launch.allocation import step_name
 from opensora_launch.launch.command import command, command_text, environment
 from opensora_launch.launch.env_profile import Profiled, applied
-from opensora_launch.launch.run_dir import missing_videos, sample_files, write_attempt, write_whole
+from opensora_launch.launch.run_dir import COMMAND, ENVIRONMENT, missing_videos, write_attempt, write_whole
 from opensora_launch.launch.run_state import record_launch, this_process
 from opensora_launch.launch.slurm_query import end_step
 from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
@@ -30,11 +31,11 @@ def new_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -
     """Make the folder of an attempt, with its plan, its command and the environment of its ranks."""
     attempt = write_attempt(run_dir, plan)
     ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
-    write_whole(attempt / "environment.json", made.to_json(ranks_env))
+    write_whole(attempt / ENVIRONMENT, made.to_json(ranks_env))
     by_slurm = kind is LauncherKind.slurm
     text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
     text = text or command_text(command(kind, plan.machine, attempt), plan, made)
-    write_whole(attempt / "command.txt", text)
+    write_whole(attempt / COMMAND, text)
     return attempt
 
 
@@ -49,19 +50,23 @@ def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
         plan = less
         attempt = new_attempt(run_dir, plan, kind, made)
         outcome = _attempt(kind, plan, attempt, made)
-    for path in sample_files(run_dir, plan.videos):
-        print(path)
-    for line in _ending(outcome, plan, attempt):
+    print_samples(run_dir, plan)
+    code, said = _ending(outcome, plan, attempt)
+    for line in said:
         print(line, file=sys.stderr)
     if outcome.code == 0:
-        print("\n".join(report_lines(run_dir)))
+        print("\n".join(_report(run_dir)), flush=True)
     print(f"run: {run_dir}")
-    return outcome.code
+    return code
 
 
 def _attempt(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
-    record_launch(attempt, this_process(kind.value))
-    return _inline(attempt, made) if kind is LauncherKind.inline else _watched(kind, plan, attempt, made)
+    launched = this_process(kind.value)
+    record_launch(attempt, launched)
+    outcome = _inline(attempt, made) if kind is LauncherKind.inline else _watched(kind, plan, attempt, made)
+    if outcome.code > 128:
+        record_launch(attempt, replace(launched, ended=signal.Signals(outcome.code - 128).name))
+    return outcome
 
 
 def _with_less(kind: LauncherKind, plan: Plan, attempt: Path, outcome: Outcome) -> Plan | None:
@@ -83,11 +88,22 @@ def report_lines(run_dir: Path, baseline: Path | None = None) -> list[str]:
     return list(summary_lines(build_report(run_dir, baseline=baseline)))
 
 
+def _report(run_dir: Path) -> list[str]:
+    """The videos are there: a disk that is full by now costs the report, not the run."""
+    try:
+        return report_lines(run_dir)
+    except OSError as error:
+        return [f"no report, {error.strerror}; make room, then: opensora-launch report {run_dir}"]
+
+
 def _inline(attempt: Path, made: Profiled) -> Outcome:
     with applied(made):  # before torch is imported, which reads some of it then
         from opensora_launch import worker
 
-        code = worker.main(["--attempt", str(attempt)])
+        try:
+            code = worker.main(["--attempt", str(attempt)])
+        except KeyboardInterrupt:  # before or after the rank's own care
+            code = 128 + signal.SIGINT
     return Outcome(code, read_failure(attempt) if code else None)
 
 
@@ -103,16 +119,15 @@ def _watched(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> O
             end_step(os.environ.get("SLURM_JOB_ID", ""), step_name(attempt))
 
 
-def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> Iterator[str]:
-    """What a user needs to know of a run that did not end well."""
-    if outcome.code == 0:
-        return
+def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> tuple[int, list[str]]:
+    """The exit code, and what a user needs to know of a run that did not end well."""
+    said = list[str]()
     if outcome.failure:
-        yield from failure_lines(outcome.failure, attempt)
+        said += failure_lines(outcome.failure, attempt)
     elif outcome.code > 128:
-        yield f"ended by {signal.Signals(outcome.code - 128).name}"
-    if outcome.code != 2 and (missing := missing_videos(attempt.parent.parent, plan.videos)):
-        yield f"{len(missing)} of {len(plan.videos)} videos are missing; go on with --resume {attempt.parent.parent}"
+        said.append(f"ended by {signal.Signals(outcome.code - 128).name}")
+    code, more = what_is_missing(outcome.code, attempt.parent.parent, plan, attempt)
+    return code, [*said, *more]
 
 
 def failure_lines(failure: Failure, attempt: Path) -> Iterator[str]:

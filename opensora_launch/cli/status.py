@@ -3,7 +3,8 @@
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch.cli.flags import Parsed
@@ -13,15 +14,19 @@ from opensora_launch.launch import processes
 from opensora_launch.launch.run_dir import missing_videos, read_run
 from opensora_launch.launch.run_state import (
     AttemptState,
+    JobAnswer,
+    Launched,
+    RunState,
     is_alive,
-    jobs_of,
     launcher_alive,
     read_attempts,
+    read_state,
+    record_launch,
     seconds_left,
     state_of,
+    stored_steps,
 )
 from opensora_launch.launch.slurm_query import cancel as scancel
-from opensora_launch.launch.slurm_query import job_states
 from opensora_launch.plan.plan import Plan
 from opensora_launch.telemetry.stall import Beat
 
@@ -41,9 +46,9 @@ def cancel(parsed: Parsed) -> int:
     run_dir = _run_dir("cancel", parsed)
     read_run(run_dir)
     said, left = [], []
-    attempts = read_attempts(run_dir)
-    by_hand = [a for a in attempts if not (a.launched and a.launched.job)]
-    for done, problems in (*map(_cancel_job, jobs_of(attempts)), *map(_cancel, by_hand)):
+    state = read_state(run_dir)
+    by_hand = [a for a in state.attempts if not (a.launched and a.launched.job)]
+    for done, problems in (*map(_cancel_job, state.jobs), *map(_cancel, by_hand)):
         said += done
         left += problems
     print("\n".join([*said, *left]) or f"nothing works on {run_dir}")
@@ -55,17 +60,24 @@ def status_lines(run_dir: Path, plan: Plan) -> Iterator[str]:
     missing = missing_videos(run_dir, plan.videos)
     yield f"run: {run_dir}"
     yield f"videos: {len(plan.videos) - len(missing)} of {len(plan.videos)} done"
-    attempts = read_attempts(run_dir)
-    for job in jobs_of(attempts):
-        yield from _job_lines(job)
-    shown = [a for a in attempts if a.at_work] or [a for a in attempts if a.beats][-1:]
-    for attempt in shown:
-        yield f"attempt {attempt.number}: {_state(attempt)}"
-        yield from (f"  {_rank_line(attempt, beat)}" for beat in attempt.beats)
-        if (left_s := seconds_left(attempt, _steps_to_come(attempt, plan, run_dir))) is not None:
+    state = read_state(run_dir)
+    for answer in state.jobs:
+        yield from _job_lines(answer)
+    at_work = state.at_work
+    for attempt in at_work or [a for a in state.attempts if a.beats][-1:]:
+        yield f"attempt {attempt.number}: {_in_words(attempt, state)}"
+        yield from (f"  {_rank_line(attempt, beat, attempt in at_work)}" for beat in attempt.beats)
+        left_s = seconds_left(attempt, _steps_to_come(at_work, plan, run_dir)) if attempt in at_work else None
+        if left_s is not None:
             yield f"  about {time.strftime('%H:%M:%S', time.gmtime(left_s))} of denoising left"
     if missing:
+        yield from stored_lines(run_dir) if not at_work else ()
         yield from attempt_errors(run_dir)
+
+
+def stored_lines(run_dir: Path) -> list[str]:
+    """Where batches stand that are not finished."""
+    return [f"{name} is stored after step {step}" for name, step in stored_steps(run_dir)]
 
 
 def attempt_errors(run_dir: Path) -> Iterator[str]:
@@ -80,47 +92,59 @@ def attempt_errors(run_dir: Path) -> Iterator[str]:
             return
 
 
-def _job_lines(job: str) -> Iterator[str]:
-    states = job_states(job)
-    if not states:
-        yield f"job {job}: squeue, scontrol and sacct do not know it (any more)"
-    for state in states:
+def _job_lines(answer: JobAnswer) -> Iterator[str]:
+    if answer.silence:
+        yield f"job {answer.job}: Slurm cannot be asked ({answer.silence})"
+    elif not answer.states:
+        yield f"job {answer.job}: squeue, scontrol and sacct do not know it (any more)"
+    for state in answer.states:
         place = f" on {state.nodes}" if state.nodes else f" ({state.reason})" if state.reason else ""
         yield f"job {state.job}: {state.state}{place}, says {state.source}"
 
 
-def _state(attempt: AttemptState) -> str:
+def _in_words(attempt: AttemptState, state: RunState) -> str:
     kinds = {beat.state for beat in attempt.beats}
-    if attempt.at_work:
+    if state.works(attempt):
         return "running"
+    if attempt.ended:
+        return f"ended by {attempt.ended}"
     if attempt.failure:
         return "failed"
-    for state in ("preempted", "failed"):
-        if state in kinds:
-            return state
-    return "done" if kinds == {"done"} else "stopped without a word"
+    for kind in ("preempted", "failed"):
+        if kind in kinds:
+            return kind
+    if kinds == {"done"}:
+        return "done"
+    if state.requeued(attempt):
+        return "requeued"
+    job = state.job_state(attempt)
+    return f"over, its job is {job.state}" if job and job.over else "stopped without a word"
 
 
-def _rank_line(attempt: AttemptState, beat: Beat) -> str:
+def _rank_line(attempt: AttemptState, beat: Beat, at_work: bool) -> str:
     log = attempt.folder / "logs" / f"rank{beat.rank}.log"
-    state = state_of(beat)
+    state = state_of(beat) if at_work or beat.state != "running" else "lost"
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"
 
 
-def _steps_to_come(attempt: AttemptState, plan: Plan, run_dir: Path) -> list[int]:
-    """Steps of the videos that are neither finished nor in the making, of each group of ranks."""
-    now = {beat.video for beat in attempt.beats if is_alive(beat)}
+def _steps_to_come(at_work: Sequence[AttemptState], plan: Plan, run_dir: Path) -> list[int]:
+    """Steps of the videos that nobody makes yet, as they fall to one of the groups of ranks that are at work."""
+    now = {beat.video for attempt in at_work for beat in attempt.beats if is_alive(beat)}
     waiting = [v.guidance.num_steps for v in missing_videos(run_dir, plan.videos) if v.name not in now]
-    return waiting[:: plan.dp]
+    return waiting[:: plan.dp * max(1, len(at_work))]
 
 
-def _cancel_job(job: str) -> tuple[list[str], list[str]]:
-    if all(state.over for state in job_states(job)):
+def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
+    if answer.silence:
+        return [], [
+            f"job {answer.job} may go on: Slurm cannot be asked ({answer.silence}); scancel {answer.job} ends it"
+        ]
+    if answer.over:
         return [], []
-    problems = scancel(job)
-    return ([] if problems else [f"job {job} is cancelled"]), problems
+    problems = scancel(answer.job)
+    return ([] if problems else [f"job {answer.job} is cancelled"]), problems
 
 
 def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
@@ -135,7 +159,10 @@ def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
     processes.send(own, signal.SIGTERM)
     if not processes.wait_for_end(own, END_S):
         left.append(f"attempt {attempt.number} does not end: pids {', '.join(map(str, own))}")
-    return [f"attempt {attempt.number} is ended"] if own and not left else [], left
+    if not own or left:
+        return [], left
+    record_launch(attempt.folder, replace(launched or Launched("by hand"), ended="opensora-launch cancel"))
+    return [f"attempt {attempt.number} is ended"], []
 
 
 def _run_dir(verb: str, parsed: Parsed) -> Path:

@@ -1,6 +1,7 @@
 """`launcher=slurm`: a run becomes a batch job, which is followed if asked."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -9,14 +10,14 @@ from pathlib import Path
 
 from opensora_launch.batch_job import SlurmConfig
 from opensora_launch.cli.progress import progress
-from opensora_launch.cli.status import attempt_errors
+from opensora_launch.cli.status import attempt_errors, stored_lines
 from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.launch.run_dir import missing_videos, sample_files, write_attempt, write_whole
-from opensora_launch.launch.run_state import Launched, read_attempts, record_launch
+from opensora_launch.launch.run_dir import attempt_like, cut_prompts, missing_videos, sample_files, write_whole
+from opensora_launch.launch.run_state import Launched, read_attempts, read_state, record_launch
 from opensora_launch.launch.slurm import SlurmJob, job_script
-from opensora_launch.launch.slurm_query import exit_code, final_states, job_states
+from opensora_launch.launch.slurm_query import JobState, NoAnswer, exit_code, final_states, job_states
 from opensora_launch.launch.slurm_query import submit as sbatch
 from opensora_launch.plan.plan import Plan, predict
 from opensora_launch.telemetry.stall import Beat
@@ -25,7 +26,12 @@ SCRIPT = "job.sbatch"
 LOOK_S = 2.0
 TIME_MARGIN, START_MINUTES = 1.5, 15
 MEMORY_MARGIN, RANK_GIB = 1.25, 8
+EXIT_USER = 2
 PATIENCE = 15  # looks without an answer of Slurm, before it is given up
+
+
+class NotSubmitted(UserError):
+    """There is no job, and no attempt of it any more."""
 
 
 def script_of(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> str:
@@ -60,29 +66,85 @@ def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
 
 
 def submit(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> int:
-    """Submit the attempt's job and say how to follow it; with follow=true wait for its end. The exit code."""
-    if "\n" in str(attempt):
-        raise UserError(f"runs_dir={run.runs_dir!r} holds a line break, which no option of sbatch can")
-    script, run_dir = attempt / SCRIPT, attempt.parent.parent
-    write_whole(script, script_of(run, plan, attempt, made))
-    for _ in range(1, run.launcher.slurm.array):
-        write_attempt(run_dir, plan)  # of the array's other tasks
-    job = sbatch(script)
-    record_launch(attempt, Launched("slurm", job=job))
-    print(f"job: {job}\nrun: {run_dir}\nlog: {attempt / 'logs'}")
+    """Submit the attempt's job and say how to follow it; with follow=true wait for its end. The exit code.
+
+    Raises NotSubmitted where sbatch does not take it.
+    """
+    script, run_dir, array = attempt / SCRIPT, attempt.parent.parent, run.launcher.slurm.array
+    attempts = [attempt]
+    try:
+        if "\n" in str(attempt):
+            raise UserError(f"runs_dir={run.runs_dir!r} holds a line break, which no option of sbatch can")
+        write_whole(script, script_of(run, plan, attempt, made))
+        attempts += [attempt_like(attempt, plan) for _ in range(1, array)]  # of the array's other tasks
+        job = sbatch(script)
+    except UserError as error:
+        for folder in attempts:
+            shutil.rmtree(folder)
+        raise NotSubmitted(error.title, error.problems) from error
+    for task, folder in enumerate(attempts):
+        record_launch(folder, Launched("slurm", job=f"{job}_{task}" if array > 1 else job))
+    print(f"job: {job}\nrun: {run_dir}\nlog: {attempt / 'logs'}", flush=True)
     if run.follow:
         return follow(job, plan, attempt)
-    print(f"follow: opensora-launch status {run_dir}\ncancel: opensora-launch cancel {run_dir}")
+    print("\n".join(how_to_go_on(run_dir)))
     return 0
+
+
+def how_to_go_on(run_dir: Path) -> list[str]:
+    return [f"follow: opensora-launch status {run_dir}", f"cancel: opensora-launch cancel {run_dir}"]
 
 
 def follow(job: str, plan: Plan, attempt: Path) -> int:
     """Show how the first rank gets on until the job is over; the job's exit code."""
-    run_dir, first = attempt.parent.parent, int(attempt.name)
+    run_dir = attempt.parent.parent
+    try:
+        _watch(job, run_dir, int(attempt.name))
+    except KeyboardInterrupt:
+        print("\n".join([f"job {job} goes on", *how_to_go_on(run_dir)]), file=sys.stderr)
+        raise
+    try:
+        code = exit_code(final_states(job))
+    except NoAnswer as silence:
+        print(f"job {job} may go on: Slurm cannot be asked ({silence})", file=sys.stderr)
+        code = 1
+    print_samples(run_dir, plan)
+    for line in attempt_errors(run_dir) if code else ():
+        print(line, file=sys.stderr)
+    code, said = what_is_missing(code, run_dir, plan)
+    for line in said:
+        print(line, file=sys.stderr)
+    return code
+
+
+def print_samples(run_dir: Path, plan: Plan) -> None:
+    for path in sample_files(run_dir, plan.videos):
+        print(path)
+    for line in cut_prompts(run_dir, plan.videos):
+        print(line, file=sys.stderr)
+
+
+def what_is_missing(code: int, run_dir: Path, plan: Plan, own: Path | None = None) -> tuple[int, list[str]]:
+    """The exit code of a run whose ranks ended with `code`, and lines about the videos that are not there.
+
+    Ranks that end well may leave videos to others that work on the run; if there are none it is a failure all the same.
+    `own` is the attempt that is over.
+    """
+    missing = missing_videos(run_dir, plan.videos)
+    if code == EXIT_USER or not missing:
+        return code, []
+    line = f"{len(missing)} of {len(plan.videos)} videos are missing"
+    if code == 0 and read_state(run_dir).to_come(own):
+        return 0, [f"{line}, and others are at work on them: opensora-launch status {run_dir}"]
+    return code or 1, [*stored_lines(run_dir), f"{line}; go on with --resume {run_dir}"]
+
+
+def _watch(job: str, run_dir: Path, first: int) -> None:
+    """Until the job is over, or Slurm does not answer any more."""
     said, silent = "", 0
     with progress() as show:
         while True:
-            states = job_states(job)
+            states = _states(job)
             silent = 0 if states else silent + 1
             now = ", ".join(dict.fromkeys(f"{s.state} {s.nodes or s.reason}".strip() for s in states))
             if states and now != said:
@@ -90,18 +152,15 @@ def follow(job: str, plan: Plan, attempt: Path) -> int:
                 said = now
             show(_newest_beats(run_dir, first))
             if silent > PATIENCE or (states and all(s.over for s in states)):
-                break
+                return
             time.sleep(LOOK_S)
-    code = exit_code(final_states(job))
-    for path in sample_files(run_dir, plan.videos):
-        print(path)
-    for line in attempt_errors(run_dir) if code else ():
-        print(line, file=sys.stderr)
-    if missing := missing_videos(run_dir, plan.videos):
-        print(
-            f"{len(missing)} of {len(plan.videos)} videos are missing; go on with --resume {run_dir}", file=sys.stderr
-        )
-    return code
+
+
+def _states(job: str) -> list[JobState]:
+    try:
+        return job_states(job)
+    except NoAnswer:
+        return []
 
 
 def _newest_beats(run_dir: Path, first: int) -> Sequence[Beat]:

@@ -10,8 +10,8 @@ from typing import Any
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.progress import fraction
 from opensora_launch.errors import UserError
-from opensora_launch.launch.run_state import AttemptState, launcher_alive, read_attempts, state_of
-from opensora_launch.launch.slurm_query import job_states
+from opensora_launch.launch.run_state import AttemptState, is_alive, launcher_alive, read_attempts, state_of
+from opensora_launch.launch.slurm_query import NoAnswer, job_states
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 from opensora_launch.telemetry.stall import Beat
 from opensora_launch.telemetry.typed import is_number
@@ -46,13 +46,16 @@ def top(parsed: Parsed) -> int:
 
 def is_over(attempt: AttemptState) -> bool:
     """No rank is alive, as `status` tells it, and none will be: the launcher has ended, or the job is over."""
-    if attempt.at_work:
+    if attempt.failure is None and any(is_alive(beat) for beat in attempt.beats):
         return False
     launched = attempt.launched
     if launched is None:
         return bool(attempt.beats)
     if launched.job:
-        states = job_states(launched.job)
+        try:
+            states = job_states(launched.job)
+        except NoAnswer:
+            states = []
         return all(state.over for state in states) if states else bool(attempt.beats)
     alive = launcher_alive(launched)
     return not alive if alive is not None else bool(attempt.beats)

@@ -2,16 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan, VideoRequest
+
+T = TypeVar("T")
+COMMAND, ENVIRONMENT = "command.txt", "environment.json"  # of an attempt: what has started its ranks, and in what
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,52 @@ def write_attempt(run: Path, plan: Plan) -> Path:
     return attempt
 
 
+def attempt_like(other: Path, plan: Plan) -> Path:
+    """A new attempt of the same run that the same script starts: by the same command, in the same environment."""
+    attempt = write_attempt(other.parent.parent, plan)
+    for name in (COMMAND, ENVIRONMENT):
+        if (other / name).exists():
+            write_whole(attempt / name, (other / name).read_text(encoding="utf-8"))
+    return attempt
+
+
 def read_run(run: Path) -> tuple[Plan, dict[str, Any], list[str]]:
     """The plan, the config and the command line of a run; UserError if this is no run's folder."""
+    plan = read_plan(run / "plan.json")
+    return plan, _read(run / "config.yaml", _yaml), _read(run / "overrides.json", _words)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of a run or an attempt; UserError if there is none that this version reads."""
+    return _read(path, lambda text: Plan.from_dict(json.loads(text)))
+
+
+def _read(path: Path, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} is not a run's folder: there is no {path.name}") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _words(text: str) -> list[str]:
+    words = json.loads(text)
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError("it is no list of words")
+    return words
+
+
+def _yaml(text: str) -> dict[str, Any]:
     import yaml
 
     try:
-        plan = Plan.from_dict(json.loads((run / "plan.json").read_text(encoding="utf-8")))
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        argv = json.loads((run / "overrides.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{run} is not a run's folder: there is no {Path(error.filename).name}") from error
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UserError(f"{run} cannot be read", [f"{type(error).__name__}: {error}"]) from error
-    return plan, config, argv
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(config, dict):
+        raise ValueError("it holds no keys")
+    return config
 
 
 def missing_videos(run: Path, videos: Sequence[VideoRequest]) -> tuple[VideoRequest, ...]:
@@ -77,6 +113,18 @@ def sample_files(run: Path, videos: Sequence[VideoRequest]) -> list[Path]:
     files = sorted(p for p in (run / "samples").glob("*") if p.suffix in (".mp4", ".png"))
     done = {v.name for v in videos if (run / "samples" / f"{v.name}.json").exists()}
     return [path for path in files if path.stem in done]
+
+
+def cut_prompts(run: Path, videos: Sequence[VideoRequest]) -> list[str]:
+    """A line for each of these videos whose prompt was longer than the text encoder takes."""
+    said = []
+    for video in videos:
+        try:
+            cut = json.loads((run / "samples" / f"{video.name}.json").read_text(encoding="utf-8"))["cut_tokens"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        said += [f"{video.name}: the last {cut} tokens of its prompt do not fit and are not seen"] if cut else []
+    return said
 
 
 def config_yaml(config: RunConfig) -> str:

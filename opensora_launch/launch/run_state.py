@@ -1,15 +1,16 @@
-"""Who works on a run, read from its folder: attempts, their launchers and jobs, and how their ranks are."""
+"""Who works on a run: attempts, launchers and ranks by the run's folder, jobs by Slurm."""
 
 import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from opensora_launch.launch import processes
 from opensora_launch.launch.run_dir import write_whole
+from opensora_launch.launch.slurm_query import JobState, NoAnswer, job_states
 from opensora_launch.telemetry.events import read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
@@ -21,13 +22,17 @@ FRESH_S = 30.0  # sixty heartbeats: a shared disk may show them late
 
 @dataclass(frozen=True)
 class Launched:
-    """Who has started an attempt: a job, or a process of a host, which `started` tells from a later one of its id."""
+    """Who has started an attempt: a job, or a process of a host, which `started` tells from a later one of its id.
+
+    `ended` is what has ended it from outside: a signal, or our own `cancel`.
+    """
 
     kind: str
     host: str = ""
     pid: int = 0
     started: int = 0
     job: str = ""
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,54 @@ class AttemptState:
         return int(self.folder.name)
 
     @property
-    def at_work(self) -> bool:
-        """Whether a rank has given a sign of life just now, and has not ended."""
-        return any(is_alive(beat) for beat in self.beats)
+    def ended(self) -> str:
+        return self.launched.ended if self.launched else ""
+
+
+@dataclass(frozen=True)
+class JobAnswer:
+    """What Slurm says of a job; `silence` is why it cannot be asked, "" where it can."""
+
+    job: str
+    states: tuple[JobState, ...]
+    silence: str = ""
+
+    @property
+    def over(self) -> bool:
+        return not self.silence and all(state.over for state in self.states)
+
+
+@dataclass(frozen=True)
+class RunState:
+    attempts: tuple[AttemptState, ...]
+    jobs: tuple[JobAnswer, ...]
+
+    @property
+    def at_work(self) -> list[AttemptState]:
+        return [attempt for attempt in self.attempts if self.works(attempt)]
+
+    def works(self, attempt: AttemptState) -> bool:
+        """Whether a rank has given a sign of life not long ago, and nothing says that it was the last one."""
+        if attempt.failure or attempt.ended or self.requeued(attempt):
+            return False
+        state = self.job_state(attempt)
+        return not (state and state.over) and any(is_alive(beat) for beat in attempt.beats)
+
+    def job_state(self, attempt: AttemptState) -> JobState | None:
+        """Of the job, or the array's task, that has started an attempt."""
+        job = attempt.launched.job if attempt.launched else ""
+        return next((s for answer in self.jobs for s in answer.states if s.job == job), None)
+
+    def requeued(self, attempt: AttemptState) -> bool:
+        """Whether its job has started a later attempt."""
+        job = attempt.launched.job if attempt.launched else ""
+        later = (a for a in self.attempts if a.number > attempt.number and a.launched)
+        return bool(job) and any(a.launched.job == job for a in later if a.launched)
+
+    def to_come(self, but: Path | None = None) -> bool:
+        """Whether anybody works on the run, or will when Slurm lets it; `but` is an attempt that is over."""
+        queued = any(not state.over for answer in self.jobs for state in answer.states)
+        return queued or any(attempt.folder != but for attempt in self.at_work)
 
 
 def record_launch(attempt: Path, launched: Launched) -> None:
@@ -61,10 +111,25 @@ def read_attempts(run_dir: Path) -> list[AttemptState]:
     return [_read(p) for p in sorted(folders, key=lambda p: int(p.name))]
 
 
+def read_state(run_dir: Path) -> RunState:
+    """Attempts, and what Slurm says of their jobs; it is not asked again once it was waited for in vain."""
+    attempts = read_attempts(run_dir)
+    return RunState(tuple(attempts), tuple(_answers(jobs_of(attempts))))
+
+
 def jobs_of(attempts: Sequence[AttemptState]) -> list[str]:
-    """Each job once: every start of a job has an attempt, and "7_2" is a task of "7"."""
-    found = list(dict.fromkeys(a.launched.job for a in attempts if a.launched and a.launched.job))
-    return [job for job in found if "_" not in job or job.partition("_")[0] not in found]
+    """Each job once, an array as a whole: every start of a job has an attempt, and "7_2" is a task of "7"."""
+    return list(dict.fromkeys(a.launched.job.partition("_")[0] for a in attempts if a.launched and a.launched.job))
+
+
+def _answers(jobs: Sequence[str]) -> Iterator[JobAnswer]:
+    slow = ""
+    for job in jobs:
+        try:
+            yield JobAnswer(job, () if slow else tuple(job_states(job)), slow)
+        except NoAnswer as error:
+            slow = str(error) if error.slow else ""
+            yield JobAnswer(job, (), str(error))
 
 
 def is_alive(beat: Beat) -> bool:
@@ -91,12 +156,26 @@ def seconds_left(attempt: AttemptState, run_videos: Sequence[int]) -> float | No
     beat = next((b for b in attempt.beats if is_alive(b)), None)
     if beat is None or beat.step is None or beat.steps is None:
         return None
-    events = read_events(attempt.folder / "telemetry" / f"rank{beat.rank}.jsonl")
+    recorded = attempt.folder / "telemetry" / f"rank{beat.rank}.jsonl"
+    events = read_events(recorded) if recorded.exists() else None
     steps = [e for e in events.steps if e.video == beat.video][-10:] if events else []
     if not steps:
         return None
     mean_s = (steps[-1].end_s - steps[0].start_s) / len(steps)
     return mean_s * (beat.steps - beat.step + sum(run_videos))
+
+
+def stored_steps(run_dir: Path) -> list[tuple[str, int]]:
+    """(first video, steps done) of each batch that was stored on the way, from the heads of its checkpoints."""
+    found = []
+    for path in sorted((run_dir / "checkpoints").glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found.append((path.stem, int(head["__metadata__"]["step"])))
+        except (OSError, ValueError, KeyError, OverflowError, MemoryError):
+            continue
+    return found
 
 
 def _read(folder: Path) -> AttemptState:

@@ -3,6 +3,8 @@
 BODY = r"""# ---- the same in every script
 set -uo pipefail
 export SLURM_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+me=${me:-$SLURM_JOB_ID} # of an array's last task that is the number of the whole array
 asked='' attempt='' # asked: to store and stop
 trap 'asked=1; [ -z "$attempt" ] || : >"$attempt/stop"' USR1
 trap : TERM # the ranks get it too, and this script waits for them
@@ -22,7 +24,7 @@ if [ ${#container[@]} -gt 0 ]; then
 fi
 attempt=$("${here[@]}" -m opensora_launch.cli.job FIND_ATTEMPT) || exit
 [ -z "$asked" ] || : >"$attempt/stop"
-echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $attempt"
+echo "job $me on $SLURM_JOB_NODELIST: $attempt"
 
 run_ranks() { # of the attempt, to their end; rc is their exit code
   local step=(--kill-on-bad-exit=1 --wait=60 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append
@@ -32,36 +34,38 @@ run_ranks() { # of the attempt, to their end; rc is their exit code
   while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done # a signal interrupts a wait
   wait "$ranks"
   rc=$?
+  case $rc in
+    0 | 2 | 75) ;;
+    *) # what the ranks say of their end: torchrun turns all of it into 1, and srun has 143 for those that it ends
+      rc=$("${here[@]}" -m opensora_launch.cli.job --code "$attempt") || rc=1
+      ;;
+  esac
 }
 run_ranks
-case $rc in
-  0 | 2 | 75) ;;
-  *) # out of memory: once more from where they were, with less of the weights on a GPU
-    if less=$("${here[@]}" -m opensora_launch.cli.job --with-less "$attempt"); then
-      attempt=$less
-      echo "going on with less memory: $attempt"
-      [ -z "$asked" ] || : >"$attempt/stop"
-      run_ranks
-    fi
-    ;;
-esac
+if [ "$rc" = 1 ]; then # out of memory: once more from where they were, with less of the weights on a GPU
+  if less=$("${here[@]}" -m opensora_launch.cli.job --with-less "$attempt"); then
+    attempt=$less
+    echo "going on with less memory: $attempt"
+    [ -z "$asked" ] || : >"$attempt/stop"
+    run_ranks
+  fi
+fi
 
 # 75: the ranks have stored where they are. Other failures go on too if a node is lost; on good nodes they would recur.
 nodes_answer() {
   timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 \
     --output=/dev/null true 2>/dev/null
 }
-running() { [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --states=all --format=%T)" = RUNNING ]; }
+running() { [ "$(squeue --noheader --jobs="$me" --states=all --format=%T)" = RUNNING ]; }
 again=0
 case $rc in
-  0 | 2) ;;
   75) again=1 ;;
-  *) nodes_answer || again=1 ;;
+  1) nodes_answer || again=1 ;;
 esac
 if [ "$again" = 1 ] && [ "$may_requeue" = 1 ] && running; then
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_restarts" ]; then
     echo "this job has been restarted $max_restarts times: no more"
-  elif scontrol requeue "$SLURM_JOB_ID"; then
+  elif scontrol requeue "$me"; then
     echo "requeued after exit code $rc"
     sleep 600 # Slurm ends this script
   fi

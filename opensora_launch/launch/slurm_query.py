@@ -3,17 +3,25 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from opensora_launch.errors import UserError
 
-ASK_S = 30.0
+ASK_S, SUBMIT_S = 10.0, 60.0
 OVER = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 )  # fmt: skip
+
+
+class NoAnswer(Exception):
+    """Slurm cannot be asked here and now. `slow`: its daemon was waited for."""
+
+    def __init__(self, message: str, *, slow: bool = False) -> None:
+        super().__init__(message)
+        self.slow = slow
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,9 @@ def no_sbatch() -> list[str]:
 
 def submit(script: Path) -> str:
     """The id of the new job. UserError with what sbatch says against it."""
-    done = _run(["sbatch", "--parsable", str(script)])
+    done = _run(["sbatch", "--parsable", str(script)], within_s=SUBMIT_S)
     if done is None or done.returncode:
-        said = done.stderr.strip() if done else "sbatch does not answer"
+        said = done.stderr.strip() if done else f"no answer in {SUBMIT_S:.0f} s"
         raise UserError(
             f"sbatch does not take {script}", [line.removeprefix("sbatch: error: ") for line in said.splitlines()]
         )
@@ -79,29 +87,57 @@ def end_step(job: str, name: str) -> None:
 
 
 def job_states(job: str) -> list[JobState]:
-    """Every task of a job, from the first of squeue, scontrol and sacct that knows it; empty if none does."""
-    for source in (_squeue, _scontrol, _sacct):
-        if found := list(source(job)):
-            return found
-    return []
+    """Every task of a job, from the first of squeue, scontrol and sacct that knows it; empty if none does.
+
+    Raises NoAnswer where Slurm cannot be asked: what it knows is then unknown.
+    """
+    return _ask(job, (_squeue, _scontrol, _sacct))
+
+
+def final_states(job: str) -> list[JobState]:
+    """The same with exit codes, which squeue does not tell."""
+    return _ask(job, (_scontrol, _sacct, _squeue))
 
 
 def exit_code(states: Sequence[JobState]) -> int:
-    """Of a job that is over: its worst; a state that is no success is one even without a code."""
-    codes = [s.exit_code or (0 if s.state == "COMPLETED" else 1) for s in states]
-    return max(codes, default=1)
+    """Of a job that is over, as our own commands end: its worst of 1, 2, 75 and 0.
+
+    A state that is no success is a failure even without a code, and so is the end of a script by a signal.
+    """
+    codes = {_ours(state) for state in states} or {1}
+    return next(code for code in (1, 2, 75, 0) if code in codes)
+
+
+def _ours(state: JobState) -> int:
+    code = state.exit_code or (0 if state.state == "COMPLETED" else 1)
+    return code if code in (0, 2, 75) else 1
+
+
+def _ask(job: str, sources: Sequence[Callable[[str], Iterator[JobState]]]) -> list[JobState]:
+    answered, silences = False, list[NoAnswer]()
+    for source in sources:
+        try:
+            if found := list(source(job)):
+                return found
+        except NoAnswer as error:
+            silences.append(error)
+            if error.slow:  # the others would ask the same daemon
+                break
+        else:
+            answered |= source is not _sacct  # where accounting is off, sacct knows nothing of any job
+    if not answered:
+        raise next((s for s in silences if s.slow), silences[0])
+    return []
 
 
 def _squeue(job: str) -> Iterator[JobState]:
-    done = _run(["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i|%T|%N|%r"])
-    for line in done.stdout.splitlines() if done and not done.returncode else []:
+    for line in _lines(["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i|%T|%N|%r"]):
         name, state, nodes, reason = line.split("|", 3)
         yield JobState(name.strip(), state.strip(), nodes.strip(), reason.strip(), None, "squeue")
 
 
 def _scontrol(job: str) -> Iterator[JobState]:
-    done = _run(["scontrol", "--oneliner", "show", "job", job])
-    for line in done.stdout.splitlines() if done and not done.returncode else []:
+    for line in _lines(["scontrol", "--oneliner", "show", "job", job]):
         found = dict(re.findall(r"(\w+)=(\S*)", line))
         if "JobState" not in found:
             continue
@@ -113,24 +149,10 @@ def _scontrol(job: str) -> Iterator[JobState]:
 
 
 def _sacct(job: str) -> Iterator[JobState]:
-    argv = [
-        "sacct",
-        "--jobs",
-        job,
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        "--format=JobID,State,NodeList,ExitCode",
-    ]
-    done = _run(argv)
-    for line in done.stdout.splitlines() if done and not done.returncode else []:
+    asked = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList,ExitCode"]
+    for line in _lines(["sacct", "--jobs", job, *asked]):
         name, state, nodes, code = line.split("|", 3)
         yield JobState(name, state.split()[0] if state else "unknown", nodes, "", _code(code), "sacct")
-
-
-def final_states(job: str) -> list[JobState]:
-    """The same with exit codes, which squeue does not tell."""
-    return list(_scontrol(job)) or list(_sacct(job)) or job_states(job)
 
 
 def _code(text: str) -> int:
@@ -139,8 +161,23 @@ def _code(text: str) -> int:
     return int(code) or (128 + int(signum) if int(signum or 0) else 0)
 
 
-def _run(argv: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str] | None:
+def _lines(argv: Sequence[str]) -> list[str]:
+    """What a command that was asked for a job says of it; nothing where it does not know the job."""
+    if shutil.which(argv[0]) is None:
+        raise NoAnswer(f"there is no {argv[0]} on this host")
+    done = _run(argv)
+    if done is None:
+        raise NoAnswer(f"{argv[0]} does not answer in {ASK_S:.0f} s", slow=True)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise NoAnswer(f"{argv[0]}: {done.stderr.strip().partition(chr(10))[0] or f'exit code {done.returncode}'}")
+    return [] if done.returncode else done.stdout.splitlines()
+
+
+def _run(
+    argv: Sequence[str], text: str | None = None, within_s: float = ASK_S
+) -> subprocess.CompletedProcess[str] | None:
+    """None where it is not there, or takes too long."""
     try:
-        return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=ASK_S)
+        return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=within_s)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -89,6 +89,16 @@ def read_prompts(texts: Sequence[str], files: Sequence[Path], refs: Sequence[str
     `refs` go with `texts`: one for all of them, or one each. References are joined by ";" as in Open-Sora's csv, and a
     relative path starts at the current folder. Raises UserError with every problem of every file.
     """
+    entries, wrong = collect_prompts(texts, files, refs)
+    if wrong:
+        raise UserError("these prompts cannot be used", wrong)
+    return entries
+
+
+def collect_prompts(
+    texts: Sequence[str], files: Sequence[Path], refs: Sequence[str]
+) -> tuple[tuple[PromptEntry, ...], list[str]]:
+    """The same with the problems beside it: what is wrong with references can then be told together with them."""
     problems = Problems()
     rows = [(source, row) for source, row in _command_line_rows(texts, refs, problems)]
     for path in files:
@@ -96,9 +106,7 @@ def read_prompts(texts: Sequence[str], files: Sequence[Path], refs: Sequence[str
     if not texts and not files:
         problems.add("no prompts", "give --prompt TEXT or --prompts FILE")
     entries = [_entry(index, source, row, problems) for index, (source, row) in enumerate(rows)]
-    if problems.found:
-        raise UserError("these prompts cannot be used", problems.texts())
-    return tuple(entries)
+    return tuple(entries), problems.texts()
 
 
 def with_suffixes(text: str, fps: int, motion_score: str | None) -> str:
@@ -135,6 +143,9 @@ def _command_line_rows(texts: Sequence[str], refs: Sequence[str], problems: Prob
     elif len(refs) > 1 and len(refs) != len(texts):
         message = f"{len(refs)} references for {len(texts)} prompts; give one for all or one each"
         problems.add("--ref", f"{message} (two of one prompt are joined by ';')")
+    for number, ref in enumerate(refs, start=1):
+        if not ref.strip():
+            problems.add("--ref", "the path is empty (a variable of the shell that is not set?)", number)
     each = list(refs) * len(texts) if len(refs) == 1 else [*refs, *[""] * len(texts)]
     return [("--prompt", Row(i + 1, {"text": text, "ref": each[i]})) for i, text in enumerate(texts)]
 
@@ -145,7 +156,7 @@ def _entry(index: int, source: str, row: Row, problems: Problems) -> PromptEntry
     assert isinstance(text, str)
     if not text.strip():
         problems.add(source, "the text is empty", row.line)
-    elif not _is_unicode(text):
+    elif not is_unicode(text):
         problems.add(source, "the text is not valid UTF-8", row.line)
     values: dict[str, Any] = {}
     for column in SETTING_COLUMNS:
@@ -178,7 +189,7 @@ def _references(cell: Cell, source: str, line: int, problems: Problems) -> tuple
     return tuple(os.path.abspath(path) for path in paths)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether UTF-8 can hold the text: bytes of argv that are no UTF-8 and half an escape in JSON cannot."""
     try:
         text.encode("utf-8")

@@ -58,6 +58,15 @@ def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_
     return problems.texts()
 
 
+def unreadable(entries: Sequence[PromptEntry]) -> list[str]:
+    """One line for each reference that is no image or video, whatever is to be made of it."""
+    problems = Problems()
+    for path, source in {ref: entry.source for entry in reversed(entries) for ref in entry.refs}.items():
+        if isinstance(reason := _probe_or_reason(path), str):
+            problems.add_for_prompt(source, f"ref {path}: {reason}")
+    return problems.texts()
+
+
 def probe(path: str) -> ReferenceFile:
     """Kind, size and length of an image or video. ValueError says why it cannot be read, OSError is the system's."""
     suffix = Path(path).suffix.lower()

@@ -4,6 +4,7 @@ Runs in the launcher before any rank starts, so a file's header is all that is r
 """
 
 import json
+import shlex
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ def read_stored(path: Path) -> dict[str, Stored]:
 
 
 def missing(path: Path, model: ModelConfig) -> str:
-    return f"{path} is missing; to download it: {model.download}"
+    """In the command, {folder} stands for where the files belong."""
+    return f"{path} is missing; to download it: {model.download.replace('{folder}', shlex.quote(model.folder))}"
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -21,15 +21,9 @@ from opensora_launch.config import (
     Storage,
 )
 from opensora_launch.errors import UserError
-from opensora_launch.plan.checks import (
-    card_problems,
-    launcher_problems,
-    model_problems,
-    sampling_problems,
-    topology_problems,
-)
+from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, Work, options, steps_of
-from opensora_launch.plan.codec import decode
+from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
@@ -126,7 +120,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        return cast(Plan, decode(cls, data))
+        return cast(Plan, decode(cls, of_schema(data, SCHEMA)))
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:
@@ -165,9 +159,8 @@ def _rows_per_step(
 
 def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str) -> Plan:
     """Resolve a request, or raise UserError naming every reason why it cannot be."""
-    problems = geometry_problems(run.video, run.model.mmdit) + sampling_problems(run.sampling)
-    problems += model_problems(run.model.mmdit) + placement_problems(run.placement)
-    problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
+    problems = geometry_problems(run.video, run.model.mmdit) + placement_problems(run.placement)
+    problems += early_problems(run, machine.device, machine.ranks, machine.gpus_per_node)
     if problems:
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)

@@ -34,6 +34,7 @@ class Heartbeat:
         self.loaded_bytes = 0  # of the weights that this rank reads
         self.load_bytes = 0
         self.load_since_s = 0.0  # of the epoch
+        self.looks = 0  # at what others of the run do
         self.collective: Position | None = None  # the last one: its axis, ranks and sequence
         self.inside = False  # that collective
         self.device_position: Callable[[], Position | None] = lambda: None  # in which collective the device is
@@ -54,6 +55,11 @@ class Heartbeat:
     def loaded(self, nbytes: int) -> None:
         """So many of them have come."""
         self.loaded_bytes += nbytes
+
+    def wait_for_others(self) -> None:
+        """This rank looks whether others of the run live: it does nothing else, and is not stalled."""
+        self.phase, self.video, self.step, self.steps = "queue", None, None, None
+        self.looks += 1
 
     def now(self) -> float:
         """Seconds of the epoch, which never jump."""
@@ -86,7 +92,7 @@ class Heartbeat:
         inside, position = self.inside, self.collective
         if not inside and (on_device := self.device_position()):
             inside, position = True, on_device
-        here = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, position, inside)
+        here = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, self.looks, position, inside)
         if here != self._last:
             self._last, self._progress_s = here, now
         return Beat(

@@ -69,7 +69,7 @@ def generate(
             frames = decode_video(job, networks, video, latent)
             if frames is not None:
                 with job.recorder.span("save", video=video.name):
-                    _save(job, video, frames)
+                    _save(job, video, frames, texts[video.text].cut)
             done.append(video.name)
         if job.checkpoints:
             job.checkpoints.drop(videos[0].name)
@@ -200,7 +200,7 @@ def decode_latent(
     return decode_regions(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video, tile_cost))
 
 
-def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"]) -> None:
+def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"], cut_tokens: int) -> None:
     """The video, then the record of its completion; both appear whole or not at all."""
     folder = job.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,6 +208,7 @@ def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"]) -
     plan = job.plan
     record = {
         **asdict(video),
+        "cut_tokens": cut_tokens,
         "file": path.name,
         "geometry": asdict(plan.geometry),
         "sampling": asdict(plan.sampling),

@@ -31,11 +31,14 @@ def run_rank(argv: Sequence[str]) -> int:
     launched = len(argv) == 2 and argv[0] in ("--attempt", "--verify")
     try:
         me = Rank.from_env(os.environ)
-        if launched and (me.starter == "torchrun" or me.world > 1):
+        alone = me.starter != "torchrun" and me.world == 1
+        if launched and not alone:
             start.open_log(Path(argv[1]) / "logs" / f"rank{me.rank}.log")
         start.start_logging(me)
         start.join(me)
         attempt, work = _agree(argv, me, launched)
+        if alone or not launched:  # what it prints is seen, and is kept too
+            start.keep_log(attempt / "logs" / f"rank{me.rank}.log", me)
     except (UserError, Unreachable) as e:
         sys.stderr.write(f"error: {e}\n")
         code = start.EXIT_USER if isinstance(e, UserError) else start.EXIT_FAILURE

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-CONNECT_S = 45.0  # for a host that does not answer
+CONNECT_S = 30.0  # for a host that does not answer
 COME_UP_S = 300.0  # for ranks that are still loading torch, from a slow disk perhaps: their host answers, they do not
 TRY_S, AGAIN_S = 3.0, 0.2  # one attempt to connect, and the pause before the next
 

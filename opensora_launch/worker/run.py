@@ -31,7 +31,7 @@ from opensora_launch.worker import start, watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
 from opensora_launch.worker.generate import DTYPES, Job, generate
 from opensora_launch.worker.networks import Networks, read_networks
-from opensora_launch.worker.queue import Owner, Queue, finished
+from opensora_launch.worker.queue import LOOK_S, WAIT, Owner, Queue, finished
 from opensora_launch.worker.slurm_env import job_name
 from opensora_launch.worker.start import Rank
 from opensora_launch.worker.texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
@@ -110,7 +110,8 @@ def _batches(job: Job, attempt: Path, me: Rank) -> Iterator[tuple[VideoRequest, 
     """Those that this group gets from the run's queue: its first rank takes one, and tells the others."""
     axis, beat, everything = job.mesh.video, job.recorder.heartbeat, job.plan.batches
     assert job.checkpoints
-    queue = Queue(job.run_dir, everything, Owner(attempt.name, me.rank, job_name(os.environ)))
+    owner = Owner(attempt.name, me.rank, job_name(os.environ), socket.gethostname(), os.getpid())
+    queue = Queue(job.run_dir, everything, owner)
     while True:
         beat.videos_done = sum(finished(job.run_dir, [video]) for video in job.plan.videos)
         if job.checkpoints.asked_to_stop():
@@ -121,7 +122,11 @@ def _batches(job: Job, attempt: Path, me: Rank) -> Iterator[tuple[VideoRequest, 
                 dist.broadcast_object_list(taken, axis.ranks[0], group=axis.group)
         if taken[0] is None:
             return
-        yield everything[taken[0]]
+        if taken[0] == WAIT:
+            beat.wait_for_others()
+            time.sleep(LOOK_S)
+        else:
+            yield everything[taken[0]]
 
 
 def settle(
@@ -136,7 +141,9 @@ def settle(
         dtype=DTYPES[plan.precision],
         head_dim=plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads,
     )
-    log.info("%s, %s, attention by %s %s", device_name(device), plan.precision, kernel.name, kernel.version)
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    of_kernel = f"{kernel.name} {kernel.version}"
+    log.info("%s, %s, attention by %s, CPUs %s", device_name(device), plan.precision, of_kernel, cpus)
     recorder = Recorder(
         attempt / "telemetry" / f"rank{me.rank}.jsonl",
         _meta(plan, me, device, kernel, started) | _clock(me),

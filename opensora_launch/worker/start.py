@@ -83,9 +83,21 @@ def open_log(path: Path) -> None:
 
 
 def start_logging(me: Rank) -> None:
-    form = f"%(asctime)s rank {me.rank} %(message)s"
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
+    logging.getLogger().handlers[0].setFormatter(_form(me))
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def keep_log(path: Path, me: Rank) -> None:
+    """From here on, what is logged goes to `path` too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_form(me))
+    logging.getLogger().addHandler(handler)
+
+
+def _form(me: Rank) -> logging.Formatter:
+    return logging.Formatter(f"%(asctime)s rank {me.rank} %(message)s", datefmt="%H:%M:%S")
 
 
 def pick_device(kind: str, me: Rank) -> torch.device:
@@ -167,8 +179,12 @@ def set_numerics(threads: int, numerics: NumericsConfig) -> None:
 def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
     """Record the failure, if it is the run's first; the exit code to leave with.
 
-    The process group is not destroyed: on an error that can wait for peers forever.
+    The process group is not destroyed: on an error that can wait for peers forever. Ctrl-C is no failure.
     """
+    if isinstance(error, KeyboardInterrupt):
+        log.info("interrupted in phase %s, step %s", beat.phase, beat.step)
+        beat.close("failed")
+        return EXIT_INTERRUPTED
     log.error("failed in phase %s, step %s", beat.phase, beat.step, exc_info=error)
     if is_peer_error(error):
         failure = peer_failure(attempt, me)
@@ -187,8 +203,6 @@ def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
     if failure:
         record_failure(attempt, failure)
     beat.close("failed")
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
     return EXIT_USER if failure and failure.kind == "user" else EXIT_FAILURE
 
 

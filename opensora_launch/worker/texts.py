@@ -33,13 +33,14 @@ log = logging.getLogger("opensora_launch.worker")
 
 @dataclass(frozen=True)
 class Embedding:
-    """One text: T5's token states and CLIP's pooled vector."""
+    """One text: T5's token states and CLIP's pooled vector; `cut` counts T5's tokens that did not fit."""
 
     t5: Float[Tensor, "T context"]
     clip: Float[Tensor, "vec"]
+    cut: int = 0
 
     def to(self, device: torch.device) -> "Embedding":
-        return Embedding(self.t5.to(device), self.clip.to(device))
+        return Embedding(self.t5.to(device), self.clip.to(device), self.cut)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TextCache:
         """None if it is not there, or cannot be read."""
         try:
             tensors = load_file(self._file(text))
-            return Embedding(tensors["t5"], tensors["clip"])
+            return Embedding(tensors["t5"], tensors["clip"], int(tensors["cut"]))
         except (OSError, SafetensorError, KeyError):
             return None
 
@@ -75,7 +76,8 @@ class TextCache:
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"t5": embedding.t5.contiguous(), "clip": embedding.clip.contiguous()}, aside)
+            tensors = {"t5": embedding.t5, "clip": embedding.clip, "cut": torch.tensor(embedding.cut)}
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
             aside.replace(path)
         except (OSError, SafetensorError) as error:
             log.warning("the text embeddings are not kept in %s: %s", self.folder, error)
@@ -107,14 +109,15 @@ def encode_texts(
     if new := [text for text in texts if known[text] is None]:
         rows = fitting_encoders(model, axis, device, dtype).encode(new)
         for text, t5, clip, (cut, _) in zip(new, rows.t5, rows.clip, rows.cut, strict=True):
-            known[text] = Embedding(t5.to(CPU, dtype), clip.to(CPU, dtype))
-            if cut:
-                log.warning("the last %d tokens of this prompt do not fit and are not seen: %s", cut, text)
+            known[text] = Embedding(t5.to(CPU, dtype), clip.to(CPU, dtype), cut)
     found = [embedding for text in texts if (embedding := known[text]) is not None]
     if cache:
         for text, embedding in zip(texts, found, strict=True):
             if text in new:
                 cache.write(text, embedding)
+    for text, embedding in zip(texts, found, strict=True):
+        if embedding.cut:
+            log.warning("the last %d tokens of this prompt do not fit and are not seen: %s", embedding.cut, text)
     return found
 
 
@@ -158,4 +161,5 @@ def share_embeddings(axis: Axis, texts: Sequence[str], encoded: Sequence[Embeddi
     """Each text's embedding, on the CPU of every rank of the axis; its first rank has encoded them."""
     t5 = broadcast(axis, torch.stack([e.t5 for e in encoded]) if encoded else None, CPU)
     clip = broadcast(axis, torch.stack([e.clip for e in encoded]) if encoded else None, CPU)
-    return {text: Embedding(t5[i], clip[i]) for i, text in enumerate(texts)}
+    cut = broadcast(axis, torch.tensor([e.cut for e in encoded]) if encoded else None, CPU)
+    return {text: Embedding(t5[i], clip[i], int(cut[i])) for i, text in enumerate(texts)}

@@ -1,6 +1,9 @@
 """Any text arrives byte for byte, and every prompt becomes the videos that its settings say."""
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,16 +153,62 @@ def test_config_prompts_and_references_are_said_together(capsys: pytest.CaptureF
     assert "video.num_frames=6" in said
 
 
+def test_a_wrong_prompt_file_does_not_hide_a_missing_reference(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does an override that there is not, or a kernel of another device; nothing is written."""
+    words = ["generate", "--prompt", "x", "--ref", "cat.png", "--prompts", "gone.csv", "model=tiny"]
+    for more, said in (
+        (["attention=flash3", "topology=cpu2"], "attention=flash3 cannot be used: it needs a GPU; use attention=auto"),
+        (["sampling.cond_type=i2v"], "cond_type=i2v is none of t2v"),
+        (["sampling.num_stepz=3"], "did you mean sampling.num_steps?"),
+    ):
+        assert main([*words, *more]) == 2
+        err = capsys.readouterr().err
+        assert [part for part in ("cat.png: no such file", "gone.csv: no such file", said) if part not in err] == []
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_the_layout_is_looked_at_whatever_else_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--prompt", "x", "model=tiny", "topology=cpu4", "layout.ring=3", "video.num_frames=6"]
+    assert main([*words, "sampling.num_steps=100000000", "sampling.num_samples=20000"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "error: this run cannot start:",
+        "  - sampling.num_steps=100000000 must be at most 10000",
+        "  - sampling.num_samples=20000 must be at most 10000",
+        "  - video.num_frames=6 must be 1 plus a multiple of 4; the nearest is 5",
+        "  - layout.ring=3 needs 3 ranks or a multiple, the topology has 4; "
+        "change topology.gpus_per_node or leave an axis out, and it is chosen",
+    ]
+
+
+def test_words_that_are_no_text_are_named(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", "--negative-prompt", "a\udcff", "model=tiny", "runs_dir=\udcfe"]) == 2
+    said = capsys.readouterr().err
+    assert "'a\\udcff' is not valid UTF-8" in said
+    assert "'runs_dir=\\udcfe' is not valid UTF-8" in said
+    assert main(["generate", "--prompt", "x", "--ref", "", "model=tiny"]) == 2
+    assert "--ref 1: the path is empty" in capsys.readouterr().err
+    assert list(empty_folder.iterdir()) == []
+
+
 def test_no_prompt_is_told_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "model=tiny"]) == 2
     assert '--prompt "raining, sea"' in capsys.readouterr().err
 
 
 def test_missing_weights_are_named_with_the_command_that_downloads_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--prompt", "x", "model=open_sora_v2", "topology=cpu1"]) == 2
+    words = ["generate", "--prompt", "x", "model=open_sora_v2", "topology=cpu1", "model.folder='/no where/it\\'s'"]
+    assert main(words) == 2
     said = capsys.readouterr().err
-    assert "Open_Sora_v2.safetensors is missing" in said
-    assert "huggingface-cli download" in said
+    assert "/no where/it's/Open_Sora_v2.safetensors is missing" in said
+    (command,) = {line.partition("to download it: ")[2] for line in said.splitlines() if "is missing" in line}
+    program, verb, repository, option, folder = shlex.split(command)
+    assert (repository, folder) == ("hpcai-tech/Open-Sora-v2", "/no where/it's")
+    installed = Path(sys.executable).with_name(program)
+    done = subprocess.run([installed, verb, "--help"], capture_output=True, text=True, check=True)
+    assert option in done.stdout
 
 
 def test_ranks_started_by_hand_get_one_message_for_what_they_cannot_do() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from opensora_launch.cli import generate, main, prepare
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.telemetry.failure import Failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 
 ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
@@ -112,10 +113,46 @@ def test_a_dry_run_of_what_is_missing(run: Path, capsys: pytest.CaptureFixture[s
     assert not (run / "attempts" / "1").exists()
 
 
-def test_a_damaged_run_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run / "plan.json").write_text("{")
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("plan.json", "{", "Expecting property name"),
+        ("plan.json", '{"a": 1}', "it names no schema"),
+        ("plan.json", '{"schema": 99}', "it has schema 99, and this version of opensora-launch reads "),
+        ("plan.json", '{"schema": 1, "a": 1}', "'a' is nothing of Plan"),
+        ("plan.json", '{"schema": 1}', "'attention' of Plan is missing"),
+        ("config.yaml", "a: [1,\nb: {", "while parsing a flow"),
+        ("config.yaml", "- a", "it holds no keys"),
+        ("overrides.json", '{"a": 1}', "it is no list of words"),
+    ],
+)
+def test_a_damaged_run_is_told(name: str, text: str, said: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / name).write_text(text)
+    for words in (["generate", "--resume", str(run)], ["status", str(run)]):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {run / name} cannot be read: {said}")
+
+
+def test_the_config_of_a_run_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    argv = ["generate", "--cfg", "job", "--resume", str(run), "sampling.batch_size=2"]
+    assert main(argv) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["sampling"]["num_steps"], config["topology"]["gpus_per_node"]) == (3, 3)
+    assert (config["model"]["name"], config["sampling"]["batch_size"]) == ("tiny", 2)
+
+
+def test_a_run_whose_ranks_have_said_their_last_is_free(run: Path, started: list[tuple[str, Path]]) -> None:
+    """Though its heartbeats are fresh."""
+    attempt = run / "attempts" / "0"
+    beat = Heartbeat(attempt / "heartbeat" / "rank0.json", rank=0, host="elsewhere")
+    beat.write(beat.beat(beat.now()))
     assert main(["generate", "--resume", str(run)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    record_failure(attempt, Failure(1, "elsewhere", "failure", "ValueError: no"))
+    assert main(["generate", "--resume", str(run)]) == 0
+    assert len(started) == 1
 
 
 def test_ranks_started_by_hand_resume_too(run: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from opensora_launch.config import LauncherKind
 from opensora_launch.launch.supervise import Outcome
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.telemetry.failure import Failure
+from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
 
 
@@ -119,6 +123,53 @@ def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
     assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 130
     assert "ended by SIGINT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("others", "code"), [(False, 1), (True, 0)])
+def test_ranks_that_end_well_and_leave_videos(
+    others: bool, code: int, attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is well only if somebody else makes them."""
+    run = attempt.parents[1]
+    plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
+    monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(0))
+    heart = Heartbeat(run / "attempts/7/heartbeat/rank0.json", rank=0, host="elsewhere")
+    (run / "attempts/7/heartbeat").mkdir(parents=True)
+    heart.write(heart.beat(heart.now(), "running" if others else "done"))
+    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == code
+    goes_on = f"and others are at work on them: opensora-launch status {run}"
+    assert capsys.readouterr().err == (
+        f"2 of 2 videos are missing{f', {goes_on}' if others else f'; go on with --resume {run}'}\n"
+    )
+
+
+def test_a_full_disk_costs_the_report_and_not_the_run(
+    attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = attempt.parents[1]
+    for video in ("0000_0", "0001_0"):
+        (run / "samples" / f"{video}.json").write_text('{"cut_tokens": 0}')
+    (run / "samples/0001_0.json").write_text('{"cut_tokens": 12}')
+    (run / "report.json").mkdir()  # so that it cannot be written
+    plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
+    monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(0))
+    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 0
+    said = capsys.readouterr()
+    assert f"no report, Is a directory; make room, then: opensora-launch report {run}\n" in said.out
+    assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are not seen\n"
+
+
+def test_a_disk_that_is_full_from_the_start(empty_folder: Path) -> None:
+    """A real limit on the size of a file stands for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "opensora_launch.cli", "generate", "--prompt", "x", "model=tiny", "topology=cpu1"],
+        cwd=empty_folder,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: File too large")
+    assert "Traceback" not in done.stderr
 
 
 def test_report_of_a_run_without_telemetry(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:

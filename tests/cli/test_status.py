@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from opensora_launch.cli import main, prepare
-from opensora_launch.launch import processes
-from opensora_launch.launch.run_state import Launched, jobs_of, read_attempts, record_launch, seconds_left
+from opensora_launch.launch import processes, slurm_query
+from opensora_launch.launch.run_state import Launched, jobs_of, read_attempts, read_state, record_launch, seconds_left
 from opensora_launch.launch.slurm_query import _code, exit_code, job_states
 from opensora_launch.plan.plan import Machine
 from opensora_launch.telemetry.events import Meta, Step, event_line, meta_line
@@ -130,18 +133,23 @@ def test_who_is_asked_and_who_answers(fake_slurm: Path) -> None:
     (by_scontrol,) = job_states("7")
     assert (by_scontrol.source, by_scontrol.job, by_scontrol.exit_code) == ("scontrol", "7_2", 75)
     assert exit_code([by_scontrol]) == 75
-    assert exit_code([replace(by_scontrol, state="COMPLETED", exit_code=0)]) == 0
+    done = replace(by_scontrol, state="COMPLETED", exit_code=0)
+    assert exit_code([done]) == 0
     assert exit_code([replace(by_scontrol, state="TIMEOUT", exit_code=0)]) == 1
+    assert [exit_code([by_sacct]), exit_code([replace(done, state="FAILED", exit_code=137)])] == [1, 1]
+    assert exit_code([done, by_scontrol]) == 75
+    assert exit_code([by_scontrol, replace(done, state="FAILED", exit_code=2)]) == 2
+    assert exit_code([by_sacct, replace(done, state="FAILED", exit_code=2)]) == 1
     assert exit_code([]) == 1
     assert [_code(text) for text in ("0:0", "2:0", "0:9")] == [0, 2, 137]
 
 
-def test_a_job_is_asked_once(attempt: Path) -> None:
+def test_a_job_is_asked_once_and_an_array_whole(attempt: Path) -> None:
     run = attempt.parents[1]
     for number, job in enumerate(("7", "7", "7_2", "8", "9_1")):
         (run / f"attempts/{number}").mkdir(exist_ok=True)
         record_launch(run / f"attempts/{number}", Launched("slurm", job=job))
-    assert jobs_of(read_attempts(run)) == ["7", "8", "9_1"]
+    assert jobs_of(read_attempts(run)) == ["7", "8", "9"]
 
 
 def test_a_queued_job_is_not_resumed_over(attempt: Path, fake_slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,3 +159,123 @@ def test_a_queued_job_is_not_resumed_over(attempt: Path, fake_slurm: Path, capsy
     assert main(["generate", "--resume", str(run)]) == 2
     assert f"job 7 is PENDING: opensora-launch cancel {run} ends it" in capsys.readouterr().err
     assert "job 7: PENDING (Priority), says squeue" in shown(capsys, run)
+
+
+@pytest.fixture
+def two_jobs(attempt: Path) -> Path:
+    """A run on which two jobs have worked."""
+    for number, job in enumerate(("7", "8")):
+        (attempt.with_name(str(number))).mkdir(exist_ok=True)
+        record_launch(attempt.with_name(str(number)), Launched("slurm", job=job))
+    return attempt.parents[1]
+
+
+def test_without_slurm_nothing_is_known(
+    two_jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert main(["cancel", str(two_jobs)]) == 1
+    why = "Slurm cannot be asked (there is no squeue on this host)"
+    assert capsys.readouterr().out == "".join(f"job {n} may go on: {why}; scancel {n} ends it\n" for n in (7, 8))
+    assert f"job 7: {why}\njob 8: {why}\n" in shown(capsys, two_jobs)
+
+
+def test_a_slurm_that_does_not_answer_is_waited_for_once(
+    two_jobs: Path, fake_slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slurm_query, "ASK_S", 1.0)
+    (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\necho asked >>{fake_slurm}/asked\nexec sleep 60\n")
+    assert main(["cancel", str(two_jobs)]) == 1
+    said = capsys.readouterr().out
+    assert [f"job {n} may go on: Slurm cannot be asked (squeue does not answer in 1 s)" in said for n in (7, 8)] == [
+        True,
+        True,
+    ]
+    assert (fake_slurm / "asked").read_text() == "asked\n"
+
+
+def test_a_controller_that_is_down_is_no_unknown_job(fake_slurm: Path) -> None:
+    down = "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n"
+    for name in ("squeue", "scontrol"):
+        (fake_slurm / "bin" / name).write_text(down)
+    assert [state.source for state in job_states("7")] == ["sacct"]
+    (fake_slurm / "bin" / "sacct").write_text("#!/bin/sh\n")  # as it is for every job where accounting is off
+    with pytest.raises(slurm_query.NoAnswer, match="Unable to contact"):
+        job_states("7")
+    (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho 'Invalid job id specified' >&2; exit 1\n")
+    assert job_states("7") == []
+
+
+def test_slurm_and_the_error_are_believed_before_a_heartbeat(
+    attempt: Path, fake_slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last beats of ranks that are gone are fresh for a while."""
+    run = attempt.parents[1]
+    write_beats(attempt, beat(host="n1"), beat(1, host="n1"))
+    record_launch(attempt, Launched("slurm", job="7_2"))
+    for state, said in (("FAILED", "over, its job is FAILED"), ("RUNNING", "running")):
+        (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\necho '7_2|{state}|n1|None'\n")
+        text = shown(capsys, run)
+        assert f"attempt 0: {said}\n" in text
+        assert ("rank 0 on n1: running" in text) is (state == "RUNNING")
+    (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '7_2|FAILED|n1|None'\n")
+    assert not read_state(run).to_come()
+    record_launch(attempt, Launched("torchrun", "n1", 1, 1))
+    assert "attempt 0: running\n" in shown(capsys, run)
+    assert read_state(run).to_come()
+    record_failure(attempt, Failure(1, "n1", "failure", "ValueError: no", phase="vae"))
+    assert "attempt 0: failed\n" in shown(capsys, run)
+    assert not read_state(run).to_come()
+
+
+def test_an_attempt_that_its_job_has_left_behind(
+    attempt: Path, fake_slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '7|RUNNING|n1|None'\n")
+    second = attempt.with_name("1")
+    (second / "heartbeat").mkdir(parents=True)
+    for each in (attempt, second):
+        record_launch(each, Launched("slurm", job="7"))
+        write_beats(each, beat(host="n1"))
+    text = shown(capsys, attempt.parents[1])
+    assert "attempt 1: running\n" in text
+    assert "attempt 0" not in text
+
+
+def test_what_was_ended_from_outside_says_by_what(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_beats(attempt, beat(pid=2**22 + 1))
+    record_launch(attempt, Launched("torchrun", HERE, 2**22 + 1, 1, ended="SIGINT"))
+    assert "attempt 0: ended by SIGINT\n" in shown(capsys, attempt.parents[1])
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as rank:
+        write_beats(attempt, beat(pid=rank.pid))
+        (attempt / "launcher.json").unlink()
+        assert main(["cancel", str(attempt.parents[1])]) == 0
+        capsys.readouterr()
+        assert "attempt 0: ended by opensora-launch cancel\n" in shown(capsys, attempt.parents[1])
+
+
+def test_where_a_run_stands_that_was_stopped(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = attempt.parents[1]
+    (run / "checkpoints").mkdir()
+    save_file({"latents": torch.zeros(3)}, run / "checkpoints/0001_0.safetensors", metadata={"step": "4"})
+    (run / "checkpoints/torn.safetensors").write_bytes(b"\xff" * 20)
+    write_beats(attempt, beat(state="preempted"))
+    text = shown(capsys, run)
+    assert "attempt 0: preempted\n" in text
+    assert "0001_0 is stored after step 4\n" in text
+
+
+def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seven videos of six steps, two of them in the making: five are left for two attempts of one group each."""
+    prompts = [word for i in range(7) for word in ("--prompt", str(i))]
+    first = prepare([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1))
+    second = first.with_name("1")
+    (second / "heartbeat").mkdir(parents=True)
+    (second / "telemetry").mkdir()
+    facts = {"rank": 0, "world": 1, "local_rank": 0, "host": HERE, "device": "cpu", "device_name": "c", "threads": 1}
+    meta = Meta(**facts, start_s=0.0, start_epoch_s=0.0, layouts={})  # type: ignore[arg-type]
+    for each, name in ((first, "0000_0"), (second, "0001_0")):
+        write_beats(each, beat(video=name, step=1))
+        (each / "telemetry/rank0.jsonl").write_text(meta_line(meta) + event_line(Step(name, 0, 2, 2, "x", 0.0, 10.0)))
+    said = re.findall(r"about (\S+) of denoising left", shown(capsys, first.parents[1]))
+    assert said == ["00:03:50"] * 2  # 5 steps of its own and 3 of the 5 videos that wait

@@ -41,6 +41,22 @@ def test_each_line_of_prompts_says_its_point_and_what_the_sweep_chose() -> None:
     assert json.dumps(job.record.argv) == '["model=tiny", "sampling.seed=1"]'
 
 
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        (["sampling.guidance=interval(1,2)"], "is every number between two: name some"),
+        (["sampling.seed=range(1,1000000000)"], "holds 999999999 values: a sweep has 1000 points at most"),
+        (["sampling.seed=range(1,1e9,0.5)"], "a sweep has 1000 points at most"),
+        (["sampling.seed=shuffle(range(1,1000000000))"], "a sweep has 1000 points at most"),
+        (["sampling.seed=range(5,5)"], "holds no values"),
+        (["sampling.seed=range(0,40)", "sampling.guidance=range(0,40)"], "this sweep has 1600 points"),
+    ],
+)
+def test_sweeps_that_nobody_can_wait_for(sweep: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", "-m", "model=tiny", *sweep]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_sizes_are_runs_of_their_own_and_gather_their_points() -> None:
     jobs = jobs_of("sampling.seed=1,2", "video.num_frames=5,9")
     assert [(job.plan.geometry.num_frames, len(job.plan.videos)) for job in jobs] == [(5, 4), (9, 4)]

@@ -192,4 +192,4 @@ def test_lines_are_aligned_and_hosts_named_where_there_are_several() -> None:
     assert lines([replace(ok("shm", "fine"), host="a1"), bad])[1] == "fail  b   gpu memory  none; fix: buy some (money)"
     assert worst([ok("a", "b"), bad]) is Level.fail
     assert worst([]) is Level.ok
-    assert (gib(3 * GIB), gib(64 * 2**20)) == ("3.0 GiB", "64 MiB")
+    assert [gib(count) for count in (3 * GIB, 64 * 2**20, 90_000, 0)] == ["3.0 GiB", "64 MiB", "88 KiB", "0 KiB"]

@@ -117,7 +117,7 @@ def test_texts_come_first_then_files_in_their_order(tmp_path):
         ([], [(), ()]),
         (["/a.png"], [("/a.png",), ("/a.png",)]),
         (["/a.png; /b.png"], [("/a.png", "/b.png"), ("/a.png", "/b.png")]),
-        (["/a.png", ""], [("/a.png",), ()]),
+        (["/a.png", "/b.png;/c.png"], [("/a.png",), ("/b.png", "/c.png")]),
     ],
 )
 def test_command_line_references_pair_with_texts(refs, expected):

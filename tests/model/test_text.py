@@ -133,7 +133,7 @@ def test_a_missing_folder_is_a_line_with_the_command(tmp_path: Path) -> None:
         f"{tmp_path}/google/t5-v1_1-xxl/config.json",
         f"{tmp_path}/openai/clip-vit-large-patch14/config.json",
     ]
-    assert all("huggingface-cli download hpcai-tech/Open-Sora-v2" in p for p in caught.value.problems)
+    assert all("hf download hpcai-tech/Open-Sora-v2" in p for p in caught.value.problems)
 
 
 def test_random_embeddings_belong_to_the_text() -> None:

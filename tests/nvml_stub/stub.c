@@ -94,6 +94,12 @@ int nvmlDeviceGetUUID(Device *d, char *text, unsigned size) {
   snprintf(text, size, d->mig ? "MIG-0000-%d" : "GPU-0000-%d", d->index);
   return SUCCESS;
 }
+typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } Pci;
+int nvmlDeviceGetPciInfo_v3(Device *d, Pci *pci) {
+  ANSWER(nvmlDeviceGetPciInfo_v3);
+  *pci = (Pci){.bus = 0x1a + d->index};
+  return snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02X:00.0", pci->bus), SUCCESS;
+}
 #ifndef NAME
 #define NAME "Stub GPU"
 #endif

@@ -2,19 +2,24 @@
 
 import json
 import os
+import shutil
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
-from opensora_launch.worker.queue import STALE_S, Owner, Queue
+from opensora_launch.worker import queue as queue_of
+from opensora_launch.worker.queue import STALE_S, WAIT, Owner, Queue
 from tests.worker.plans import video
 
 BATCHES = [[video(f"000{i}_0")] for i in range(3)]
-ALIVE = Beat(0, socket.gethostname(), os.getpid(), 0.0, "running", "denoise")
+HERE, OURS = socket.gethostname(), os.getpid()
+ALIVE = Beat(0, HERE, OURS, 0.0, "running", "denoise")
 
 
 def beat(run: Path, attempt: str, last: Beat) -> None:
@@ -23,8 +28,8 @@ def beat(run: Path, attempt: str, last: Beat) -> None:
     (folder / f"rank{last.rank}.json").write_text(json.dumps(asdict(last)))
 
 
-def queue(run: Path, attempt: str, rank: int = 0, job: str = "") -> Queue:
-    return Queue(run, BATCHES, Owner(attempt, rank, job))
+def queue(run: Path, attempt: str, rank: int = 0, job: str = "", host: str = HERE, pid: int = OURS) -> Queue:
+    return Queue(run, BATCHES, Owner(attempt, rank, job, host, pid))
 
 
 def finish(run: Path, index: int) -> None:
@@ -32,13 +37,35 @@ def finish(run: Path, index: int) -> None:
     (run / "samples" / f"{BATCHES[index][0].name}.json").touch()
 
 
+def settled(asked: Queue, within_s: float = 20.0) -> int | None:
+    """What `take` says once it is certain; other owners' hearts beat meanwhile, or do not."""
+    deadline = time.monotonic() + within_s
+    while (found := asked.take()) == WAIT:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def alive(tmp_path: Path) -> Iterator[None]:
+    """Ranks 0 and 2 of attempt 0 and rank 0 of attempt 1 live."""
+    paths = [tmp_path / f"attempts/{attempt}/heartbeat/rank{rank}.json" for attempt, rank in ((0, 0), (0, 2), (1, 0))]
+    hearts = [Heartbeat(p, rank=int(p.stem[-1]), host=HERE, interval_s=0.1) for p in paths]
+    for heart in hearts:
+        heart.start()
+    yield
+    for heart in hearts:
+        heart.close()
+
+
+@pytest.mark.usefixtures("alive")
 def test_groups_and_jobs_share_the_batches(tmp_path: Path) -> None:
-    for rank in (0, 2):
-        beat(tmp_path, "0", replace(ALIVE, rank=rank, time_s=time.time()))
-    beat(tmp_path, "1", replace(ALIVE, time_s=time.time()))
     one, two, other_job = queue(tmp_path, "0"), queue(tmp_path, "0", rank=2), queue(tmp_path, "1")
-    assert (one.take(), two.take(), other_job.take()) == (0, 1, 2)
-    assert (one.take(), two.take(), other_job.take()) == (None, None, None)
+    assert (one.take(), two.take()) == (0, 1)
+    assert (one.take(), two.take()) == (2, None)  # of one's own attempt it is certain
+    assert other_job.take() == WAIT
+    assert settled(other_job) is None
+    assert settled(one) is None
 
 
 def test_what_is_finished_is_not_taken(tmp_path: Path) -> None:
@@ -47,28 +74,57 @@ def test_what_is_finished_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "taken"),
+    "last",
     [
-        (replace(ALIVE, time_s=time.time() + 3600), None),
-        (replace(ALIVE, time_s=time.time() + 3600, host="elsewhere"), None),
-        (replace(ALIVE, time_s=time.time() + 3600, state="failed"), 0),
-        (replace(ALIVE, time_s=time.time() + 3600, state="preempted"), 0),
-        (replace(ALIVE, time_s=time.time() + 3600, pid=2**22 + 1), 0),  # more than any process id
-        (replace(ALIVE, time_s=time.time() - STALE_S - 1, host="elsewhere"), 0),
+        replace(ALIVE, state="failed"),
+        replace(ALIVE, state="preempted"),
+        replace(ALIVE, pid=2**22 + 1),  # more than any process id
+        replace(ALIVE, host="elsewhere", time_s=-STALE_S - 1),
     ],
 )
-def test_only_the_dead_are_inherited(last: Beat, taken: int | None, tmp_path: Path) -> None:
-    beat(tmp_path, "0", last)
+def test_the_dead_are_inherited_at_once(last: Beat, tmp_path: Path) -> None:
+    beat(tmp_path, "0", replace(last, time_s=time.time() + last.time_s))
     finish(tmp_path, 1)
     finish(tmp_path, 2)
-    assert queue(tmp_path, "0").take() == 0
-    assert queue(tmp_path, "1").take() == taken
-    assert queue(tmp_path, "2").take() == (None if taken is None else 0)  # attempt 1 has no heartbeat: dead
+    assert queue(tmp_path, "0", host=last.host, pid=last.pid).take() == 0
+    assert queue(tmp_path, "1").take() == 0
+    assert queue(tmp_path, "2").take() == 0  # attempt 1 has no heartbeat: dead
+
+
+@pytest.mark.parametrize("age_s", [1.0, -3600.0])
+def test_a_fresh_heartbeat_may_be_the_last(age_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its node was lost a moment ago, or has a clock that runs ahead: it is watched until it moves or is old."""
+    monkeypatch.setattr(queue_of, "STALE_S", 2.0)
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - age_s))
+    finish(tmp_path, 1)
+    finish(tmp_path, 2)
+    assert queue(tmp_path, "0", host="elsewhere").take() == 0
+    heir = queue(tmp_path, "1")
+    assert heir.take() == WAIT
+    started = time.monotonic()
+    assert settled(heir) == 0
+    assert time.monotonic() - started < 10
+
+
+def test_an_old_look_says_nothing_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heart that beat since the last batch was taken may have stopped since."""
+    monkeypatch.setattr(queue_of, "WATCHED_S", 0.2)
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - 3))
+    owner, other = queue(tmp_path, "0", host="elsewhere"), queue(tmp_path, "1")
+    assert owner.take() == 0
+    assert other.take() == 1
+    time.sleep(0.3)
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - 2))
+    finish(tmp_path, 1)
+    finish(tmp_path, 2)
+    assert other.take() == WAIT
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time()))
+    assert other.take() is None
 
 
 def test_a_job_inherits_from_its_own_earlier_start(tmp_path: Path) -> None:
     beat(tmp_path, "0", replace(ALIVE, time_s=time.time(), host="elsewhere"))
-    assert queue(tmp_path, "0", job="slurm 7").take() == 0
+    assert queue(tmp_path, "0", job="slurm 7", host="elsewhere").take() == 0
     assert queue(tmp_path, "1", job="slurm 8").take() == 1
     assert queue(tmp_path, "2", job="slurm 7").take() == 0
 
@@ -78,3 +134,12 @@ def test_two_heirs_are_one_too_many(tmp_path: Path) -> None:
     beat(tmp_path, "1", replace(ALIVE, time_s=time.time()))
     assert queue(tmp_path, "1").take() == 0
     assert queue(tmp_path, "2").take() == 1
+
+
+def test_claims_outlive_the_attempts_that_made_them(tmp_path: Path) -> None:
+    """Somebody deletes attempts/ for its size: the next attempt is number 0 again, and another one."""
+    beat(tmp_path, "0", replace(ALIVE, time_s=time.time()))
+    assert queue(tmp_path, "0").take() == 0
+    shutil.rmtree(tmp_path / "attempts")
+    beat(tmp_path, "0", replace(ALIVE, time_s=time.time(), pid=OURS + 1))
+    assert queue(tmp_path, "0", pid=OURS + 1).take() == 0

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import torch
 
 from opensora_launch.errors import UserError
 from opensora_launch.worker import slurm_env
-from opensora_launch.worker.affinity import numa_nodes, own_cpus, parse_cpus
+from opensora_launch.worker.affinity import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
 from opensora_launch.worker.rendezvous import Unreachable, meet
 from opensora_launch.worker.start import Rank, pick_device
+from tests.nvml_stub import build_stub
 
 STEP = {
     "SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "5",
@@ -81,8 +84,53 @@ def test_cpus_are_shared_out_along_numa_nodes() -> None:
     assert own_cpus([3, 9], numa, 2, 4) == [3, 9]
     assert own_cpus([1, 9], numa, 1, 2) == [9]
     assert parse_cpus("0-2,8,10-11\n") == [0, 1, 2, 8, 10, 11]
-    assert {cpu for node in numa_nodes() for cpu in node} >= (os.sched_getaffinity(0) if numa_nodes() else set())
-    assert numa_nodes(Path("/no such folder")) == []
+    known = {cpu for cpus in numa_nodes().values() for cpu in cpus}
+    assert known >= (os.sched_getaffinity(0) if known else set())
+    assert numa_nodes(Path("/no such folder")) == {}
+
+
+def test_cpus_are_those_beside_the_gpu() -> None:
+    """Four GPUs, the first and the last on the second node, of which the job has not all CPUs."""
+    numa = {0: [0, 1, 2, 3], 2: [4, 5, 6, 7]}
+    places = [2, 0, 0, 2]
+    assert [cpus_near_gpu(range(8), numa, places, i, 4) for i in range(4)] == [[4, 5], [0, 1], [2, 3], [6, 7]]
+    assert [cpus_near_gpu([0, 1, 2, 5, 7], numa, places, i, 4) for i in range(4)] == [[5], [0], [1, 2], [7]]
+    assert cpus_near_gpu([0, 1, 2, 5], numa, places, 1, 4) == []  # two ranks at the one CPU of node 2
+    assert cpus_near_gpu(range(8), numa, [2, 0], 0, 4) == []  # GPUs of two ranks are not known
+    assert cpus_near_gpu(range(8), numa, [3, 0, 0, 3], 0, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "nodes"),
+    [
+        (None, [1, 0, 0, 1]),
+        ("3,1", [1, 0]),
+        ("GPU-0000-2,GPU-0000-0", [0, 1]),
+        ("MIG-0000-0", []),
+        ("GPU-0000", []),  # of all four
+        ("0,9", []),
+        ("", []),
+    ],
+)
+def test_the_numa_node_of_each_gpu(shown: str | None, nodes: list[int], tmp_path: Path) -> None:
+    """By NVML's address of it, in /sys."""
+    env = build_stub(tmp_path / "lib", "GPUS=4")
+    for gpu, node in enumerate([1, 0, 0, 1]):
+        folder = tmp_path / "pci" / f"0000:{0x1A + gpu:02x}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "numa_node").write_text(f"{node}\n")
+    given = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    code = (
+        "import sys; from pathlib import Path; from opensora_launch.worker.affinity import gpu_nodes; "
+        f"print(gpu_nodes({given!r}, Path(sys.argv[1])), gpu_nodes({given!r}, Path('/gone')))"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "pci")]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{nodes} []\n"
+    (tmp_path / "pci/0000:1a:00.0/numa_node").write_text("-1\n")
+    of_first = shown in (None, "GPU-0000-2,GPU-0000-0")
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[] if of_first else nodes} []\n"
 
 
 @pytest.mark.parametrize(("host", "said"), [("no-such-host.invalid", "no-such-host.invalid"), ("127.0.0.1", "refused")])
