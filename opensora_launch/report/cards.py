@@ -99,7 +99,7 @@ def better_layout(config: RunConfig | None, plan: Plan, accounts: Accounts) -> t
     if ours is None or best is None or best.phases.making >= ours.phases.making:
         return None
     layout = best.layout
-    change = " ".join(f"layout.{axis}={getattr(layout, axis)}" for axis in ("dp", "cfg", "ring", "ulysses"))
+    change = " ".join(f"layout.{axis}={getattr(layout, axis)}" for axis in vars(layout))
     share = 1 - best.phases.making / ours.phases.making
     making = accounts.wall_s - max(r.parts["setup"] + r.parts["load"] + r.parts["text"] for r in accounts.ranks)
     return f"the planner predicts {share:.0%} less for another layout than {ours.layout}", change, share * making

@@ -13,6 +13,7 @@ from opensora_launch.report.efficiency import (
     Times,
     efficiency,
     measured,
+    other_engine,
     predicted,
     refuse_other_work,
     work_of,
@@ -94,6 +95,7 @@ def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
             "threads_per_rank": run.plan.threads_per_rank,
         },
         "layouts": {str(rows): str(layout) for rows, layout in run.plan.layouts},
+        "engine": run.plan.engine.value,
         "times": _times(run, done, [r.accounts for r in read]),
         "attempts": [_attempt(r) for r in read],
         "samples": [asdict(s) for s in run.samples],
@@ -141,6 +143,7 @@ def _add_efficiency(
         found = measured(baseline)
         if baseline["version"] != report["version"]:
             report["unknown"].append(f"the baseline was made by version {baseline['version']}, this by another")
+        report["unknown"] += other_engine(report, baseline, "here", "in the baseline")
     elif report["times"]["gpus"] == 1:
         report["efficiency_reason"] = "one rank, and no other run was named as the baseline"
         return
