@@ -120,8 +120,8 @@ class Option:
 def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
     """Layouts that fit first, then by time. A tie goes to whole weights, more guidance ranks, then fewer ring hops.
 
-    The weights are placed as asked. What is left open is whole on every rank where that fits, else cut (tp) or placed in
-    the way that takes least time, host memory only where it saves some; where no way fits, it is the one that needs
+    The weights are placed as asked. What is left open is whole on every rank where that fits, else cut (tp) or placed
+    in the way that takes least time, host memory only where it saves some; where no way fits, it is the one that needs
     least memory.
     """
     found = list[tuple[Option, ...]]()
