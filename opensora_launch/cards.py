@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 
 EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0  # of a card whose own was not fitted; larger cards reach less of their peak
-LINK_EFFICIENCY = {"nvlink": 0.43, "pcie": 0.615}
+LINK_EFFICIENCY = {"nvlink": 0.45, "pcie": 0.629}
 PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # of 16 lanes, one way
 
 

@@ -45,6 +45,13 @@ class LauncherKind(StrEnum):
     srun = "srun"  # a step of the allocation that this process is in
 
 
+class Engine(StrEnum):
+    """Whose parallelism runs the transformer and T5. Both give the same video."""
+
+    native = "native"
+    colossalai = "colossalai"  # Open-Sora's own: an extra, installed by scripts/install_colossalai
+
+
 class Shard(StrEnum):
     """Over which ranks a transformer's weights are divided; they are gathered block by block ahead of use."""
 
@@ -180,6 +187,7 @@ class LayoutConfig:
     cfg: int | None = None  # guidance rows side by side
     ring: int | None = None  # keys and values travel; any degree, slower links
     ulysses: int | None = None  # heads are split; wants fast links
+    tp: int | None = None  # weights are split by heads and feed-forward; wants the fastest links
 
 
 @dataclass
@@ -263,6 +271,7 @@ class RunConfig:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    engine: Engine = Engine.native
     precision: Precision = Precision.auto
     numerics: NumericsConfig = field(default_factory=NumericsConfig)
     attention: AttentionKind = AttentionKind.auto

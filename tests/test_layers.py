@@ -32,14 +32,17 @@ MAY_IMPORT = {
     "telemetry": {"errors"},
     "parallel": {"errors", "plan"},
     "model": {"errors", "config"},  # not parallel: the model does not know that it is split
+    "colossal": {"errors", "config", "model", "parallel"},  # the engine of that name, around the same networks
     "sampling": {"errors", "plan"},  # not model and not parallel: the loop gets functions
     "report": FACTS | {"telemetry"},
     "launch": FACTS | {"telemetry"},  # heartbeats and first failures say which rank is to blame
     "worker": FACTS | {"parallel", "model", "sampling", "media", "telemetry"},  # joins them
-    "cli": FACTS | {"launch", "media", "report", "telemetry", "model.files"},  # of model only what looks at files
+    # of model only what looks at files, of colossal what looks at installed packages
+    "cli": FACTS | {"launch", "media", "report", "telemetry", "model.files", "colossal.require"},
 }
-# Only inside a function: the inline launcher becomes the worker, a worker started by hand prepares its own run.
-MAY_IMPORT_LATE = {"cli": {"worker"}, "worker": {"cli", "report"}}
+# Only inside a function: the inline launcher becomes the worker, a worker started by hand prepares its own run, and
+# ColossalAI is imported where it was chosen.
+MAY_IMPORT_LATE = {"cli": {"worker"}, "worker": {"cli", "report", "colossal"}}
 # A login node has no GPU and often no torch; `--help` answers at once.
 WITHOUT_TORCH = [
     "errors",
@@ -51,9 +54,10 @@ WITHOUT_TORCH = [
     "cli",
     "media/prompts.py",
     "model/files.py",
+    "colossal/require.py",
 ]
-SLOW = {"torch", "diffusers", "transformers", "accelerate"}
-ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli", "config"}}
+SLOW = {"torch", "diffusers", "transformers", "accelerate", "colossalai"}
+ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli", "config"}, "colossalai": {"colossal"}}
 
 
 class Import(NamedTuple):

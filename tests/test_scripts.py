@@ -74,6 +74,17 @@ def test_bootstraps_at_once_wait_for_one_another(checkout: Path) -> None:
     assert pip_calls(checkout) == [".[dev]"]
 
 
+def test_colossalai_comes_without_its_pins_after_what_it_needs(checkout: Path) -> None:
+    """The stand-in has no package at any time, so a second run installs again."""
+    code, _, err = run(checkout, "install_colossalai")
+    assert code == 0, err
+    log = (checkout / "log").read_text().splitlines()
+    assert [line.split()[-1] for line in log] == ["venv", ".[colossalai]", "colossalai==0.5.0"]
+    assert "--no-deps" in log[-1]
+    (checkout / "no-network").touch()
+    assert run(checkout, "install_colossalai")[0] != 0
+
+
 def test_a_failed_install_is_tried_again(checkout: Path) -> None:
     (checkout / "no-network").touch()
     assert run(checkout, "bootstrap")[0] != 0

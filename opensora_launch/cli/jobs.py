@@ -14,6 +14,7 @@ from opensora_launch.cli.compose import Composed, Point, compose
 from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.requests import Asked, ask, prompt_setting_problems, settle_cond_types
+from opensora_launch.colossal.require import engine_problems
 from opensora_launch.config import LauncherKind, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.allocation import allocation_machine
@@ -174,7 +175,7 @@ def _plan_job(
             settled = settle_cond_types(entries, point.run)
             problems.add(check_references(settled, point.run.sampling.cond_type, run.video.num_frames))
     found, unfit = machine_of(run, machine)
-    unfit = [*unfit, *weight_problems(run)]
+    unfit = [*unfit, *engine_problems(run.engine), *weight_problems(run)]
     if not run.dry_run:
         problems.add(unfit)
     plan, asked = None, Asked((), ()) if problems.lines else ask(entries, points)

@@ -49,14 +49,13 @@ def _roofline(axis: Any, work: Work) -> None:
     steps = [2.0**power for power in range(-2, 15)]
     axis.loglog(steps, [min(peak, x * bandwidth) / 1e12 for x in steps], color="black", label="data sheet")
     traffic = 2.0 * work.net.blocks * row.tokens * 12 * work.net.hidden
-    seconds = row.elementwise_bytes / rates.memory_bytes
     parts = {
         "products": (row.matmul_flops / traffic, rates.matmul_flops),
         "attention": (
             row.attention_flops / (8.0 * work.net.blocks * row.tokens * work.net.hidden),
             rates.attention_flops,
         ),
-        "elementwise": (0.5, 0.5 * row.elementwise_bytes / seconds),
+        "elementwise": (0.5, 0.5 * rates.memory_bytes),
     }
     for name, (intensity, rate) in parts.items():
         axis.plot([min(intensity, steps[-1])], [rate / 1e12], "o", label=name)

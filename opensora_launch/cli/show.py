@@ -30,7 +30,7 @@ def _rows(plan: Plan, index: int) -> tuple[int, ...]:
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     g, machine, model = plan.geometry, plan.machine, plan.model
     kind = ", random weights" if model.init == "random" else ""
-    yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}"
+    yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}, engine={plan.engine}"
     seconds = g.num_frames / g.fps
     frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
     yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"

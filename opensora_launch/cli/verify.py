@@ -14,6 +14,7 @@ from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.start import failure_lines
+from opensora_launch.colossal.require import engine_problems
 from opensora_launch.config import LauncherKind, RunConfig, VideoConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, environment
@@ -39,6 +40,7 @@ def verify(parsed: Parsed) -> int:
     machine, problems = machine_of(run, None)
     if run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun):
         problems.append("verify starts its ranks on this host: use launcher=torchrun, inside an allocation too")
+    problems += engine_problems(run.engine)
     cases = tuple(os.path.abspath(case) for case in parsed.all("--case"))
     problems += [f"--case {case}: no such file" for case in cases if not Path(case).is_file()]
     if not cases:
@@ -54,6 +56,7 @@ def verify(parsed: Parsed) -> int:
         timeout_s=run.launcher.timeout_s,
         cases=cases,
         plan=None if cases else reduced_plan(run, machine),
+        engine=run.engine,
     )
     return _run(run, spec)
 

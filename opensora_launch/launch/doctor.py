@@ -148,7 +148,7 @@ def between_nodes(patient: Patient, layout: Layout, node_link_gb_s: float, share
     """Ranks on all nodes of this Slurm job: clocks, and each axis; those that leave a node against its network."""
     shared.mkdir(parents=True, exist_ok=True)
     per_node, wide, stride = patient.machine.gpus_per_node, {}, 1
-    for axis in ("ulysses", "ring", "cfg"):
+    for axis in ("tp", "ulysses", "ring", "cfg"):
         stride *= getattr(layout, axis)
         if stride > per_node and patient.needs.on_gpu:
             wide[axis] = node_link_gb_s

@@ -86,15 +86,15 @@ def read_header(path: Path) -> dict[str, Stored]:
     """What a safetensors file holds. UserError of one line if it is torn or no such file."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(PICKLES):
+        start, brace = file.read(8), file.read(1)
+        if start.startswith(PICKLES) and brace != b"{":  # a header of 128 bytes begins as a pickle does
             raise UserError(f"{path} is a pickle; to convert it: {convert_command(path)}")
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
             raise UserError(f"{path} is no safetensors file ({size} bytes); download it again")
         if 8 + length > size:
             raise UserError(f"{path} is torn: its header alone has {length} bytes, the file {size}; download it again")
-        text = file.read(length)
+        text = brace + file.read(length - 1)
     try:
         entries: Mapping[str, Any] = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)

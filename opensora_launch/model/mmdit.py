@@ -1,7 +1,8 @@
 """The Open-Sora 2.0 diffusion transformer (Flux's blocks with video positions), written as for one device.
 
 Only attention mixes tokens, and attention is an argument. A rank that holds a slice of the sequence runs the
-same module on its slice, with an `attend` that reaches the other ranks; the module cannot tell.
+same module on its slice, with an `attend` that reaches the other ranks; the module cannot tell. Nor does it count
+heads: a rank may hold the weights of some of them only (`cuts.py`), so inner sizes are those of the weights.
 Parameter names are the public checkpoint's.
 
 For the same reason everything but attention is done for TOKENS_AT_ONCE tokens after another, so that the widened
@@ -61,25 +62,25 @@ class JointAttention(nn.Module):
     def __init__(self, cfg: MmditConfig) -> None:
         super().__init__()
         width = cfg.hidden_size
-        self.num_heads, self.fused = cfg.num_heads, cfg.fused_qkv
+        self.head_dim, self.fused = width // cfg.num_heads, cfg.fused_qkv
         if self.fused:
             self.qkv = nn.Linear(width, 3 * width, bias=cfg.qkv_bias)
         else:
             self.q_proj = nn.Linear(width, width, bias=cfg.qkv_bias)
             self.k_proj = nn.Linear(width, width, bias=cfg.qkv_bias)
             self.v_proj = nn.Linear(width, width, bias=cfg.qkv_bias)
-        self.norm = QKNorm(width // cfg.num_heads)
+        self.norm = QKNorm(self.head_dim)
         self.proj = nn.Linear(width, width)
 
     def project(self, x: Float[Tensor, "B S C"], rotary: Rotary, table: Tensor) -> QKV:
         """q and k (normalised, rotated) and v of the stream's tokens."""
         flat = self.qkv(x).chunk(3, dim=-1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        return heads(flat, self.num_heads, self.norm, rotary, table)
+        return heads(flat, self.head_dim, self.norm, rotary, table)
 
 
-def heads(flat: Sequence[Tensor], num_heads: int, norm: QKNorm, rotary: Rotary, table: Tensor) -> QKV:
+def heads(flat: Sequence[Tensor], head_dim: int, norm: QKNorm, rotary: Rotary, table: Tensor) -> QKV:
     """q, k, v by heads; q and k normalised and rotated."""
-    q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in flat)
+    q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in flat)
     return rotary.rotate(norm.query_norm(q), table), rotary.rotate(norm.key_norm(k), table), v
 
 
@@ -132,16 +133,16 @@ class SingleBlock(nn.Module):
 
     def __init__(self, cfg: MmditConfig) -> None:
         super().__init__()
-        width, self.wide = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio)
-        self.num_heads, self.fused = cfg.num_heads, cfg.fused_qkv
+        width, wide = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio)
+        self.head_dim, self.fused = width // cfg.num_heads, cfg.fused_qkv
         if self.fused:
-            self.linear1 = nn.Linear(width, 3 * width + self.wide)
+            self.linear1 = nn.Linear(width, 3 * width + wide)
         else:
             self.q_proj = nn.Linear(width, width)
             self.k_proj = nn.Linear(width, width)
-            self.v_mlp = nn.Linear(width, width + self.wide)
-        self.linear2 = nn.Linear(width + self.wide, width)
-        self.norm = QKNorm(width // cfg.num_heads)
+            self.v_mlp = nn.Linear(width, width + wide)
+        self.linear2 = nn.Linear(width + wide, width)
+        self.norm = QKNorm(self.head_dim)
         self.modulation = Modulation(width, 3)
 
     def forward(
@@ -159,18 +160,27 @@ class SingleBlock(nn.Module):
             del both
         return cat_and_clear(done)
 
+    @property
+    def _attended(self) -> int:
+        """Channels of the heads that these weights make."""
+        if not self.fused:
+            return self.q_proj.weight.shape[0]
+        return (self.linear1.weight.shape[0] - self.linear2.weight.shape[1]) // 2  # 3 widths and wide, less 1 and wide
+
     def _project(self, normed: Tensor, rotary: Rotary, table: Tensor) -> QKV:
-        width = normed.shape[-1]
+        width = self._attended
         if self.fused:
             flat = rows_of(self.linear1, slice(0, 3 * width), normed).chunk(3, dim=-1)
         else:
             v = rows_of(self.v_mlp, slice(0, width), normed)
             flat = (self.q_proj(normed), self.k_proj(normed), v)
-        return heads(flat, self.num_heads, self.norm, rotary, table)
+        return heads(flat, self.head_dim, self.norm, rotary, table)
 
     def _widen(self, normed: Tensor) -> Float[Tensor, "B S wide"]:
         """The feed-forward's first product, which shares a matrix with v."""
-        return rows_of(self.linear1 if self.fused else self.v_mlp, slice(-self.wide, None), normed)
+        if self.fused:
+            return rows_of(self.linear1, slice(3 * self._attended, None), normed)
+        return rows_of(self.v_mlp, slice(self._attended, None), normed)
 
 
 def rows_of(linear: nn.Linear, rows: slice, x: Tensor) -> Tensor:

@@ -33,12 +33,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Our place in one layout. `video` holds every rank that works on the same videos as we do."""
+    """Our place in one layout.
+
+    `video` holds every rank that works on the same videos as we do. `shares` are those of them whose rows and tokens
+    make up a prediction: one of each tp axis, the one with our own part of the weights.
+    """
 
     layout: Layout
     cfg: Axis
     ring: Axis
     ulysses: Axis
+    tp: Axis
+    shares: Axis
     video: Axis
 
     @property
@@ -47,9 +53,9 @@ class Mesh:
 
 
 def coordinates(layout: Layout, rank: int) -> dict[str, int]:
-    """Place of a rank on every axis; the last axis varies fastest, so that Ulysses neighbours share a node."""
+    """Place of a rank on every axis; the last axis varies fastest, so that neighbours on it share a node."""
     places = {}
-    for axis in ("ulysses", "ring", "cfg", "dp"):
+    for axis in ("tp", "ulysses", "ring", "cfg", "dp"):
         rank, places[axis] = divmod(rank, getattr(layout, axis))
     return places
 
@@ -93,7 +99,9 @@ def build_meshes(layouts: Iterable[Layout], rank: int, timeout: timedelta, recor
             cfg=axis(layout, "cfg", ("cfg",)),
             ring=axis(layout, "ring", ("ring",)),
             ulysses=axis(layout, "ulysses", ("ulysses",)),
-            video=axis(layout, "video", ("cfg", "ring", "ulysses")),
+            tp=axis(layout, "tp", ("tp",)),
+            shares=axis(layout, "video", ("cfg", "ring", "ulysses")),
+            video=axis(layout, "video", ("cfg", "ring", "ulysses", "tp")),
         )
         for layout in layouts
     }

@@ -13,6 +13,7 @@ from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
 
 Forward = Callable[..., Tensor]  # MMDiT.forward
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of our tokens (B s N D) -> their attention
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ShardedModel:
     meshes: Mapping[int, Mesh]  # by the number of rows of a step
     sit_out: Callable[[], None] | None = None  # what a rank without a row does while the others compute
     rows_at_once: int = 0  # in one forward of a rank; 0 is all of its rows
+    attention: Callable[[Mesh, int, Kernel], Attend] = sharded_attention  # by mesh and tokens of the whole sequence
 
     @torch.no_grad()
     def predict(
@@ -76,7 +78,7 @@ class ShardedModel:
             y_vec=torch.stack([row.y_vec for row in rows]),
             cond=share.cut_video(torch.stack(conds)) if conds else None,
             guidance=torch.tensor([row.guidance for row in rows], dtype=torch.float32, device=latents.device),
-            attend=sharded_attention(mesh, total, self.kernel),
+            attend=self.attention(mesh, total, self.kernel),
         )
 
 
@@ -94,10 +96,10 @@ def _gather(
     rows = share_slices(num_rows, mesh.cfg.size)
     sequence = mesh.layout.sequence
     tokens = [TokenShare.of(num_text, num_text + num_video, i, sequence).video for i in range(sequence)]
-    if mesh.video.size == 1:
+    if mesh.shares.size == 1:
         return part.to(latents.dtype)
     room = max(share_sizes(num_rows, mesh.cfg.size)) * max(s.stop - s.start for s in tokens) * channels
-    blocks = all_gather_padded(part.to(latents.dtype).reshape(-1), room, mesh.video)
+    blocks = all_gather_padded(part.to(latents.dtype).reshape(-1), room, mesh.shares)
     out = latents.new_empty(num_rows, num_video, channels)
     for index, block in enumerate(blocks):
         cfg, place = divmod(index, sequence)

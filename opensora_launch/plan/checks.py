@@ -15,7 +15,8 @@ from opensora_launch.config import (
     TopologyConfig,
 )
 from opensora_launch.errors import UserError, must_be_one_of
-from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows
+from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows, rules_of
+from opensora_launch.plan.placement import placements
 
 ANYWHERE = (AttentionKind.auto, AttentionKind.reference)
 MOST = 10_000  # steps and samples, of a run as of a line of a prompt file: a zero too many
@@ -29,8 +30,10 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     problems += attention_problems(run.attention, device)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems
-    facts = LayoutFacts(ranks, gpus_per_node, run.model.mmdit.num_heads, batches=1, max_rows=1, total_tokens=ENDLESS)
     try:
+        placement = placements(run.placement, run.fit, ranks, gpus_per_node)[0]
+        rules = rules_of(run.model.mmdit, run.engine, placement)
+        facts = LayoutFacts(ranks, gpus_per_node, batches=1, max_rows=1, total_tokens=ENDLESS, rules=rules)
         layouts_by_rows(facts, LayoutConfig(**vars(run.layout)))
     except UserError as impossible:
         problems += impossible.problems

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from opensora_launch.config import (
+    Engine,
     Fit,
     HardwareConfig,
     LayoutConfig,
@@ -15,8 +16,18 @@ from opensora_launch.config import (
     Storage,
     TopologyConfig,
 )
-from opensora_launch.plan.layout import Layout, all_layouts
-from opensora_launch.plan.memory import FP8_BYTES, FRAGMENTS, GIB, USABLE, Memory, VideoSize, blocks_bytes, memory_of
+from opensora_launch.plan.layout import Layout, Rules, all_layouts, asked_degrees, layout_problem
+from opensora_launch.plan.memory import (
+    FP8_BYTES,
+    FRAGMENTS,
+    GIB,
+    TOKENS_AT_ONCE,
+    USABLE,
+    Memory,
+    VideoSize,
+    blocks_bytes,
+    memory_of,
+)
 from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
@@ -43,6 +54,7 @@ class Work:
     fit: Fit
     card: HardwareConfig
     topology: TopologyConfig
+    engine: Engine = Engine.native
 
     @property
     def max_rows(self) -> int:
@@ -51,13 +63,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of the whole job. compute, ulysses, ring, gather, launch and idle add up to the denoising."""
+    """Seconds of the whole job. compute, ulysses, ring, tensor, gather and launch add up to the denoising."""
 
     load: float
     text: float
     compute: float
     ulysses: float
     ring: float
+    tensor: float
     gather: float
     launch: float
     vae: float
@@ -65,7 +78,7 @@ class Phases:
 
     @property
     def denoise(self) -> float:
-        return self.compute + self.ulysses + self.ring + self.gather + self.launch
+        return self.compute + self.ulysses + self.ring + self.tensor + self.gather + self.launch
 
     @property
     def total(self) -> float:
@@ -105,15 +118,16 @@ class Option:
 
 
 def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
-    """Layouts that fit first, then by time. A tie goes to more guidance ranks, then to fewer ring hops.
+    """Layouts that fit first, then by time. A tie goes to whole weights, more guidance ranks, then fewer ring hops.
 
-    The weights are placed as asked. What is left open is replicated where that fits, else the way that takes least
-    time, host memory only where it saves some; where no way fits, it is the one that needs least memory.
+    The weights are placed as asked. What is left open is whole on every rank where that fits, else cut (tp) or placed
+    in the way that takes least time, host memory only where it saves some; where no way fits, it is the one that needs
+    least memory.
     """
     found = list[tuple[Option, ...]]()
     for placement in placements(work.placement, work.fit, work.ranks, work.gpus_per_node):
         found.append(_options(work, fixed, placement))
-        if found[0] and found[0][0].fits:
+        if found[0] and found[0][0].fits and found[0][0].layout.tp == 1:
             break  # nothing is faster than weights that stay
     fitting = [ways for ways in found if ways and ways[0].fits]
     if fitting:
@@ -130,22 +144,27 @@ def passed_over(work: Work, fixed: LayoutConfig, chosen: Option) -> tuple[Option
 
 def _options(work: Work, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
     predict = _Predictor(work, placement)
-    asked = {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
+    asked, rules = asked_degrees(fixed), _rules(work, placement)
     legal = [
         layout
         for layout in all_layouts(work.ranks)
         if all(getattr(layout, axis) == degree for axis, degree in asked.items())
         and layout.sequence <= work.shape.video_tokens + work.shape.text_tokens
+        and not layout_problem(rules, layout)
     ]
     useful = [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
     found = [predict.option(layout, fixed) for layout in useful]
-    found.sort(key=lambda o: (not o.fits, o.phases.making, -o.layout.cfg, o.layout.ring))
+    found.sort(key=lambda o: (not o.fits, o.phases.making, o.layout.tp, -o.layout.cfg, o.layout.ring))
     return tuple(found)
+
+
+def _rules(work: Work, placement: Placement) -> Rules:
+    return Rules(work.engine, work.net.heads, work.net.feed_forward, placement)
 
 
 def _useful(work: Work, layout: Layout, rows: int) -> bool:
     """More Ulysses ranks than heads, or more guidance ranks than rows, would only wait."""
-    return layout.ulysses <= work.net.heads and layout.cfg <= rows and layout.dp <= work.batches
+    return layout.ulysses * layout.tp <= work.net.heads and layout.cfg <= rows and layout.dp <= work.batches
 
 
 def ways_to_fit(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
@@ -164,7 +183,8 @@ class _Predictor:
         self.work, self.placement = work, placement
         self.rates: Rates = rates_of(work.card, work.topology)
         self._steps: dict[tuple[int, Layout, Placement], StepTime] = {}
-        self._fewer: dict[tuple[int, int], Layout] = {}
+        self._fewer: dict[tuple[int, int, int], Layout] = {}
+        self._rules = _rules(work, placement)
         rounds = work.batches
         self.alone = rounds * sum(
             n * step_time(self._counts(rows, Layout(), Placement()), self.rates).total for rows, n in work.steps
@@ -174,8 +194,7 @@ class _Predictor:
     def option(self, most: Layout, fixed: LayoutConfig) -> Option:
         work = self.work
         layouts = tuple(
-            (rows, most if rows == work.max_rows else self._best(rows, most.dp, fixed))
-            for rows, _ in sorted(work.steps)
+            (rows, most if rows == work.max_rows else self._best(rows, most, fixed)) for rows, _ in sorted(work.steps)
         )
         placement = self._filled(layouts)
         memory = self._memory(layouts, placement)
@@ -192,14 +211,19 @@ class _Predictor:
             energy_kwh=watts * phases.total / 3.6e6,
         )
 
-    def _best(self, rows: int, dp: int, fixed: LayoutConfig) -> Layout:
-        """Of steps with fewer rows: the fastest with as many groups of videos."""
-        if (rows, dp) not in self._fewer:
-            free = [lay for lay in all_layouts(self.work.ranks) if lay.dp == dp and _allowed(lay, fixed)]
+    def _best(self, rows: int, most: Layout, fixed: LayoutConfig) -> Layout:
+        """Of steps with fewer rows: the fastest with as many groups of videos and the weights cut alike."""
+        key = (rows, most.dp, most.tp)
+        if key not in self._fewer:
+            free = [
+                lay
+                for lay in all_layouts(self.work.ranks)
+                if (lay.dp, lay.tp) == key[1:] and _allowed(lay, fixed) and not layout_problem(self._rules, lay)
+            ]
             useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
             best = min(useful, key=lambda lay: (self.step(rows, lay, self.placement).total, -lay.cfg, lay.ring))
-            self._fewer[rows, dp] = best
-        return self._fewer[rows, dp]
+            self._fewer[key] = best
+        return self._fewer[key]
 
     def step(self, rows: int, layout: Layout, placement: Placement) -> StepTime:
         key = (rows, layout, placement)
@@ -215,6 +239,7 @@ class _Predictor:
                 work.net, work.shape, rows, layout, work.gpus_per_node,
                 sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
                 rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
+                tokens_at_once=TOKENS_AT_ONCE,
                 packed=FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0,
             )
         )  # fmt: skip
@@ -241,6 +266,7 @@ class _Predictor:
             memory_of(
                 work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
                 placement=placement, element_bytes=work.element_bytes,
+                t5_parts=layout.tp if work.engine is Engine.colossalai else 0,
             )
             for rows, layout in layouts
         ]  # fmt: skip
@@ -288,6 +314,6 @@ def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
 def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
     """GPU-seconds lost against one GPU of unlimited memory, by cause: they add up to n t_n - t_1."""
     ranks = option.layout.ranks
-    for name in ("ulysses", "ring", "gather", "launch", "vae", "save"):
+    for name in ("ulysses", "ring", "tensor", "gather", "launch", "vae", "save"):
         yield name, ranks * getattr(option.phases, name) - getattr(alone.phases, name)
     yield "compute", ranks * option.phases.compute - alone.phases.compute

@@ -23,7 +23,6 @@ class RowWork:
     tokens: int  # that run through the blocks
     matmul_flops: float  # that fall with the tokens
     attention_flops: float  # that fall with their square
-    elementwise_bytes: float  # read and written by norms, modulation, rotation and activations in eager mode
 
     @property
     def flops(self) -> float:
@@ -58,7 +57,7 @@ def row_work(net: Network, shape: Shape) -> RowWork:
     attention += 4.0 * width * net.spatial_blocks * shape.video_tokens * shape.tokens_per_frame
     attention += 4.0 * width * net.temporal_blocks * shape.video_tokens * shape.latent_frames
     attention += 4.0 * width * reads_text * shape.video_tokens * shape.text_tokens
-    return RowWork(tokens, matmul, attention, elementwise_bytes(net, tokens))
+    return RowWork(tokens, matmul, attention)
 
 
 def _ends_flops(net: Network, shape: Shape) -> float:
@@ -70,13 +69,15 @@ def _ends_flops(net: Network, shape: Shape) -> float:
     return ends
 
 
-def elementwise_bytes(net: Network, tokens: int) -> float:
+def elementwise_bytes(net: Network, tokens: int, tp: int = 1) -> float:
     """Bytes that the kernels between the products read and write in eager mode, bf16, per row.
 
-    Per token and block, in units of H: two norms with modulation (8 each), two gated additions (3 each), norm and
-    rotation of q and k (4 reads or writes of fp32 and bf16 each, 24 in all), the activation (2 F/H), copies (6).
+    Per token and block, in units of H: two norms with modulation (8 each) and two gated additions (3 each), on every
+    rank of the tp axis; norm and rotation of q and k (4 reads or writes of fp32 and bf16 each, 24 in all), the
+    activation (2 F/H) and copies (6), of a rank's own heads and feed-forward.
     """
-    return BF16 * tokens * net.blocks * (net.hidden * (16 + 6 + 24 + 6) + 2.0 * net.feed_forward)
+    own = uneven(net.heads, tp) * 30 * net.hidden + 2.0 * net.feed_forward
+    return BF16 * tokens * net.blocks * (net.hidden * 22 + own / tp)
 
 
 def weight_count(net: Network) -> float:
@@ -109,7 +110,7 @@ def merge_bytes(net: Network, shape: Shape, layout: Layout) -> float:
     """Read and written by a rank a row to add up the results of a ring's hops, fp32: 20 bytes an element and hop."""
     hops = layout.ring if layout.ring > 1 else 0
     full = net.joint_blocks + net.cross_blocks
-    return 20.0 * sequence_tokens(net, shape) / layout.sequence * net.attention_width * hops * full
+    return 20.0 * sequence_tokens(net, shape) / layout.sequence * net.attention_width / layout.tp * hops * full
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,12 @@ class Traffic:
 
 def row_traffic(net: Network, shape: Shape, layout: Layout, element_bytes: float = BF16) -> Traffic:
     """Ulysses trades q, k, v for heads and the output back: 4 S/(U R) A E (U-1)/U a block. A ring passes k and v of
-    its heads R-1 times: 2 S/R A/U E (R-1) a block (Jacobs et al. 2023; Liu et al. 2023; Fang and Zhao 2024).
+    its heads R-1 times: 2 S/R A/U E (R-1) a block (Jacobs et al. 2023; Liu et al. 2023; Fang and Zhao 2024). A is that
+    of the rank's tp share.
 
     Blocks whose attention stays inside a frame or a place trade tokens for places twice: x in and out, H wide.
     """
-    tokens, width = sequence_tokens(net, shape), net.attention_width
+    tokens, width = sequence_tokens(net, shape), net.attention_width / layout.tp
     share = tokens / layout.sequence * element_bytes
     full = net.joint_blocks + net.cross_blocks
     factored = net.spatial_blocks + net.temporal_blocks
@@ -146,6 +148,23 @@ def tensor_parallel_bytes(net: Network, shape: Shape, degree: int, element_bytes
     side_by_side = net.joint_blocks - net.two_streams if net.two_streams else 0
     reductions = 2 * net.blocks - side_by_side
     return 2.0 * reductions * sequence_tokens(net, shape) * net.hidden * element_bytes * (degree - 1) / degree
+
+
+def tensor_parallel_calls(net: Network, pieces: int = 1) -> int:
+    """Collectives of a forward whose tokens come in so many pieces: the all-reduces, in blocks of two streams one a
+    stream (the text is one piece), and an all-gather of each modulation (a few KB).
+    """
+    if not net.joint_blocks:
+        return 2 * net.blocks * pieces
+    single = net.joint_blocks - net.two_streams
+    sums = 2 * net.two_streams * (1 + pieces) + (1 if net.two_streams else 2) * single * pieces
+    return sums + 2 * net.two_streams + single
+
+
+def uneven_products(net: Network, tp: int) -> float:
+    """The busiest rank's products where weights are cut, over an even share: heads may not divide, the rest does."""
+    heads, rest = 4.0 * net.attention_width, float(net.feed_forward_matrices * net.feed_forward)
+    return (heads * uneven(net.heads, tp) + rest) / (heads + rest)
 
 
 def latent_bytes(net: Network, shape: Shape) -> float:

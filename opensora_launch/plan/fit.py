@@ -19,7 +19,8 @@ def fit_problems(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> li
     peak, limit = least.memory.peak / GIB, least.limit_bytes / GIB
     need = f"{phase_of(least)} needs {peak:.1f} of {limit:.1f} GiB on {work.card.name}"
     better = next(_remedies(work, fixed, least), "") or _hopeless(work)
-    return [f"{in_words(least.placement)}: {need}; {better}"]
+    cut = f", cut by layout.tp={least.layout.tp}" if least.layout.tp > 1 else ""
+    return [f"{in_words(least.placement)}{cut}: {need}; {better}"]
 
 
 def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
@@ -71,6 +72,7 @@ def reason(option: Option, best: Option) -> str:
         - best.phases.compute,
         "Ulysses traffic": option.phases.ulysses - best.phases.ulysses,
         "ring traffic": option.phases.ring - best.phases.ring,
+        "sums of cut weights": option.phases.tensor - best.phases.tensor,
         "weights and latents gathered": option.phases.gather - best.phases.gather,
         "kernel launches": option.phases.launch - best.phases.launch,
         "the VAE on fewer ranks": option.phases.vae - best.phases.vae + option.phases.save - best.phases.save,

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from opensora_launch.config import Offload, Shard, Storage
-from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
+from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, staying
@@ -28,6 +28,7 @@ VAE_CHUNK_NUMBERS = 2**27  # of a layer's frames at once (model/causal_vae.py)
 VAE_CHUNK_COPIES = 7.2 / 2  # of such a chunk: normalised in fp32, rounded, padded
 TEXT_WINDOW = 0.14  # of the text encoders: two of T5's 24 layers, its token table, CLIP
 FP8_BYTES = 1.002  # of a weight: the scales of the rows are the rest
+TEXT_WHOLE_GIB = 0.5  # CLIP and T5's token embedding, which are not cut
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,34 @@ def activation_bytes(
 ) -> float:
     """Peak of one forward of `rows` rows on the busiest rank, over its weights and inputs.
 
-    In units U of one activation, with m = F/H and the share c of the tokens that is widened at once:
+    In units U of one activation, with m = F/H, the share c of the tokens that is widened at once, and the rank's part p
+    of the heads and the feed-forward (1 where weights are whole, about 1/tp where they are cut):
 
-    projecting   x, the q, k, v so far and one part's, rotated in fp32: 1 + 3 (1 - c) + 12.1 c (8 c in fp32)
-    attending    x, q, k, v and the result: 5.2. Ulysses 10.1 (sent, received, put together; 1 more of several rows). A
-                 ring 12.1 (two blocks of keys and values on their way, results in fp32), 2 more past two hops, 3 more
-                 with Ulysses
-    finishing    x, the attended, the done and one part's widened twice: 2 + (1 - c) + (2 + 2 m) c
+    projecting   x, the normed, the q, k, v so far and one part's, rotated in fp32: 1 + c + (3 (1 - c) + 11.1 c) p (7 c
+                 in fp32)
+    attending    x, q, k, v and the result: 1 + 4.2 p. Ulysses 1 + 9.1 p (sent, received, put together; 1 p more of
+                 several rows). A ring 1 + 11.1 p (two blocks of keys and values on their way, results in fp32), 2 p
+                 more past two hops, 3 p more with Ulysses
+    finishing    x, the attended, the done and one part's widened twice: 2 + c + (1 + 2 m c) p; or its sum and the
+                 second product's: 2 (1 + c) + (1 + m c) p; at the end the done twice: 3 + c + p
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
     tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
-    part = min(1.0, at_once / (rows * tokens))
-    units = max(5.2, 1 + 3 * (1 - part) + (12.1 if narrow else 8.0) * part, 3 - part + (2 + 2 * wide) * part)
+    c, p = min(1.0, at_once / (rows * tokens)), uneven(net.heads, layout.tp) / layout.tp
+    heads = 4.2
     if layout.sequence > 1:
-        units = max(units, 10.1 + (layout.ulysses > 1 and rows > 1))
+        heads = max(heads, 9.1 + (layout.ulysses > 1 and rows > 1))
     if layout.ring > 1:
         both, many = layout.ulysses > 1, layout.ring > 2
-        units = max(units, 12.1 + 2 * many + 3 * both if narrow else 9.2 + 3.1 * (many + both))
+        heads = max(heads, 11.1 + 2 * many + 3 * both if narrow else 8.2 + 3.1 * (many + both))
+    units = max(
+        1 + heads * p,
+        1 + c + (3 * (1 - c) + (11.1 if narrow else 7.0) * c) * p,
+        2 + c + (1 + 2 * wide * c) * p,
+        2 + 2 * c + (1 + wide * c) * p,
+        3 + c + p if c < 1 else 0.0,
+    )
     table = 4.0 * net.head_dim  # cos and sin of half the channels, fp32
     return rows * tokens * (units * net.hidden * element_bytes + table)
 
@@ -113,8 +124,11 @@ def memory_of(
     gpus_per_node: int,
     placement: Placement,
     element_bytes: int,
+    t5_parts: int = 0,
 ) -> Memory:
-    """`rows` of the step with the most. `text` is what encoding needs; where there is room it takes all encoders."""
+    """`rows` of the step with the most. `text` is what encoding needs: a window of the encoders, or, with ColossalAI,
+    T5 in `t5_parts`; where there is room it takes all encoders.
+    """
     weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
     vae = VAES[net.vae].parameters * element_bytes
     mine = math.ceil(rows / layout.cfg)
@@ -123,12 +137,18 @@ def memory_of(
     return Memory(
         weights=weights.held + weights.buffers,
         activations=activations,
-        text=_held(TEXT_WINDOW * net.text_gib * GIB + 0.1 * GIB),
+        text=_held(_text_gib(net, t5_parts) * GIB + 0.1 * GIB),
         denoise=_held(weights.held + weights.buffers + vae + activations + latents),
         decode=_held(weights.held + vae + decode_bytes(net, video, layout, element_bytes)),
         host=_host_bytes(net, layout, gpus_per_node, placement, element_bytes),
         disk=weight_bytes(net, element_bytes) + vae + net.text_gib * GIB,
     )
+
+
+def _text_gib(net: Network, t5_parts: int) -> float:
+    if not t5_parts:
+        return TEXT_WINDOW * net.text_gib
+    return TEXT_WHOLE_GIB + (net.text_gib - TEXT_WHOLE_GIB) / t5_parts
 
 
 @dataclass(frozen=True)
@@ -142,10 +162,14 @@ class Weights:
 def resident_weights(
     net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int
 ) -> Weights:
-    """As parallel/placement.py holds them: the ends whole, blocks whole, in shares or elsewhere, two on their way."""
+    """As parallel/placement.py holds them: the ends whole, blocks whole, in shares or elsewhere, two on their way; or a
+    part of each (tp), the busiest rank's.
+    """
     whole, blocks = weight_bytes(net, element_bytes), blocks_bytes(net, element_bytes)
     if not placement.streamed:
-        return Weights(whole, 0.0)
+        heads = 4.0 * net.hidden * net.attention_width * (net.blocks + net.two_streams) * element_bytes
+        cut = blocks * (1 - 1 / layout.tp) - heads * (uneven(net.heads, layout.tp) - 1) / layout.tp
+        return Weights(whole - cut, 0.0)
     ends = whole - blocks
     fp8, offloaded = placement.storage is Storage.fp8, placement.offload is Offload.host
     packed = FP8_BYTES / element_bytes if fp8 else 1.0
@@ -173,7 +197,7 @@ def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
     unit = VAE_CHANNELS * video.tile_pixels
     work = float(VAE_TILE_UNITS * unit * element_bytes)
     work += min(VAE_CHUNK_NUMBERS, 2 * unit) * VAE_CHUNK_COPIES * element_bytes
-    ranks = layout.cfg * layout.sequence
+    ranks = layout.cfg * layout.sequence * layout.tp
     done = 3.0 * video.tile_pixels * element_bytes * (math.ceil(video.tiles / ranks) if ranks > 1 else 1)
     return work + done
 

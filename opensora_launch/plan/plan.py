@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from opensora_launch.config import (
+    Engine,
     LauncherConfig,
     LauncherKind,
     LayoutConfig,
@@ -26,7 +27,7 @@ from opensora_launch.plan.choose import Option, Work, options, steps_of
 from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
-from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.plan.layout import Layout, LayoutFacts, layout_problem, layouts_by_rows, rules_of
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import Shape, network_of
 from opensora_launch.plan.placement import Placement, next_smaller, placement_problems, placements
@@ -87,6 +88,7 @@ class Plan:
     sampling: SamplingConfig
     layouts: tuple[tuple[int, Layout], ...]  # (rows of a step, its layout), rows rising from 1
     videos: tuple[VideoRequest, ...]
+    engine: Engine = Engine.native
 
     def layout(self, rows: int) -> Layout:
         return dict(self.layouts)[rows]
@@ -181,12 +183,23 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         model=run.model,
         geometry=shape,
         placement=placement,
-        smaller=next_smaller(placement, run.placement, run.fit, machine.ranks, machine.gpus_per_node),
+        smaller=_smaller(run, machine, layouts, placement),
         text_cache=run.text_cache,
         sampling=replace(run.sampling, batch_size=batch),
         layouts=layouts,
         videos=tuple(videos),
+        engine=run.engine,
     )
+
+
+def _smaller(
+    run: RunConfig, machine: Machine, layouts: Sequence[tuple[int, Layout]], placement: Placement
+) -> Placement | None:
+    """The next smaller placement that these layouts go with."""
+    less = next_smaller(placement, run.placement, run.fit, machine.ranks, machine.gpus_per_node)
+    while less and any(layout_problem(rules_of(run.model.mmdit, run.engine, less), lay) for _, lay in layouts):
+        less = next_smaller(less, run.placement, run.fit, machine.ranks, machine.gpus_per_node)
+    return less
 
 
 def _precision(run: RunConfig, machine: Machine) -> str:
@@ -207,17 +220,18 @@ def _arranged(
     fixed, size = LayoutConfig(**vars(run.layout)), run.sampling.batch_size or 1
     groups = batches(videos, size)
     most = max((max(_rows_of(group, shape, run), default=1) for group in groups), default=1)
+    first = placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0]
     facts = LayoutFacts(
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
-        num_heads=run.model.mmdit.num_heads,
         batches=max(len(groups), 1),
         max_rows=most,
         total_tokens=shape.total_tokens,
+        rules=rules_of(run.model.mmdit, run.engine, first),
     )
     by_rule = layouts_by_rows(facts, fixed)  # refuses what is impossible
     if not (run.hardware.known and machine.device == "cuda" and videos):
-        return by_rule, placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0], size
+        return by_rule, first, size
     work, size, found = _best_batch(run, machine, shape, videos)
     if problems := fit_problems(work, fixed, found):
         raise UserError("this run does not fit in GPU memory", problems)
@@ -268,6 +282,7 @@ def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[
         fit=run.fit,
         card=run.hardware,
         topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
+        engine=run.engine,
     )
 
 

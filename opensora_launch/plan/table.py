@@ -11,7 +11,7 @@ from opensora_launch.plan.placement import Placement, in_words
 from opensora_launch.plan.times import rates_of, uses_nvlink
 
 SHOWN = 12
-PARTS = ("compute", "ulysses", "ring", "gather", "launch", "vae", "save")
+PARTS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
 
 
 def plan_text(work: Work, found: Sequence[Option], others: Sequence[Option] = (), note: str = "") -> str:

@@ -4,7 +4,8 @@
 
 compute        (products / their rate + attention / its rate + elementwise bytes / memory rate) of the busiest rank
 communication  Ulysses bytes / link and the ring's bytes / link, less what the ring hides behind its own attention;
-               weights gathered ahead of use where they are sharded, less what compute hides
+               sums of products with cut weights (tp), which nothing hides; weights gathered ahead of use where they are
+               sharded, less what compute hides
 launch         the CPU's time to start the kernels of every block: the floor of eager mode with few tokens
 
 Rates are per card: data-sheet peaks times efficiencies fitted to published tables (docs/prediction.md).
@@ -16,18 +17,21 @@ from dataclasses import dataclass
 from opensora_launch.cards import LINK_EFFICIENCY, PCIE_GB_S, default_efficiency
 from opensora_launch.config import HardwareConfig, Link, TopologyConfig
 from opensora_launch.plan.costs import (
+    elementwise_bytes,
     latent_bytes,
     merge_bytes,
     row_traffic,
     row_work,
     tensor_parallel_bytes,
+    tensor_parallel_calls,
     uneven,
+    uneven_products,
     weight_bytes,
 )
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 
-MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.434, 0.85, 0.0467  # fitted over all cards
+MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.415, 0.847, 0.0489  # fitted over all cards
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Rates:
     link_bytes: float  # from one GPU to others of its node, one way
     crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange over PCIe
     node_link_bytes: float = 25e9  # to a GPU of another node
-    call_s: float = 24e-6  # of a collective or hop, before its bytes
-    ring_hidden: float = 0.935  # of a hop's attention, the part behind which the hop's bytes travel
-    gather_hidden: float = 0.91  # of compute, the part behind which sharded weights are gathered
+    call_s: float = 32e-6  # of a collective or hop, before its bytes
+    ring_hidden: float = 0.933  # of a hop's attention, the part behind which the hop's bytes travel
+    gather_hidden: float = 0.875  # of compute, the part behind which sharded weights are gathered
     block_launch_s: float = 2.3e-3  # CPU time to start the kernels of a block in eager mode
     hop_launch_s: float = 0.5e-3  # more of it, where a ring is passed
     host_bytes: float = 20e9  # from host memory to a GPU
@@ -96,12 +100,12 @@ class Load:
     rows: int
     layout: Layout
     gpus_per_node: int
-    tp: int = 1
     sharded: int = 1  # ranks over which the weights are spread; 1 is replicated
     offloaded: bool = False  # weights are copied from host memory ahead of use
     rows_at_once: int = 0  # rows in a forward of a rank; 0 is all of its rows
     away: float = 1.0  # share of the weights that is spread or offloaded; the rest stays on every GPU
     packed: float = 1.0  # bytes of weights on their way, over those of bf16
+    tokens_at_once: int = 0  # that a block works on between its sums; 0 is all
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class StepTime:
     compute: float
     ulysses: float
     ring: float  # exposed
-    gather: float  # of latents and guidance rows, of sharded weights, of tensor-parallel sums: exposed
+    tensor: float  # sums of products with cut weights
+    gather: float  # of latents and guidance rows, of sharded weights: exposed
     launch: float  # by which the CPU is late
 
     @property
@@ -120,7 +125,7 @@ class StepTime:
 
     @property
     def communication(self) -> float:
-        return self.ulysses + self.ring + self.gather
+        return self.ulysses + self.ring + self.tensor + self.gather
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,9 @@ class Counts:
     launches: int  # of a block
     wide: bool  # an exchange of more than two GPUs
     wide_ulysses: bool
-    near_leaves: bool  # the ulysses axis, the ring or the gather leaves the node
+    wide_tensor: bool
+    tensor_leaves: bool  # the tp axis, the ulysses axis, the ring or the gather leaves the node
+    near_leaves: bool
     far_leaves: bool
     gather_leaves: bool
 
@@ -152,32 +159,36 @@ def step_counts(load: Load) -> Counts:
     """Of one step. Shares that differ count as the largest."""
     net, layout = load.net, load.layout
     work, traffic = row_work(net, load.shape), row_traffic(net, load.shape, layout)
-    rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * load.tp
+    rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * layout.tp
     ranks = layout.cfg * layout.sequence
-    heads = uneven(net.heads, layout.ulysses) if layout.ulysses > 1 else 1.0
+    heads = uneven(net.heads, layout.tp) * uneven(math.ceil(net.heads / layout.tp), layout.ulysses)
     forwards = math.ceil(rows / load.rows_at_once) if load.rows_at_once else 1
     moved = forwards * weight_bytes(net) * load.away * load.packed
-    tensor = rows * tensor_parallel_bytes(net, load.shape, load.tp) / layout.sequence
+    elementwise = elementwise_bytes(net, work.tokens, layout.tp) / layout.sequence
+    at_once = rows / forwards * work.tokens / layout.sequence
+    pieces = math.ceil(at_once / load.tokens_at_once) if load.tokens_at_once else 1
     return Counts(
-        matmul_flops=rows * work.matmul_flops / split,
+        matmul_flops=rows * work.matmul_flops / split * uneven_products(net, layout.tp),
         attention_flops=rows * work.attention_flops / split * heads,
-        elementwise_bytes=rows * (work.elementwise_bytes / split + merge_bytes(net, load.shape, layout)),
+        elementwise_bytes=rows * (elementwise + merge_bytes(net, load.shape, layout)),
         ulysses_bytes=rows * traffic.ulysses_bytes,
         ulysses_calls=forwards * traffic.ulysses_calls,
         ring_bytes=rows * traffic.ring_bytes,
         ring_calls=forwards * traffic.ring_calls,
         ring_share=(layout.ring - 1) / layout.ring,
         latent_bytes=load.rows * latent_bytes(net, load.shape) * (ranks - 1) / ranks,
-        tensor_bytes=tensor,
-        tensor_calls=forwards * 2 * net.blocks * (load.tp > 1),
+        tensor_bytes=rows * tensor_parallel_bytes(net, load.shape, layout.tp) / layout.sequence,
+        tensor_calls=forwards * tensor_parallel_calls(net, pieces) * (layout.tp > 1),
         weight_bytes=moved * (load.sharded - 1) / load.sharded,
         copied_bytes=moved / load.sharded * load.offloaded,
         launches=forwards * net.blocks,
-        wide=max(ranks, load.tp, load.sharded) > 2,
+        wide=max(ranks, load.sharded) > 2,
         wide_ulysses=layout.ulysses > 2,
-        near_leaves=load.gpus_per_node % layout.ulysses != 0,
-        far_leaves=load.gpus_per_node % layout.sequence != 0,
-        gather_leaves=max(ranks, load.sharded) > load.gpus_per_node,
+        wide_tensor=layout.tp > 2,
+        tensor_leaves=load.gpus_per_node % layout.tp != 0,
+        near_leaves=load.gpus_per_node % (layout.ulysses * layout.tp) != 0,
+        far_leaves=load.gpus_per_node % (layout.sequence * layout.tp) != 0,
+        gather_leaves=max(ranks * layout.tp, load.sharded) > load.gpus_per_node,
     )
 
 
@@ -190,11 +201,13 @@ def step_time(counts: Counts, rates: Rates) -> StepTime:
     ring = counts.ring_calls * rates.call_s + counts.ring_bytes / _link(rates, counts.far_leaves, False)
     ring = max(0.0, ring - rates.ring_hidden * attention * counts.ring_share)
     wire = _link(rates, counts.gather_leaves, counts.wide)
-    gather = (counts.latent_bytes + counts.tensor_bytes) / wire + counts.tensor_calls * rates.call_s
+    tensor = counts.tensor_calls * rates.call_s
+    tensor += counts.tensor_bytes / _link(rates, counts.tensor_leaves, counts.wide_tensor)
+    gather = counts.latent_bytes / wire
     gather += sum(exposed for _, exposed in weights_on_their_way(counts, rates, compute))
     launch = counts.launches * (rates.block_launch_s + (counts.ring_calls > 0) * rates.hop_launch_s)
-    late = max(0.0, launch - compute - ulysses - ring - gather)
-    return StepTime(compute, ulysses, ring, gather, late)
+    late = max(0.0, launch - compute - ulysses - ring - tensor - gather)
+    return StepTime(compute, ulysses, ring, tensor, gather, late)
 
 
 def weights_on_their_way(counts: Counts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from opensora_launch.config import LayoutConfig
+from opensora_launch.config import Engine, LayoutConfig
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, Plan
@@ -21,6 +21,7 @@ class VerifySpec:
     cases: tuple[str, ...]  # absolute paths
     plan: Plan | None = None  # where there are no cases
     placement: Placement = field(default_factory=Placement)  # of the cases' transformers
+    engine: Engine = Engine.native  # of the cases
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,7 +8,7 @@ from typing import Any
 
 from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import PARTS
-from opensora_launch.report.efficiency import differences
+from opensora_launch.report.efficiency import differences, other_engine
 from opensora_launch.report.run_files import SCHEMA
 from opensora_launch.report.sweep import SCHEMA as SWEEP_SCHEMA
 
@@ -58,7 +58,7 @@ def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], lis
     for report in (a, b):
         if report["times"] is None:
             raise UserError(f"{report['run']} cannot be compared", [str(report["efficiency_reason"])])
-    notes = _other_work(a["work"], b["work"])
+    notes = other_engine(a, b, "in A", "in B") + _other_work(a["work"], b["work"])
     notes.append("one run each: how much their times spread is not known")
     changes = [
         Change(name, a["times"][key], b["times"][key], "s", None, True)

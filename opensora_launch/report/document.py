@@ -14,6 +14,7 @@ from opensora_launch.report.efficiency import (
     Times,
     efficiency,
     measured,
+    other_engine,
     predicted,
     refuse_other_work,
     work_of,
@@ -97,6 +98,7 @@ def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
         },
         "environment": _environment(run),
         "layouts": {str(rows): str(layout) for rows, layout in run.plan.layouts},
+        "engine": run.plan.engine.value,
         "times": _times(run, done, [r.accounts for r in read]),
         "attempts": [_attempt(r) for r in read],
         "samples": [asdict(s) for s in run.samples],
@@ -162,6 +164,7 @@ def _add_efficiency(
             report["unknown"].append("the baseline is a stored report: its machine may differ in what no report shows")
         if baseline["version"] != report["version"]:
             report["unknown"].append(f"the baseline was made by version {baseline['version']}, this by another")
+        report["unknown"] += other_engine(report, baseline, "here", "in the baseline")
     elif report["times"]["gpus"] == 1:
         report["efficiency_reason"] = "one rank, and no other run was named as the baseline"
         return

@@ -85,9 +85,21 @@ def measured(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseline:
     theirs = report["machine"]["hosts"]
     here = bool(theirs) and set(theirs) <= set(hosts)
     how = f"run {report['run']} on {report['times']['gpus']} x {report['work']['device_name']}"
+    how += f", engine {engine_of(report)}"
     if not here:
         how += f", a stored report: measured on {', '.join(theirs) or 'hosts that it does not name'}, not here"
     return Baseline(MEASURED if here else STORED, str(report["run"]), how, Times(**report["times"]))
+
+
+def engine_of(report: Mapping[str, Any]) -> str:
+    """What ran it; reports that do not say are from before there were two."""
+    return str(report.get("engine", "native"))
+
+
+def other_engine(a: Mapping[str, Any], b: Mapping[str, Any], first: str, second: str) -> list[str]:
+    """A line where two runs of equal work were run by different engines."""
+    ours, theirs = engine_of(a), engine_of(b)
+    return [] if ours == theirs else [f"engines are compared: {ours} {first}, {theirs} {second}"]
 
 
 def predicted(run: str, ranks: Sequence[RankAccount]) -> Baseline:

@@ -116,10 +116,15 @@ def _share(scene: Scene, rank: int) -> float:
     total = 0.0
     for step in events.steps:
         layout = Layout.parse(step.layout)
-        place = rank % layout.ulysses
-        base, extra = divmod(scene.num_heads, layout.ulysses)
-        total += step.own_rows * (base + (place < extra)) / layout.ring
+        heads = _dealt(scene.num_heads, layout.tp, rank % layout.tp)
+        heads = _dealt(heads, layout.ulysses, rank // layout.tp % layout.ulysses)
+        total += step.own_rows * heads / layout.ring
     return total
+
+
+def _dealt(things: int, ranks: int, place: int) -> int:
+    base, extra = divmod(things, ranks)
+    return base + (place < extra)
 
 
 def _other_card(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:

@@ -71,7 +71,7 @@ def _header(report: Mapping[str, Any]) -> list[str]:
         f"{_count(work['num_frames'], 'frame')}, {work['num_steps']} steps, {work['row_forwards']} row-forwards, "
         f"{work['precision']}, attention {work['attention']}",
         f"Ranks: {machine['ranks']}{hosts}, each {_text(name)}{threads}",
-        f"Layout: {layouts}",
+        f"Layout: {layouts}; engine {report['engine']}",
         *([f"Weights: {', then '.join(_text(place) for place in places)}"] if places else []),
         f"Made by opensora_launch {report['version']}" + _versions(report["environment"]),
     ]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora_launch.config import ModelConfig, VaeConfig
+from opensora_launch.config import Engine, MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.load import mmdit_config
@@ -32,7 +32,8 @@ from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
-from opensora_launch.worker.transformer import Source, load_transformer
+from opensora_launch.worker.engine import attention_of, engine_transformer
+from opensora_launch.worker.transformer import Source
 
 KINDS = ("mmdit", "vae", "sampling")
 
@@ -54,8 +55,8 @@ class Case:
         return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
 
     @property
-    def num_heads(self) -> int:
-        return int(self.config.get("num_heads", 1))
+    def mmdit(self) -> MmditConfig:
+        return mmdit_config(self.config)
 
     @property
     def rows(self) -> int:
@@ -111,6 +112,7 @@ class Ranks:
     node: Axis  # the ranks of this node that work on it
     placement: Placement
     kernel: Callable[[torch.dtype, int], Kernel]  # by dtype and head size
+    engine: Engine = Engine.native
 
 
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
@@ -133,12 +135,13 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
         raise UserError(f"{case.path} takes its weights from {path}, which does not exist")
     config = ModelConfig(folder=str(path.parent), mmdit_file=path.name, mmdit=mmdit_config(case.config))
     source = Source(config, case.device, torch.float32, where["prefix"])
-    axes = (ranks.node, next(iter(ranks.meshes.values())).video)
-    loaded = load_transformer(source, ranks.placement, axes, lambda nbytes: None)
+    mesh = next(iter(ranks.meshes.values()))
+    loaded = engine_transformer(source, ranks.engine, ranks.placement, ranks.node, mesh, lambda nbytes: None)
     kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
     sit_out = loaded.blocks.pass_through if loaded.blocks else None
     forward, at_once = loaded.module.forward, ranks.placement.rows_at_once
-    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once), loaded.blocks
+    attention = attention_of(ranks.engine)
+    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, attention), loaded.blocks
 
 
 def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:

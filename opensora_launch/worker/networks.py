@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 
-from opensora_launch.config import Init
+from opensora_launch.config import Engine, Init
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import load_vae
 from opensora_launch.model.weights import random_tensors, read_tensors
-from opensora_launch.parallel.mesh import Axis
+from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.placement import StreamedBlocks
 from opensora_launch.plan.placement import Placement
-from opensora_launch.worker.transformer import Source, Tick, load_transformer
+from opensora_launch.worker.engine import engine_transformer
+from opensora_launch.worker.transformer import Source, Tick
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Networks:
     blocks: StreamedBlocks | None  # of the mmdit, where its weights do not stay on the device
 
 
-def read_networks(source: Source, placement: Placement, axes: tuple[Axis, Axis], tick: Tick) -> Networks:
-    """Transformer and VAE on this rank. axes: our ranks of this node, and on all nodes."""
-    transformer = load_transformer(source, placement, axes, tick)
+def read_networks(source: Source, engine: Engine, placement: Placement, node: Axis, mesh: Mesh, tick: Tick) -> Networks:
+    """Transformer and VAE on this rank. node: the ranks of this node that work on the same videos."""
+    transformer = engine_transformer(source, engine, placement, node, mesh, tick)
     model = source.model
     with torch.device("meta"):
         empty = CausalVae(model.vae)

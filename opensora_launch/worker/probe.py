@@ -52,7 +52,7 @@ def probe(spec: ProbeSpec, me: Rank, device: torch.device) -> ProbeResult:
     dist.all_gather_object(seen, _see(me, device))
     timeout = timedelta(seconds=spec.timeout_s)
     mesh = build_meshes([spec.layout], me.rank, timeout, lambda axis, ranks, nbytes: nullcontext())[spec.layout]
-    tests = [(mesh.ulysses, all_to_all), (mesh.ring, ring), (mesh.cfg, all_gather)]
+    tests = [(mesh.tp, all_reduce), (mesh.ulysses, all_to_all), (mesh.ring, ring), (mesh.cfg, all_gather)]
     speeds = [_speed(spec, axis, exchange, device) for axis, exchange in tests if axis.size > 1]
     found = sorted((rank for rank in seen if rank is not None), key=lambda rank: rank.rank)
     return ProbeResult(tuple(found), tuple(speeds))
@@ -62,6 +62,12 @@ def all_to_all(axis: Axis, sent: Tensor, got: Tensor) -> int:
     """As Ulysses trades tokens for heads; the bytes that leave this rank."""
     dist.all_to_all_single(got, sent, group=axis.group)
     return sent.nbytes * (axis.size - 1) // axis.size
+
+
+def all_reduce(axis: Axis, sent: Tensor, got: Tensor) -> int:
+    """As products with cut weights are summed."""
+    dist.all_reduce(got.copy_(sent), group=axis.group)
+    return 2 * sent.nbytes * (axis.size - 1) // axis.size
 
 
 def ring(axis: Axis, sent: Tensor, got: Tensor) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from opensora_launch.config import Init, Shard
+from opensora_launch.config import Engine, Init, Shard
 from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
@@ -29,6 +29,7 @@ from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Verdict
 from opensora_launch.worker import start, watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
+from opensora_launch.worker.engine import Team, attention_of, cuts_weights, text_team
 from opensora_launch.worker.generate import DTYPES, Job, generate
 from opensora_launch.worker.networks import Networks, read_networks
 from opensora_launch.worker.queue import LOOK_S, WAIT, Owner, Queue, finished
@@ -56,8 +57,8 @@ class Site:
         """`layouts`: by the number of rows of a step."""
         meshes = {rows: self.meshes[layout] for rows, layout in layouts.items()}
         sit_out = networks.blocks.pass_through if networks.blocks else None
-        at_once = self.job.plan.placement.rows_at_once
-        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out, at_once)
+        at_once, attention = self.job.plan.placement.rows_at_once, attention_of(self.job.plan.engine)
+        return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out, at_once, attention)
 
 
 def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
@@ -157,7 +158,7 @@ def settle(
         world = world_axis(me, recorder.collective)
         mesh = meshes[plan.layouts[-1][1]]
         node = node_axis(mesh.video, me.local_world, me.world, BACKSTOP)
-    job = Job(plan, attempt.parent.parent, device, mesh, recorder, _facts(device, kernel))
+    job = Job(plan, attempt.parent.parent, device, mesh, recorder, _facts(plan.engine, device, kernel))
     return Site(job, watch.watch_kernel(kernel, recorder), meshes, world, node)
 
 
@@ -166,18 +167,29 @@ def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
     job, plan, device = site.job, site.job.plan, site.job.device
     dtype = DTYPES[plan.precision]
     texts, encoded = distinct_texts(plan.videos), None
-    if site.world.index == 0:
+    team = text_team(plan.engine, site.world, job.mesh, plan.model, (device, dtype))
+    if site.world.index in team.axis.ranks:
         with job.recorder.span("text"):
-            folder, cached = plan.text_cache, plan.model.init is Init.checkpoint
-            cache = TextCache.of(Path(folder), plan.model, device_name(device), dtype) if folder and cached else None
-            encoded = encode_texts(plan.model, texts, site.world, device, dtype, cache)
+            encoded = _encode(plan, team, device, dtype)
     with job.recorder.span("load"):
         source, beat = Source(plan.model, device, dtype), job.recorder.heartbeat
-        axes = (site.node, job.mesh.video)
-        beat.loading(source.nbytes // axes[plan.placement.shard is Shard.all].size)
-        networks = read_networks(source, plan.placement, axes, beat.loaded)
+        shared_by = job.mesh.video.size if plan.placement.shard is Shard.all else site.node.size
+        beat.loading(source.nbytes // (job.mesh.tp.size if cuts_weights(plan.engine, job.mesh) else shared_by))
+        networks = read_networks(source, plan.engine, plan.placement, site.node, job.mesh, beat.loaded)
     with job.recorder.span("text"):
         return networks, share_embeddings(site.world, texts, encoded)
+
+
+def _encode(plan: Plan, team: Team, device: torch.device, dtype: torch.dtype) -> list[Embedding] | None:
+    """On the team's first rank every text's embedding; None on those that only help."""
+    if team.axis.index > 0:
+        team.help()
+        return None
+    folder, cached = plan.text_cache, plan.model.init is Init.checkpoint
+    cache = TextCache.of(Path(folder), plan.model, device_name(device), dtype) if folder and cached else None
+    encoded = encode_texts(plan.model, distinct_texts(plan.videos), team.encode, dtype, cache)
+    team.dismiss()
+    return encoded
 
 
 def world_axis(me: Rank, record: Record) -> Axis:
@@ -206,7 +218,7 @@ def _meta(plan: Plan, me: Rank, device: torch.device, kernel: Kernel, started: t
         "attention": kernel.name,
         "pid": os.getpid(),
         "device_uuid": watch.device_uuid(device),
-        "versions": _versions(),
+        "versions": _versions(plan.engine),
     }
 
 
@@ -215,18 +227,20 @@ def _clock(me: Rank) -> dict[str, Any]:
     return {"clock_offset_s": offset_s, "clock_offset_error_s": error_s}
 
 
-def _facts(device: torch.device, kernel: Kernel) -> dict[str, Any]:
+def _facts(engine: Engine, device: torch.device, kernel: Kernel) -> dict[str, Any]:
     return {
+        "engine": engine,
         "device": device_name(device),
         "attention": kernel.name,
-        "versions": _versions(),
+        "versions": _versions(engine),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def _versions() -> dict[str, str]:
+def _versions(engine: Engine) -> dict[str, str]:
     """Of Python and packages; of the libraries that torch was built with, where it was."""
-    packages = ("opensora-launch", "torch", "transformers", "safetensors", "av", "hydra-core")
+    packages = ["opensora-launch", "torch", "transformers", "safetensors", "av", "hydra-core"]
+    packages += ["colossalai"] if engine is Engine.colossalai else []
     found = {"python": platform.python_version(), **{p: _version(p) for p in packages}}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from opensora_launch.config import Init, ModelConfig
 from opensora_launch.model.files import weight_files
-from opensora_launch.model.text import TextEncoders, load_text_encoders, random_embeddings
+from opensora_launch.model.text import TextEncoders, TextRows, load_text_encoders, random_embeddings
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.packing import Packing
 from opensora_launch.parallel.placement import Placed, StreamedBlocks
@@ -95,19 +95,18 @@ def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
 def encode_texts(
     model: ModelConfig,
     texts: Sequence[str],
-    axis: Axis,
-    device: torch.device,
+    encode: Callable[[Sequence[str]], TextRows],
     dtype: torch.dtype,
     cache: TextCache | None,
 ) -> list[Embedding]:
-    """Each text's embedding on the CPU, in `dtype`; the encoders are gone when this returns."""
+    """Each text's embedding on the CPU, in `dtype`. `encode` is called once at most, with those that are not known."""
     if model.init is Init.random:
         shape = (model.text.t5_max_length, model.mmdit.context_in_dim)
         rows = random_embeddings(texts, t5_shape=shape, clip_channels=model.mmdit.vec_in_dim)
         return [Embedding(t5.to(dtype), clip.to(dtype)) for t5, clip in zip(rows.t5, rows.clip, strict=True)]
     known = {text: cache.read(text) if cache else None for text in texts}
     if new := [text for text in texts if known[text] is None]:
-        rows = fitting_encoders(model, axis, device, dtype).encode(new)
+        rows = encode(new)
         for text, t5, clip, (cut, _) in zip(new, rows.t5, rows.clip, rows.cut, strict=True):
             known[text] = Embedding(t5.to(CPU, dtype), clip.to(CPU, dtype), cut)
     found = [embedding for text in texts if (embedding := known[text]) is not None]

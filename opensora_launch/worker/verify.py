@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora_launch.config import NumericsConfig
+from opensora_launch.config import Engine, NumericsConfig
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.vae import assemble
 from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.parallel.rows import ShardedModel
-from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify import VerifyLine, VerifySpec
@@ -60,10 +60,10 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     facts = LayoutFacts(
         ranks=me.world,
         gpus_per_node=me.local_world,
-        num_heads=case.num_heads,
         batches=1,
         max_rows=case.rows,
         total_tokens=case.tokens,
+        rules=rules_of(case.mmdit, spec.engine, spec.placement),
     )
     layouts = layouts_by_rows(facts, spec.layout)
     alone = Layout(dp=me.world)
@@ -74,7 +74,7 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
 
     by_rows = {rows: meshes[layout] for rows, layout in layouts}
     node = node_axis(by_rows[case.rows].video, me.local_world, me.world, BACKSTOP)
-    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel), unrecorded)
+    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine), unrecorded)
     if me.rank != 0:
         return []
     by_one = got
@@ -98,7 +98,7 @@ def _verify_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat) -> list[V
         return []
     solo = site.meshes[alone]
     source = Source(plan.model, site.job.device, DTYPES[plan.precision])
-    whole = read_networks(source, Placement(), (solo.video, solo.video), beat.loaded)
+    whole = read_networks(source, Engine.native, Placement(), solo.video, solo, beat.loaded)
     by_one = _make(replace(site.job, mesh=solo), whole, site.model(whole, dict.fromkeys(layouts, alone)), texts)
     bound, layout = BOUNDS[plan.precision], plan.layouts[-1][1]
     return [

@@ -242,7 +242,7 @@ def every_row(scored: Sequence[Scored]) -> Iterator[str]:
 
 def _row(item: Scored) -> str:
     row = item.row
-    layout = short(row.layout) + (f" tp{row.tp}" if row.tp > 1 else "")
+    layout = short(row.layout)
     said = {True: "yes", False: "no", None: ""}[row.compiled]
     start = f"| {row.gpus} | {layout} | {said} | {row.seconds:g} |"
     if item.twin:

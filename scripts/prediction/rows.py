@@ -77,7 +77,6 @@ class Row:
     nodes: int
     gpus: int
     layout: Layout
-    tp: int
     compiled: bool | None
     model: str
     config: str
@@ -185,7 +184,7 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
     layout, link = data["layout"], data["link"]
     if (layout.get("pipefusion") or 1) > 1:
         raise ValueError("PipeFusion is not modelled")
-    degrees = Layout(*(layout.get(axis) or 1 for axis in ("dp", "cfg", "ring", "ulysses")))
+    degrees = Layout(*(layout.get(axis) or 1 for axis in ("dp", "cfg", "ring", "ulysses", "tp")))
     kind, config, nodes = data["kind"], str(data.get("config") or ""), data.get("nodes") or 1
     gpus = data["n_gpus"]
     pixels = float((data.get("width") or 0) * (data.get("height") or 0) * (data.get("frames") or 1))
@@ -196,7 +195,6 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
         rows=data.get("cfg_branches") or (1 if kind == "attention" else net.rows),
         layout=replace(degrees, dp=1),
         gpus_per_node=max(1, gpus // nodes),
-        tp=layout.get("tp") or 1,
         sharded=gpus if "fsdp" in config.lower() else 1,
         rows_at_once="wan" in str(data["model"]).lower(),  # its pipelines run guidance rows one after another
     )
@@ -207,7 +205,7 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
     return Row(
         index=index, table=data["table"], program=re.split(r"[/ ]", data["source"])[0],
         card=card_of(data["gpu"], link, cards), link=link, nodes=nodes, gpus=gpus, layout=degrees,
-        tp=load.tp, compiled=data.get("compiled"), model=data["model"], config=config,
+        compiled=data.get("compiled"), model=data["model"], config=config,
         seconds=float(data["seconds"]), steps=(data.get("steps") or net.steps) if end_to_end else 1, counts=counts,
         vae_flops=pixels * VAE_FLOPS.get(net.vae, VAE_FLOPS_ELSE) if end_to_end or kind == "vae_decode" else 0.0,
         end_to_end=end_to_end,

@@ -109,7 +109,7 @@ def layout_pairs(scored: Sequence[Scored], protocol: str = "table", link: str = 
         for b in usable[:i]:
             same = (a.row.table, a.row.gpus, a.row.compiled) == (b.row.table, b.row.gpus, b.row.compiled)
             slower, faster = (a, b) if a.row.seconds > b.row.seconds else (b, a)
-            alike = (a.row.layout, a.row.tp) == (b.row.layout, b.row.tp)
+            alike = a.row.layout == b.row.layout
             if same and not alike and slower.row.seconds > ORDER_MARGIN * faster.row.seconds:
                 pairs.append(Pair(slower, faster, getattr(slower, protocol) > getattr(faster, protocol)))
     return pairs
@@ -148,7 +148,7 @@ def _row_json(item: Scored, protocols: Sequence[str]) -> dict[str, Any]:
         "gpu": row.card.name,
         "link": row.link,
         "n_gpus": row.gpus,
-        "layout": vars(row.layout) | {"tp": row.tp},
+        "layout": vars(row.layout),
         "seconds": row.seconds,
         "predicted_s": predicted,
         "error": predicted / row.seconds - 1,

@@ -33,7 +33,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == "open_sora_v2: 1024 x 576 pixels, 129 frames, 76,544 tokens; 1 video"
-    assert lines[1].startswith("8 x h100_sxm, NVLink at 109 GB/s, 79.7 GiB each; replicated weights")
+    assert lines[1].startswith("8 x h100_sxm, NVLink at 124 GB/s, 79.7 GiB each; replicated weights")
     for name in ("30 steps of 2 rows", "20 steps of 1 row", "total", "compute", "ulysses", "effic.", "GiB/GPU"):
         assert name in lines[3]
     assert lines[4].startswith("*")
@@ -50,7 +50,7 @@ def test_json_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for option in found["options"]:
         assert option["layouts"]["2"]["cfg"] == 2
         seconds = option["seconds"]
-        parts = ("compute", "ulysses", "ring", "gather", "launch", "vae", "save")
+        parts = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
         assert sum(seconds[part] for part in parts) == pytest.approx(seconds["making"])
         assert option["memory_bytes"]["peak"] <= option["memory_bytes"]["limit"]
 

@@ -121,8 +121,10 @@ def test_text_comes_before_video_in_a_share():
 
 def test_ulysses_neighbours_are_neighbouring_ranks():
     layout = Layout(dp=2, cfg=2, ring=2, ulysses=2)
-    assert coordinates(layout, 13) == {"dp": 1, "cfg": 1, "ring": 0, "ulysses": 1}
+    assert coordinates(layout, 13) == {"dp": 1, "cfg": 1, "ring": 0, "ulysses": 1, "tp": 0}
     assert ranks_along(layout, 13, ("ulysses",)) == (12, 13)
     assert ranks_along(layout, 13, ("ring",)) == (13, 15)
     assert ranks_along(layout, 13, ("cfg",)) == (9, 13)
     assert ranks_along(layout, 13, ("cfg", "ring", "ulysses")) == tuple(range(8, 16))
+    assert ranks_along(Layout(cfg=2, ulysses=2, tp=2), 5, ("tp",)) == (4, 5)
+    assert ranks_along(Layout(cfg=2, ulysses=2, tp=2), 5, ("ulysses",)) == (5, 7)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from opensora_launch.config import LayoutConfig, MmditConfig
+from opensora_launch.config import Engine, LayoutConfig, MmditConfig
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.mmdit import MMDiT
@@ -19,7 +19,8 @@ from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
 from opensora_launch.parallel.packing import Packing
 from opensora_launch.parallel.placement import Placed, StreamedBlocks
 from opensora_launch.parallel.rows import RowInputs, ShardedModel
-from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows
+from opensora_launch.plan.layout import LayoutFacts, Rules, layouts_by_rows
+from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
 from tests.ranks import run_ranks
 
@@ -83,7 +84,7 @@ def both_ways(
 ) -> tuple[list[Tensor], list[Tensor], int, int]:
     """What whole and streamed weights predict, twice; elements read here; bytes resident here while computing."""
     world = dist.get_world_size()
-    facts = LayoutFacts(world, world, SMALL["num_heads"], 1, rows, 28)
+    facts = LayoutFacts(world, world, 1, rows, 28, Rules(Engine.native, SMALL["num_heads"], 96, Placement()))
     layout = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
     mesh: Mesh = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout]
     kernel = choose_attention("cpu_flash", device=CPU, dtype=torch.float32, head_dim=8).call

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.config import LayoutConfig, MmditConfig
+from opensora_launch.config import Engine, LayoutConfig, MmditConfig
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.mmdit import MMDiT
@@ -18,13 +18,15 @@ from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import build_meshes
 from opensora_launch.parallel.rows import RowInputs, ShardedModel
 from opensora_launch.parallel.tiles import broadcast, deal, spread_tiles
-from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows
+from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
+from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
 from tests.ranks import run_ranks
 
 SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]
 CPU = torch.device("cpu")
 HEADS = 3
+RULES = Rules(Engine.native, HEADS, 96, Placement())
 SMALL: dict[str, Any] = {
     "in_channels": 4,
     "vec_in_dim": 6,
@@ -66,7 +68,7 @@ def compare(cases: list[tuple[int, int, int]], fixed: dict[str, int], dtype: tor
     kernel = choose_attention("cpu_flash", device=CPU, dtype=dtype, head_dim=8).call
     chosen = {}
     for rows, text, video in cases:
-        facts = LayoutFacts(world, world, HEADS, 1, rows, text + video)
+        facts = LayoutFacts(world, world, 1, rows, text + video, RULES)
         chosen[rows, text, video] = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
     meshes = build_meshes([*dict.fromkeys(chosen.values()), alone], rank, timedelta(seconds=60), unrecorded)
     distances = []

@@ -19,7 +19,8 @@ COUNTS = (1, 2, 3, 4, 8, 16, 32, 64)
 VIDEO = VideoRequest("0000_0", "rain", "rain.", "", (), "t2v", 42, Guidance(50, 7.5, 3.0, True, True, False))
 HEAD = """\
 GPUs, predicted seconds with the weights loaded, efficiency against one such GPU of unlimited memory, peak GiB a GPU,
-where the weights are (replicated, where that fits), layout of the steps with 2 rows and with 1.
+where the weights are (replicated, where that fits; else cut by tp or placed, by time), layout of the steps with 2 rows
+and with 1.
 Open-Sora 2.0, one text-to-video of 129 frames, 50 steps; nodes of 8 GPUs.
 """
 

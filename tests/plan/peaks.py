@@ -27,6 +27,7 @@ from opensora_launch.parallel.mesh import Axis, build_meshes
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
+from opensora_launch.worker.cut import cut_transformer
 from opensora_launch.worker.transformer import Source, load_transformer
 
 TOKENS, TEXT = 2048, 8  # of all ranks; the first rank holds all of the text
@@ -76,7 +77,10 @@ def forward_peak(case: dict[str, Any]) -> int:
     mesh = build_meshes([layout], 0, timedelta(seconds=60), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
-    model = MMDiT(cfg).to(dtype)
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in MMDiT(cfg).state_dict().items()}
+    target = (torch.device("cpu"), dtype)
+    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, target, lambda nbytes: None)
     inputs = {
         "img": torch.zeros(rows, video, cfg.in_channels),
         "img_ids": torch.zeros(rows, video, 3),

@@ -186,7 +186,7 @@ def test_the_topology_decides() -> None:
 def test_what_is_fixed_stays() -> None:
     _, found = planned("h100_sxm", 8, layout=LayoutConfig(ring=2))
     assert {option.layout.ring for option in found} == {2}
-    _, alone = planned("h100_sxm", 8, layout=LayoutConfig(cfg=1, ulysses=1))
+    _, alone = planned("h100_sxm", 8, layout=LayoutConfig(cfg=1, ulysses=1, tp=1))
     assert [option.layouts for option in alone] == [((1, Layout(ring=8)), (2, Layout(ring=8)))]
     _, odd = planned("h100_sxm", 8, layout=LayoutConfig(cfg=8))  # of no use, but asked
     assert [option.layout for option in odd] == [Layout(cfg=8)]
@@ -217,7 +217,7 @@ def test_the_time_of_one_gpu_is_flops_over_rates() -> None:
     rates = rates_of(work.card, work.topology)
     flops = 80 * 5.09e15
     assert flops / 989.4e12 < alone.phases.compute < 2.5 * flops / 989.4e12
-    assert rates.attention_flops == pytest.approx(0.513 * 989.4e12)
+    assert rates.attention_flops == pytest.approx(0.519 * 989.4e12)
 
 
 def test_mixed_cards_are_no_better_than_the_worst() -> None:

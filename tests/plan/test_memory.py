@@ -50,6 +50,14 @@ CASES: list[dict[str, Any]] = [
         (1, "bfloat16", 4.0, Layout(ring=4, ulysses=2)),
         (1, "float32", 4.0, Layout(ring=8)),
         (1, "float32", 4.0, Layout(ring=4, ulysses=2)),
+        (1, "bfloat16", 4.0, Layout(cfg=4, tp=2)),
+        (1, "bfloat16", 2.0, Layout(cfg=2, tp=4)),
+        (2, "bfloat16", 4.0, Layout(tp=8)),
+        (1, "float32", 2.0, Layout(cfg=4, tp=2)),
+        (1, "bfloat16", 4.0, Layout(ulysses=4, tp=2)),
+        (1, "bfloat16", 2.0, Layout(ulysses=2, tp=4)),
+        (1, "bfloat16", 4.0, Layout(ring=4, tp=2)),
+        (1, "bfloat16", 2.0, Layout(ring=2, ulysses=2, tp=2)),
     )
 ]
 
@@ -161,6 +169,18 @@ def test_phases_of_one_gpu() -> None:
     assert memory.denoise > memory.weights + two_rows + RESERVED_BYTES
     assert memory.peak == max(memory.text, memory.denoise, memory.decode)
     assert large(Layout(cfg=2), gpus_per_node=2).activations == pytest.approx(two_rows / 2, rel=1e-3)
+
+
+def test_cut_weights_and_t5_fall_with_the_axis() -> None:
+    whole, blocks = weight_bytes(OPEN_SORA_2), blocks_bytes(OPEN_SORA_2, 2)
+    assert large(Layout(tp=4), gpus_per_node=4).weights == pytest.approx(whole - blocks * 3 / 4)
+    heads = 2 * 4 * 3072**2 * (57 + 19)
+    assert large(Layout(tp=5), gpus_per_node=5).weights == pytest.approx(
+        whole - blocks * 4 / 5 + heads * (5 / 24 - 1 / 5)
+    )
+    assert large(Layout(tp=4, ulysses=2)).activations < large(Layout(tp=4), gpus_per_node=4).activations / 1.8
+    halves, quarters = (large(Layout(tp=4), t5_parts=parts).text for parts in (2, 4))
+    assert halves - quarters == pytest.approx((9.1 - 0.5) / 4 * 1.02 * GIB)
 
 
 def test_three_cards_of_24_gib_hold_what_one_cannot() -> None:

@@ -108,11 +108,15 @@ LAYOUTS = [
     (4, LayoutConfig(dp=1, cfg=2, ring=2)),
     (4, LayoutConfig(dp=2, ulysses=2)),
     (5, LayoutConfig(dp=1, ring=5)),
+    (2, LayoutConfig(dp=1, tp=2)),
+    (4, LayoutConfig(dp=1, ulysses=2, tp=2)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), LAYOUTS, ids=["cfg2", "3 ranks", "cfg2 x ring2", "dp2 x ulysses2", "ring5"]
+    ("ranks", "layout"),
+    LAYOUTS,
+    ids=["cfg2", "3 ranks", "cfg2 x ring2", "dp2 x ulysses2", "ring5", "tp2", "ulysses2 x tp2"],
 )
 def test_the_same_videos_on_any_ranks(ranks, layout, picture, by_one_rank, tmp_path):
     """Also the image condition is drawn alike, and the VAE's tiles are blended alike."""
@@ -149,7 +153,7 @@ def test_what_a_run_leaves_behind(picture, tmp_path):
     assert (record["seed"], record["cond_type"], record["refs"]) == (7, "i2v_head", [picture])
     assert record["file"] == "0001_0.mp4"
     assert record["versions"]["torch"] == torch.__version__
-    assert record["layouts"]["2"] == "dp1 cfg2 ring1 ulysses1"
+    assert record["layouts"]["2"] == "dp1 cfg2 ring1 ulysses1 tp1"
     assert frames_of(tmp_path / "samples/0001_0.mp4").shape == (9, 48, 80, 3)
     (attempt,) = build_report(tmp_path)["attempts"]
     assert [row["rank"] for row in attempt["ranks"]] == [0, 1]

@@ -1,6 +1,7 @@
 """Text in little memory: layer by layer the same bits; remembered embeddings are the encoders' own."""
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -12,9 +13,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from opensora_launch.config import Init, ModelConfig
-from opensora_launch.model.text import load_text_encoders
+from opensora_launch.model.text import TextRows, load_text_encoders
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.worker.texts import TextCache, encode_texts, share_embeddings, stream_t5
+from opensora_launch.worker.texts import TextCache, encode_texts, fitting_encoders, share_embeddings, stream_t5
 from tests.model.text_folders import WORDS, make_clip, make_t5, tiny_model
 from tests.ranks import run_ranks
 
@@ -29,6 +30,10 @@ def alone() -> Axis:
     """One rank, whose group is never used."""
     group = dist.ProcessGroup(torch.distributed.HashStore(), 0, 1)  # type: ignore[attr-defined]
     return Axis("text", (0,), 0, group, unrecorded)
+
+
+def encoder(model: ModelConfig) -> Callable[[Sequence[str]], TextRows]:
+    return lambda texts: fitting_encoders(model, alone(), CPU, torch.float32).encode(texts)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +57,8 @@ def test_t5_layer_by_layer_gives_the_same_bits(model):
 def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):
     cache = TextCache.of(tmp_path, model, "this CPU", torch.float32)
     texts = ["raining", "", "raining, sea"]
-    want = encode_texts(model, texts, alone(), CPU, torch.float32, None)
-    first = encode_texts(model, texts[:2], alone(), CPU, torch.float32, cache)
+    want = encode_texts(model, texts, encoder(model), torch.float32, None)
+    first = encode_texts(model, texts[:2], encoder(model), torch.float32, cache)
     asked: list[str] = []
 
     def watched(*args, **kwargs):
@@ -66,7 +71,7 @@ def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):
         return replace(encoders, t5=replace(encoders.t5, tokenizer=tokenizer))
 
     monkeypatch.setattr("opensora_launch.worker.texts.load_text_encoders", watched)
-    second = encode_texts(model, texts, alone(), CPU, torch.float32, cache)
+    second = encode_texts(model, texts, encoder(model), torch.float32, cache)
     assert set(asked) == {"raining, sea"}, "the others came from the disk"
     for got in (first, second):
         assert all(torch.equal(g.t5, w.t5) and torch.equal(g.clip, w.clip) for g, w in zip(got, want, strict=False))
@@ -75,7 +80,7 @@ def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("other", ["device", "dtype", "length", "weights"])
 def test_another_encoder_has_other_files(other, model, tmp_path):
     cache = TextCache.of(tmp_path, model, "a", torch.float32)
-    (embedding,) = encode_texts(model, ["x"], alone(), CPU, torch.float32, cache)
+    (embedding,) = encode_texts(model, ["x"], encoder(model), torch.float32, cache)
     assert cache.read("x") is not None
     assert cache.read("y") is None
     if other == "weights":
@@ -88,19 +93,19 @@ def test_another_encoder_has_other_files(other, model, tmp_path):
 
 def test_a_damaged_or_unwritable_cache_costs_time_only(model, tmp_path):
     cache = TextCache.of(tmp_path, model, "a", torch.float32)
-    want = encode_texts(model, ["x"], alone(), CPU, torch.float32, cache)
+    want = encode_texts(model, ["x"], encoder(model), torch.float32, cache)
     (file,) = tmp_path.iterdir()
     file.write_bytes(b"torn")
-    assert torch.equal(encode_texts(model, ["x"], alone(), CPU, torch.float32, cache)[0].t5, want[0].t5)
+    assert torch.equal(encode_texts(model, ["x"], encoder(model), torch.float32, cache)[0].t5, want[0].t5)
     nowhere = replace(cache, folder=file / "below a file")
-    assert torch.equal(encode_texts(model, ["x"], alone(), CPU, torch.float32, nowhere)[0].t5, want[0].t5)
+    assert torch.equal(encode_texts(model, ["x"], encoder(model), torch.float32, nowhere)[0].t5, want[0].t5)
 
 
 def shared_on_rank(model: ModelConfig) -> float:
     ranks = tuple(range(dist.get_world_size()))
     axis = Axis("text", ranks, dist.get_rank(), dist.new_group(list(ranks), timeout=timedelta(seconds=30)), unrecorded)
     texts = ["a", "b"]
-    encoded = encode_texts(model, texts, axis, CPU, torch.float32, None) if axis.index == 0 else None
+    encoded = encode_texts(model, texts, encoder(model), torch.float32, None) if axis.index == 0 else None
     got = share_embeddings(axis, texts, encoded)
     return float(got["a"].t5.sum() - got["b"].t5.sum())
 

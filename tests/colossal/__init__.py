@@ -1,0 +1,12 @@
+"""Tests of the ColossalAI engine. Those that need it are a tier of their own."""
+
+import pytest
+
+from opensora_launch.colossal.require import engine_problems
+from opensora_launch.config import Engine
+
+MISSING = engine_problems(Engine.colossalai)
+WITH_COLOSSALAI = [
+    pytest.mark.colossalai,
+    pytest.mark.skipif(bool(MISSING), reason=MISSING[0] if MISSING else "it is there"),
+]
