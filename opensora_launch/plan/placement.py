@@ -1,6 +1,7 @@
 """Where a transformer's weights live, and how many rows a rank computes at once: what decides whether a run fits."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from opensora_launch.config import Fit, Offload, PlacementConfig, Shard, Storage
 
@@ -43,12 +44,13 @@ def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int)
     )
 
 
-def staying(blocks: int, placement: Placement) -> list[bool]:
+@cache
+def staying(blocks: int, placement: Placement) -> tuple[bool, ...]:
     """Which blocks are whole on the device: those that stay, evenly among those that come and go."""
     if placement.offload is Offload.none:
-        return [placement.shard is Shard.none] * blocks
+        return (placement.shard is Shard.none,) * blocks
     resident = min(placement.resident_blocks, blocks)
-    return [(i + 1) * resident // blocks > i * resident // blocks for i in range(blocks)]
+    return tuple((i + 1) * resident // blocks > i * resident // blocks for i in range(blocks))
 
 
 def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: int, per_node: int) -> Placement | None:
