@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import cast
 
 from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -162,12 +164,15 @@ def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:
 
 
 def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
+    loader = hydra.config_loader
     search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # more folders with choices
 
     def choices(group: str) -> list[str] | None:
-        return hydra.config_loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
+        if not search and isinstance(loader, ConfigLoaderImpl):  # the same at once: the other way copies all it knows
+            return loader.repository.get_group_options(group, ObjectType.CONFIG) or None
+        return loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
 
-    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    parser = OverridesParser.create(config_loader=loader)
     if problems := override_problems(overrides, parser, choices, multirun=multirun):
         raise UserError("these overrides cannot be used", problems)
 

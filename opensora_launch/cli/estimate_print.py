@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from opensora_launch.cli import terminal
-from opensora_launch.plan.choose import Work
 from opensora_launch.plan.estimate_card import FITS, NOT, CardEstimate
 from opensora_launch.plan.estimate_topics import Line
+from opensora_launch.plan.work import Work
 
 
 def lines_text(lines: Sequence[Line], title: str) -> Iterator[terminal.Line]:

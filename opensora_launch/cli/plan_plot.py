@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.plan.choose import Option, Work
+from opensora_launch.plan.choose import Option
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.table import PARTS, SHOWN, short
 from opensora_launch.plan.times import rates_of
+from opensora_launch.plan.work import Work
 
 
 def plot_plan(work: Work, found: Sequence[Option], file: Path) -> None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from opensora_launch.config import (
     Engine,
     Fit,
-    HardwareConfig,
     LayoutConfig,
     Offload,
     PlacementConfig,
     Shard,
     Storage,
-    TopologyConfig,
 )
 from opensora_launch.plan.layout import Layout, Rules, all_layouts, asked_degrees, layout_problem
 from opensora_launch.plan.memory import (
@@ -24,41 +22,16 @@ from opensora_launch.plan.memory import (
     TOKENS_AT_ONCE,
     USABLE,
     Memory,
-    VideoSize,
     blocks_bytes,
     memory_of,
 )
-from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
 from opensora_launch.plan.vaes import VAES
+from opensora_launch.plan.work import Work
 
 HOST_PRICE = 0.02  # of the time, that weights from host memory must save: they take its memory and its pins
 DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be made, on what. `steps` are (rows, how many steps have them) of a batch."""
-
-    net: Network
-    shape: Shape
-    video: VideoSize
-    steps: tuple[tuple[int, int], ...]
-    batches: int
-    videos: int
-    ranks: int
-    gpus_per_node: int
-    element_bytes: int
-    placement: PlacementConfig  # as it was asked for
-    fit: Fit
-    card: HardwareConfig
-    topology: TopologyConfig
-    engine: Engine = Engine.native
-
-    @property
-    def max_rows(self) -> int:
-        return max(rows for rows, _ in self.steps)
 
 
 @dataclass(frozen=True)
@@ -196,8 +169,7 @@ class _Predictor:
         layouts = tuple(
             (rows, most if rows == work.max_rows else self._best(rows, most, fixed)) for rows, _ in sorted(work.steps)
         )
-        placement = self._filled(layouts)
-        memory = self._memory(layouts, placement)
+        placement, memory = self._filled(layouts)
         phases = self._phases(layouts, memory, placement)
         alone = self.alone + work.videos * (work.video.tiles * self._tile_s() + self._save_s())
         watts = work.card.tdp_w * work.ranks
@@ -244,20 +216,21 @@ class _Predictor:
             )
         )  # fmt: skip
 
-    def _filled(self, layouts: tuple[tuple[int, Layout], ...]) -> Placement:
+    def _filled(self, layouts: tuple[tuple[int, Layout], ...]) -> tuple[Placement, Memory]:
         """With as many offloaded blocks kept on the GPU as there is room for."""
         placement, work = self.placement, self.work
-        if placement.offload is Offload.none or work.placement.resident_blocks is not None:
-            return placement
         memory = self._memory(layouts, placement)
+        if placement.offload is Offload.none or work.placement.resident_blocks is not None:
+            return placement, memory
         block = blocks_bytes(work.net, work.element_bytes) / work.net.blocks * FRAGMENTS
         block *= FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0
         room = max(0.0, self.limit - max(memory.denoise, memory.decode)) // block
         for stay in range(min(work.net.blocks, int(room)), 0, -1):  # blocks differ, so the first may be too many
             filled = replace(placement, resident_blocks=stay)
-            if self._memory(layouts, filled).peak <= self.limit:
-                return filled
-        return placement
+            more = self._memory(layouts, filled)
+            if more.peak <= self.limit:
+                return filled, more
+        return placement, memory
 
     def _memory(self, layouts: tuple[tuple[int, Layout], ...], placement: Placement) -> Memory:
         """Of the steps that need most."""

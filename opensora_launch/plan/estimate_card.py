@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opensora_launch.config import CardOrder, EstimateConfig, HardwareConfig, LayoutConfig
-from opensora_launch.plan.choose import Option, Work, options, ways_to_fit
+from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.estimate import OutputCost, Running, cost_of
 from opensora_launch.plan.estimate_build import Build, usd_per_gpu_hour
 from opensora_launch.plan.fit import fit_problems, phase_of
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides
+from opensora_launch.plan.work import Work
 
 FITS, WITH_HELP, NOT = 0, 1, 2
 

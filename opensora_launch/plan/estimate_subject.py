@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from opensora_launch.config import EstimateConfig, HardwareConfig, LayoutConfig
 from opensora_launch.errors import UserError
-from opensora_launch.plan.choose import Option, Work, options, ways_to_fit
+from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.estimate import SECONDS_PER_HOUR, cost_of, cost_of_flops, flops_of_steps
 from opensora_launch.plan.estimate_card import build_of, has_price, running_of, video_flops
 from opensora_launch.plan.estimate_topics import Line, Subject
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.placement import as_overrides
+from opensora_launch.plan.work import Work
 
 
 def document_subject(card: HardwareConfig, prices: EstimateConfig) -> Subject:

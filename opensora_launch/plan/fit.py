@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from opensora_launch.config import Fit, LayoutConfig, PlacementConfig
-from opensora_launch.plan.choose import Option, Work, options, ways_to_fit
+from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides, in_words
+from opensora_launch.plan.work import Work
 
 COUNTS = (*range(1, 9), *range(16, 65, 8))  # of GPUs that people have: a machine's, then whole machines
 

@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from opensora_launch.config import Engine, LayoutConfig, MmditConfig
+from opensora_launch.config import Engine, LayoutConfig, MmditConfig, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.plan.placement import Placement
+from opensora_launch.plan.placement import Placement, next_smaller
 
 # Rough costs of an axis, as a share of compute time, until the planner's performance model replaces them.
 ULYSSES_COST, RING_COST, CFG_COST, CROSS_NODE_COST = 0.03, 0.12, 0.004, 0.5
@@ -168,3 +168,13 @@ def _why_not(facts: LayoutFacts, fixed: LayoutConfig) -> str:
     if problems := [problem for c in like if (problem := layout_problem(facts.rules, c))]:
         return problems[0]
     return f"{said} spreads {facts.total_tokens} tokens over more ranks than there are tokens; use fewer ranks"
+
+
+def smaller_placement(
+    run: RunConfig, ranks: int, gpus_per_node: int, layouts: Sequence[tuple[int, Layout]], placement: Placement
+) -> Placement | None:
+    """The next smaller placement that these layouts go with."""
+    less = next_smaller(placement, run.placement, run.fit, ranks, gpus_per_node)
+    while less and any(layout_problem(rules_of(run.model.mmdit, run.engine, less), lay) for _, lay in layouts):
+        less = next_smaller(less, run.placement, run.fit, ranks, gpus_per_node)
+    return less

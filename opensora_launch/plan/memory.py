@@ -6,6 +6,7 @@ one activation U = rows x share of the tokens x H x E. Tests hold them to what a
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from opensora_launch.config import Offload, Shard, Storage
 from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
@@ -218,7 +219,8 @@ def blocks_bytes(net: Network, element_bytes: float) -> float:
     return sum(block_sizes(net, element_bytes))
 
 
-def block_sizes(net: Network, element_bytes: float) -> list[float]:
+@cache
+def block_sizes(net: Network, element_bytes: float) -> tuple[float, ...]:
     """Bytes of each block in the order of use: those with weights of their own for the text come first.
 
     Scaled down where a model was published with fewer parameters than its blocks would have.
@@ -229,7 +231,7 @@ def block_sizes(net: Network, element_bytes: float) -> list[float]:
         net.blocks - net.two_streams
     )
     scale = min(1.0, weight_bytes(net, 1) / sum(sizes)) * element_bytes
-    return [size * scale for size in sizes]
+    return tuple(size * scale for size in sizes)
 
 
 def _shared_by(placement: Placement, layout: Layout, gpus_per_node: int) -> int:

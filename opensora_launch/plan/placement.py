@@ -1,6 +1,7 @@
 """Where a transformer's weights live, and how many rows a rank computes at once: what decides whether a run fits."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from opensora_launch.config import Fit, Offload, PlacementConfig, Shard, Storage
 
@@ -43,12 +44,13 @@ def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int)
     )
 
 
-def staying(blocks: int, placement: Placement) -> list[bool]:
+@cache
+def staying(blocks: int, placement: Placement) -> tuple[bool, ...]:
     """Which blocks are whole on the device: those that stay, evenly among those that come and go."""
     if placement.offload is Offload.none:
-        return [placement.shard is Shard.none] * blocks
+        return (placement.shard is Shard.none,) * blocks
     resident = min(placement.resident_blocks, blocks)
-    return [(i + 1) * resident // blocks > i * resident // blocks for i in range(blocks)]
+    return tuple((i + 1) * resident // blocks > i * resident // blocks for i in range(blocks))
 
 
 def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: int, per_node: int) -> Placement | None:
@@ -65,7 +67,7 @@ def in_words(placement: Placement) -> str:
     where = {Shard.none: "", Shard.node: " spread over a node", Shard.all: " spread over all ranks"}[placement.shard]
     said = f"weights{where}" if where or in_host else "replicated weights"
     said += (", in host memory" if where else " in host memory") if in_host else ""
-    said += f", {count} block{'s' * (count > 1)} resident" if count else ""
+    said += (f", {count} blocks resident" if count > 1 else ", 1 block resident") if count else ""
     said += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
     return said + (", a row at a time" if placement.rows_at_once == 1 else "")
 

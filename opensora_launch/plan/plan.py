@@ -23,15 +23,16 @@ from opensora_launch.config import (
 )
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
-from opensora_launch.plan.choose import Option, Work, options, steps_of
+from opensora_launch.plan.choose import Option, options, steps_of
 from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
-from opensora_launch.plan.layout import Layout, LayoutFacts, layout_problem, layouts_by_rows, rules_of
+from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import Shape, network_of
-from opensora_launch.plan.placement import Placement, next_smaller, placement_problems, placements
+from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
+from opensora_launch.plan.work import Work
 
 SCHEMA = 1
 BATCH_SIZES = (2, 4, 8)
@@ -183,23 +184,13 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         model=run.model,
         geometry=shape,
         placement=placement,
-        smaller=_smaller(run, machine, layouts, placement),
+        smaller=smaller_placement(run, machine.ranks, machine.gpus_per_node, layouts, placement),
         text_cache=run.text_cache,
         sampling=replace(run.sampling, batch_size=batch),
         layouts=layouts,
         videos=tuple(videos),
         engine=run.engine,
     )
-
-
-def _smaller(
-    run: RunConfig, machine: Machine, layouts: Sequence[tuple[int, Layout]], placement: Placement
-) -> Placement | None:
-    """The next smaller placement that these layouts go with."""
-    less = next_smaller(placement, run.placement, run.fit, machine.ranks, machine.gpus_per_node)
-    while less and any(layout_problem(rules_of(run.model.mmdit, run.engine, less), lay) for _, lay in layouts):
-        less = next_smaller(less, run.placement, run.fit, machine.ranks, machine.gpus_per_node)
-    return less
 
 
 def _precision(run: RunConfig, machine: Machine) -> str:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from opensora_launch.plan.choose import Option, Work
+from opensora_launch.plan.choose import Option
 from opensora_launch.plan.fit import phase_of, reason
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement, in_words
 from opensora_launch.plan.times import rates_of, uses_nvlink
+from opensora_launch.plan.work import Work
 
 SHOWN = 12
 PARTS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")

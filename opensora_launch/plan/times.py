@@ -31,7 +31,7 @@ from opensora_launch.plan.costs import (
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 
-MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.415, 0.847, 0.0489  # fitted over all cards
+MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.417, 0.847, 0.0498  # fitted over all cards
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Rates:
     crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange over PCIe
     node_link_bytes: float = 25e9  # to a GPU of another node
     call_s: float = 32e-6  # of a collective or hop, before its bytes
-    ring_hidden: float = 0.933  # of a hop's attention, the part behind which the hop's bytes travel
-    gather_hidden: float = 0.875  # of compute, the part behind which sharded weights are gathered
+    ring_hidden: float = 0.926  # of a hop's attention, the part behind which the hop's bytes travel
+    gather_hidden: float = 0.877  # of compute, the part behind which sharded weights are gathered
     block_launch_s: float = 2.3e-3  # CPU time to start the kernels of a block in eager mode
     hop_launch_s: float = 0.5e-3  # more of it, where a ring is passed
     host_bytes: float = 20e9  # from host memory to a GPU

@@ -109,16 +109,13 @@ def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
 def _environment(run: Run) -> dict[str, Any]:
     """Versions and variables of the ranks, from the last attempt that left them."""
     versions = [e.meta.versions for a in run.attempts for e in a.events if e.meta.versions]
-    recorded = [a.environment for a in run.attempts if a.environment]
-    drivers = sorted({n.driver for a in run.attempts for n in a.nodes if n.driver})
+    last = next((a.environment for a in reversed(run.attempts) if a.environment), {})
     return {
         "versions": dict(versions[-1]) if versions else {},
-        "drivers": drivers,
-        "profile": recorded[-1]["profile"] if recorded else None,
-        "variables": dict(recorded[-1]["environment"]) if recorded else {},
-        "set": dict(recorded[-1]["set"]) if recorded else {},
-        "taken_away": dict(recorded[-1]["taken_away"]) if recorded else {},
-        "kept": dict(recorded[-1]["kept"]) if recorded else {},
+        "drivers": sorted({n.driver for a in run.attempts for n in a.nodes if n.driver}),
+        "profile": last.get("profile"),
+        "variables": dict(last.get("environment", {})),
+        **{key: dict(last.get(key, {})) for key in ("set", "taken_away", "kept")},
     }
 
 

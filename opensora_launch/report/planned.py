@@ -9,9 +9,10 @@ from typing import Any
 
 from opensora_launch.config import Fit, LayoutConfig, PlacementConfig, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.plan.choose import Option, Work
+from opensora_launch.plan.choose import Option
 from opensora_launch.plan.placement import as_overrides, in_words
 from opensora_launch.plan.plan import Plan, predict
+from opensora_launch.plan.work import Work
 from opensora_launch.report.accounting import Accounts
 
 NO_RATES = "the card is not in configs/hardware, or ranks are on CPUs: the planner has no rates for it"

@@ -89,7 +89,9 @@ def start_logging(me: Rank) -> None:
 
 
 def keep_log(path: Path, me: Rank) -> None:
-    """From here on, what is logged goes to `path` too."""
+    """From here on, what is logged goes to `path` too, unless standard output is there already, as under srun."""
+    if path.exists() and os.path.samestat(os.fstat(sys.stdout.fileno()), path.stat()):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_form(me))

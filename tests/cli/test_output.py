@@ -72,7 +72,7 @@ def on_a_terminal(*words: str) -> str:
     ("words", "styled"),
     [
         (("plan", "video=768px", "topology=8gpu", "hardware=h100_sxm"), "\x1b[1;32m*  cfg2"),
-        (("plan", "video=768px", "topology=1gpu", "hardware=rtx3080"), "\x1b[1;31mnothing fits: "),
+        (("plan", "video=768px", "topology=1gpu", "hardware=rtx3080", "fit=strict"), "\x1b[1;31mnothing fits: "),
         (("estimate", "video", "hardware=l20"), "\x1b[2m  "),
         (("estimate", "card"), "\x1b[32m  gb200 "),
         (("doctor", "--quick", "model=tiny", "topology=cpu2"), "\x1b[32mok  \x1b[0m  "),

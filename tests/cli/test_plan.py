@@ -70,7 +70,7 @@ def test_what_fits_nowhere_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--prompt", "a", "model=open_sora_v2", "model.init=random", "video=768px", "topology=8gpu"]
-    code, _, err = asked(capsys, *words, "hardware=rtx4090", "fit=strict", "dry_run=true")
+    code, _, err = asked(capsys, *words, "hardware=rtx4090", "fit=strict", "layout.tp=1", "dry_run=true")
     assert code == 2
     assert "placement.shard=node fits in 11.8 GiB" in err
     code, out, _ = asked(capsys, *words, "hardware=rtx4090", "dry_run=true")

@@ -66,7 +66,12 @@ def test_sizes_are_runs_of_their_own_and_gather_their_points() -> None:
 
 
 def test_groups_and_globs_can_be_swept() -> None:
-    assert [job.run.launcher.kind.value for job in jobs_of("launcher=glob(*)")] == ["inline", "slurm", "torchrun"]
+    assert [job.run.launcher.kind.value for job in jobs_of("launcher=glob(*)")] == [
+        "inline",
+        "slurm",
+        "srun",
+        "torchrun",
+    ]
     assert [job.plan.geometry.num_frames for job in jobs_of("video=256px,tiny")] == [129, 17]
 
 

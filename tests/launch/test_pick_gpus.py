@@ -156,7 +156,7 @@ def planned(folder: Path, options: tuple[str, ...], *words: str) -> subprocess.C
     return subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("links", "said"), [(4, "NVLink at 109 GB/s"), (0, "PCIe 5 at 39 GB/s")])
+@pytest.mark.parametrize(("links", "said"), [(4, "NVLink at 124 GB/s"), (0, "PCIe 5 at 40 GB/s")])
 def test_plan_takes_the_card_and_the_links_that_are_here(tmp_path: Path, links: int, said: str) -> None:
     done = planned(tmp_path, ("GPUS=2", f"NVLINKS={links}", H100))
     assert done.returncode == 0, done.stderr
@@ -207,5 +207,5 @@ def test_a_run_takes_the_links_that_are_here_too(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         chosen.append(next(line.split()[3:] for line in done.stdout.splitlines() if "layout, 1 row " in line))
     nvlink, pcie = chosen
-    assert nvlink == ["dp1", "cfg1", "ring1", "ulysses8"]
+    assert nvlink == ["dp1", "cfg1", "ring1", "ulysses8", "tp1"]
     assert int(pcie[2].removeprefix("ring")) > 1

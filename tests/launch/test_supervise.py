@@ -122,7 +122,7 @@ def test_ranks_end_with_a_torchrun_that_is_killed(attempt: Path) -> None:
     os.kill(int(agent), signal.SIGKILL)
     found = finish(launcher)
     assert found["code"] == 1
-    assert "torchrun's exit code is -9" in found["failure"]["message"]
+    assert "their starter's exit code is -9" in found["failure"]["message"]
     assert left_over(attempt) == []
 
 

@@ -41,7 +41,7 @@ def test_the_planner_advises_another_layout(tmp_path: Path) -> None:
     asked.layout.ring = 8
     (advice,) = (a for change, a in advised(tmp_path, asked, 8).items() if change.startswith("layout."))
     assert "layout.ring=1" in advice["change"]
-    assert advice["what"] == "another layout than dp1 cfg1 ring8 ulysses1 is predicted to be faster"
+    assert advice["what"] == "another layout than dp1 cfg1 ring8 ulysses1 tp1 is predicted to be faster"
     assert advice["how"] == PLANNED
     assert advice["then_s"] == pytest.approx(advice["now_s"] - advice["gain_s"], abs=1e-5)
 

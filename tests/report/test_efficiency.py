@@ -67,12 +67,12 @@ def test_a_predicted_efficiency_is_never_above_one(seed: int) -> None:
 def test_a_baseline_of_other_hosts_is_a_stored_one() -> None:
     report = {
         "run": "r", "times": {"gpus": 1, "job_s": 9.0, "denoise_s": 8.0}, "machine": {"hosts": ["a"]},
-        "work": {"device_name": "X"},
+        "work": {"device_name": "X"}, "engine": "native",
     }  # fmt: skip
     here, elsewhere = measured(report, ["a", "b"]), measured(report, ["b"])
-    assert (here.kind, here.how) == ("measured", "run r on 1 x X")
+    assert (here.kind, here.how) == ("measured", "run r on 1 x X, engine native")
     assert elsewhere.kind == "stored"
-    assert elsewhere.how == "run r on 1 x X, a stored report: measured on a, not here"
+    assert elsewhere.how == "run r on 1 x X, engine native, a stored report: measured on a, not here"
     assert measured(report | {"machine": {"hosts": []}}, ["b"]).kind == "stored"
 
 

@@ -48,6 +48,8 @@ const SENTENCES = [
 ["these changes together", "위의 변경을 모두 함께 적용"],
 ["{0}, {1} blocks resident{2}", "{0}, 블록 {1}개는 GPU에 상주{2}"],
 ["{0}, {1} blocks resident", "{0}, 블록 {1}개는 GPU에 상주"],
+["{0}, 1 block resident{1}", "{0}, 블록 1개는 GPU에 상주{1}"],
+["{0}, 1 block resident", "{0}, 블록 1개는 GPU에 상주"],
 ["{0}, a row at a time", "{0}, 한 번에 한 행씩"],
 ["{0} in fp8 (approximate)", "{0}, fp8(근사)"],
 ["{0} in host memory", "{0}, 호스트 메모리에 둠"],

@@ -1,0 +1,31 @@
+"""What is to be made, on what: all that the cost functions read. Pure."""
+
+from dataclasses import dataclass
+
+from opensora_launch.config import Engine, Fit, HardwareConfig, PlacementConfig, TopologyConfig
+from opensora_launch.plan.memory import VideoSize
+from opensora_launch.plan.networks import Network, Shape
+
+
+@dataclass(frozen=True)
+class Work:
+    """`steps` are (rows, how many steps have them) of a batch; `placement` is as it was asked for."""
+
+    net: Network
+    shape: Shape
+    video: VideoSize
+    steps: tuple[tuple[int, int], ...]
+    batches: int
+    videos: int
+    ranks: int
+    gpus_per_node: int
+    element_bytes: int
+    placement: PlacementConfig  # as it was asked for
+    fit: Fit
+    card: HardwareConfig
+    topology: TopologyConfig
+    engine: Engine = Engine.native
+
+    @property
+    def max_rows(self) -> int:
+        return max(rows for rows, _ in self.steps)
