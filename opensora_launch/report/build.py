@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.report.document import NO_PRICES, Prices, Read, document, rounded
+from opensora_launch.report.document import NO_PRICES, Prices, Read, document
 from opensora_launch.report.exports import metrics, ranks_csv, trace
 from opensora_launch.report.html import page
 from opensora_launch.report.markdown import markdown, summary_lines
 from opensora_launch.report.peers import peer_lines
+from opensora_launch.report.rounding import rounded
 from opensora_launch.report.run_files import SCHEMA, read_report, read_run
 from opensora_launch.report.sweep import sweep_markdown
 from opensora_launch.report.timeline import timeline
@@ -26,7 +27,7 @@ def build_report(run_dir: Path, *, baseline: Path | None = None, prices: Prices 
     """
     run = read_run(run_dir)
     read = [Read.of(attempt) for attempt in run.attempts]
-    report = document(run, read, read_report(baseline) if baseline else None, prices)
+    report: dict[str, Any] = rounded(document(run, read, read_report(baseline) if baseline else None, prices))
     write_whole(run_dir / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     write_whole(run_dir / "report.md", markdown(report))
     write_whole(run_dir / "report.html", page(run_data(report, read)))

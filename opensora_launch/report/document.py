@@ -23,10 +23,10 @@ from opensora_launch.report.findings import Finding, Scene, findings
 from opensora_launch.report.machine import Node, gpu_uses, host_use, nodes_of
 from opensora_launch.report.planned import as_it_ran, beside_measured, better_ways
 from opensora_launch.report.rates import compute_rates, cost, energy, imbalance, karp_flatt, link_rates
+from opensora_launch.report.rounding import rounded
 from opensora_launch.report.run_files import SCHEMA, Attempt, Run
 from opensora_launch.report.steps import row_forwards, step_times
 
-DIGITS = 6  # microseconds
 DRIFT_S = 1e-3
 NOT_PREDICTED = "no rank left events"
 
@@ -67,8 +67,7 @@ def document(run: Run, read: Sequence[Read], baseline: Mapping[str, Any] | None,
     report = _report(run, read)
     _add_efficiency(report, accounts, baseline)
     _add_rates(report, run, read, prices)
-    whole: dict[str, Any] = rounded(report)
-    return whole
+    return report
 
 
 def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
@@ -99,6 +98,7 @@ def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
         "environment": _environment(run),
         "layouts": {str(rows): str(layout) for rows, layout in run.plan.layouts},
         "engine": run.plan.engine.value,
+        "approximate": list(run.plan.approximate),
         "times": _times(run, done, [r.accounts for r in read]),
         "attempts": [_attempt(r) for r in read],
         "samples": [asdict(s) for s in run.samples],
@@ -289,12 +289,3 @@ def _unknown(run: Run, attention: bool) -> list[str]:
     if len(by_rank) > 1:
         unknown.append("not all ranks had the same versions of Python and packages")
     return unknown
-
-
-def rounded(value: Any) -> Any:
-    """Seconds to microseconds; the digits beyond are noise."""
-    if isinstance(value, float):
-        return round(value, DIGITS)
-    if isinstance(value, Mapping):
-        return {key: rounded(inner) for key, inner in value.items()}
-    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value

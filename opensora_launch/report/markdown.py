@@ -30,7 +30,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """Where the time went and how well the ranks were used, in at most 80 columns, for the terminal."""
-    lines: list[str] = []
+    lines = _wrapped(_approximate(report)) if report["approximate"] else []
     ranks = [rank for attempt in report["attempts"] for rank in attempt["ranks"]]
     if ranks:
         total = sum(r["wall_s"] for r in ranks)
@@ -59,6 +59,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
 def _header(report: Mapping[str, Any]) -> list[str]:
     work, machine, videos = report["work"], report["machine"], report["videos"]
     blocks = [f"# Run {report['run']}: {report['status']}, {videos['done']} of {_count(videos['asked'], 'video')}"]
+    blocks += [f"**{_approximate(report)}.**"] if report["approximate"] else []
     if report["command"]:
         blocks.append(f"```\n{report['command']}\n```")
     threads = f", {_count(machine['threads_per_rank'], 'thread')} a rank" if machine["device"] == "cpu" else ""
@@ -77,6 +78,10 @@ def _header(report: Mapping[str, Any]) -> list[str]:
     ]
     blocks.append("\n".join(f"- {fact}" for fact in facts))
     return blocks
+
+
+def _approximate(report: Mapping[str, Any]) -> str:
+    return f"approximate, the video differs by more than rounding: {', '.join(report['approximate'])}"
 
 
 def _versions(environment: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from opensora_launch.config import (
 )
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option, options, waterfall, ways_to_fit
-from opensora_launch.plan.fit import fit_problems
+from opensora_launch.plan.fit import COUNTS, fit_problems
 from opensora_launch.plan.layout import Layout, all_layouts
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement
@@ -158,6 +159,18 @@ def test_the_refusal_says_what_would_fit() -> None:
     assert not ways_to_fit(work, LayoutConfig())
     (line,) = fit_problems(work, LayoutConfig(), found)
     assert line.startswith("weights in host memory: VAE needs 8.9 of 5.9 GiB on rtx3080; video.num_frames=")
+
+
+def test_more_gpus_are_offered_as_machines_have_them() -> None:
+    """The first count of those that people have which does fit."""
+    asked = run_of("l4")
+    asked.video.num_frames, asked.model.vae.tile_frames, asked.hardware.memory_gib = 1025, 64, 16.0
+    work, found = predict(asked, machine(1), videos())
+    (line,) = fit_problems(work, LayoutConfig(), found)
+    offered = re.search(r"; (\d+) GPUs fit with placement", line)
+    assert offered, line
+    fit = [n for n in COUNTS if n > 1 and predict(asked, machine(n), videos())[1][0].fits]
+    assert fit[0] == int(offered[1]) > 2
 
 
 def test_what_is_offered_as_a_remedy_does_fit() -> None:

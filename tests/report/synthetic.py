@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -196,8 +197,8 @@ def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes:
     run.launcher.threads_per_rank = 1
     run.layout.ulysses = world
     for name, value in changes.items():
-        part, _, key = name.rpartition("__")
-        setattr(getattr(run, part) if part else run, key, value)
+        *parts, key = name.split("__")
+        setattr(reduce(getattr, parts, run), key, value)
     guidance = Guidance(run.sampling.num_steps, 7.5, 3.0, True, True, False)
     videos = [
         VideoRequest(f"{n:04d}_0", prompt, prompt, "", (), "t2v", 42, guidance) for n, prompt in enumerate(prompts)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from opensora_launch.config import Storage
 from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import PARTS
 from opensora_launch.report.build import build_report
@@ -49,6 +50,16 @@ def test_markdown_is_the_golden_file(tmp_path: Path, request: pytest.FixtureRequ
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+def test_approximate_settings_are_named_at_the_head(tmp_path: Path) -> None:
+    plan = a_plan(2, placement__storage=Storage.fp8, model__vae__tile_frames=16)
+    report = build(write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"]))
+    assert report["approximate"] == ["placement.storage=fp8", "model.vae.tile_frames"]
+    line = "approximate, the video differs by more than rounding: placement.storage=fp8, model.vae.tile_frames"
+    assert (tmp_path / "run/report.md").read_text().splitlines()[2] == f"**{line}.**"
+    assert " ".join(word.strip() for word in summary_lines(report)[:2]) == line
+    assert build(good_run(tmp_path / "exact"))["approximate"] == []
 
 
 def test_a_good_run(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ function environment_of(r) {
     [t("made_by"), r.version], [t("devices"), `${m.ranks} × ${m.device_names.join(", ") || m.device}`], [t("hosts"), m.hosts.join(", ")],
     [t("model"), w["model.name"]], [t("size"), `${w.width_px} × ${w.height_px} px, ${w.num_frames} ${t("frames")}`],
     [t("work"), `${w.num_steps} ${t("count")}, ${w.row_forwards} ${t("row_forwards")}`], [t("precision"), w.precision], [t("attention_kernel"), w.attention],
-    [t("layout"), Object.entries(r.layouts).map(([n, l]) => `${n}: ${l}`).join("; ")], [t("threads"), m.device === "cpu" ? m.threads_per_rank : ""],
+    [t("layout"), Object.entries(r.layouts).map(([n, l]) => `${n}: ${l}`).join("; ")], [t("engine"), r.engine], [t("threads"), m.device === "cpu" ? m.threads_per_rank : ""],
     [t("clock_error"), a && m.hosts.length > 1 && a.clock_error_s !== null ? `${(1000 * a.clock_error_s).toFixed(3)} ms` : ""],
     [t("placement"), a ? said(a.placement) : ""],
     ...Object.entries(env.versions).map(([name, version]) => [name, version]),
@@ -153,7 +153,7 @@ function unknown_of(r) {
 }
 function run_page(data) {
   const r = data.report, e = r.efficiency;
-  const shown = [tiles_of(r), e && e.fault ? note("bad", t("fault"), said(e.fault)) : null,
+  const shown = [r.approximate.length ? note("warn", t("approximate"), r.approximate.join(", ")) : null, tiles_of(r), e && e.fault ? note("bad", t("fault"), said(e.fault)) : null,
     e ? null : note("", t("no_efficiency"), said(r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
     gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
   const videos = t("videos_done", r.videos.done, r.videos.asked);
