@@ -20,14 +20,13 @@ from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan import estimate_topics as topics
 from opensora_launch.plan.checks import card_problems, topology_problems
-from opensora_launch.plan.choose import steps_of
 from opensora_launch.plan.estimate_card import CardEstimate, build_of, estimate_card, has_price, rank_cards
 from opensora_launch.plan.estimate_subject import counted_subject, document_subject
 from opensora_launch.plan.networks import NETWORKS, shape_of
 from opensora_launch.plan.plan import make_plan, predict
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.plan.vaes import VAES
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.work import Work, steps_of
 
 TOPICS = ("video", "fleet", "breakeven", "card", "build")
 ASSUMED = "h100_sxm"

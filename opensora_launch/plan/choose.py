@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from opensora_launch.config import (
@@ -117,6 +116,23 @@ def passed_over(work: Work, fixed: LayoutConfig, chosen: Option) -> tuple[Option
 
 def _options(work: Work, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
     predict = _Predictor(work, placement)
+    found = [predict.option(layout, fixed) for layout in _layouts(work, fixed, placement)]
+    found.sort(key=lambda o: (not o.fits, o.phases.making, o.layout.tp, -o.layout.cfg, o.layout.ring))
+    return tuple(found)
+
+
+def may_fit(work: Work, fixed: LayoutConfig) -> bool:
+    """Whether memory alone leaves a layout, cut or placed so that it needs least: much quicker than `options`."""
+    ladder = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
+    return any(
+        predict.fits(layout)
+        for predict in (_Predictor(work, ladder[-1]), _Predictor(work, ladder[0]))
+        for layout in _layouts(work, fixed, predict.placement)
+    )
+
+
+def _layouts(work: Work, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
+    """Of the steps with the most rows: all legal ones but those of no use."""
     asked, rules = asked_degrees(fixed), _rules(work, placement)
     legal = [
         layout
@@ -125,10 +141,7 @@ def _options(work: Work, fixed: LayoutConfig, placement: Placement) -> tuple[Opt
         and layout.sequence <= work.shape.video_tokens + work.shape.text_tokens
         and not layout_problem(rules, layout)
     ]
-    useful = [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
-    found = [predict.option(layout, fixed) for layout in useful]
-    found.sort(key=lambda o: (not o.fits, o.phases.making, o.layout.tp, -o.layout.cfg, o.layout.ring))
-    return tuple(found)
+    return [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
 
 
 def _rules(work: Work, placement: Placement) -> Rules:
@@ -182,6 +195,10 @@ class _Predictor:
             efficiency=alone / (phases.making * work.ranks),
             energy_kwh=watts * phases.total / 3.6e6,
         )
+
+    def fits(self, most: Layout) -> bool:
+        """The steps with the most rows, no offloaded block kept."""
+        return self._memory(((self.work.max_rows, most),), self.placement).peak <= self.limit
 
     def _best(self, rows: int, most: Layout, fixed: LayoutConfig) -> Layout:
         """Of steps with fewer rows: the fastest with as many groups of videos and the weights cut alike."""
@@ -276,17 +293,3 @@ def _allowed(layout: Layout, fixed: LayoutConfig) -> bool:
     return not (fixed.ring == 1 and layout.ring > 1) and not (
         fixed.ulysses == 1 and fixed.ring != 1 and layout.ulysses > 1
     )
-
-
-def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
-    """(rows, how many steps have them), for 1 row to the most."""
-    counts = Counter(rows)
-    return tuple((number, counts[number]) for number in range(1, max(rows, default=1) + 1))
-
-
-def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
-    """GPU-seconds lost against one GPU of unlimited memory, by cause: they add up to n t_n - t_1."""
-    ranks = option.layout.ranks
-    for name in ("ulysses", "ring", "tensor", "gather", "launch", "vae", "save"):
-        yield name, ranks * getattr(option.phases, name) - getattr(alone.phases, name)
-    yield "compute", ranks * option.phases.compute - alone.phases.compute

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from opensora_launch.config import Fit, LayoutConfig, PlacementConfig
-from opensora_launch.plan.choose import Option, options, ways_to_fit
+from opensora_launch.plan.choose import Option, may_fit, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides, in_words
 from opensora_launch.plan.work import Work
@@ -33,6 +33,8 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
     anyhow = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
     for ranks in (count for count in COUNTS if count > work.ranks):
         more = replace(anyhow, ranks=ranks, gpus_per_node=ranks if ranks <= 8 else work.gpus_per_node)
+        if not may_fit(more, LayoutConfig()):
+            continue
         if (best := next(iter(options(more, LayoutConfig())), None)) and best.fits:
             yield f"{ranks} GPUs fit with {as_overrides(best.placement)}"
             break

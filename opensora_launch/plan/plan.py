@@ -23,7 +23,7 @@ from opensora_launch.config import (
 )
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
-from opensora_launch.plan.choose import Option, options, steps_of
+from opensora_launch.plan.choose import Option, options
 from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
@@ -32,7 +32,7 @@ from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import Shape, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.work import Work, steps_of
 
 SCHEMA = 1
 BATCH_SIZES = (2, 4, 8)

@@ -148,3 +148,11 @@ def plan_json(work: Work, found: Sequence[Option], others: Sequence[Option], pro
             for option in found
         ],
     }
+
+
+def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
+    """GPU-seconds lost against one GPU of unlimited memory, by cause: they add up to n t_n - t_1."""
+    ranks = option.layout.ranks
+    for name in ("ulysses", "ring", "tensor", "gather", "launch", "vae", "save"):
+        yield name, ranks * getattr(option.phases, name) - getattr(alone.phases, name)
+    yield "compute", ranks * option.phases.compute - alone.phases.compute

@@ -1,5 +1,6 @@
 """What is to be made, on what: all that the cost functions read. Pure."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from opensora_launch.config import Engine, Fit, HardwareConfig, PlacementConfig, TopologyConfig
@@ -29,3 +30,9 @@ class Work:
     @property
     def max_rows(self) -> int:
         return max(rows for rows, _ in self.steps)
+
+
+def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
+    """(rows, how many steps have them), for 1 row to the most."""
+    counts = Counter(rows)
+    return tuple((number, counts[number]) for number in range(1, max(rows, default=1) + 1))

@@ -8,11 +8,11 @@ import yaml
 
 from opensora_launch.cards import default_efficiency
 from opensora_launch.config import HardwareConfig, RunConfig, VideoConfig
-from opensora_launch.plan.choose import Option, waterfall
+from opensora_launch.plan.choose import Option
 from opensora_launch.plan.estimate_card import video_flops
 from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.table import short
+from opensora_launch.plan.table import short, waterfall
 from opensora_launch.plan.times import rates_of
 from opensora_launch.plan.work import Work
 from prediction.fit import SHARED, Fitted, chip_of, fit

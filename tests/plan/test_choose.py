@@ -26,14 +26,14 @@ from opensora_launch.config import (
     VideoConfig,
 )
 from opensora_launch.errors import UserError
-from opensora_launch.plan.choose import Option, options, waterfall, ways_to_fit
+from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.fit import COUNTS, fit_problems
 from opensora_launch.plan.layout import Layout, all_layouts
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.table import plan_text
+from opensora_launch.plan.table import plan_text, waterfall
 from opensora_launch.plan.times import rates_of, uses_nvlink
 from opensora_launch.plan.work import Work
 
@@ -231,7 +231,7 @@ def test_the_time_of_one_gpu_is_flops_over_rates() -> None:
     rates = rates_of(work.card, work.topology)
     flops = 80 * 5.09e15
     assert flops / 989.4e12 < alone.phases.compute < 2.5 * flops / 989.4e12
-    assert rates.attention_flops == pytest.approx(0.519 * 989.4e12)
+    assert rates.attention_flops == pytest.approx(0.518 * 989.4e12)
 
 
 def test_mixed_cards_are_no_better_than_the_worst() -> None:
