@@ -64,9 +64,10 @@ def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: 
 
 def in_words(placement: Placement) -> str:
     in_host, count = placement.offload is Offload.host, placement.resident_blocks
-    where = {Shard.none: "", Shard.node: " spread over a node", Shard.all: " spread over all ranks"}[placement.shard]
-    said = f"weights{where}" if where or in_host else "replicated weights"
-    said += (", in host memory" if where else " in host memory") if in_host else ""
+    whole = "weights in host memory" if in_host else "replicated weights"
+    spread = {Shard.node: "weights spread over a node", Shard.all: "weights spread over all ranks"}
+    said = spread.get(placement.shard, whole)
+    said += ", in host memory" if in_host and placement.shard in spread else ""
     said += (f", {count} blocks resident" if count > 1 else ", 1 block resident") if count else ""
     said += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
     return said + (", a row at a time" if placement.rows_at_once == 1 else "")
