@@ -170,22 +170,22 @@ class SingleBlock(nn.Module):
     def _project(self, normed: Tensor, rotary: Rotary, table: Tensor) -> QKV:
         width = self._attended
         if self.fused:
-            flat = rows_of(self.linear1, slice(0, 3 * width), normed).chunk(3, dim=-1)
+            flat = rows_of(self.linear1.weight, self.linear1.bias, slice(0, 3 * width), normed).chunk(3, dim=-1)
         else:
-            v = rows_of(self.v_mlp, slice(0, width), normed)
+            v = rows_of(self.v_mlp.weight, self.v_mlp.bias, slice(0, width), normed)
             flat = (self.q_proj(normed), self.k_proj(normed), v)
         return heads(flat, self.head_dim, self.norm, rotary, table)
 
     def _widen(self, normed: Tensor) -> Float[Tensor, "B S wide"]:
         """The feed-forward's first product, which shares a matrix with v."""
         if self.fused:
-            return rows_of(self.linear1, slice(3 * self._attended, None), normed)
-        return rows_of(self.v_mlp, slice(self._attended, None), normed)
+            return rows_of(self.linear1.weight, self.linear1.bias, slice(3 * self._attended, None), normed)
+        return rows_of(self.v_mlp.weight, self.v_mlp.bias, slice(self._attended, None), normed)
 
 
-def rows_of(linear: nn.Linear, rows: slice, x: Tensor) -> Tensor:
+def rows_of(weight: Float[Tensor, "out C"], bias: Float[Tensor, "out"] | None, rows: slice, x: Tensor) -> Tensor:
     """Those outputs of a linear layer, and none of the others."""
-    return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+    return F.linear(x, weight[rows], None if bias is None else bias[rows])
 
 
 class MMDiT(nn.Module):

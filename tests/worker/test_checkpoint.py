@@ -21,20 +21,22 @@ from tests.worker.test_generate import frames_of, prepare
 
 
 def stops_or_ends(attempt: str, plan: Plan, stop_at: int) -> str:
-    """Make the plan's videos; ask to stop from the last rank once the heartbeat shows that step."""
+    """Make the plan's videos; all ranks come to that step, and then the last one asks to stop."""
     rank, world = dist.get_rank(), dist.get_world_size()
     beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
     beat.start()
-    if rank == world - 1:
-        move = type(beat).__setattr__
+    move = type(beat).__setattr__
 
-        class Watched(Heartbeat):
-            def __setattr__(self, name: str, value: object) -> None:
-                move(self, name, value)
-                if name == "step" and value == stop_at:
+    class Watched(Heartbeat):
+        def __setattr__(self, name: str, value: object) -> None:
+            move(self, name, value)
+            if name == "step" and value == stop_at:
+                dist.barrier()
+                if rank == world - 1:
                     (Path(attempt) / STOP).touch()
+                dist.barrier()
 
-        beat.__class__ = Watched
+    beat.__class__ = Watched
     try:
         run_plan(plan, Path(attempt), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
     except Preempted:
