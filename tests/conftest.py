@@ -2,12 +2,19 @@
 
 import logging
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 REASON = "skipped, and REQUIRE_ALL=1 makes that a failure: "
+
+
+def pytest_configure() -> None:
+    """A shell's background job starts with Ctrl-C ignored, and so would all that tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

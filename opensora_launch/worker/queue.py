@@ -90,7 +90,10 @@ class Queue:
         folder.mkdir(exist_ok=True)
         last = max((int(p.name.rsplit(".", 2)[1]) for p in folder.glob(f"{name}.*.json")), default=-1)
         if last >= 0:
-            claim = _read(folder / f"{name}.{last}.json")
+            path = folder / f"{name}.{last}.json"
+            claim = _read(path)
+            if not claim and time.time() - path.stat().st_mtime < STALE_S:
+                return None  # it is being written
             owner = Claimant(*(str(claim.get(name)) for name in Claimant._fields))
             if owner not in known:
                 known[owner] = self._lives(owner)

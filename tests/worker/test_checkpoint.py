@@ -1,5 +1,6 @@
 """Denoising that is stopped and goes on: the same bits on the same ranks, the same video on others."""
 
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.worker.test_generate import frames_of, prepare
 def stops_or_ends(attempt: str, plan: Plan, stop_at: int) -> str:
     """Make the plan's videos; all ranks come to that step, and then the last one asks to stop."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
+    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
     beat.start()
     move = type(beat).__setattr__
 

@@ -1,6 +1,7 @@
 """A plan on real ranks: the same video for any layout, batch and number of ranks; sidecars and telemetry."""
 
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tests.worker.plans import small_plan, video
 
 def on_rank(attempt: str, plan: Plan) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
-    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
+    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
     beat.start()
     run_plan(plan, Path(attempt), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
     beat.close("done")
@@ -49,7 +50,7 @@ def prepare(plan: Plan, run_dir: Path) -> Path:
 
 def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
-    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
+    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
     site = settle(plan, Path(attempt), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
     networks, texts = load(site)
     model = site.model(networks, dict(plan.layouts))

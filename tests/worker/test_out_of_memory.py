@@ -2,6 +2,7 @@
 
 import json
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ STEP_CALLS = 2  # of attention in a forward of the tiny model: a double and a si
 def makes(attempt: str, plan: Plan, fails_at_step: int) -> str:
     """Run the plan; a fake GPU is out of memory in the attention of that step on the last rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
+    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
     calls = 0
 
     def fake_gpu(name: str, **facts: object) -> Kernel:

@@ -46,6 +46,17 @@ def settled(asked: Queue, within_s: float = 20.0) -> int | None:
     return found
 
 
+def test_a_claim_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    """Where a file system has no links, a claim is there before its owner stands in it."""
+    claim = tmp_path / "claims/0000_0.0.json"
+    claim.parent.mkdir()
+    claim.touch()
+    asked = queue(tmp_path, "0")
+    assert [asked.take(), asked.take(), asked.take()] == [1, 2, WAIT]
+    os.utime(claim, (time.time() - STALE_S - 1,) * 2)
+    assert asked.take() == 0
+
+
 @pytest.fixture
 def alive(tmp_path: Path) -> Iterator[None]:
     """Ranks 0 and 2 of attempt 0 and rank 0 of attempt 1 live."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ CASES = sorted(p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit"
 
 def on_rank(spec: VerifySpec, attempt: str) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
-    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host="here")
+    beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
     run_verify(spec, Path(attempt), Rank(rank, rank, world, world), beat)
 
 
