@@ -12,9 +12,10 @@ REASON = "skipped, and REQUIRE_ALL=1 makes that a failure: "
 
 
 def pytest_configure() -> None:
-    """A shell's background job starts with Ctrl-C ignored, and so would all that tests start and interrupt."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Under nohup, or as a shell's background job, signals are ignored, and so they would be by all that tests start."""
+    for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, usual)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -121,9 +121,11 @@ def test_a_task_of_an_array_that_is_killed_and_an_array_that_is_cancelled(cluste
     array.kill_rank(0)
     cancelled = submit(cluster, folders[1], *prompts, "sampling.num_steps=9999", "launcher.slurm.array=2")
     cancelled.wait_for_step(5, attempt=1)
+    works = r"rank 0 on n\d: running, denoise, video 1 of 3, step \d+ of 9999"
+    wait_for(lambda: bool(re.search(works, cancelled.status())), 60)  # beats come by seconds
     said = cancelled.status()
     assert re.search(rf"job {cancelled.job}_1: RUNNING on n\d", said)
-    assert re.search(r"rank 0 on n\d: running, denoise, video 1 of 3, step \d+ of 9999", said)
+    assert re.search(works, said)
     assert "of denoising left" in said
     ended = cluster.opensora("cancel", str(cancelled.folder), cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, f"job {cancelled.job} is cancelled\n")
