@@ -12,7 +12,7 @@ REASON = "skipped, and REQUIRE_ALL=1 makes that a failure: "
 
 
 def pytest_configure() -> None:
-    """Under nohup, or as a shell's background job, signals are ignored, and so they would be by all that tests start."""
+    """Under nohup, or as a shell's background job, signals are ignored, and so they would be by what tests start."""
     for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, usual)
