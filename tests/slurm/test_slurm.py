@@ -179,7 +179,7 @@ def test_a_first_node_that_nobody_reaches(cluster: Cluster, unreachable: Run) ->
 
 def test_a_job_that_is_out_of_memory_goes_on_with_shares(cluster: Cluster, tmp_path: Path) -> None:
     """Its two ranks may have less than the weights and more than a half, by a real limit in the job's script."""
-    limit_kb = (data_bytes() + 2_100_000_000) // 1024
+    limit_kb = (data_bytes() + 2_400_000_000) // 1024
     words = [
         "--prompt",
         "rain",

@@ -77,7 +77,7 @@ def test_the_steps_that_are_done_are_kept(tmp_path: Path) -> None:
     assert '"step": 4,' not in (cut / "attempts/1/telemetry/rank0.jsonl").read_text()
 
 
-LARGE = (  # 40 blocks of 63 MB in fp32
+LARGE = (  # 40 blocks of 63 MB and one of 151 in fp32: 2.7 GB
     "model.mmdit.hidden_size=1024", "model.mmdit.num_heads=16", "model.mmdit.axes_dim=[16,24,24]",
     "model.mmdit.depth=1", "model.mmdit.depth_single_blocks=40",
 )  # fmt: skip
@@ -97,8 +97,8 @@ def data_bytes() -> int:
 
 @pytest.mark.timeout(400)
 def test_the_launcher_goes_on_with_shares_under_a_real_limit(tmp_path: Path) -> None:
-    """Each rank may have 2.1 GB of data over what it needs to come up: less than the weights, more than a half."""
-    limit = data_bytes() + 2_100_000_000
+    """Each rank may have 2.4 GB of data over what it needs to come up: less than the weights, more than a half."""
+    limit = data_bytes() + 2_400_000_000
     words = ["model=tiny", "topology=cpu2", "layout.dp=1", *LARGE, "sampling.num_steps=2", "--prompt", "rain"]
     run = subprocess.run(
         [sys.executable, "-m", "opensora_launch.cli", "generate", *words],
