@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ class Heartbeat:
         self.load_bytes = 0
         self.load_since_s = 0.0  # of the epoch
         self.looks = 0  # at what others of the run do
-        self.collective: Position | None = None  # the last one: its axis, ranks and sequence
+        self.collective: tuple[str, tuple[int, ...], int] | None = None  # the last one's Position, as a plain tuple
         self.inside = False  # that collective
         self.device_position: Callable[[], Position | None] = lambda: None  # in which collective the device is
         self.write_error: str | None = None
@@ -89,7 +88,7 @@ class Heartbeat:
 
     def beat(self, now: float, state: str = "running") -> Beat:
         """Where this rank is, and since when."""
-        inside, position = self.inside, self.collective
+        inside, position = self.inside, self.collective and Position(*self.collective)
         if not inside and (on_device := self.device_position()):
             inside, position = True, on_device
         here = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, self.looks, position, inside)
@@ -121,7 +120,7 @@ class Heartbeat:
         """Rewrite the file; a full disk is remembered in `write_error` and tried again at the next beat."""
         aside = self._path.with_name(f".{self._path.name}.new")
         try:
-            aside.write_text(json.dumps(asdict(beat), ensure_ascii=False), encoding="utf-8")
+            aside.write_text(json.dumps(vars(beat), ensure_ascii=False), encoding="utf-8")
             aside.replace(self._path)
         except OSError as e:
             self.write_error = str(e)

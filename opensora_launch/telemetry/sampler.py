@@ -5,6 +5,7 @@ or written is named in the file, or in `problem`.
 """
 
 import json
+import math
 import re
 import threading
 import time
@@ -18,6 +19,7 @@ from opensora_launch.telemetry.nvml import Gpus, open_gpus
 from opensora_launch.telemetry.samples import SCHEMA
 
 INTERVAL_S = 0.25
+HEARTBEATS_S = 1.0
 SHUT_S = 5.0  # a driver may hang in a call; the run does not wait for it longer
 
 
@@ -94,11 +96,15 @@ class Sampler:
 
 
 def node_sampler(attempt: Path, host: str) -> Sampler:
-    """The sampler of this node; the ranks and their processes are known by their heartbeats."""
+    """The sampler of this node; the ranks and their processes are known by their heartbeats, read once a second."""
     known: dict[int, int] = {}
+    read_s = -math.inf
 
     def pids() -> Mapping[int, int]:
-        known.update({b.rank: b.pid for b in read_heartbeats(attempt / "heartbeat") if b.host == host})
+        nonlocal read_s
+        if (now := time.monotonic()) - read_s >= HEARTBEATS_S:
+            known.update({b.rank: b.pid for b in read_heartbeats(attempt / "heartbeat") if b.host == host})
+            read_s = now
         return known
 
     return Sampler(attempt / "telemetry" / f"node-{re.sub(r'[^A-Za-z0-9._-]', '_', host)}.jsonl", host, pids)

@@ -69,7 +69,7 @@ def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tupl
     beat.videos = len(plan.videos)
     with watch.sampling(attempt, me), profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
         networks, texts = load(site)
-        watch.watch_blocks(networks.mmdit, job.recorder)
+        watch.watch_blocks(networks.mmdit, job.recorder, streamed=networks.blocks is not None)
         model = site.model(networks, dict(plan.layouts))
         done, preempted = _generate(job, networks, model, texts, _batches(job, attempt, me))
     with job.recorder.span("setup"), world.record("barrier", world.ranks, 0):

@@ -199,7 +199,7 @@ def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
             message=str(error) if kind == "user" else f"{type(error).__name__}: {error}",
             phase=beat.phase,
             step=beat.step,
-            collective=beat.collective.axis if beat.collective and beat.inside else None,
+            collective=beat.collective[0] if beat.collective and beat.inside else None,
             traceback="".join(traceback.format_exception(error)),
         )
     if failure:

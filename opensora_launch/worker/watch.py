@@ -35,8 +35,10 @@ def watch_kernel(kernel: Kernel, recorder: Recorder) -> Kernel:
     return Kernel(kernel.name, kernel.version, attend, kernel.passed_over)
 
 
-def watch_blocks(mmdit: nn.Module, recorder: Recorder) -> None:
-    """Note each block's forward as work of its kind."""
+def watch_blocks(mmdit: nn.Module, recorder: Recorder, *, streamed: bool) -> None:
+    """Note the time of each kind of blocks as work of that kind: all of a kind as one, for that costs least. Where the
+    weights are streamed each block is noted alone, so that waiting for the next one's weights is in none.
+    """
     begun: list[Any] = []
 
     def begin(module: nn.Module, args: Any) -> None:
@@ -44,9 +46,9 @@ def watch_blocks(mmdit: nn.Module, recorder: Recorder) -> None:
 
     for part, blocks in (("double", mmdit.double_blocks), ("single", mmdit.single_blocks)):
         assert isinstance(blocks, nn.ModuleList)
-        for block in blocks:
-            block.register_forward_pre_hook(begin)
-            block.register_forward_hook(lambda module, args, out, part=part: recorder.work(part, begun.pop()))
+        for first, last in [(b, b) for b in blocks] if streamed else [(blocks[0], blocks[-1])] if blocks else []:
+            first.register_forward_pre_hook(begin)
+            last.register_forward_hook(lambda module, args, out, part=part: recorder.work(part, begun.pop()))
 
 
 def clock_offset(me: Rank) -> tuple[float | None, float | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opensora_launch.errors import UserError
-from opensora_launch.telemetry.events import RankEvents, read_events
+from opensora_launch.telemetry.events import Collective, Event, RankEvents, Work, event_line, read_events
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Position
@@ -69,6 +69,19 @@ def test_events_come_back_in_the_contracts_lines(tmp_path: Path) -> None:
     step, coll = events.steps[0], events.collectives[0]
     assert before <= load.start_s <= load.end_s <= denoise.start_s <= step.start_s <= coll.start_s
     assert coll.end_s <= step.end_s <= denoise.end_s <= events.end_s == events.end.end_s
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Work("attention", 12345.678901234, 1e-07),
+        Collective("ulysses", (0, 3), 7, 1 << 40, 0.1, 1e22),
+        Collective("world", (0,), 1, 0, 0.0, 2.5),
+    ],
+)
+def test_the_lines_spelled_out_are_what_the_encoder_writes(event: Event) -> None:
+    kind = type(event).__name__.lower()
+    assert event_line(event) == json.dumps({"kind": kind, **event._asdict()}) + "\n"
 
 
 def test_each_group_of_ranks_has_its_own_count(tmp_path: Path) -> None:

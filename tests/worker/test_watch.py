@@ -2,20 +2,64 @@
 
 import json
 import os
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from opensora_launch.report.build import build_report
+from opensora_launch.telemetry.events import read_events
+from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.samples import read_samples
-from opensora_launch.worker.watch import device_uuid
+from opensora_launch.worker.watch import device_uuid, watch_blocks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import make
 
 
 def test_a_cpu_has_no_uuid() -> None:
     assert device_uuid(torch.device("cpu")) is None
+
+
+class Blocks(nn.Module):
+    """As many blocks as Open-Sora's network has of each kind, whose weights are waited for before the second double."""
+
+    def __init__(self, doubles: int, singles: int) -> None:
+        super().__init__()
+        self.double_blocks = nn.ModuleList(nn.Identity() for _ in range(doubles))
+        self.single_blocks = nn.ModuleList(nn.Identity() for _ in range(singles))
+        self.double_blocks[1].register_forward_pre_hook(lambda module, args: time.sleep(0.05))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in [*self.double_blocks, *self.single_blocks]:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("singles", [3, 0])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_blocks_are_noted_by_kind_and_alone_where_they_are_streamed(
+    tmp_path: Path, streamed: bool, singles: int
+) -> None:
+    network = Blocks(2, singles)
+    meta = {"rank": 0, "world": 1, "local_rank": 0, "host": "h", "device_name": "", "threads": 1, "layouts": {}}
+    beat = Heartbeat(tmp_path / "heartbeat/rank0.json", rank=0, host="h")
+    recorder = Recorder(tmp_path / "telemetry/rank0.jsonl", meta, device="cpu", heartbeat=beat)
+    watch_blocks(network, recorder, streamed=streamed)
+    for _ in range(2):
+        network(torch.zeros(1))
+    recorder.flush()
+    found = read_events(tmp_path / "telemetry/rank0.jsonl")
+    assert found is not None
+    noted = found.work
+    each = (2, singles) if streamed else (1, min(1, singles))
+    assert [w.part for w in noted] == 2 * (["double"] * each[0] + ["single"] * each[1])
+    assert all(a.end_s <= b.start_s for a, b in pairwise(noted))
+    waited = [w.end_s - w.start_s >= 0.05 for w in noted if w.part == "double"]
+    assert any(waited) != streamed
 
 
 def test_a_run_notes_kernels_blocks_and_the_node(tmp_path: Path) -> None:
