@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from opensora_launch.cli.catalog import Group, groups
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 THEIRS = {"scripts/diffusion/inference.py"}  # Open-Sora's own script, which docs/migrating.md speaks of
@@ -75,3 +77,13 @@ def test_dead_links_are_seen() -> None:
         "scripts/run",
         "scripts/a.py",
     ]
+
+
+@pytest.mark.parametrize("group", [g for g in groups() if g.name != "hardware"], ids=lambda g: g.name)
+def test_every_choice_of_a_group_is_in_its_row(group: Group) -> None:
+    """Of hardware only the group is: `--help` and the folder list its cards."""
+    (row,) = [
+        line for line in (ROOT / "docs/cli.md").read_text().splitlines() if line.startswith(f"| `{group.name}` |")
+    ]
+    row = row.replace("`cpu1` to `cpu8`", " ".join(f"`cpu{n}`" for n in range(1, 9)))
+    assert [choice.name for choice in group.choices if f"`{choice.name}`" not in row] == []

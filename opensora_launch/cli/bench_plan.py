@@ -13,8 +13,8 @@ from opensora_launch.cli.jobs import Problems, prepare_jobs
 from opensora_launch.config import LauncherKind
 from opensora_launch.errors import UserError
 from opensora_launch.launch.allocation import cpus_a_node, in_allocation
-from opensora_launch.launch.machine import count_cpus
 from opensora_launch.launch.run_dir import write_whole
+from opensora_launch.telemetry.host import count_cpus
 
 STATE = "sweep.json"
 OWN = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}

@@ -126,7 +126,7 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
     except (HydraException, UserError):
         return tuple(overrides), ""  # said properly by the checks that follow
     missing = folder / RunConfig().model.mmdit_file
-    if missing.exists():
+    if missing.exists() or missing.with_name(f"{missing.name}.index.json").exists():
         return (f"model={DEFAULT_MODEL}", *overrides), ""
     here = {choice.name for group in groups([config_dir] if config_dir else []) for choice in group.choices}
     model = "demo" if "demo" in here else "tiny"
@@ -180,7 +180,9 @@ def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
 @contextmanager
 def _as_user_error() -> Iterator[None]:
     """What Hydra finds later than our own checks, in a YAML file for one, as a UserError of one line."""
+    from yaml import YAMLError
+
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise UserError("this config cannot be composed", [plain_reason(error)]) from error

@@ -23,6 +23,8 @@ from opensora_launch.launch.run_dir import write_run
 from opensora_launch.launch.slurm_query import estimate
 from opensora_launch.plan.plan import Machine, Plan
 
+ENDED = (75, 129, 130, 143)  # by its scheduler; by SIGHUP, Ctrl-C or SIGTERM, which are meant for the whole sweep
+
 
 def generate(parsed: Parsed) -> int:
     """Everything behind the verb; the exit code."""
@@ -85,7 +87,9 @@ def _resume(parsed: Parsed) -> int:
 
 
 def _run_all(jobs: Sequence[Job]) -> int:
-    """One run after another; a failed one does not keep the others back. The worst exit code."""
+    """One run after another; a failed one does not keep the others back, one that was ended or asked to stop does. The
+    worst exit code.
+    """
     codes = []
     environments = preflight([(job.run, job.plan) for job in jobs])
     for number, (job, made) in enumerate(zip(jobs, environments, strict=True), start=1):
@@ -98,12 +102,20 @@ def _run_all(jobs: Sequence[Job]) -> int:
             shutil.rmtree(attempt.parents[1])  # nothing has worked on this run
             print(f"error: {error}", file=sys.stderr)
             codes.append(EXIT_USER)
+        if codes[-1] in ENDED:
+            break
     if len(jobs) > 1:
-        failed = [str(number) for number, code in enumerate(codes, start=1) if code]
-        print(
-            f"{len(jobs)} runs: {len(jobs) - len(failed)} done" + (f", failed: {', '.join(failed)}" if failed else "")
-        )
+        print(_count(codes, len(jobs)))
+    if codes and codes[-1] in ENDED:
+        return codes[-1]
     return next((code for code in (1, 2) if code in codes), max(codes, default=0))
+
+
+def _count(codes: Sequence[int], asked: int) -> str:
+    failed = [str(number) for number, code in enumerate(codes, start=1) if code]
+    said = f"{asked} runs: {len(codes) - len(failed)} done"
+    said += f", failed: {', '.join(failed)}" if failed else ""
+    return said + (f", not started: {asked - len(codes)}" if len(codes) < asked else "")
 
 
 def _start(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> int:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.hardware import settle_hardware
 from opensora_launch.cli.requests import Asked, ask, prompt_setting_problems, settle_cond_types
 from opensora_launch.colossal.require import engine_problems
-from opensora_launch.config import LauncherKind, RunConfig
+from opensora_launch.config import Device, LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.allocation import allocation_machine
 from opensora_launch.launch.command import launch_problems
@@ -116,9 +116,9 @@ def weights_folder(folder: str) -> str:
 
 
 def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[str]]:
-    """The machine of a run, and why it cannot be had. One that is given is there already."""
+    """The machine of a run, and why it cannot be had. One that is given is there already, with its ranks."""
     if machine is not None:
-        return machine, []
+        return _as_asked(run.topology, machine)
     if run.launcher.kind is LauncherKind.slurm:
         asked, problems = slurm_machine(run.topology, run.launcher.slurm)
         return asked, problems + ([] if run.dry_run else no_sbatch())
@@ -129,6 +129,19 @@ def machine_of(run: RunConfig, machine: Machine | None) -> tuple[Machine, list[s
         for line in found_gpus(run.topology, os.environ).lines:
             print(line, file=sys.stderr)
     return found, problems + launch_problems(run.launcher.kind, found)
+
+
+def _as_asked(topology: TopologyConfig, there: Machine) -> tuple[Machine, list[str]]:
+    """The ranks that were started by hand, on the device that is asked for, and what they do not fit."""
+    problems = []
+    asked = topology.nodes * (topology.gpus_per_node or 0)
+    if asked and asked != there.ranks:
+        problems.append(
+            f"topology asks for {asked} ranks and {there.ranks} have been started: start {asked}, or leave topology out"
+        )
+    if topology.device is Device.cuda and there.device == "cpu":
+        problems.append("topology.device=cuda, but these ranks see no GPU: use topology.device=cpu or auto")
+    return (replace(there, device="cpu") if topology.device is Device.cpu else there), problems
 
 
 def weight_problems(run: RunConfig) -> list[str]:

@@ -16,13 +16,14 @@ from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import Line, show
 from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.machine import NOTHING, count_cpus
+from opensora_launch.launch.machine import NOTHING
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan.checks import card_problems
 from opensora_launch.plan.choose import passed_over
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.table import plan_json, plan_text
+from opensora_launch.telemetry.host import count_cpus
 
 
 def plan(parsed: Parsed) -> int:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from opensora_launch import __version__
 from opensora_launch.cli.compose import compose
 from opensora_launch.cli.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.cli.hardware import settle_hardware
-from opensora_launch.cli.jobs import Problems, finish_config, machine_of, weight_problems
+from opensora_launch.cli.jobs import PACKAGE, Problems, finish_config, machine_of, weight_problems
 from opensora_launch.config import RunConfig
 from opensora_launch.launch.machine import found_gpus
 from opensora_launch.launch.run_dir import missing_videos, plain, read_run
@@ -21,7 +21,7 @@ from opensora_launch.plan.plan import Machine, Plan, make_plan
 # What may differ from the run's config: where and how the videos are made, not which.
 FREE = (
     "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "dry_run", "follow", "runs_dir",
-    "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows", "fit",
+    "hardware", "text_cache", "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
 FRESH_S = 10.0  # twenty heartbeats
@@ -51,6 +51,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
     with problems.collect():
         folder = asked.path("--config-dir")
         run = compose(asked.rest, multirun=False, config_dir=folder).points[0].run
+        _same_folders(run, config, {_key(text) for text in parsed.rest})
         finish_config(run, asked.one("--negative-prompt"))
         settle_hardware(run, found_gpus(run.topology, os.environ), folder)
         problems.add(list(_changes(config, plain(run))))
@@ -62,6 +63,14 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
         resumed = Resumed(run_dir, run, make_plan(run, found, missing, __version__), tuple(unfit))
     problems.stop(f"{run_dir} cannot be resumed")
     return resumed
+
+
+def _same_folders(run: RunConfig, config: Mapping[str, Any], new: Set[str]) -> None:
+    """The run's own, whatever the working directory and the home are by now. This package may have moved: not its."""
+    if "model.folder" not in new and not run.model.folder.startswith(PACKAGE):
+        run.model.folder = config["model"]["folder"]
+    if "text_cache" not in new:
+        run.text_cache = config["text_cache"]
 
 
 def words_of(parsed: Parsed) -> Parsed:

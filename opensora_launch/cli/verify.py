@@ -78,6 +78,9 @@ def _run(run: RunConfig, spec: VerifySpec) -> int:
     env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env, spec.machine.gpus)
     with progress() as show:
         outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), show)
+    if outcome.code > 128:
+        shutil.rmtree(attempt)  # the user ended it: its logs tell nothing
+        return outcome.code
     if outcome.code:
         said = failure_lines(outcome.failure, attempt) if outcome.failure else ()
         print("\n".join(said), file=sys.stderr)

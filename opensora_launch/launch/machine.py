@@ -1,16 +1,14 @@
 """What the ranks will run on: visible GPUs by NVML, CPUs as this process may use them."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from opensora_launch.config import Device, TopologyConfig
 from opensora_launch.launch.pick_gpus import Picked, owner, pick_gpus
 from opensora_launch.plan.plan import Machine
+from opensora_launch.telemetry.host import count_cpus
 
 CPU_RANKS = 2  # where nothing is asked and there is no GPU
 NOTHING = Picked((), (), ())
-CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 
 
 def find_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tuple[Machine, list[str]]:
@@ -81,16 +79,6 @@ def count_visible(uuids: Sequence[str], visible: str | None) -> int:
             break
         count += 1
     return count
-
-
-def count_cpus() -> int:
-    """CPUs that this process may use: by its affinity, and by its container's share rounded up."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CGROUP_CPUS.read_text(encoding="ascii").split()
-        return allowed if quota == "max" else max(1, min(allowed, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return allowed
 
 
 def _text(value: str | bytes) -> str:

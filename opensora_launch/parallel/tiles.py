@@ -81,7 +81,8 @@ def broadcast(axis: Axis, x: Tensor | None, device: torch.device) -> Tensor:
         assert x is not None
         return x
     facts = [None if x is None else (tuple(x.shape), x.dtype)]
-    dist.broadcast_object_list(facts, axis.ranks[0], group=axis.group)
+    with axis.exchange(0):
+        dist.broadcast_object_list(facts, axis.ranks[0], group=axis.group)
     assert facts[0] is not None
     got = torch.empty(facts[0][0], dtype=facts[0][1], device=device) if x is None else x.contiguous()
     with axis.exchange(got.numel() * got.element_size() if x is not None else 0):

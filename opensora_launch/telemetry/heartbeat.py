@@ -16,6 +16,7 @@ from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, f
 from opensora_launch.telemetry.typed import fits
 
 INTERVAL_S = 0.5
+UNCOUNTED = ("load", "text")  # phases in which a rank may work for long while nothing else tells that it gets on
 
 Watch = tuple[float, Callable[[Verdict], None]]
 
@@ -41,6 +42,7 @@ class Heartbeat:
         self._path, self._rank, self._host = path, rank, host
         self._interval_s = interval_s
         self._epoch_s = time.time() - time.monotonic()  # so that no step of the wall clock looks like a stall
+        self._computes = time.pthread_getcpuclockid(threading.get_ident())  # the CPU time of this, its main thread
         self._last: tuple[Any, ...] = ()
         self._progress_s = self.now()
         self._watch: Watch | None = None
@@ -74,7 +76,8 @@ class Heartbeat:
         """Call `on_stall` once, from the thread, when this rank waits in a collective for a rank that has stalled.
 
         Stalled: this rank is inside one collective for `timeout_s`, and the rank it waits for is dead or did not move
-        for as long. Outside collectives nothing is watched: to load or to compute may take long.
+        for as long. Outside collectives nothing is watched: to load or to compute may take long. While weights load and
+        texts are encoded, a main thread that uses its CPU moves.
         """
         self._watch = (timeout_s, on_stall)
 
@@ -91,7 +94,9 @@ class Heartbeat:
         inside, position = self.inside, self.collective and Position(*self.collective)
         if not inside and (on_device := self.device_position()):
             inside, position = True, on_device
-        here = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, self.looks, position, inside)
+        worked = 0.0 if inside or self.phase not in UNCOUNTED else round(time.clock_gettime(self._computes), 1)
+        at = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, self.looks)
+        here = (*at, position, inside, worked)
         if here != self._last:
             self._last, self._progress_s = here, now
         return Beat(

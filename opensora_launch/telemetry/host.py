@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
+CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def count_cpus() -> int:
+    """CPUs that this process may use: by its affinity, and by its container's share rounded up."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CGROUP_CPUS.read_text(encoding="ascii").split()
+        return allowed if quota == "max" else max(1, min(allowed, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        return allowed
 
 
 def host_sample(proc: Path = PROC) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify import VerifySpec
 from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.host import count_cpus
 from opensora_launch.worker import start
 from opensora_launch.worker.checkpoint import Preempted
 from opensora_launch.worker.rendezvous import Unreachable
@@ -109,8 +110,7 @@ def _prepare(argv: Sequence[str], me: Rank) -> Path:
     from opensora_launch.plan.plan import Machine
 
     device = "cuda" if start.gpus_visible() else "cpu"
-    cpus = os.cpu_count() or 1
-    return prepare(argv, Machine(device, me.world // me.local_world, me.local_world, cpus))
+    return prepare(argv, Machine(device, me.world // me.local_world, me.local_world, count_cpus()))
 
 
 def _report(attempt: Path) -> None:

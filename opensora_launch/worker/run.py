@@ -152,7 +152,7 @@ def settle(
         heartbeat=beat,
     )
     beat.watch(plan.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
-    with recorder.span("setup"):
+    with recorder.span("setup"), recorder.collective("barrier", tuple(range(me.world)), 0):
         layouts = dict.fromkeys([*(layout for _, layout in plan.layouts), *more])
         meshes = build_meshes(layouts, me.rank, BACKSTOP, recorder.collective)
         world = world_axis(me, recorder.collective)

@@ -41,6 +41,7 @@ def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> No
     start.set_numerics(spec.threads_per_rank, NumericsConfig())
     device = start.pick_device(spec.machine.device, me)
     beat.watch(spec.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
+    everyone = dist.new_group(timeout=BACKSTOP)  # the first rank may compute alone for long while the others wait
     lines: list[VerifyLine] = []
     for path in spec.cases:
         lines += _verify_case(read_case(Path(path), device), spec, me)
@@ -49,7 +50,7 @@ def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> No
     if me.rank == 0:
         text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
         (attempt / "verify.jsonl").write_text(text, encoding="utf-8")
-    dist.barrier()
+    dist.barrier(everyone)
 
 
 def unrecorded(*_: Any) -> nullcontext[None]:

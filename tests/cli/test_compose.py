@@ -73,6 +73,10 @@ def test_the_model_is_chosen_by_what_is_there(empty_folder: Path) -> None:
     assert (composed.points[0].run.model.name, composed.model_note) == ("open_sora_v2", "")
     composed = compose(("model.folder=elsewhere",), multirun=False, config_dir=None)
     assert composed.points[0].run.model.name == small
+    (empty_folder / "in_parts").mkdir()
+    (empty_folder / "in_parts" / "Open_Sora_v2.safetensors.index.json").touch()
+    composed = compose(("model.folder=in_parts",), multirun=False, config_dir=None)
+    assert composed.points[0].run.model.name == "open_sora_v2"
 
 
 def test_hydras_grammar_works() -> None:
@@ -102,6 +106,13 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
         run_of("topology=typed", config_dir=site)
     with pytest.raises(UserError, match="no such folder"):
         run_of("topology=lab", config_dir=empty_folder / "gone")
+    for text, said in (("gpus_per_node: [5\nb: {", "while parsing"), ("5", "")):
+        (site / "topology" / "torn.yaml").write_text(text)
+        with pytest.raises(UserError, match="cannot be composed") as caught:
+            run_of("topology=torn", config_dir=site)
+        (line,) = caught.value.problems
+        assert said in line
+        assert "torn" in line or not said
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,18 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from opensora_launch.cli import generate, main, prepare
+from opensora_launch.cli.flags import GENERATE_FLAGS, parse
+from opensora_launch.cli.resume import prepare_resume
+from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.telemetry.failure import Failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 
 ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
+THREE_RANKS = Machine(device="cpu", nodes=1, gpus_per_node=3, cpus_per_node=3)
 
 
 @pytest.fixture
@@ -19,7 +24,7 @@ def run(empty_folder: Path) -> Path:
     """Three prompts with random seeds at two points of a sweep; the first, third and last are made."""
     argv = [word for text in ("a", "${b}", "c") for word in ("--prompt", text)]
     argv += ["--negative-prompt", "ugly, ${x}", "-m", "model=tiny", "topology=cpu2", "topology.gpus_per_node=3"]
-    attempt = prepare([*argv, "sampling.seed=null", "sampling.num_steps=3,4"], ONE_RANK)
+    attempt = prepare([*argv, "sampling.seed=null", "sampling.num_steps=3,4"], THREE_RANKS)
     for name in ("0000_0", "0002_0", "0005_0"):
         (attempt.parents[1] / "samples" / f"{name}.json").write_text("{}")
     return attempt.parents[1]
@@ -68,6 +73,29 @@ def test_from_another_working_directory(
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert main(["generate", "--resume", str(run)]) == 0
     assert len(started) == 1
+
+
+def test_the_cards_of_another_machine_do_not_change_the_videos(run: Path, started: list[tuple[str, Path]]) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["hardware"] |= {"name": "h100_sxm", "memory_gb": 80.0}  # as a launcher writes it that finds such cards
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["generate", "--resume", str(run)]) == 0
+    assert len(started) == 1
+
+
+def test_folders_are_the_runs_own(
+    run: Path, started: list[tuple[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the working directory and the home have become, unless others are given."""
+    was = yaml.safe_load((run / "config.yaml").read_text())
+    monkeypatch.setenv("HOME", str(tmp_path / "another"))
+    monkeypatch.chdir(tmp_path.parent)
+    resumed = prepare_resume(parse("generate", GENERATE_FLAGS, ["--resume", str(run)]), THREE_RANKS)
+    assert (resumed.run.model.folder, resumed.run.text_cache) == (was["model"]["folder"], was["text_cache"])
+    assert Path(was["model"]["folder"]).is_absolute()
+    argv = ["--resume", str(run), "model.folder=mine", "text_cache=null"]
+    resumed = prepare_resume(parse("generate", GENERATE_FLAGS, argv), THREE_RANKS)
+    assert (resumed.run.model.folder, resumed.run.text_cache) == (str(tmp_path.parent / "mine"), None)
 
 
 def test_overrides_that_change_the_videos_are_refused(
@@ -135,8 +163,6 @@ def test_a_damaged_run_is_told(name: str, text: str, said: str, run: Path, capsy
 
 
 def test_the_config_of_a_run_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import yaml
-
     argv = ["generate", "--cfg", "job", "--resume", str(run), "sampling.batch_size=2"]
     assert main(argv) == 0
     config = yaml.safe_load(capsys.readouterr().out)
@@ -159,3 +185,12 @@ def test_ranks_started_by_hand_resume_too(run: Path) -> None:
     attempt = prepare(["--resume", str(run), "topology=cpu1"], ONE_RANK)
     assert attempt == run / "attempts" / "1"
     assert [video.name for video in plan_of(attempt).videos] == ["0001_0", "0003_0", "0004_0"]
+
+
+def test_ranks_started_by_hand_fit_what_is_asked(run: Path) -> None:
+    with pytest.raises(UserError, match="topology asks for 3 ranks and 1 have been started: start 3, or leave"):
+        prepare(["--resume", str(run)], ONE_RANK)
+    gpus = Machine(device="cuda", nodes=1, gpus_per_node=1, cpus_per_node=1)
+    assert plan_of(prepare(["--resume", str(run), "topology=cpu1"], gpus)).machine.device == "cpu"
+    with pytest.raises(UserError, match=r"topology\.device=cuda, but these ranks see no GPU"):
+        prepare(["--resume", str(run), "topology=1gpu"], ONE_RANK)

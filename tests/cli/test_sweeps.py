@@ -100,3 +100,16 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
     assert "run 2 of 3: video.num_frames=9" in out
     assert out.splitlines()[-1] == "3 runs: 2 done, failed: 2"
     assert len(list((empty_folder / "runs").iterdir())) == 3
+
+
+@pytest.mark.parametrize("code", [130, 143, 75])
+def test_what_ends_one_run_of_a_sweep_ends_the_sweep(
+    code: int, empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = iter([1, code, 0])
+    monkeypatch.setattr(generate, "start", lambda kind, plan, attempt, made: next(codes))
+    argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
+    assert main(["generate", *argv]) == code
+    assert capsys.readouterr().out.splitlines()[-1] == "3 runs: 0 done, failed: 1, 2, not started: 1"
+    assert next(codes) == 0, "the third was not started"
+    assert len(list((empty_folder / "runs").iterdir())) == 2

@@ -6,8 +6,10 @@ import pytest
 
 from opensora_launch.config import Device, TopologyConfig
 from opensora_launch.launch import machine
-from opensora_launch.launch.machine import count_cpus, count_visible, find_machine
+from opensora_launch.launch.machine import count_visible, find_machine
 from opensora_launch.plan.plan import Machine
+from opensora_launch.telemetry import host
+from opensora_launch.telemetry.host import count_cpus
 
 UUIDS = ("GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3", "GPU-dddd-4")
 
@@ -80,7 +82,7 @@ def test_the_share_of_a_container_counts(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     quota = tmp_path_factory.mktemp("cgroup") / "cpu.max"
-    monkeypatch.setattr(machine, "CGROUP_CPUS", quota)
+    monkeypatch.setattr(host, "CGROUP_CPUS", quota)
     assert count_cpus() == 16
     for text, cpus in (("max 100000", 16), ("250000 100000", 3), ("50000 100000", 1), ("9900000 100000", 16)):
         quota.write_text(text)

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from tests.worker.test_generate import frames_of
 
 COMMAND = [sys.executable, "-m", "opensora_launch.cli", "generate", "model=tiny", "launcher.timeout_s=4"]
 START_S, END_S = 180.0, 90.0
@@ -120,6 +123,10 @@ def test_a_killed_launcher_takes_its_ranks_along(three_ranks):
     assert not any(alive(pid) for pid in three_ranks.pids)
 
 
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(float) - other.astype(float)).mean())
+
+
 def test_what_is_missing_is_made_by_resume_on_another_number_of_ranks(tmp_path):
     prompts = tmp_path / "p.txt"
     prompts.write_text("one\ntwo\n")
@@ -132,12 +139,15 @@ def test_what_is_missing_is_made_by_resume_on_another_number_of_ranks(tmp_path):
     )
     (run_dir,) = (tmp_path / "runs").iterdir()
     first, second = run_dir / "samples/0000_0.mp4", run_dir / "samples/0001_0.mp4"
-    want, kept = second.read_bytes(), first.stat().st_mtime_ns
+    want, kept = frames_of(second), first.stat().st_mtime_ns
     (run_dir / "samples/0001_0.json").unlink()  # the record of completion: without it the video is not done
     second.unlink()
     again = [*COMMAND[:4], "--resume", str(run_dir), "topology=cpu2"]
     subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert second.read_bytes() == want or abs(len(second.read_bytes()) - len(want)) < len(want) / 10
+    again_frames = frames_of(second)
+    assert again_frames.shape == want.shape
+    # Of 255. What the codec makes of noise that differs by rounding, and another video of noise.
+    assert apart(again_frames, want) < 5 < 30 < apart(frames_of(first), want)
     assert first.stat().st_mtime_ns == kept
     nothing = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "nothing is missing" in nothing.stdout
