@@ -51,6 +51,9 @@ def _sweep(folder: Path, parsed: Parsed) -> int:
     if wrong := [name for name in of_a_run if parsed.has(name)]:
         raise UserError(f"{', '.join(wrong)} goes with one run, and {folder} is a sweep")
     data = report_sweep(folder, read_sweep(folder))
+    if data is None:
+        again = f"see {folder / 'bench.log'}, and go on with: opensora-launch bench --resume {folder}"
+        raise UserError(f"no run of {folder} that counts ended well; {again}")
     for row in data["table"]:
         size = f"{row['gpus']} {data['unit']}{'s' * (row['gpus'] != 1)}"
         print(f"{row['name']:<30} {size:>12} {row['seconds']:>9.2f} s  efficiency {row['efficiency']:.1%}")

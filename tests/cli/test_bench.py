@@ -101,10 +101,19 @@ def half_done(tmp_path: Path) -> Path:
     scales = {"w1": (0, 0, 3.0), "w2": (1, 0, 3.0), "a2": (1, 1, 1.0), "a1": (0, 1, 1.0), "b1": (0, 2, 1.1)}
     for name, (spot, _, scale) in scales.items():
         made_run(folder, name, spots[spot].gpus, scale)
-    done = tuple(Done(spot, round_, name) for name, (spot, round_, _) in scales.items())
-    state = Sweep(("--prompt", "x"), spots, 2, 1, False, 0.0, done)
+    done = tuple(Done(spot, round_, name, 0.0) for name, (spot, round_, _) in scales.items())
+    state = Sweep(("--prompt", "x"), spots, 2, 1, False, False, done)
     (folder / "sweep.json").write_text(json.dumps(asdict(state)))
     return folder
+
+
+def with_runs(folder: Path, **runs: tuple[int, int, float | None]) -> dict[str, Any]:
+    """The sweep's report, made anew, with these runs (point, round, busy) in the place of what was done."""
+    done = tuple(Done(spot, round_, name, busy) for name, (spot, round_, busy) in runs.items())
+    replace(read_sweep(folder), done=done).write(folder)
+    assert main(["report", str(folder)]) == 0
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
 
 
 def test_a_sweep_is_resumed_and_warm_up_is_left_out(
@@ -118,10 +127,11 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
         return made_run(folder, "b2", spot.gpus).name
 
     monkeypatch.setattr(bench, "_run", generate)
+    monkeypatch.setattr(bench, "busy_share", lambda: 0.125)
     assert main(["bench", "--resume", str(half_done)]) == 0
     assert asked == [2]
     assert "run 6 of 6: tiny, 2 CPU ranks, repeat 2" in capsys.readouterr().out
-    assert len(read_sweep(half_done).done) == 6
+    assert [d.busy for d in read_sweep(half_done).done] == [0.0] * 5 + [0.125]
     report = json.loads((half_done / "report.json").read_text())
     one, two = report["table"]
     assert (one["gpus"], one["repeats"], one["seconds"]) == (1, 2, pytest.approx((43 + 46.6) / 2))
@@ -154,19 +164,48 @@ def test_the_report_of_a_sweep_is_made_again(half_done: Path, capsys: pytest.Cap
     assert "--baseline goes with one run" in capsys.readouterr().err
 
 
+def test_a_sweep_of_which_every_point_fails(
+    half_done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that failed are exit code 1, and what to do next is said; there is nothing to report."""
+    replace(read_sweep(half_done), done=()).write(half_done)
+    monkeypatch.setattr(bench, "_run", lambda folder, argv, spot: None)
+    assert main(["bench", "--resume", str(half_done)]) == 1
+    again = f"opensora-launch bench --resume {half_done}"
+    assert capsys.readouterr().err.splitlines() == [
+        f"no report: no run that counts ended well; see {half_done / 'bench.log'}",
+        f"failed: tiny on 1 CPU rank, tiny on 2 CPU ranks; go on with: {again}",
+    ]
+    assert not (half_done / "report.json").exists()
+    assert main(["report", str(half_done)]) == 2
+    assert f"and go on with: {again}" in capsys.readouterr().err
+
+
 def test_points_that_did_other_work_are_named(half_done: Path) -> None:
-    """And a sweep whose machine was busy, or not this one, says so."""
     made_run(half_done, "other", 2, sampling__num_steps=12)
-    plan = read_sweep(half_done)
-    done = tuple(replace(d, run="other") if d.run == "a2" else d for d in plan.done)
-    replace(plan, done=done, load=1e6).write(half_done)
-    assert main(["report", str(half_done)]) == 0
-    unknown = json.loads((half_done / "report.json").read_text())["unknown"]
-    assert "the machine was not idle when the sweep began: its load was 1000000.0" in unknown
-    assert "tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline" in unknown
-    replace(plan, load=None).write(half_done)
+    report = with_runs(half_done, a1=(0, 1, 0.0), other=(1, 1, 0.0))
+    assert report["unknown"] == ["tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline"]
+
+
+def test_what_weakens_a_sweep_is_said(half_done: Path) -> None:
+    """Others were busy before some runs; a run was resumed on another host and by another version."""
+    path = half_done / "a2" / "report.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps(made | {"version": "9", "machine": made["machine"] | {"hosts": ["host-b"]}}))
+    report = with_runs(half_done, w1=(0, 0, 0.9), a1=(0, 1, 0.3), b1=(0, 2, 0.1), a2=(1, 1, 0.25))
+    assert report["unknown"] == [
+        "the machine was not idle before 2 of 3 runs: others used up to 30% of its CPUs",
+        "the runs were not on the same hosts: host-a, host-b",
+        "the runs were made by several versions of opensora_launch: 0.1.0, 9",
+    ]
+    assert "its kernel does not tell" in with_runs(half_done, a1=(0, 1, None), a2=(1, 1, 0.0))["unknown"][0]
+    replace(read_sweep(half_done), elsewhere=True).write(half_done)
     assert main(["report", str(half_done)]) == 0
     assert "is not known: the ranks were on other machines" in (half_done / "report.md").read_text()
+
+
+def test_a_machine_tells_how_busy_it_is() -> None:
+    assert 0 <= (bench.busy_share() or 0.0) <= 1
 
 
 def test_two_benches_do_not_share_a_folder(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +237,7 @@ def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) ->
     (sweep,) = folder.iterdir()
     assert os.listdir(empty_folder) == [folder.name]
     first = read_either(sweep)
+    assert all(d.busy is not None for d in read_sweep(sweep).done)
     assert [(r["gpus"], r["seconds"] > 0, r["efficiency"] > 0) for r in first["table"]] == [
         (1, True, True), (2, True, True),
     ]  # fmt: skip
