@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
-from opensora_launch.cli.bench_plan import STATE, Spot, Sweep
+from opensora_launch.cli.bench_plan import STATE, Sweep
 from opensora_launch.report.build import build_sweep
-from opensora_launch.report.efficiency import differences
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.sweep import Point, sweep
 
-NOT_WORK = ("videos", "row_forwards")  # that grow with the GPUs in weak scaling
 CROWDED = 0.2  # of the CPUs, that others used before a run
 
 
@@ -28,11 +26,8 @@ def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any] | None:
         first = reports[runs[0]]
         layouts = "; ".join(f"{rows}: {layout}" for rows, layout in first["layouts"].items())
         seconds = tuple(reports[run]["times"]["job_s"] for run in runs)
-        points.append(
-            Point(spot.series, spot.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", work=first["work"])
-        )
-        base = next(p for p in points if p.series == spot.series)
-        unknown += _other_work(spot, first, reports[base.source], plan.weak)
+        works = tuple(reports[run]["work"] for run in runs)
+        points.append(Point(spot.series, spot.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", works))
     if not points:
         return None
     data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
@@ -56,13 +51,6 @@ def _sweep(
         unknown=unknown,
         peers=True,
     )
-
-
-def _other_work(spot: Spot, report: Mapping[str, Any], base: Mapping[str, Any], weak: bool) -> list[str]:
-    """What a point did otherwise than the first of its series: then its efficiency compares different things."""
-    skip = NOT_WORK if weak else ()
-    mine, theirs = ({k: v for k, v in r["work"].items() if k not in skip} for r in (report, base))
-    return [f"{spot.series} on {spot.size} did other work: {line}" for line in differences(mine, theirs)]
 
 
 def _weaknesses(plan: Sweep) -> list[str]:

@@ -10,6 +10,7 @@ from opensora_launch.config import AttentionKind, Offload, Precision
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.sweep import Point, sweep
 from tests.cli.runs import made_run
+from tests.report.sweeps import read_sweep_report
 
 
 @pytest.mark.parametrize(("scale", "threshold", "code"), [(1.0, "5", 0), (1.2, "5", 1), (1.2, "30", 0), (0.5, "5", 0)])
@@ -25,8 +26,9 @@ def test_compare_fails_for_a_slower_run(
 
 def sweep_of(folder: Path, seconds: tuple[float, ...], steps: int = 6, *, weak: bool = False) -> Path:
     folder.mkdir()
-    points = [Point("x", 2, seconds, None, "r", work={"num_steps": steps})]
+    points = [Point("x", 2, seconds, None, "r", works=({"num_steps": steps},) * len(seconds))]
     build_sweep(folder, sweep("s", points, version="0", weak=weak))
+    read_sweep_report(folder)
     return folder
 
 
@@ -95,8 +97,8 @@ def test_a_gate_that_nothing_can_fail_is_refused(tmp_path: Path, capsys: pytest.
         ("[1", "has no report (JSONDecodeError"),
         ("[]", "has no report (TypeError"),
         ('{"schema": 3, "times": {}, "work": {}}', "is not what this version writes (KeyError"),
-        ('{"schema": 2, "table": [1], "scaling": "weak"}', "is not what this version writes (TypeError"),
-        ('{"schema": 1, "table": []}', "has schema 1, which this version does not read"),
+        ('{"schema": 3, "table": [1], "scaling": "weak"}', "is not what this version writes (TypeError"),
+        ('{"schema": 2, "table": []}', "has schema 2, which this version does not read"),
     ],
 )
 def test_a_broken_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:

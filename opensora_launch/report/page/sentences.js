@@ -105,6 +105,7 @@ const SENTENCES = [
 ["ranks of host {0} have different clocks; they are aligned by the wall clock, roughly", "호스트 {0}의 랭크들은 시계가 서로 달라 벽시계로 대략 맞추었습니다"],
 ["{0} on {1} has no run that ended well", "{1}의 {0}: 정상적으로 끝난 실행이 없습니다"],
 ["{0} on {1} did other work: {2}: {3} here, {4} in the baseline", "{1}의 {0}은(는) 다른 작업을 했습니다: {2}: 여기서는 {3}, 기준에서는 {4}"],
+["{0} has no efficiencies: the runs of its baseline did different work", "{0}에는 효율이 없습니다: 기준 실행들이 서로 다른 작업을 했습니다"],
 ["{0} GPUs", "GPU {0}개"],
 ["{0} GPU", "GPU {0}개"],
 ["{0} CPU ranks", "CPU 랭크 {0}개"],
