@@ -64,7 +64,7 @@ def _sweep(folder: Path, parsed: Parsed) -> int:
 
 
 def _published(file: Path, out: str | None) -> int:
-    """Published figures as a report: NAME-report.md and .html, and .json with the numbers."""
+    """Published figures as a report: NAME-report.md and .html, and .json and .csv with the numbers."""
     points, weaker = published(file)
     if not points:
         raise UserError(f"{file} has no table with end-to-end times on several counts of GPUs")

@@ -1,5 +1,6 @@
 """bench's points, order and report, and a real sweep of real runs on CPU ranks."""
 
+import csv
 import fcntl
 import json
 import os
@@ -147,6 +148,8 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     text = (half_done / "report.md").read_text()
     assert "| tiny |         2 |" in text
     assert "- tiny: the baseline is 1 CPU rank, 44.80 s, measured here, run a1" in text
+    rows = list(csv.DictReader((half_done / "report.csv").read_text().splitlines()))
+    assert [(r["gpus"], float(r["seconds"]), r["source"]) for r in rows] == [("1", 44.8, "a1"), ("2", 24.75, "a2")]
 
 
 def test_a_failed_point_does_not_keep_the_others_back(

@@ -12,7 +12,7 @@ def test_open_soras_published_seconds(tmp_path: Path, capsys: pytest.CaptureFixt
     """1656 s on one H100: 95.9%, 88.8% and 75.0% on 2, 4 and 8."""
     file, made = ROOT / "docs/benchmarks/published_scaling.json", tmp_path / "made"
     assert main(["report", str(file), "--out", str(made)]) == 0
-    names = [f"published_scaling-report.{end}" for end in ("html", "json", "md")]
+    names = [f"published_scaling-report.{end}" for end in ("csv", "html", "json", "md")]
     assert sorted(p.name for p in made.iterdir()) == names
     rows = [line.split("|") for line in (made / names[-1]).read_text().splitlines()]
     found = {row[2].strip(): row[7].strip() for row in rows if row[1:] and row[1].strip() == "opensora2-11b-768px-h100"}
