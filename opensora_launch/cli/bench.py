@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -31,8 +32,10 @@ from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.override_checks import hydra_quoted
 from opensora_launch.errors import UserError
 from opensora_launch.launch.run_dir import make_folder, write_whole
+from opensora_launch.telemetry.host import host_sample
 
 LOG, LOCK = "bench.log", "bench.lock"
+LOOK_S = 0.5  # before each run, whether the machine is idle
 OF_A_NEW_ONE = ("--prompt", "--prompts", "--config-dir")
 
 
@@ -42,12 +45,15 @@ def bench(parsed: Parsed) -> int:
     folder = _resumed(parsed, Path(resumed)) if resumed else _new(parsed)
     with _locked(folder):
         plan, failed = _run_all(folder, read_sweep(folder))
-        report_sweep(folder, plan)
+        made = report_sweep(folder, plan)
+    if made:
         print(f"report: {folder / 'report.html'}")
+    else:
+        print(f"no report: no run that counts ended well; see {folder / LOG}", file=sys.stderr)
     if failed:
         again = shlex.join(["opensora-launch", "bench", "--resume", str(folder)])
         print(f"failed: {in_words(plan.spots, sorted(failed))}; go on with: {again}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or not made else 0
 
 
 def _run_all(folder: Path, plan: Sweep) -> tuple[Sweep, set[int]]:
@@ -60,11 +66,12 @@ def _run_all(folder: Path, plan: Sweep) -> tuple[Sweep, set[int]]:
         spot = plan.spots[place]
         kind = "warm-up" if round_ < plan.warmup else f"repeat {round_ - plan.warmup + 1}"
         print(f"run {number} of {len(todo)}: {spot.series}, {spot.size}, {kind}", flush=True)
+        busy = None if plan.elsewhere else busy_share()
         run = _run(folder, plan.argv, spot)
         if run is None:
             failed.add(place)
             continue
-        plan = with_done(plan, Done(place, round_, run))
+        plan = with_done(plan, Done(place, round_, run, busy))
         plan.write(folder)
     return plan, failed
 
@@ -80,8 +87,7 @@ def _new(parsed: Parsed) -> Path:
     spots = checked(flags, asked.spots)
     folder = make_folder(asked.runs_dir, f"bench-{datetime.now():%Y%m%d-%H%M%S}")
     repeats, warmup, weak = int(asked.own["repeats"]), int(asked.own["warmup"]), asked.own["scaling"] == "weak"
-    load = None if asked.elsewhere else os.getloadavg()[0]
-    Sweep(tuple(flags), spots, repeats, warmup, weak, load, ()).write(folder)
+    Sweep(tuple(flags), spots, repeats, warmup, weak, asked.elsewhere, ()).write(folder)
     write_whole(folder / "command.txt", shlex.join(["opensora-launch", "bench", *parsed.rest]) + "\n")
     return folder
 
@@ -116,6 +122,15 @@ def _run(folder: Path, argv: Sequence[str], spot: Spot) -> str | None:
         print(f"failed with exit code {code}; see {folder / LOG}", file=sys.stderr)
         return None
     return new[-1]
+
+
+def busy_share() -> float | None:
+    """Of this machine's CPUs, for a moment in which nothing of ours runs. The load average would count our last run."""
+    before = host_sample()
+    time.sleep(LOOK_S)
+    after = host_sample()
+    busy, every = (after.get(key, 0.0) - before.get(key, 0.0) for key in ("cpu_busy_s", "cpu_all_s"))
+    return busy / every if every > 0 else None
 
 
 def _to_its_end(process: subprocess.Popen[bytes]) -> int:

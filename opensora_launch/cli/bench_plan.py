@@ -43,11 +43,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class Done:
-    """One run that ended well."""
+    """One run that ended well. `busy`: the share of this machine's CPUs that others used just before it; None where it
+    is not known, or the ranks ran on others.
+    """
 
     spot: int
     round: int
     run: str  # its folder, in the sweep's
+    busy: float | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Sweep:
     repeats: int
     warmup: int
     weak: bool
-    load: float | None  # of this machine when the sweep began, in cores; None where the ranks run on others
+    elsewhere: bool  # the ranks run on other machines than this
     done: tuple[Done, ...]
 
     def write(self, folder: Path) -> None:

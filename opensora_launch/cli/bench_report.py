@@ -1,42 +1,36 @@
 """One report over all runs of a sweep that count."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
-from opensora_launch.cli.bench_plan import STATE, Spot, Sweep
-from opensora_launch.errors import UserError
+from opensora_launch.cli.bench_plan import STATE, Sweep
 from opensora_launch.report.build import build_sweep
-from opensora_launch.report.efficiency import differences
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.sweep import Point, sweep
 
-NOT_WORK = ("videos", "row_forwards")  # that grow with the GPUs in weak scaling
-CROWDED = 0.5  # of the cores, that others used when the sweep began
+CROWDED = 0.2  # of the CPUs, that others used before a run
 
 
-def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any]:
-    """Write the sweep's reports, and return what they say. UserError where no run has ended well."""
+def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any] | None:
+    """Write the sweep's reports, and return what they say; None where no run that counts has ended well."""
     reports = {d.run: read_report(folder / d.run) for d in plan.done}
-    points, unknown = list[Point](), _weaknesses(plan)
+    points, unknown, counted = list[Point](), _weaknesses(plan), list[dict[str, Any]]()
     for place, spot in enumerate(plan.spots):
         runs = [d.run for d in plan.done if d.spot == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
             unknown.append(f"{spot.series} on {spot.size} has no run that ended well")
             continue
+        counted += (reports[run] for run in runs)
         first = reports[runs[0]]
         layouts = "; ".join(f"{rows}: {layout}" for rows, layout in first["layouts"].items())
         seconds = tuple(reports[run]["times"]["job_s"] for run in runs)
-        points.append(
-            Point(spot.series, spot.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", work=first["work"])
-        )
-        base = next(p for p in points if p.series == spot.series)
-        unknown += _other_work(spot, first, reports[base.source], plan.weak)
+        works = tuple(reports[run]["work"] for run in runs)
+        points.append(Point(spot.series, spot.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", works))
     if not points:
-        raise UserError(f"no run of {folder} ended well; see {folder / 'bench.log'}")
-    data = _sweep(folder, plan, points, unknown, reports[points[0].source])
+        return None
+    data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
     build_sweep(folder, data)
     return data
 
@@ -59,24 +53,39 @@ def _sweep(
     )
 
 
-def _other_work(spot: Spot, report: Mapping[str, Any], base: Mapping[str, Any], weak: bool) -> list[str]:
-    """What a point did otherwise than the first of its series: then its efficiency compares different things."""
-    skip = NOT_WORK if weak else ()
-    mine, theirs = ({k: v for k, v in r["work"].items() if k not in skip} for r in (report, base))
-    return [f"{spot.series} on {spot.size} did other work: {line}" for line in differences(mine, theirs)]
-
-
 def _weaknesses(plan: Sweep) -> list[str]:
     unknown = []
-    if plan.load is None:
+    looks = [d.busy for d in plan.done if d.round >= plan.warmup]
+    crowded = [busy for busy in looks if busy is not None and busy > CROWDED]
+    if plan.elsewhere:
         unknown.append("whether the nodes did something else too is not known: the ranks were on other machines")
-    elif plan.load > CROWDED * (os.cpu_count() or 1):
-        unknown.append(f"the machine was not idle when the sweep began: its load was {plan.load:.1f}")
+    elif None in looks:
+        unknown.append("whether the machine was idle is not known: its kernel does not tell")
+    if crowded:
+        unknown.append(
+            f"the machine was not idle before {len(crowded)} of {len(looks)} runs: "
+            f"others used up to {max(crowded):.0%} of its CPUs"
+        )
     if plan.repeats < 2:
         unknown.append("one repeat: how much the times spread is not known")
     if plan.warmup == 0:
         unknown.append("no warm-up: the first runs read files that later ones find in memory")
     return unknown
+
+
+def _changes(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was not the same for all runs: a sweep that is resumed may go on later, on another host."""
+    hosts = [set(r["machine"]["hosts"]) for r in reports]
+    everywhere = set[str]().union(*hosts)
+    versions = sorted({r["version"] for r in reports})
+    lines = []
+    if everywhere not in hosts:  # runs on fewer nodes than others may use some of theirs
+        lines.append(f"the runs were not on the same hosts: {', '.join(sorted(everywhere))}")
+    if len(versions) > 1:
+        lines.append(f"the runs were made by several versions of opensora_launch: {', '.join(versions)}")
+    if len({tuple(sorted(r["environment"]["versions"].items())) for r in reports}) > 1:
+        lines.append("not all runs had the same versions of Python and packages")
+    return lines
 
 
 def is_sweep(folder: Path) -> bool:

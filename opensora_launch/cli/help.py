@@ -133,7 +133,7 @@ def _compare_help() -> str:
 usage: opensora-launch compare A B [--threshold PERCENT]
 
 Print the times of two runs or two sweeps side by side. Exit code 1 where a time of B is above A's by more than the
-threshold, and beyond the spread where there are repeats.
+threshold, and beyond the spread where there are repeats; 2 where they did different work.
 
 flags:
 {_flags(COMPARE_FLAGS)}"""

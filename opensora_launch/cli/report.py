@@ -10,7 +10,7 @@ from opensora_launch.cli.flags import Parsed
 from opensora_launch.errors import UserError
 from opensora_launch.report.build import build_report, build_sweep, summary_lines
 from opensora_launch.report.document import Prices
-from opensora_launch.report.sweep import published, sweep
+from opensora_launch.report.sweep import baseline_text, efficiency_text, published, size, sweep
 
 
 def report(parsed: Parsed) -> int:
@@ -51,15 +51,20 @@ def _sweep(folder: Path, parsed: Parsed) -> int:
     if wrong := [name for name in of_a_run if parsed.has(name)]:
         raise UserError(f"{', '.join(wrong)} goes with one run, and {folder} is a sweep")
     data = report_sweep(folder, read_sweep(folder))
+    if data is None:
+        again = f"see {folder / 'bench.log'}, and go on with: opensora-launch bench --resume {folder}"
+        raise UserError(f"no run of {folder} that counts ended well; {again}")
     for row in data["table"]:
-        size = f"{row['gpus']} {data['unit']}{'s' * (row['gpus'] != 1)}"
-        print(f"{row['name']:<30} {size:>12} {row['seconds']:>9.2f} s  efficiency {row['efficiency']:.1%}")
+        where = size(row["gpus"], data["unit"])
+        print(f"{row['name']:<30} {where:>12} {row['seconds']:>9.2f} s  efficiency {efficiency_text(row)}")
+    for base in data["baselines"]:
+        print(baseline_text(base, data["unit"]))
     print(f"report: {folder / 'report.html'}")
     return 0
 
 
 def _published(file: Path, out: str | None) -> int:
-    """Published figures as a report: NAME.md and NAME.html, and NAME-report.json with the numbers."""
+    """Published figures as a report: NAME-report.md and .html, and .json and .csv with the numbers."""
     points, weaker = published(file)
     if not points:
         raise UserError(f"{file} has no table with end-to-end times on several counts of GPUs")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.report.document import NO_PRICES, Prices, Read, document
-from opensora_launch.report.exports import metrics, ranks_csv, trace
+from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
 from opensora_launch.report.html import page
 from opensora_launch.report.markdown import markdown, summary_lines
 from opensora_launch.report.peers import peer_lines
@@ -78,8 +78,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> None:
-    """Write a sweep, or published figures, as NAME.json, NAME.md and NAME.html."""
+    """Write a sweep, or published figures, as NAME.json, NAME.md, NAME.html and NAME.csv."""
     rounded_data = rounded(data)
     write_whole(folder / f"{name}.json", json.dumps(rounded_data, ensure_ascii=False, indent=1) + "\n")
     write_whole(folder / f"{name}.md", sweep_markdown(rounded_data))
     write_whole(folder / f"{name}.html", page(rounded_data))
+    write_whole(folder / f"{name}.csv", sweep_csv(rounded_data))

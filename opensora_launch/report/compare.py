@@ -12,6 +12,8 @@ from opensora_launch.report.efficiency import differences, other_engine
 from opensora_launch.report.run_files import SCHEMA
 from opensora_launch.report.sweep import SCHEMA as SWEEP_SCHEMA
 
+IN = ("in A", "in B")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -45,7 +47,9 @@ def read_either(path: Path) -> dict[str, Any]:
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
-    """Every value that both have, and what makes the comparison weak. UserError if they cannot be compared."""
+    """Every value that both have, and what makes the comparison weak. UserError if they cannot be compared, as after
+    other work: it names all that differs.
+    """
     if a["of"] != b["of"]:
         raise UserError("one is a run and the other a sweep: compare two of a kind")
     try:
@@ -58,8 +62,8 @@ def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], lis
     for report in (a, b):
         if report["times"] is None:
             raise UserError(f"{report['run']} cannot be compared", [str(report["efficiency_reason"])])
-    notes = other_engine(a, b, "in A", "in B") + _other_work(a["work"], b["work"])
-    notes.append("one run each: how much their times spread is not known")
+    _refuse(differences(a["work"], b["work"], *IN))
+    notes = [*other_engine(a, b, *IN), "one run each: how much their times spread is not known"]
     changes = [
         Change(name, a["times"][key], b["times"][key], "s", None, True)
         for name, key in (("whole job", "job_s"), ("denoising", "denoise_s"))
@@ -81,24 +85,26 @@ def _sweeps(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], l
         raise UserError("the sweeps have no point in common: same name, count of GPUs and layout")
     notes = [f"only in {which}: {_name(key)}" for which, mine, other in (("A", *rows), ("B", *rows[::-1]))
              for key in mine if key not in other]  # fmt: skip
-    if a["scaling"] != b["scaling"]:
-        notes.append(f"scaling: {a['scaling']} in A, {b['scaling']} in B")
+    unlike = [f"scaling: {a['scaling']} in A, {b['scaling']} in B"] if a["scaling"] != b["scaling"] else []
     changes = []
     for key in both:
         x, y = rows[0][key], rows[1][key]
-        notes += [f"{_name(key)}: {line}" for line in _other_work(x["work"], y["work"])]
+        if x["work"] is None or y["work"] is None:  # published rows do not say
+            notes.append(f"{_name(key)}: what was done is not recorded, so it may differ")
+        else:
+            unlike += [f"{_name(key)}: {line}" for line in differences(x["work"], y["work"], *IN)]
         apart = None
         if x["low"] is not None and y["low"] is not None:
             apart = x["low"] > y["high"] or y["low"] > x["high"]
         changes.append(Change(_name(key), x["seconds"], y["seconds"], "s", apart, True))
+    _refuse(unlike)
     return changes, notes
 
 
-def _other_work(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> list[str]:
-    """What they did differently; a published row does not say what it did."""
-    if a is None or b is None:
-        return ["what was done is not recorded, so it may differ"]
-    return [line.replace(" in the baseline", " in B").replace(" here,", " in A,") for line in differences(a, b)]
+def _refuse(unlike: Sequence[str]) -> None:
+    """Less work is not faster."""
+    if unlike:
+        raise UserError("A and B did different work; compare equal work, on any count of GPUs in any layout", unlike)
 
 
 def _name(key: Sequence[Any]) -> str:

@@ -143,11 +143,13 @@ def _flat(name: str, value: Any) -> dict[str, Scalar]:
     return {name: str(value) if isinstance(value, list | str) else value}
 
 
-def differences(work: Mapping[str, Scalar], other: Mapping[str, Scalar]) -> list[str]:
+def differences(
+    work: Mapping[str, Scalar], other: Mapping[str, Scalar], mine: str = "here", theirs: str = "in the baseline"
+) -> list[str]:
     """One line for each thing that the two runs did differently."""
     keys = [*work, *(key for key in other if key not in work)]
     return [
-        f"{key}: {work.get(key, 'unknown')} here, {other.get(key, 'unknown')} in the baseline"
+        f"{key}: {work.get(key, 'unknown')} {mine}, {other.get(key, 'unknown')} {theirs}"
         for key in keys
         if work.get(key, "unknown") != other.get(key, "unknown")
     ]

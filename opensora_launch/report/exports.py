@@ -163,3 +163,14 @@ def ranks_csv(report: Mapping[str, Any]) -> str:
              r["own_row_forwards"], r["peak_memory_bytes"], r["complete"]]
         )  # fmt: skip
     return out.getvalue()
+
+
+def sweep_csv(data: Mapping[str, Any]) -> str:
+    """A line a point of a sweep's table; what is not known is empty."""
+    names = ["name", "gpus", "layout", "seconds", "low", "high", "repeats", "speedup", "efficiency", "karp_flatt"]
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    write([*names, "other_work", "source"])
+    for row in data["table"]:
+        write([*(row[name] for name in names), "; ".join(row["other_work"]), row["source"]])
+    return out.getvalue()

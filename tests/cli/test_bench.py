@@ -1,5 +1,6 @@
 """bench's points, order and report, and a real sweep of real runs on CPU ranks."""
 
+import csv
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ from opensora_launch.cli.bench_plan import Done, Spot, Sweep, order, read_sweep,
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import read_either
 from tests.cli.runs import made_run
+from tests.report.sweeps import read_sweep_report
 
 TINY = (
     "model=tiny", "video.num_frames=1", "sampling.num_steps=2", "topology=custom", "topology.device=cpu",
@@ -101,10 +103,18 @@ def half_done(tmp_path: Path) -> Path:
     scales = {"w1": (0, 0, 3.0), "w2": (1, 0, 3.0), "a2": (1, 1, 1.0), "a1": (0, 1, 1.0), "b1": (0, 2, 1.1)}
     for name, (spot, _, scale) in scales.items():
         made_run(folder, name, spots[spot].gpus, scale)
-    done = tuple(Done(spot, round_, name) for name, (spot, round_, _) in scales.items())
-    state = Sweep(("--prompt", "x"), spots, 2, 1, False, 0.0, done)
+    done = tuple(Done(spot, round_, name, 0.0) for name, (spot, round_, _) in scales.items())
+    state = Sweep(("--prompt", "x"), spots, 2, 1, False, False, done)
     (folder / "sweep.json").write_text(json.dumps(asdict(state)))
     return folder
+
+
+def with_runs(folder: Path, **runs: tuple[int, int, float | None]) -> dict[str, Any]:
+    """The sweep's report, made anew, with these runs (point, round, busy) in the place of what was done."""
+    done = tuple(Done(spot, round_, name, busy) for name, (spot, round_, busy) in runs.items())
+    replace(read_sweep(folder), done=done).write(folder)
+    assert main(["report", str(folder)]) == 0
+    return read_sweep_report(folder)
 
 
 def test_a_sweep_is_resumed_and_warm_up_is_left_out(
@@ -118,11 +128,12 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
         return made_run(folder, "b2", spot.gpus).name
 
     monkeypatch.setattr(bench, "_run", generate)
+    monkeypatch.setattr(bench, "busy_share", lambda: 0.125)
     assert main(["bench", "--resume", str(half_done)]) == 0
     assert asked == [2]
     assert "run 6 of 6: tiny, 2 CPU ranks, repeat 2" in capsys.readouterr().out
-    assert len(read_sweep(half_done).done) == 6
-    report = json.loads((half_done / "report.json").read_text())
+    assert [d.busy for d in read_sweep(half_done).done] == [0.0] * 5 + [0.125]
+    report = read_sweep_report(half_done)
     one, two = report["table"]
     assert (one["gpus"], one["repeats"], one["seconds"]) == (1, 2, pytest.approx((43 + 46.6) / 2))
     assert two["efficiency"] == pytest.approx((43 + 46.6) / 2 / 24.75 / 2, abs=1e-5)
@@ -131,8 +142,14 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     assert report["curve"][0]["points"][0]["high"]["speedup"] == pytest.approx((43 + 46.6) / 2 / 43, abs=1e-5)
     assert report["curve"][1]["kind"] == "published"
     assert report["unknown"] == []
-    assert (report["schema"], report["unit"], one["work"]["num_steps"]) == (2, "CPU rank", 50)
-    assert "| tiny |         2 |" in (half_done / "report.md").read_text()
+    assert (report["schema"], report["unit"], one["work"]["num_steps"]) == (3, "CPU rank", 50)
+    base = {"name": "tiny", "kind": "measured", "gpus": 1, "seconds": pytest.approx(44.8), "source": "a1"}
+    assert report["baselines"] == [base]
+    text = (half_done / "report.md").read_text()
+    assert "| tiny |         2 |" in text
+    assert "- tiny: the baseline is 1 CPU rank, 44.80 s, measured here, run a1" in text
+    rows = list(csv.DictReader((half_done / "report.csv").read_text().splitlines()))
+    assert [(r["gpus"], float(r["seconds"]), r["source"]) for r in rows] == [("1", 44.8, "a1"), ("2", 24.75, "a2")]
 
 
 def test_a_failed_point_does_not_keep_the_others_back(
@@ -154,19 +171,75 @@ def test_the_report_of_a_sweep_is_made_again(half_done: Path, capsys: pytest.Cap
     assert "--baseline goes with one run" in capsys.readouterr().err
 
 
-def test_points_that_did_other_work_are_named(half_done: Path) -> None:
-    """And a sweep whose machine was busy, or not this one, says so."""
+def test_a_sweep_of_which_every_point_fails(
+    half_done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that failed are exit code 1, and what to do next is said; there is nothing to report."""
+    replace(read_sweep(half_done), done=()).write(half_done)
+    monkeypatch.setattr(bench, "_run", lambda folder, argv, spot: None)
+    assert main(["bench", "--resume", str(half_done)]) == 1
+    again = f"opensora-launch bench --resume {half_done}"
+    assert capsys.readouterr().err.splitlines() == [
+        f"no report: no run that counts ended well; see {half_done / 'bench.log'}",
+        f"failed: tiny on 1 CPU rank, tiny on 2 CPU ranks; go on with: {again}",
+    ]
+    assert not (half_done / "report.json").exists()
+    assert main(["report", str(half_done)]) == 2
+    assert f"and go on with: {again}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_point_that_did_other_work_has_no_efficiency(half_done: Path, first: bool) -> None:
+    """Whichever of its repeats it was."""
     made_run(half_done, "other", 2, sampling__num_steps=12)
-    plan = read_sweep(half_done)
-    done = tuple(replace(d, run="other") if d.run == "a2" else d for d in plan.done)
-    replace(plan, done=done, load=1e6).write(half_done)
-    assert main(["report", str(half_done)]) == 0
-    unknown = json.loads((half_done / "report.json").read_text())["unknown"]
-    assert "the machine was not idle when the sweep began: its load was 1000000.0" in unknown
-    assert "tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline" in unknown
-    replace(plan, load=None).write(half_done)
+    runs = {"other": (1, 1, 0.0), "a2": (1, 2, 0.0)} if first else {"a2": (1, 1, 0.0), "other": (1, 2, 0.0)}
+    report = with_runs(half_done, a1=(0, 1, 0.0), b1=(0, 2, 0.0), **runs)
+    one, two = report["table"]
+    assert (one["efficiency"], one["other_work"]) == (1.0, [])
+    assert (two["speedup"], two["efficiency"], two["karp_flatt"], two["repeats"]) == (None, None, None, 2)
+    assert two["other_work"] == ["num_steps: 12 here, 50 in the baseline"]
+    assert two["work"]["num_steps"] == ("12 or 50" if first else "50 or 12")
+    assert report["amdahl"] == []
+    assert {line["kind"] for line in report["curve"]} == {"published"}
+    assert report["unknown"] == ["tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline"]
+    assert "none: other work" in (half_done / "report.md").read_text()
+
+
+def test_a_baseline_whose_repeats_did_different_work_is_none(half_done: Path) -> None:
+    made_run(half_done, "other", 1, sampling__num_steps=12)
+    report = with_runs(half_done, a1=(0, 1, 0.0), other=(0, 2, 0.0), a2=(1, 1, 0.0))
+    assert [r["efficiency"] for r in report["table"]] == [None, None]
+    assert "tiny has no efficiencies: the runs of its baseline did different work" in report["unknown"]
+
+
+def test_the_smallest_count_that_ran_is_the_baseline_and_named(half_done: Path) -> None:
+    report = with_runs(half_done, a2=(1, 1, 0.0))
+    assert [(b["gpus"], b["source"]) for b in report["baselines"]] == [(2, "a2")]
+    assert "tiny on 1 CPU rank has no run that ended well" in report["unknown"]
+    assert "tiny: the baseline is 2 CPU ranks, 24.75 s, measured here, run a2" in (half_done / "report.md").read_text()
+
+
+def test_what_weakens_a_sweep_is_said(half_done: Path) -> None:
+    """Others were busy before some runs; a run was resumed on another host and by another version."""
+    path = half_done / "a2" / "report.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps(made | {"version": "9", "machine": made["machine"] | {"hosts": ["host-b"]}}))
+    report = with_runs(half_done, w1=(0, 0, 0.9), a1=(0, 1, 0.3), b1=(0, 2, 0.1), a2=(1, 1, 0.25))
+    assert report["unknown"] == [
+        "the machine was not idle before 2 of 3 runs: others used up to 30% of its CPUs",
+        "the runs were not on the same hosts: host-a, host-b",
+        "the runs were made by several versions of opensora_launch: 0.1.0, 9",
+    ]
+    assert "its kernel does not tell" in with_runs(half_done, a1=(0, 1, None), a2=(1, 1, 0.0))["unknown"][0]
+    replace(read_sweep(half_done), elsewhere=True).write(half_done)
     assert main(["report", str(half_done)]) == 0
     assert "is not known: the ranks were on other machines" in (half_done / "report.md").read_text()
+
+
+def test_a_machine_tells_how_busy_it_is() -> None:
+    share = bench.busy_share()
+    assert share is not None
+    assert 0 <= share <= 1
 
 
 def test_two_benches_do_not_share_a_folder(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +271,8 @@ def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) ->
     (sweep,) = folder.iterdir()
     assert os.listdir(empty_folder) == [folder.name]
     first = read_either(sweep)
+    read_sweep_report(sweep)
+    assert all(d.busy is not None for d in read_sweep(sweep).done)
     assert [(r["gpus"], r["seconds"] > 0, r["efficiency"] > 0) for r in first["table"]] == [
         (1, True, True), (2, True, True),
     ]  # fmt: skip

@@ -1,13 +1,16 @@
 """compare: two runs or sweeps side by side, and what it exits with."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from opensora_launch.cli import main
+from opensora_launch.config import AttentionKind, Offload, Precision
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.sweep import Point, sweep
 from tests.cli.runs import made_run
+from tests.report.sweeps import read_sweep_report
 
 
 @pytest.mark.parametrize(("scale", "threshold", "code"), [(1.0, "5", 0), (1.2, "5", 1), (1.2, "30", 0), (0.5, "5", 0)])
@@ -21,9 +24,11 @@ def test_compare_fails_for_a_slower_run(
     assert "note: one run each: how much their times spread is not known" in out
 
 
-def sweep_of(folder: Path, seconds: tuple[float, ...], steps: int = 6) -> Path:
+def sweep_of(folder: Path, seconds: tuple[float, ...], steps: int = 6, *, weak: bool = False) -> Path:
     folder.mkdir()
-    build_sweep(folder, sweep("s", [Point("x", 2, seconds, None, "r", work={"num_steps": steps})], version="0"))
+    points = [Point("x", 2, seconds, None, "r", works=({"num_steps": steps},) * len(seconds))]
+    build_sweep(folder, sweep("s", points, version="0", weak=weak))
+    read_sweep_report(folder)
     return folder
 
 
@@ -37,11 +42,44 @@ def test_compare_of_sweeps_minds_the_spread(tmp_path: Path, capsys: pytest.Captu
     assert "beyond the spread" in capsys.readouterr().out
 
 
-def test_sweeps_that_did_other_work_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They have the same name, count and layout."""
-    a, b = sweep_of(tmp_path / "a", (10.0, 10.1)), sweep_of(tmp_path / "b", (10.0, 10.1), steps=12)
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"sampling__num_steps": 12}, "num_steps: 50 in A, 12 in B"),
+        ({"placement__offload": Offload.host}, "placement.offload: none in A, host in B"),
+        ({"precision": Precision.bf16}, "precision: fp32 in A, bf16 in B"),
+        ({"attention": AttentionKind.reference}, "attention: auto in A, reference in B"),
+    ],
+)
+def test_runs_that_did_other_work_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], line: str
+) -> None:
+    """Though B took half the time: it did other work."""
+    a, b = made_run(tmp_path, "a", 2), made_run(tmp_path, "b", 2, 0.5, video__num_frames=33, **change)
+    assert main(["compare", str(a), str(b)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: A and B did different work; compare equal work" in shown.err
+    assert f"  - {line}\n" in shown.err
+    assert "  - num_frames: 129 in A, 33 in B\n" in shown.err
+
+
+def test_the_same_work_on_another_count_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = made_run(tmp_path, "a", 1), made_run(tmp_path, "b", 2)
     assert main(["compare", str(a), str(b)]) == 0
-    assert "note: x, 2 GPUs: num_steps: 6 in A, 12 in B" in capsys.readouterr().out
+    assert main(["compare", str(b), str(a)]) == 1
+    (line, _) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("whole job")]
+    assert line.split()[2:] == ["43.000", "s", "24.750", "s", "0.576"]
+
+
+def test_sweeps_that_did_other_work_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They have the same name, count and layout."""
+    a, b = sweep_of(tmp_path / "a", (10.0, 10.1)), sweep_of(tmp_path / "b", (5.0, 5.1), steps=12)
+    weak = sweep_of(tmp_path / "weak", (5.0, 5.1), weak=True)
+    assert main(["compare", str(a), str(b)]) == 2
+    assert "  - x, 2 GPUs: num_steps: 6 in A, 12 in B\n" in capsys.readouterr().err
+    assert main(["compare", str(a), str(weak)]) == 2
+    assert "  - scaling: strong in A, weak in B\n" in capsys.readouterr().err
     assert main(["compare", str(a), str(a)]) == 0
     assert "note" not in capsys.readouterr().out
 
@@ -59,8 +97,8 @@ def test_a_gate_that_nothing_can_fail_is_refused(tmp_path: Path, capsys: pytest.
         ("[1", "has no report (JSONDecodeError"),
         ("[]", "has no report (TypeError"),
         ('{"schema": 3, "times": {}, "work": {}}', "is not what this version writes (KeyError"),
-        ('{"schema": 2, "table": [1], "scaling": "weak"}', "is not what this version writes (TypeError"),
-        ('{"schema": 1, "table": []}', "has schema 1, which this version does not read"),
+        ('{"schema": 3, "table": [1], "scaling": "weak"}', "is not what this version writes (TypeError"),
+        ('{"schema": 2, "table": []}', "has schema 2, which this version does not read"),
     ],
 )
 def test_a_broken_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:

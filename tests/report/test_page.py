@@ -14,6 +14,7 @@ from PIL import Image
 from opensora_launch.report.build import build_report, build_sweep
 from opensora_launch.report.peers import PEERS, peer_lines
 from opensora_launch.report.sweep import Point, published, sweep
+from tests.report.sweeps import read_sweep_report
 from tests.report.synthetic import Simulation, a_plan, plain_simulation, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,7 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     points = [Point("tiny", n, (10.0 / n + 2, 10.0 / n + 2.5), "1: dp1", "a", "a/report.html") for n in (1, 2, 4)]
     build_sweep(folder, sweep("bench-1", points, version="0", device="a CPU", peers=True, unknown=["x <b>y</b>"]))
+    read_sweep_report(folder)
     return folder
 
 
@@ -149,7 +151,10 @@ def test_published_figures_as_a_report(tmp_path: Path) -> None:
     assert any("flatters the efficiencies" in line and "wan2.2-t2v-a14b-720p-h100" in line for line in weaker)
     assert "with offload on every count: opensora2-11b-256px-h100" in weaker
     build_sweep(tmp_path, data)
-    assert "| opensora2-11b-768px-h100" in (tmp_path / "report.md").read_text()
+    assert {b["kind"] for b in read_sweep_report(tmp_path)["baselines"]} == {"published"}
+    text = (tmp_path / "report.md").read_text()
+    assert "| opensora2-11b-768px-h100" in text
+    assert "- opensora2-11b-768px-h100: the baseline is 1 GPU, 1656.00 s, published, hpcaitech/Open-Sora" in text
 
 
 def test_peers_are_rows_of_the_published_file() -> None:
@@ -234,6 +239,7 @@ def test_the_page_in_korean(run: Path, curve: Path, tmp_path: Path) -> None:
     assert "효율 손실 내역" in found.text
     swept = dom(curve / "report.html", tmp_path, 820, "?lang=ko")
     assert "직렬" in swept.text
+    assert "tiny: 기준은 GPU 1개, 12.3초, 여기서 측정함, 실행 a" in swept.text
     assert "x <b>y</b>" in swept.text
 
 

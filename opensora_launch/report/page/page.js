@@ -161,9 +161,10 @@ function run_page(data) {
 }
 function sweep_page(data) {
   const amdahl = data.amdahl.map((a) => el("p", {}, el("b", {}, a.name + ": "), a.parallel_s ? t("amdahl_about", seconds(a.serial_s), seconds(a.parallel_s), percent(a.serial_share)) : t("amdahl_none", seconds(a.serial_s))));
-  const rows = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)}`, x.repeats ?? "–", `${x.speedup.toFixed(2)}×`, percent(x.efficiency), x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
+  const rows = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)}`, x.repeats ?? "–", x.speedup === null ? "–" : `${x.speedup.toFixed(2)}×`, x.efficiency !== null ? percent(x.efficiency) : x.other_work.length ? t("other_work") : "–", x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
+  const baselines = data.baselines.map((b) => el("li", {}, t(b.kind === "measured" ? "baseline_measured" : "baseline_published", b.name, count_of(b.gpus), seconds(b.seconds), b.source)));
   const shown = [curve_of(data.curve), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
-    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpus" : "cpu_ranks"), t("layout"), t("median_s"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], rows, { words: [2, 9], quiet: true })),
+    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpus" : "cpu_ranks"), t("layout"), t("median_s"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], rows, { words: [2, 9], quiet: true }), el("ul", {}, ...baselines)),
     data.command ? section("environment", t("environment"), null, el("pre", {}, data.command)) : null,
     data.unknown.length ? section("unknown", t("unknown"), null, el("ul", {}, ...data.unknown.map((l) => el("li", {}, said(l))))) : null];
   return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", data.table.length, data.device)];
