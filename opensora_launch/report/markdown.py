@@ -1,19 +1,19 @@
 """report.json as text: report.md for people, and a few lines for the terminal. Nothing here measures or decides."""
 
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opensora_launch.report.accounting import PARTS
+from opensora_launch.report.machine_markdown import links, machines, prediction
 from opensora_launch.report.rates import karp_flatt_text
+from opensora_launch.report.words import counted, gib, md_table, md_text, secs, secs_of
 
 PROMPT_CHARS = 100
 BAR_CHARS = 30
 MOST_FINDINGS = 3  # in the summary
 LEAST_SHARE = 0.005  # of a part in the summary
 LEAST_WAIT = 0.02  # of what a late rank was in, to be named
-GIB = 1 << 30
 NOTHING_FOUND = "No slow rank, slow link, throttling or shortage of memory."
 SCOPES = {"job": "the whole job", "denoise": "denoising alone"}
 
@@ -23,7 +23,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     blocks = [*_header(report), *_used(report), *_found(report)]
     for attempt in report["attempts"]:
         blocks += _attempt(attempt, alone=len(report["attempts"]) == 1)
-    blocks += _samples(report["samples"])
+    blocks += [*links(report["links"]), *prediction(report["prediction"]), *_samples(report["samples"])]
     blocks += ["## Weaker than it looks, or not known", "\n".join(f"- {text}" for text in _all_unknown(report))]
     return "\n\n".join(blocks) + "\n"
 
@@ -35,16 +35,16 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     if ranks:
         total = sum(r["wall_s"] for r in ranks)
         tries = len(report["attempts"])
-        of_ranks = f"{tries} attempts" if tries > 1 else _count(len(ranks), "rank")
-        lines.append(f"where the time went ({of_ranks}, {_s(total)} s of all ranks together):")
+        of_ranks = f"{tries} attempts" if tries > 1 else counted(len(ranks), "rank")
+        lines.append(f"where the time went ({of_ranks}, {secs(total)} s of all ranks together):")
         sums = _sums(ranks)
         for part in sorted(PARTS, key=lambda p: -sums[p]):
             share = sums[part] / total if total else 0.0
             if share >= LEAST_SHARE:
                 bar = "#" * max(1, round(share * BAR_CHARS))
                 lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
-    for finding in [f for a in report["attempts"] for f in a["findings"]][:MOST_FINDINGS]:
-        lines += _wrapped(finding_line(finding))
+    for line in _finding_lines(report)[:MOST_FINDINGS]:
+        lines += _wrapped(line)
     found = report["efficiency"]
     if found is None:
         lines += _wrapped(f"efficiency: none, {report['efficiency_reason']}")
@@ -58,22 +58,22 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _header(report: Mapping[str, Any]) -> list[str]:
     work, machine, videos = report["work"], report["machine"], report["videos"]
-    blocks = [f"# Run {report['run']}: {report['status']}, {videos['done']} of {_count(videos['asked'], 'video')}"]
+    blocks = [f"# Run {report['run']}: {report['status']}, {videos['done']} of {counted(videos['asked'], 'video')}"]
     blocks += [f"**{_approximate(report)}.**"] if report["approximate"] else []
     if report["command"]:
         blocks.append(f"```\n{report['command']}\n```")
-    threads = f", {_count(machine['threads_per_rank'], 'thread')} a rank" if machine["device"] == "cpu" else ""
-    layouts = "; ".join(f"{layout} for {_count(int(rows), 'row')}" for rows, layout in report["layouts"].items())
+    threads = f", {counted(machine['threads_per_rank'], 'thread')} a rank" if machine["device"] == "cpu" else ""
+    layouts = "; ".join(f"{layout} for {counted(int(rows), 'row')}" for rows, layout in report["layouts"].items())
     name = ", ".join(machine["device_names"]) or machine["device"]
     hosts = f" on {', '.join(machine['hosts'])}" if machine["hosts"] else ""
     places = dict.fromkeys(attempt["placement"] for attempt in report["attempts"])
     facts = [
         f"Work: {work['model.name']}, {work['width_px']} x {work['height_px']} px, "
-        f"{_count(work['num_frames'], 'frame')}, {work['num_steps']} steps, {work['row_forwards']} row-forwards, "
+        f"{counted(work['num_frames'], 'frame')}, {work['num_steps']} steps, {work['row_forwards']} row-forwards, "
         f"{work['precision']}, attention {work['attention']}",
-        f"Ranks: {machine['ranks']}{hosts}, each {_text(name)}{threads}",
+        f"Ranks: {machine['ranks']}{hosts}, each {md_text(name)}{threads}",
         f"Layout: {layouts}; engine {report['engine']}",
-        *([f"Weights: {', then '.join(_text(place) for place in places)}"] if places else []),
+        *([f"Weights: {', then '.join(md_text(place) for place in places)}"] if places else []),
         f"Made by opensora_launch {report['version']}" + _versions(report["environment"]),
     ]
     blocks.append("\n".join(f"- {fact}" for fact in facts))
@@ -90,7 +90,7 @@ def _versions(environment: Mapping[str, Any]) -> str:
     said = [f"{name} {versions[name]}" for name in ("python", "torch", "cuda", "nccl") if name in versions]
     said += [f"driver {', '.join(environment['drivers'])}"] if environment["drivers"] else []
     said += [f"environment {environment['profile']}"] if environment["profile"] else []
-    return "".join(f", {_text(word)}" for word in said)
+    return "".join(f", {md_text(word)}" for word in said)
 
 
 def _used(report: Mapping[str, Any]) -> list[str]:
@@ -101,38 +101,45 @@ def _used(report: Mapping[str, Any]) -> list[str]:
     rows = []
     for scope, name in SCOPES.items():
         s = found[scope]
-        base = f"{_s(s['t_base_s'])} s on {s['gpus_base']}"
-        rows.append([name, base, f"{_s(s['t_s'])} s on {s['gpus']}", f"{s['speedup']:.2f}", f"{s['efficiency']:.1%}"])
+        base = f"{secs(s['t_base_s'])} s on {s['gpus_base']}"
+        rows.append([name, base, f"{secs(s['t_s'])} s on {s['gpus']}", f"{s['speedup']:.2f}", f"{s['efficiency']:.1%}"])
     base = found["baseline"]
     blocks.append(md_table(["time of", f"baseline ({base['kind']})", "this run", "speed-up", "efficiency"], rows))
-    blocks.append(f"Baseline ({base['kind']}): {_text(base['name'])}. How: {_text(base['how'])}.")
+    blocks.append(f"Baseline ({base['kind']}): {md_text(base['name'])}. How: {md_text(base['how'])}.")
     return blocks + ([f"**Fault: {found['fault']}**"] if found["fault"] else []) + _rates(report)
 
 
 def _found(report: Mapping[str, Any]) -> list[str]:
     """Findings of all attempts, and advice."""
-    lines = [finding_line(f) for a in report["attempts"] for f in a["findings"]]
-    blocks = ["## What was found", "\n".join(f"- {_text(line)}" for line in lines) or NOTHING_FOUND]
+    lines = _finding_lines(report)
+    blocks = ["## What was found", "\n".join(f"- {md_text(line)}" for line in lines) or NOTHING_FOUND]
     if report["advice"]:
         lines = [
-            f"{a['what']}: {a['change']}, {_s(a['now_s'])} -> {_s(a['then_s'])} s (predicted)" for a in report["advice"]
+            f"{a['what']}: {a['change']}, {secs(a['now_s'])} -> {secs(a['then_s'])} s (predicted)"
+            for a in report["advice"]
         ]
-        blocks += ["## What to change", "\n".join(f"- {_text(line)}" for line in lines)]
+        blocks += ["## What to change", "\n".join(f"- {md_text(line)}" for line in lines)]
     return blocks
 
 
-def finding_line(found: Mapping[str, Any]) -> str:
-    """Who, what, why, and what it cost."""
+def _finding_lines(report: Mapping[str, Any]) -> list[str]:
+    return [_finding_line(f, attempt["gpus"]) for attempt in report["attempts"] for f in attempt["findings"]]
+
+
+def _finding_line(found: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> str:
+    """Who, where, why, and what it cost. Evidence on a GPU begins with its index; a slow rank's does not."""
     ranks = ", ".join(map(str, found["ranks"]))
+    gpu = next((f"GPU {g['index']}" for g in gpus if g["uuid"] == found["gpu"]), found["gpu"])
+    where = f"{found['host']}, {gpu}," if gpu else found["host"]
     title: str = {
-        "slow_rank": f"rank {ranks} on {found['host']} is slow ({found['cause'].replace('_', ' ')})",
+        "slow_rank": f"rank {ranks} on {where} is slow ({found['cause'].replace('_', ' ')})",
         "slow_link": f"the link between ranks {ranks} is slow",
         "memory": f"memory was short on {found['host']}",
         "throttled": f"the GPU of rank {ranks} on {found['host']} was throttled",
         "shared_gpu": f"the GPU of rank {ranks} on {found['host']} was shared",
         "gpu_error": f"the GPU of rank {ranks} on {found['host']} reported an error",
     }[found["kind"]]
-    cost = f" (cost the others {_s(found['seconds'])} s)" if found["seconds"] else ""
+    cost = f" (cost the others {secs(found['seconds'])} s)" if found["seconds"] else ""
     return f"{title}: {found['evidence']}{cost}"
 
 
@@ -171,7 +178,7 @@ def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
     if axes:
         blocks.append(f"Communication of all ranks by axis: {_seconds(axes)}.")
     blocks += _steps(attempt["steps"])
-    return blocks + _slowest(attempt)
+    return [*blocks, *_slowest(attempt), *machines(attempt)]
 
 
 def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
@@ -179,14 +186,14 @@ def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
     sums = _sums(ranks)
     parts = [part for part in PARTS if sums[part] > 0]
     rows = [
-        [f"{r['rank']}{'' if r['complete'] else ' (cut)'}", _s(r["wall_s"])]
-        + [_share(r["parts"][part], r["wall_s"]) for part in parts]
-        + [_gib(r["peak_memory_bytes"])]
+        [f"{r['rank']}{'' if r['complete'] else ' (cut)'}", secs(r["wall_s"])]
+        + [secs_of(r["parts"][part], r["wall_s"]) for part in parts]
+        + [gib(r["peak_memory_bytes"])]
         for r in ranks
     ]
     if len(ranks) > 1:
         total = sum(r["wall_s"] for r in ranks)
-        rows.append(["all", _s(total), *(_share(sums[part], total) for part in parts), ""])
+        rows.append(["all", secs(total), *(secs_of(sums[part], total) for part in parts), ""])
     return md_table(["rank", "wall s", *(f"{part} s" for part in parts), "peak GiB"], rows)
 
 
@@ -206,7 +213,7 @@ def _slowest(attempt: Mapping[str, Any]) -> list[str]:
     while_in = _seconds({k: v for k, v in most["while_in"].items() if v >= LEAST_WAIT * most["seconds"]})
     who = ", ".join(most["by"])
     return [
-        f"Waited for most: rank {most['rank']} on host {most['host']}, {_s(most['seconds'])} s "
+        f"Waited for most: rank {most['rank']} on host {most['host']}, {secs(most['seconds'])} s "
         f"(by rank {who}), while it was in {while_in}."
     ]
 
@@ -224,7 +231,7 @@ def _all_unknown(report: Mapping[str, Any]) -> list[str]:
     found = list(report["unknown"])
     for attempt in report["attempts"]:
         found += [f"attempt {attempt['attempt']}: {text}" if several else text for text in attempt["unknown"]]
-    return [_text(text) for text in found]
+    return [md_text(text) for text in found]
 
 
 def _sums(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -240,45 +247,12 @@ def _total(dicts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _seconds(parts: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {_s(seconds)} s" for name, seconds in parts.items())
-
-
-def _s(seconds: float) -> str:
-    return f"{seconds:.{2 if seconds < 10 else 1}f}"
-
-
-def _share(seconds: float, wall_s: float) -> str:
-    return f"{_s(seconds)} ({seconds / wall_s if wall_s else 0.0:.0%})"
-
-
-def _gib(count: int | None) -> str:
-    return "?" if count is None else f"{count / GIB:.2f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return ", ".join(f"{name} {secs(seconds)} s" for name, seconds in parts.items())
 
 
 def _prompt(text: str) -> str:
     one_line = " ".join(text.split())
-    return _text(one_line if len(one_line) <= PROMPT_CHARS else one_line[: PROMPT_CHARS - 1] + "…")
-
-
-def _text(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
-
-
-def md_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """A Markdown table that lines up as plain text too. Columns of `words` are set to the left, the others right."""
-    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [c.ljust(w) if n in words else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
-        return f"| {' | '.join(cells)} |"
-
-    ruler = "|".join("-" * (w + 2) if n in words else "-" * (w + 1) + ":" for n, w in enumerate(widths))
-    return "\n".join([line(head), f"|{ruler}|", *(line(row) for row in rows)])
+    return md_text(one_line if len(one_line) <= PROMPT_CHARS else one_line[: PROMPT_CHARS - 1] + "…")
 
 
 def _wrapped(text: str) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from opensora_launch.errors import UserError
 from opensora_launch.report.efficiency import Scalar, differences
-from opensora_launch.report.markdown import md_table
 from opensora_launch.report.peers import peer_lines
 from opensora_launch.report.rates import amdahl, karp_flatt, karp_flatt_text
+from opensora_launch.report.words import md_table
 
 SCHEMA = 3  # of a sweep's report.json
 LEAST_COUNTS = 2  # of GPUs, to draw a line

@@ -10,7 +10,7 @@ from opensora_launch.cards import HardwareConfig
 from opensora_launch.config import Offload, RunConfig, Shard
 from opensora_launch.launch.run_dir import config_yaml
 from opensora_launch.plan.plan import Machine, make_plan, predict
-from opensora_launch.report.build import build_report
+from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 CARDS = Path(__file__).parents[2] / "configs" / "hardware"
@@ -30,7 +30,7 @@ def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> di
     names = [video.name for video in plan.videos]
     run = write_run(tmp_path / "run", plan, [plain_simulation(ranks).events()], done=names)
     (run / "config.yaml").write_text(config_yaml(asked))
-    report = build_report(run)
+    report = build(run)
     assert report["prediction_reason"] is None
     return {advice["change"]: advice for advice in report["advice"]}
 
@@ -85,7 +85,7 @@ def test_rows_that_need_not_be_computed_on_a_cpu(tmp_path: Path) -> None:
     """By this run's own times: the planner has no rates for it."""
     plan = a_plan(2, sampling__prune_rows=False)
     folder = write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"])
-    first = build_report(folder)["advice"][0]
+    first = build(folder)["advice"][0]
     assert first["change"] == "sampling.prune_rows=true"
     assert first["what"] == "150 row-forwards were computed where 80 give the same video"
     assert first["gain_s"] == pytest.approx((18 + 1.25) * (1 - 80 / 150))
@@ -96,11 +96,11 @@ def test_rows_that_need_not_be_computed_on_a_cpu(tmp_path: Path) -> None:
 def test_a_clean_run_is_advised_nothing(tmp_path: Path) -> None:
     """Its loading is a tenth of it, all ranks have rows, and tiles are what the model asks for."""
     folder = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2).events()], done=["0000_0"])
-    assert build_report(folder)["advice"] == []
+    assert build(folder)["advice"] == []
 
 
 def test_loading_is_paid_once_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2, scale=0.1).events()], done=["0000_0"])
-    (advice,) = build_report(run)["advice"]
+    (advice,) = build(run)["advice"]
     assert advice["what"].startswith("setup and load are 2.5 s of")
     assert advice["gain_s"] == pytest.approx(2.5 * 0.9)

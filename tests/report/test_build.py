@@ -14,26 +14,12 @@ from opensora_launch.report.accounting import PARTS
 from opensora_launch.report.build import build_report
 from opensora_launch.report.markdown import summary_lines
 from opensora_launch.telemetry.failure import Failure, record_failure
+from tests.report.checked import VALIDATOR, build
+from tests.report.sampled import on_gpus
 from tests.report.synthetic import a_plan, plain_simulation, random_simulation, write_events, write_run
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "report.md"
-VALIDATOR = Draft202012Validator(json.loads((ROOT / "docs" / "report.schema.json").read_text()))
-
-
-def build(run: Path, **options: Any) -> dict[str, Any]:
-    """The report, which is what its file says, is of the schema and adds up."""
-    report = build_report(run, **options)
-    assert json.loads((run / "report.json").read_text()) == report
-    assert [e.message for e in VALIDATOR.iter_errors(report)] == []
-    for rank in (r for a in report["attempts"] for r in a["ranks"]):
-        assert sum(rank["parts"].values()) == pytest.approx(rank["wall_s"], rel=0.01)
-        assert sum(rank["communication_by_axis"].values()) == pytest.approx(rank["parts"]["communication"], abs=1e-4)
-    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == []
-    lines = summary_lines(report)
-    assert max(map(len, lines)) <= 80
-    assert len(lines) <= 24
-    return report
 
 
 def good_run(folder: Path, world: int = 2, **options: Any) -> Path:
@@ -44,6 +30,7 @@ def good_run(folder: Path, world: int = 2, **options: Any) -> Path:
 
 def test_markdown_is_the_golden_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run = good_run(tmp_path / "20261120-190000", slow=[1.0, 1.5])
+    on_gpus(run)
     build(run)
     text = (run / "report.md").read_text().replace(str(tmp_path), "/runs")
     if request.config.getoption("--update-golden"):
@@ -102,6 +89,22 @@ def test_a_measured_baseline(tmp_path: Path) -> None:
     assert "efficiency above 1" in build(run, baseline=tmp_path / "slow")["efficiency"]["fault"]
     assert "**Fault: efficiency above 1" in (run / "report.md").read_text()
     assert summary_lines(json.loads((run / "report.json").read_text()))[-1].startswith("    ")
+
+
+def test_a_stored_baseline(tmp_path: Path) -> None:
+    events = [replace(e, meta=replace(e.meta, host="host-b")) for e in plain_simulation(1).events()]
+    build(write_run(tmp_path / "one", a_plan(1), [events], done=["0000_0"]))
+    report = build(good_run(tmp_path / "two"), baseline=tmp_path / "one")
+    assert report["efficiency"]["baseline"]["kind"] == "stored"
+    assert "the baseline is a stored report: its machine may differ in what no report shows" in report["unknown"]
+
+
+def test_a_slow_gpu_is_named_by_its_uuid_where_no_node_was_sampled(tmp_path: Path) -> None:
+    run = good_run(tmp_path / "run", slow=[1.0, 1.5])
+    on_gpus(run)
+    (run / "attempts/0/telemetry/node-host-a.jsonl").unlink()
+    build(run)
+    assert "- rank 1 on host-a, GPU-1, is slow (unknown cause): " in (run / "report.md").read_text()
 
 
 def test_baselines_that_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from opensora_launch.report.accounting import account
-from opensora_launch.report.build import build_report
 from opensora_launch.report.findings import Finding, Scene, findings
 from opensora_launch.report.machine import Node, nodes_of, rank_use
 from opensora_launch.telemetry.heartbeat import Heartbeat
@@ -21,6 +20,7 @@ from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
 from opensora_launch.telemetry.samples import NodeSamples
 from tests.ranks import run_ranks
+from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 STEPS, BEAT_S = 10, 0.1
@@ -94,7 +94,7 @@ def found(tmp_path: Path, fault: str) -> tuple[list[dict[str, Any]], dict[str, A
     plan = a_plan(4, layout__ulysses=2, layout__cfg=2, model__name="tiny")
     run = write_run(tmp_path / "run", plan, [[]], done=["0000_0"])
     run_ranks(4, tmp_path, work, str(run / "attempts/0"), fault)
-    report = build_report(run)
+    report = build(run)
     return report["attempts"][0]["findings"], report
 
 

@@ -6,14 +6,15 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from opensora_launch.report.build import build_report, build_sweep
+from opensora_launch.report.build import build_sweep
 from opensora_launch.report.peers import PEERS, peer_lines
 from opensora_launch.report.sweep import Point, published, sweep
+from tests.report.checked import build
+from tests.report.sampled import on_gpus
 from tests.report.sweeps import read_sweep_report
 from tests.report.synthetic import Simulation, a_plan, plain_simulation, write_run
 
@@ -43,43 +44,15 @@ document.body.dataset.canvases = document.querySelectorAll("canvas").length;
 </script>"""
 
 
-def samples(sim: Simulation) -> str:
-    """A node with two GPUs, the last of them hot, as a sampler leaves it."""
-    gpus = [
-        {"index": n, "uuid": f"GPU-{n}", "name": "Stub GPU", "memory_bytes": 80 << 30, "power_limit_w": 700.0,
-         "sm_mhz_max": 1980} for n in range(2)
-    ]  # fmt: skip
-    meta = {"kind": "meta", "schema": 1, "host": "host-a", "interval_s": 0.5, "driver": "570", "no_gpus": None}
-    lines: list[dict[str, Any]] = [meta | {"gpus": gpus}]
-    for n in range(70):
-        rows = [
-            {"gpu": g, "util": 0.9 - 0.3 * g, "memory_used_bytes": (20 + n // 9) << 30, "power_w": 600 - 200 * g + n,
-             "energy_j": 500.0 * n, "sm_mhz": 1980 - 700 * g, "temperature_c": 60 + 30 * g,
-             "nvlink_tx_bytes": n << 33, "nvlink_rx_bytes": n << 32, "pcie_tx_bytes_per_s": 2e9 + 1e7 * n,
-             "pcie_rx_bytes_per_s": 1e9 + 1e7 * n, "ecc_corrected": 3 * g * (n > 30), "ecc_uncorrected": g * (n > 40),
-             "throttled": ["too hot (hardware)"] if g else []} for g in range(2)
-        ]  # fmt: skip
-        host = {"cpu_busy_s": 1.0 * n, "cpu_all_s": 4.0 * n, "memory_bytes": 1 << 38, "available_bytes": 1 << 37}
-        lines.append({"kind": "sample", "time_s": sim.clock(0, 0.5 * n), "host": host, "ranks": [], "gpus": rows})
-    lines.append({"kind": "xid", "time_s": sim.clock(0, 12.0), "uuid": "GPU-1", "xid": 79})
-    lines.append({"kind": "refused", "readings": {"processes": "Not Supported"}})
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
 def made_run(where: Path) -> Path:
     """Two ranks on a GPU each, one of them slow, sampled all the while; its folder."""
     sim = plain_simulation(2, slow=[1.0, 1.5])
     plan = a_plan(2, prompts=("</script><script>alert(1)</script> raining, sea",))
     folder = write_run(where / "20261120-190000", plan, [sim.events()], done=["0000_0"])
-    (folder / "attempts/0/telemetry/node-host-a.jsonl").write_text(samples(sim))
+    on_gpus(folder)
     environment = {"profile": "workstation", "set": {"NCCL_DEBUG": "WARN"}, "environment": {"NCCL_DEBUG": "WARN"}}
     (folder / "attempts/0/environment.json").write_text(json.dumps(environment))
-    for r in range(2):
-        path = folder / f"attempts/0/telemetry/rank{r}.jsonl"
-        head, _, rest = path.read_text().partition("\n")
-        more = {"device_uuid": f"GPU-{r}", "device": "cuda", "versions": {"torch": "2.13.0"}}
-        path.write_text(json.dumps(json.loads(head) | more) + "\n" + rest)
-    build_report(folder)
+    build(folder)
     return folder
 
 
@@ -223,7 +196,9 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) ->
     assert (sum(ground) < 150) == dark
     assert body["data-inked"] == body["data-canvases"] == "13"  # the timeline, eleven lines of the GPUs, the CPU
     for said in (
-        "Run 20261120-190000", "Rank 1 is slow — cause: throttled", "too hot (hardware) in 100% of the samples",
+        "Run 20261120-190000", "Rank 1 is slow — cause: throttled (host-a, GPU 1)",
+        "Baseline (predicted): one rank, predicted from 20261120-190000", "so the efficiency errs high",
+        "too hot (hardware) in 100% of the samples",
         "Where the efficiency went", "Power", "0 Stub GPU", "did not tell: processes (Not Supported)", "Karp–Flatt",
         "</script><script>alert(1)</script> raining, sea",
         "opensora-launch generate video=256px topology=cpu2 --prompts /",
@@ -235,7 +210,7 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) ->
 def test_the_page_in_korean(run: Path, curve: Path, tmp_path: Path) -> None:
     found = dom(run / "report.html", tmp_path, 390, "?lang=ko")
     assert found.found["html"]["lang"] == "ko"
-    assert "랭크 1이(가) 느림 — 원인: 스로틀링" in found.text
+    assert "랭크 1이(가) 느림 — 원인: 스로틀링 (host-a, GPU 1)" in found.text
     assert "효율 손실 내역" in found.text
     swept = dom(curve / "report.html", tmp_path, 820, "?lang=ko")
     assert "직렬" in swept.text

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from opensora_launch.report.build import build_report, build_sweep
+from opensora_launch.report.build import build_sweep
 from opensora_launch.report.sweep import Point, published, sweep
 from tests.report.browser import Page, browser
-from tests.report.test_page import PAGE, ROOT, made_run
+from tests.report.checked import build, check
+from tests.report.synthetic import a_plan, plain_simulation, write_run
+from tests.report.test_page import ROOT, made_run
+from tests.report.test_sentences import ENGLISH
 
 pytestmark = pytest.mark.browser
+EFFICIENCY = "document.querySelector('.tile b').textContent"  # of the whole job
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +115,37 @@ def test_what_a_screen_reader_says(page: Page, run: Path) -> None:
     pictures = [node["name"] for node in heard if node["role"] in ("image", "img")]
     assert all(pictures)
     assert any(name.startswith("Power. GPU 0: ") for name in pictures)
-    assert any("ideal 100.0%, exposed communication" in name for name in pictures)
+    (lost,) = (name for name in pictures if name.startswith("ideal 100.0%, exposed communication"))
+    assert "the baseline" not in lost
+    assert lost.endswith(f", left {page.run(EFFICIENCY)}")
     tables = [node["name"] for node in heard if node["role"] == "table"]
     by_rank = "Seconds, and percent of the rank's own wall time"
     assert {"Scaling", "Links, errors and throttling", by_rank} <= set(tables)
+
+
+def test_a_stored_baseline(page: Page, tmp_path: Path) -> None:
+    """It stands under the tiles, and what is left is the efficiency: of 24.75 s on two ranks 43 s are no loss of their
+    own, and one rank of another host took 35.8 s, or one of this host 46.6.
+    """
+    events = [replace(e, meta=replace(e.meta, host="host-b")) for e in plain_simulation(1, scale=0.8).events()]
+    build(write_run(tmp_path / "one", a_plan(1), [events], done=["0000_0"]))
+    two = write_run(tmp_path / "two", a_plan(2), [plain_simulation(2).events()], done=["0000_0"])
+    report = build(two, baseline=tmp_path / "one")
+    assert report["efficiency"]["job"]["efficiency"] == pytest.approx(35.8 / 24.75 / 2, abs=1e-6)
+    page.open(two / "report.html")
+    assert page.run(EFFICIENCY) == "72.3%"
+    lost = page.run("document.querySelector('#waterfall svg').getAttribute('aria-label')")
+    assert lost.endswith("slower than in the baseline 14.5%, left 72.3%")
+    how = "run one on 1 x a CPU, engine native, a stored report: measured on host-b, not here"
+    assert page.run("document.getElementById('baseline').textContent") == f"Baseline (stored): one. How: {how}."
+    page.open(two / "report.html", language="ko")
+    how = "실행 one, a CPU 1개, 엔진 native, 저장된 보고서: 여기가 아니라 host-b에서 측정함"
+    assert page.run("document.getElementById('baseline').textContent") == f"기준(저장값): one. 방법: {how}."
+    build(write_run(tmp_path / "slow", a_plan(1), [plain_simulation(1, scale=1.1).events()], done=["0000_0"]))
+    build(two, baseline=tmp_path / "slow")
+    page.open(two / "report.html")
+    lost = page.run("document.querySelector('#waterfall svg').getAttribute('aria-label')")
+    assert lost.endswith("faster than in the baseline 7.3%, left 94.1%")
 
 
 def test_all_that_is_sampled_is_drawn_and_written(page: Page, run: Path) -> None:
@@ -193,9 +225,6 @@ def test_published_figures_at_every_width(
     assert "opensora2-11b-768px-h100" in page.run("document.body.innerText")
 
 
-ENGLISH = re.compile(r"[a-z]{3,} [a-z]{2,} [a-z]{2,}")  # three words in a row
-
-
 @pytest.mark.parametrize("which", ["run", "curve"])
 def test_the_korean_page_is_korean(page: Page, run: Path, curve: Path, which: str) -> None:
     """No sentence in English stays, but the prompt, the driver's words and the names of other projects."""
@@ -207,25 +236,6 @@ def test_the_korean_page_is_korean(page: Page, run: Path, curve: Path, which: st
     lines = [line for line in page.run(script) if ENGLISH.search(line) and "raining, sea" not in line]
     assert lines == []
     assert page.run("[...document.querySelectorAll('main [lang=en]')].map((e) => e.textContent)") == []
-
-
-def sentences() -> list[tuple[str, str]]:
-    block = re.search(r"const SENTENCES = \[\n(.*?)^\];", (PAGE / "sentences.js").read_text(), re.S | re.M)
-    assert block
-    return [tuple(json.loads(line.rstrip(","))) for line in block[1].splitlines()]
-
-
-def test_sentences_are_the_reports_own() -> None:
-    """Each stands in the report's source, so a sentence that is changed there is missed here; none is said twice."""
-    source = "".join(path.read_text() for path in (ROOT / "opensora_launch").rglob("*.py"))
-    joined = re.sub(r'"\s*\n\s*f?"', "", source)
-    for english, korean in sentences():
-        assert sorted(re.findall(r"\{\d\}", english)) == sorted(re.findall(r"\{\d\}", korean)), english
-        assert re.search("[가-힣]", korean), english
-        longest = max(re.split(r"\{\d\}", english), key=len).strip(" ,:;().")
-        words = [longest, longest.replace(" ", "_")]  # causes are written with underscores
-        assert any(w in joined or w.removesuffix("s") in joined for w in words), english
-    assert len({english for english, _ in sentences()}) == len(sentences())
 
 
 def report_picture() -> ModuleType:
@@ -249,6 +259,7 @@ def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_run_with_a_slowed_rank(page: Page, slowed: Path, tmp_path: Path) -> None:
     """The report names it and the cause; the page says so at every width, light and dark, in both languages."""
     report: dict[str, Any] = json.loads((slowed / "report.json").read_text())
+    check(slowed, report)
     first = report["attempts"][0]["findings"][0]
     assert (first["kind"], first["ranks"], first["cause"]) == ("slow_rank", [2], "asleep")
     assert report["advice"][0]["what"] == "rank 2 is slow (asleep)"
@@ -261,7 +272,7 @@ def test_a_real_run_with_a_slowed_rank(page: Page, slowed: Path, tmp_path: Path)
             page.open(html, width=width, dark=dark)
             assert fitting(page) == []
             text = page.run("document.body.innerText")
-            assert "Rank 2 is slow — cause: its process slept" in text
+            assert f"Rank 2 is slow — cause: its process slept ({first['host']})" in text
             assert "4 CPU ranks" in text
             out = tmp_path / f"{width}-{dark}.png"
             page.picture(out, {"x": 0, "y": 0, "width": width, "height": 900})
@@ -273,5 +284,5 @@ def test_a_real_run_with_a_slowed_rank(page: Page, slowed: Path, tmp_path: Path)
     page.open(html, language="ko")
     assert "랭크 2이(가) 느림 — 원인: 프로세스가 잠들어 있었음" in page.run("document.body.innerText")
     before = (html.stat().st_mtime_ns, report["attempts"][0]["wall_s"])
-    again = build_report(slowed)
+    again = build(slowed)
     assert (again["attempts"][0]["wall_s"], html.stat().st_mtime_ns > before[0]) == (before[1], True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from opensora_launch.config import RunConfig
 from opensora_launch.launch.run_dir import config_yaml
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
-from opensora_launch.report.build import build_report
 from opensora_launch.report.cards import card_of, read_config
 from opensora_launch.report.document import Prices
 from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
 from opensora_launch.telemetry.events import Collective, RankEvents, Work
+from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, Simulation, a_plan, plain_simulation, write_run
 
 CARD = Path(__file__).parents[2] / "configs" / "hardware" / "h100_sxm.yaml"
@@ -143,6 +144,18 @@ def test_hosts_are_joined_by_measured_offsets() -> None:
     assert rough.ranks[0].parts["waiting"] != pytest.approx(truth.ranks[0].parts["waiting"], abs=0.5)
 
 
+def test_how_far_clocks_may_be_apart_is_written(tmp_path: Path) -> None:
+    """Of several hosts; one has nothing to agree with."""
+    line = "The hosts' clocks agree to 3.000 ms."
+    plan = a_plan(2)
+    build(write_run(tmp_path / "two", plan, [on_hosts(-977.0, -976.999)], done=["0000_0"]))
+    assert line in (tmp_path / "two/report.md").read_text().splitlines()
+    build(write_run(tmp_path / "rough", plan, [on_hosts(None, None)], done=["0000_0"]))
+    build(write_run(tmp_path / "one", plan, [plain_simulation(2).events()], done=["0000_0"]))
+    for name in ("rough", "one"):
+        assert "clocks agree" not in (tmp_path / name / "report.md").read_text()
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     plan = make_plan(config(), Machine("cuda", 1, 2, 4), a_plan(2).videos, "0.1.0")
@@ -153,20 +166,23 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
-    report = build_report(run, prices=Prices(usd_per_gpu_hour=2.0))
+    report = build(run, prices=Prices(usd_per_gpu_hour=2.0))
     assert report["rates"]["peak_flops_per_s"] == 989.4e12
     assert report["cost"]["usd_per_video"] == pytest.approx(2 * 24.75 / 3600 * 2.0, rel=1e-3)
     assert report["prediction_reason"] is None
     assert [p["what"] for p in report["prediction"]] == ["load", "text", "denoise", "vae", "save", "total"]
     assert report["prediction"][-1]["measured_s"] == pytest.approx(24.75)
     assert all(p["predicted_s"] > 0 for p in report["prediction"])
+    total, said = report["prediction"][-1], (run / "report.md").read_text()
+    off = f"{total['measured_s'] / total['predicted_s'] - 1:+.1%}"
+    assert re.search(rf"\| total +\| +{total['predicted_s']:.1f} \| +24\.8 \| +{re.escape(off)} \|\n", said)
     (run / "config.yaml").write_text("model: [1")
     assert read_config(run) is None
-    assert build_report(run)["rates"]["mfu"] is None
+    assert build(run)["rates"]["mfu"] is None
 
 
 def test_trace_metrics_and_table(run: Path) -> None:
-    build_report(run)
+    build(run)
     trace = json.loads((run / "trace.json").read_text())["traceEvents"]
     spans = [e for e in trace if e["ph"] == "X"]
     assert {e["pid"] for e in spans} == {0, 1}

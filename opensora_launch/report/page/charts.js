@@ -72,17 +72,18 @@ function losses(ranks, wall_s) {
   return [["communication", sum("communication")], ["waiting", sum("waiting")], ["idle", sum("idle")], ["serial", repeated], ["tail", tail]]
     .map(([name, s]) => ({ name, share: s / total }));
 }
-function waterfall_steps(ranks, wall_s, scaling, kind) {
+// Against a predicted baseline nothing else is lost: it is made of what is left here.
+function waterfall_steps(ranks, wall_s, scaling) {
   const inks = { communication: "communication", waiting: "waiting", idle: "soft", serial: "load", tail: "other" };
   const steps = [{ name: t("ideal_all"), from: 0, to: 1, share: 1, ink: "line", total: true }];
   let at = 1;
   for (const { name, share } of losses(ranks, wall_s)) {
-    if (share < 0.0005) continue;
-    steps.push({ name: t("loss_" + name), from: at, to: at - share, share, ink: inks[name] });
+    if (share >= 0.0005) steps.push({ name: t("loss_" + name), from: at, to: at - share, share, ink: inks[name] });
     at -= share;
   }
-  if (scaling && kind === "measured" && Math.abs(at - scaling.efficiency) > 0.0005) {
-    steps.push({ name: t("loss_rest"), from: at, to: scaling.efficiency, share: at - scaling.efficiency, ink: "bad" });
+  if (scaling && Math.abs(at - scaling.efficiency) > 0.0005) {
+    const rest = at - scaling.efficiency;
+    steps.push({ name: t(rest > 0 ? "loss_rest" : "gain_rest"), from: at, to: scaling.efficiency, share: Math.abs(rest), ink: rest > 0 ? "bad" : "good" });
     at = scaling.efficiency;
   }
   steps.push({ name: t("left"), from: 0, to: at, share: at, ink: "accent", total: true });

@@ -22,12 +22,22 @@ function tiles_of(r) {
   if (r.cost && r.cost.usd_per_video !== null) made.push(tile(`$${r.cost.usd_per_video.toFixed(4)}`, t("cost"), `${r.cost.gpu_hours_per_video.toFixed(4)} ${t("gpu_hours")}`));
   return el("div", { class: "tiles" }, ...made);
 }
+function baseline_of(e) {
+  const { kind, name, how } = e.baseline;
+  return el("p", { class: "soft", id: "baseline" }, `${t("baseline", t(kind))}: `, kind === "predicted" ? said(name) : name, `. ${t("how")}: `, said(how), ".");
+}
+// The host of a finding, and its GPU's index, or its UUID where the node was not sampled. Memory's title has the host.
+function where_of(f, gpus) {
+  if (f.kind === "memory") return "";
+  const gpu = gpus.find((g) => g.uuid === f.gpu), known = gpu ? `GPU ${gpu.index}` : f.gpu;
+  return ` (${[f.host, known].filter(Boolean).join(", ")})`;
+}
 function findings_of(r) {
-  const found = r.attempts.flatMap((a) => a.findings);
+  const found = r.attempts.flatMap((a) => a.findings.map((f) => ({ ...f, where: where_of(f, a.gpus) })));
   const title = (f) => (f.kind === "memory" ? t("memory_kind", f.host) : t(f.kind, f.ranks.join(", ")));
   const notes = found.map((f) => {
     const cause = f.kind === "slow_rank" ? ` — ${t("cause")}: ${t("cause_" + f.cause)}` : "";
-    return note(f.kind === "gpu_error" ? "bad" : "warn", title(f) + cause, said(f.evidence), f.seconds ? ` (${t("cost_s", seconds(f.seconds))})` : "");
+    return note(f.kind === "gpu_error" ? "bad" : "warn", title(f) + cause + f.where, said(f.evidence), f.seconds ? ` (${t("cost_s", seconds(f.seconds))})` : "");
   });
   return section("found", t("found"), null, ...(notes.length ? notes : [note("good", t("found_none"))]));
 }
@@ -58,7 +68,7 @@ function curve_of(curve) {
 function waterfall_of(r) {
   const a = last_attempt(r);
   if (!a || !a.ranks.length) return null;
-  const e = r.efficiency, steps = waterfall_steps(a.ranks, a.wall_s, e && e.job, e ? e.baseline.kind : "predicted");
+  const e = r.efficiency, steps = waterfall_steps(a.ranks, a.wall_s, e && e.job);
   const serial = r.serial_share && r.serial_share.job !== null && r.serial_share.job > 0.001 && r.serial_share.job < 1 ? el("p", {}, t("serial_about", percent(r.serial_share.job), (1 / r.serial_share.job).toFixed(1))) : null;
   const uneven = r.imbalance && r.imbalance.compute !== null ? el("p", {}, t("imbalance_about", percent(r.imbalance.compute))) : null;
   return section("waterfall", t("waterfall"), t("waterfall_about"), el("figure", {}, waterfall_chart(steps)), serial, uneven);
@@ -115,7 +125,7 @@ function links_of(r) {
 function prediction_of(r) {
   const p = r.prediction;
   if (!p) return section("prediction", t("prediction"), null, el("p", { class: "soft" }, t("prediction_none"), " ", said(r.prediction_reason)));
-  const rows = p.map((x) => [t("phase_" + x.what), `${seconds(x.predicted_s)} s`, `${seconds(x.measured_s)} s`, `${x.measured_s >= x.predicted_s ? "+" : "−"}${percent(Math.abs(x.measured_s / x.predicted_s - 1))}`]);
+  const rows = p.map((x) => [t("phase_" + x.what), `${seconds(x.predicted_s)} s`, `${seconds(x.measured_s)} s`, x.predicted_s ? `${x.measured_s >= x.predicted_s ? "+" : "−"}${percent(Math.abs(x.measured_s / x.predicted_s - 1))}` : "–"]);
   return section("prediction", t("prediction"), null, table(t("prediction"), [t("what"), t("predicted"), t("measured"), t("difference")], rows, { quiet: true }));
 }
 function environment_of(r) {
@@ -153,7 +163,7 @@ function unknown_of(r) {
 }
 function run_page(data) {
   const r = data.report, e = r.efficiency;
-  const shown = [r.approximate.length ? note("warn", t("approximate"), r.approximate.join(", ")) : null, tiles_of(r), e && e.fault ? note("bad", t("fault"), said(e.fault)) : null,
+  const shown = [r.approximate.length ? note("warn", t("approximate"), r.approximate.join(", ")) : null, tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), said(e.fault)) : null,
     e ? null : note("", t("no_efficiency"), said(r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
     gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
   const videos = t("videos_done", r.videos.done, r.videos.asked);
