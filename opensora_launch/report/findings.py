@@ -21,6 +21,7 @@ SLOW_LINK = 2.5  # times the others' seconds a byte
 LEAST_EXCHANGES = 8  # of a group, to judge its link
 MOST = 0.5  # of what a rank lost, that a cause must explain
 THROTTLED = 0.2  # of the samples
+HELD_DOWN = {"hardware slowdown", "too hot (driver)", "too hot (hardware)", "power brake"}  # heat, power, a fault
 SLOWER_CLOCK = 0.95
 FAULTS_PER_S = 200
 MEMORY_STALL = 0.05  # of the time, that tasks waited for memory
@@ -128,13 +129,15 @@ def _dealt(things: int, ranks: int, place: int) -> int:
 
 
 def _other_card(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:
-    names = {o.device_name for o in others}
-    if r.device_name in names or len(names) != 1:
+    usual = median(o.parts["compute"] for o in others)
+    names = sorted({o.device_name for o in others if o.parts["compute"] <= usual})
+    if r.device_name in names:
         return None
-    return "slower_card", f"it runs on {r.device_name}, the others on {names.pop()}"
+    return "slower_card", f"it runs on {r.device_name}, faster ranks on {' and '.join(names)}"
 
 
 def _gpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:
+    """Clocks are compared with those of cards of the same name."""
     window = scene.window(r.rank)
     if window is None:
         return None
@@ -142,10 +145,11 @@ def _gpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], exce
     mine = uses.get(r.rank)
     if mine is None:
         return None
-    clocks = [u["sm_mhz_median"] for rank, u in uses.items() if rank != r.rank and u["sm_mhz_median"]]
+    like = [u for rank, u in uses.items() if rank != r.rank and u["name"] == mine["name"]]
+    clocks = [u["sm_mhz_median"] for u in like if u["sm_mhz_median"]]
     reasons = {why: share for why, share in mine["throttled"].items() if share >= THROTTLED}
     slower = clocks and mine["sm_mhz_median"] and mine["sm_mhz_median"] < SLOWER_CLOCK * median(clocks)
-    if reasons and (slower or not clocks):
+    if reasons and (slower or (not clocks and HELD_DOWN & reasons.keys())):
         said = ", ".join(f"{why} in {share:.0%} of the samples" for why, share in reasons.items())
         at = f", {mine['sm_mhz_median']:.0f} MHz against {median(clocks):.0f}" if slower else ""
         return "throttled", f"its GPU was throttled: {said}{at}"
@@ -253,8 +257,10 @@ def _row(gpu: Mapping[str, Any], kind: str, text: str) -> Row:
 
 
 def _heat(gpu: Mapping[str, Any]) -> list[Row]:
-    """Throttling by heat or fault. A power cap is how a card is meant to run under full load."""
-    reasons = {why: share for why, share in gpu["throttled"].items() if share >= THROTTLED and why != "power cap"}
+    """Throttling by heat, power supply or a fault. A power cap is how a card is meant to run under full load, locked
+    clocks are how its owner wants it to.
+    """
+    reasons = {why: share for why, share in gpu["throttled"].items() if share >= THROTTLED and why in HELD_DOWN}
     if not reasons:
         return []
     said = ", ".join(f"{why} in {share:.0%} of the samples" for why, share in reasons.items())
