@@ -6,7 +6,7 @@ Its cause is the first that its samples show; "not known" is a cause too.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -166,7 +166,7 @@ def _cpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], exce
     The largest of these decides; "unknown" stays where it simply ran longer.
     """
     use = _rank_use(scene, r)
-    if use is None or next(e for e in scene.events if e.meta.rank == r.rank).meta.device != "cpu":
+    if use is None or r.device != "cpu":
         return None
     node = scene.node(r.host)
     stall_s = (host_use(node, use.window)["memory_stall_s"] or 0.0) if node else 0.0
@@ -244,16 +244,21 @@ def _machines(scene: Scene) -> list[Finding]:
                 f"tasks waited {stall:.2f} s for memory; the least that was free: {_gib(use['least_available_bytes'])}"
             )
             found.append(Finding("memory", (), node.host, None, "memory", stall, text))
+        said: dict[str, Finding] = {}  # by evidence: what is of a whole card is said once for all its MIG instances
         for gpu in gpu_uses(node, whole, scene.accounts):
-            found += [Finding(*rest) for look in (_heat, _others, _errors) for rest in look(gpu)]
+            for f in (Finding(*row) for look in (_heat, _others, _errors) for row in look(gpu)):
+                before = said.get(f.evidence)
+                said[f.evidence] = replace(f, ranks=(*before.ranks, *f.ranks)) if before else f
+        found += said.values()
     return found
 
 
 Row = tuple[str, tuple[int, ...], str, str | None, str, float | None, str]
 
 
-def _row(gpu: Mapping[str, Any], kind: str, text: str) -> Row:
-    return (kind, tuple(gpu["ranks"]), gpu["host"], gpu["uuid"], kind, None, f"GPU {gpu['index']} {text}")
+def _row(gpu: Mapping[str, Any], kind: str, reading: str, text: str) -> Row:
+    of = " (the whole card)" if reading in gpu["of_whole_card"] else ""
+    return (kind, tuple(gpu["ranks"]), gpu["host"], gpu["uuid"], kind, None, f"GPU {gpu['index']}{of} {text}")
 
 
 def _heat(gpu: Mapping[str, Any]) -> list[Row]:
@@ -265,19 +270,21 @@ def _heat(gpu: Mapping[str, Any]) -> list[Row]:
         return []
     said = ", ".join(f"{why} in {share:.0%} of the samples" for why, share in reasons.items())
     at = f" at {gpu['sm_mhz_median']:.0f} of {gpu['sm_mhz_max']} MHz" if gpu["sm_mhz_median"] else ""
-    return [_row(gpu, "throttled", f"was throttled: {said}{at}")]
+    return [_row(gpu, "throttled", "throttled", f"was throttled: {said}{at}")]
 
 
 def _others(gpu: Mapping[str, Any]) -> list[Row]:
-    share = gpu["others_share"] or 0.0
-    return [_row(gpu, "shared_gpu", f"held another process in {share:.0%} of the samples")] if share >= MOST else []
+    if (share := gpu["others_share"] or 0.0) < MOST:
+        return []
+    return [_row(gpu, "shared_gpu", "others_share", f"held another process in {share:.0%} of the samples")]
 
 
 def _errors(gpu: Mapping[str, Any]) -> list[Row]:
-    said = [f"reported XID {xid}" for xid in gpu["xids"]]
-    if gpu["ecc_uncorrected"]:
-        said.append(f"had {gpu['ecc_uncorrected']:.0f} memory errors that ECC could not correct")
-    return [_row(gpu, "gpu_error", text) for text in said]
+    found = [_row(gpu, "gpu_error", "xids", f"reported XID {xid}") for xid in gpu["xids"]]
+    if count := gpu["ecc_uncorrected"]:
+        text = f"had {count:.0f} memory errors that ECC could not correct"
+        found.append(_row(gpu, "gpu_error", "ecc_uncorrected", text))
+    return found
 
 
 def _gib(count: float | None) -> str:
