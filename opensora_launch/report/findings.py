@@ -133,7 +133,7 @@ def _other_card(scene: Scene, r: RankAccount, others: Sequence[RankAccount], exc
     names = sorted({o.device_name for o in others if o.parts["compute"] <= usual})
     if r.device_name in names:
         return None
-    return "slower_card", f"it runs on {r.device_name}, faster ranks on {' and '.join(names)}"
+    return "slower_card", f"it runs on {r.device_name}, faster ranks on {', '.join(names)}"
 
 
 def _gpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:

@@ -230,7 +230,7 @@ def test_other_causes_on_gpus(last: dict[str, Any], names: Sequence[str], cause:
 def test_slower_cards_among_faster_ones() -> None:
     """Two of each: that the other slow rank has such a card too does not hide it, nor do two kinds of fast ones."""
     gpus = [gpu(0), gpu(1), gpu(2, sm_mhz=1200), gpu(3, sm_mhz=1200)]
-    for names, fast in (("AACC", "A"), ("ABCC", "A and B")):
+    for names, fast in (("AACC", "A"), ("ABCC", "A, B")):
         found = scene(gpus, slow=[1.0, 1.0, 1.4, 1.5], names=names)
         assert {(f.kind, f.cause) for f in found} == {("slow_rank", "slower_card")}
         assert found[0].evidence.endswith(f"it runs on C, faster ranks on {fast}")
