@@ -44,6 +44,7 @@ class RankAccount:
 
     rank: int
     host: str
+    device: str  # "cpu" or "cuda"
     device_name: str
     start_s: float
     end_s: float
@@ -163,6 +164,7 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
     return RankAccount(
         rank=meta.rank,
         host=meta.host,
+        device=meta.device,
         device_name=meta.device_name,
         start_s=start,
         end_s=end,

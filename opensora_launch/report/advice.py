@@ -16,7 +16,7 @@ LEAST_GAIN = 0.02  # of the job's time, to be worth a line
 HOW = "from this run's measured parts; not tried"
 HOW_PLANNED = "the planner's predicted ratio, applied to the measured time; not tried"
 REMEDIES = {
-    "throttled": "cool the card, or raise its power limit",
+    "throttled": "cool the card, raise its power limit, or unlock its clocks",
     "shared_gpu": "ask for GPUs of your own, or leave this one out by CUDA_VISIBLE_DEVICES",
     "slower_card": "use cards of one kind, or fewer ranks without the slow one",
     "starved": "lower launcher.threads_per_rank or the number of ranks, or end what else uses the CPUs",

@@ -20,7 +20,7 @@ from opensora_launch.report.efficiency import (
     work_of,
 )
 from opensora_launch.report.findings import Finding, Scene, findings
-from opensora_launch.report.machine import Node, gpu_uses, host_use, nodes_of
+from opensora_launch.report.machine import Node, gpu_uses, host_use, nodes_of, of_whole_cards
 from opensora_launch.report.planned import as_it_ran, beside_measured, better_ways
 from opensora_launch.report.rates import compute_rates, cost, energy, imbalance, karp_flatt, link_rates
 from opensora_launch.report.rounding import rounded
@@ -210,6 +210,7 @@ def _attempt(read: Read) -> dict[str, Any]:
     window = (start, start + accounts.wall_s) if accounts else (0.0, 0.0)
     hosts = {r.rank: r.host for r in ranks}
     failure = attempt.failure
+    gpus = [use for node in read.nodes for use in gpu_uses(node, window, accounts)] if accounts else []
     return {
         "attempt": attempt.number,
         "status": attempt.status,
@@ -233,10 +234,10 @@ def _attempt(read: Read) -> dict[str, Any]:
         ],
         "clock_error_s": accounts.clock_error_s if accounts else None,
         "findings": [asdict(f) for f in read.findings],
-        "gpus": [use for node in read.nodes for use in gpu_uses(node, window, accounts)] if accounts else [],
+        "gpus": gpus,
         "hosts": [host_use(node, window) for node in read.nodes],
         "failure": {k: v for k, v in asdict(failure).items() if k != "traceback"} if failure else None,
-        "unknown": _attempt_unknown(attempt, accounts),
+        "unknown": [*_attempt_unknown(attempt, accounts), *of_whole_cards(gpus)],
     }
 
 
@@ -269,9 +270,11 @@ def _attempt_unknown(attempt: Attempt, accounts: Accounts | None) -> list[str]:
         unknown.append(f"{bad} lines of events cannot be read and are left out")
     if bad := sum(n.bad_lines for n in attempt.nodes):
         unknown.append(f"{bad} lines of samples cannot be read and are left out")
-    if attempt.events and not attempt.nodes:
-        unknown.append("no node was sampled: causes on its GPUs and CPUs cannot be shown")
+    if unseen := sorted({e.meta.host for e in attempt.events} - {node.host for node in attempt.nodes}):
+        unknown.append(f"host {', '.join(unseen)} was not sampled: causes on its GPUs and CPUs cannot be shown")
     for node in attempt.nodes:
+        if node.problem:
+            unknown.append(f"the samples of host {node.host} end early: {node.problem}")
         if node.refused:
             said = ", ".join(f"{name} ({why})" for name, why in sorted(node.refused.items()))
             unknown.append(f"the driver of host {node.host} did not tell {said}")

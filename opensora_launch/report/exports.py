@@ -127,7 +127,7 @@ def _of_attempt(attempt: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _of_gpu(gpu: Mapping[str, Any]) -> Iterator[Metric]:
-    where = {"gpu": gpu["index"], "host": gpu["host"]}
+    where = {"gpu": gpu["index"], "uuid": gpu["uuid"], "host": gpu["host"]}
     yield "gpu_power_watts_mean", gpu["power_mean_w"], where
     yield "gpu_memory_peak_bytes", gpu["memory_peak_bytes"], where
     yield "gpu_temperature_celsius_max", gpu["temperature_max_c"], where

@@ -6,7 +6,7 @@ Its cause is the first that its samples show; "not known" is a cause too.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,7 @@ SLOW_LINK = 2.5  # times the others' seconds a byte
 LEAST_EXCHANGES = 8  # of a group, to judge its link
 MOST = 0.5  # of what a rank lost, that a cause must explain
 THROTTLED = 0.2  # of the samples
+HELD_DOWN = {"hardware slowdown", "too hot (driver)", "too hot (hardware)", "power brake"}  # heat, power, a fault
 SLOWER_CLOCK = 0.95
 FAULTS_PER_S = 200
 MEMORY_STALL = 0.05  # of the time, that tasks waited for memory
@@ -128,13 +129,15 @@ def _dealt(things: int, ranks: int, place: int) -> int:
 
 
 def _other_card(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:
-    names = {o.device_name for o in others}
-    if r.device_name in names or len(names) != 1:
+    usual = median(o.parts["compute"] for o in others)
+    names = sorted({o.device_name for o in others if o.parts["compute"] <= usual})
+    if r.device_name in names:
         return None
-    return "slower_card", f"it runs on {r.device_name}, the others on {names.pop()}"
+    return "slower_card", f"it runs on {r.device_name}, faster ranks on {', '.join(names)}"
 
 
 def _gpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Said:
+    """Clocks are compared with those of cards of the same name."""
     window = scene.window(r.rank)
     if window is None:
         return None
@@ -142,10 +145,11 @@ def _gpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], exce
     mine = uses.get(r.rank)
     if mine is None:
         return None
-    clocks = [u["sm_mhz_median"] for rank, u in uses.items() if rank != r.rank and u["sm_mhz_median"]]
+    like = [u for rank, u in uses.items() if rank != r.rank and u["name"] == mine["name"]]
+    clocks = [u["sm_mhz_median"] for u in like if u["sm_mhz_median"]]
     reasons = {why: share for why, share in mine["throttled"].items() if share >= THROTTLED}
     slower = clocks and mine["sm_mhz_median"] and mine["sm_mhz_median"] < SLOWER_CLOCK * median(clocks)
-    if reasons and (slower or not clocks):
+    if reasons and (slower or (not clocks and HELD_DOWN & reasons.keys())):
         said = ", ".join(f"{why} in {share:.0%} of the samples" for why, share in reasons.items())
         at = f", {mine['sm_mhz_median']:.0f} MHz against {median(clocks):.0f}" if slower else ""
         return "throttled", f"its GPU was throttled: {said}{at}"
@@ -162,7 +166,7 @@ def _cpu_cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], exce
     The largest of these decides; "unknown" stays where it simply ran longer.
     """
     use = _rank_use(scene, r)
-    if use is None or next(e for e in scene.events if e.meta.rank == r.rank).meta.device != "cpu":
+    if use is None or r.device != "cpu":
         return None
     node = scene.node(r.host)
     stall_s = (host_use(node, use.window)["memory_stall_s"] or 0.0) if node else 0.0
@@ -240,38 +244,47 @@ def _machines(scene: Scene) -> list[Finding]:
                 f"tasks waited {stall:.2f} s for memory; the least that was free: {_gib(use['least_available_bytes'])}"
             )
             found.append(Finding("memory", (), node.host, None, "memory", stall, text))
+        said: dict[str, Finding] = {}  # by evidence: what is of a whole card is said once for all its MIG instances
         for gpu in gpu_uses(node, whole, scene.accounts):
-            found += [Finding(*rest) for look in (_heat, _others, _errors) for rest in look(gpu)]
+            for f in (Finding(*row) for look in (_heat, _others, _errors) for row in look(gpu)):
+                before = said.get(f.evidence)
+                said[f.evidence] = replace(f, ranks=(*before.ranks, *f.ranks)) if before else f
+        found += said.values()
     return found
 
 
 Row = tuple[str, tuple[int, ...], str, str | None, str, float | None, str]
 
 
-def _row(gpu: Mapping[str, Any], kind: str, text: str) -> Row:
-    return (kind, tuple(gpu["ranks"]), gpu["host"], gpu["uuid"], kind, None, f"GPU {gpu['index']} {text}")
+def _row(gpu: Mapping[str, Any], kind: str, reading: str, text: str) -> Row:
+    of = " (the whole card)" if reading in gpu["of_whole_card"] else ""
+    return (kind, tuple(gpu["ranks"]), gpu["host"], gpu["uuid"], kind, None, f"GPU {gpu['index']}{of} {text}")
 
 
 def _heat(gpu: Mapping[str, Any]) -> list[Row]:
-    """Throttling by heat or fault. A power cap is how a card is meant to run under full load."""
-    reasons = {why: share for why, share in gpu["throttled"].items() if share >= THROTTLED and why != "power cap"}
+    """Throttling by heat, power supply or a fault. A power cap is how a card is meant to run under full load, locked
+    clocks are how its owner wants it to.
+    """
+    reasons = {why: share for why, share in gpu["throttled"].items() if share >= THROTTLED and why in HELD_DOWN}
     if not reasons:
         return []
     said = ", ".join(f"{why} in {share:.0%} of the samples" for why, share in reasons.items())
     at = f" at {gpu['sm_mhz_median']:.0f} of {gpu['sm_mhz_max']} MHz" if gpu["sm_mhz_median"] else ""
-    return [_row(gpu, "throttled", f"was throttled: {said}{at}")]
+    return [_row(gpu, "throttled", "throttled", f"was throttled: {said}{at}")]
 
 
 def _others(gpu: Mapping[str, Any]) -> list[Row]:
-    share = gpu["others_share"] or 0.0
-    return [_row(gpu, "shared_gpu", f"held another process in {share:.0%} of the samples")] if share >= MOST else []
+    if (share := gpu["others_share"] or 0.0) < MOST:
+        return []
+    return [_row(gpu, "shared_gpu", "others_share", f"held another process in {share:.0%} of the samples")]
 
 
 def _errors(gpu: Mapping[str, Any]) -> list[Row]:
-    said = [f"reported XID {xid}" for xid in gpu["xids"]]
-    if gpu["ecc_uncorrected"]:
-        said.append(f"had {gpu['ecc_uncorrected']:.0f} memory errors that ECC could not correct")
-    return [_row(gpu, "gpu_error", text) for text in said]
+    found = [_row(gpu, "gpu_error", "xids", f"reported XID {xid}") for xid in gpu["xids"]]
+    if count := gpu["ecc_uncorrected"]:
+        text = f"had {count:.0f} memory errors that ECC could not correct"
+        found.append(_row(gpu, "gpu_error", "ecc_uncorrected", text))
+    return found
 
 
 def _gib(count: float | None) -> str:

@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from opensora_launch.report.accounting import Accounts
-from opensora_launch.telemetry.samples import NodeSamples
+from opensora_launch.telemetry.samples import NodeSamples, bare_uuid
 
 Window = tuple[float, float]
 FAULTS = "major_faults"
@@ -101,18 +101,42 @@ def host_use(node: Node, window: Window) -> dict[str, Any]:
 
 
 def gpu_uses(node: Node, window: Window, accounts: Accounts) -> list[dict[str, Any]]:
-    """Each GPU of a node that a rank computes on, or every one where the ranks' GPUs are not known."""
+    """Each GPU of a node that a rank computes on, or every one where the ranks' GPUs are not known; none where they
+    compute on CPUs.
+    """
+    here = [r for r in accounts.ranks if r.host == node.host and r.device != "cpu"]
+    if not here:
+        return []
     ranks: dict[str, list[int]] = {}
-    for r in accounts.ranks:
-        if r.host == node.host and r.device_uuid:
-            ranks.setdefault(r.device_uuid, []).append(r.rank)
-    uses = []
+    for r in here:
+        if r.device_uuid:
+            ranks.setdefault(bare_uuid(r.device_uuid), []).append(r.rank)
+    uses = {}
     for place, facts in enumerate(node.found.gpus):
-        if ranks and facts["uuid"] not in ranks:
-            continue
         samples = [s["gpus"][place] for s in node.within(window) if place < len(s["gpus"])]
-        uses.append(_gpu_use(node, facts, samples, ranks.get(facts["uuid"], [])))
-    return uses
+        uses[facts["uuid"]] = _gpu_use(node, facts, samples, ranks.get(bare_uuid(facts["uuid"]), []))
+    if not ranks:
+        return list(uses.values())
+    ours = [facts for facts in node.found.gpus if uses[facts["uuid"]]["ranks"]]
+    return [_with_whole_card(uses[facts["uuid"]], uses.get(facts.get("mig_of", ""))) for facts in ours]
+
+
+def _with_whole_card(use: dict[str, Any], card: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A MIG instance, with the readings that only its card gives. Not the processes, for those of a card are
+    everybody's.
+    """
+    if card is None:
+        return use
+    lacking = [name for name in use.keys() - {"ranks", "others_share"} if use[name] in (None, {}, [])]
+    told = {name: card[name] for name in sorted(lacking) if card[name] not in (None, {}, [])}
+    return use | told | {"of_whole_card": list(told)}
+
+
+def of_whole_cards(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is weaker than it looks under MIG, in words."""
+    if not (names := sorted({name for gpu in gpus for name in gpu["of_whole_card"]})):
+        return []
+    return [f"these readings of MIG instances are of their whole cards: {', '.join(names)}"]
 
 
 def _gpu_use(
@@ -144,6 +168,7 @@ def _gpu_use(
         "ecc_corrected": _gain(samples, "ecc_corrected"),
         "ecc_uncorrected": _gain(samples, "ecc_uncorrected"),
         "others_share": sum(n > max(len(ranks), 1) for n in seen) / len(seen) if seen else None,
+        "of_whole_card": [],
         "xids": sorted({x["xid"] for x in node.found.xids if x["uuid"] == facts["uuid"]}),
     }
 

@@ -78,8 +78,8 @@ def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[s
 
 def energy(gpus: Sequence[Mapping[str, Any]], wall_s: float, videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
     """Of all GPUs together, from their counters, else from mean power; not of CPUs, fans and switches."""
-    joules = [_joules(gpu, wall_s) for gpu in gpus]
-    known = [j for j in joules if j is not None]
+    joules = {(gpu["host"], gpu["index"]): _joules(gpu, wall_s) for gpu in gpus}  # MIG instances have their card's
+    known = [j for j in joules.values() if j is not None]
     total = sum(known) if known and len(known) == len(joules) else None
     a_video = total / videos if total is not None and videos else None
     return {

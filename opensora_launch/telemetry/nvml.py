@@ -64,10 +64,10 @@ class Gpu:
             return {}
         try:
             found = reading(self.handle)
-        except pynvml.NVMLError as error:
+        except Exception as error:  # noqa: BLE001 one that breaks does not take the others with it
             gone = getattr(error, "value", None) in FOR_GOOD
             self.failures[name] = TRIES if gone else self.failures.get(name, 0) + 1
-            self.refused[name] = str(error)
+            self.refused[name] = _why(error)
             return {}
         self.failures[name] = 0
         return found
@@ -103,7 +103,7 @@ class Gpus:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
                 found.append({"uuid": _text(pynvml.nvmlDeviceGetUUID(event.device)), "xid": int(event.eventData)})
-            except pynvml.NVMLError as error:
+            except Exception as error:  # noqa: BLE001 the samples go on without XIDs
                 if getattr(error, "value", None) != pynvml.NVML_ERROR_TIMEOUT:
                     self._refuse_events(error)
                 break
@@ -118,13 +118,13 @@ class Gpus:
             if self._events is not None:
                 pynvml.nvmlEventSetFree(self._events)
             pynvml.nvmlShutdown()
-        except pynvml.NVMLError as error:
+        except Exception as error:  # noqa: BLE001 a run does not end for it
             self._refuse_events(error)
 
     def _refuse_events(self, error: Exception) -> None:
         self._events = None
         for gpu in self.gpus:
-            gpu.refused["xid"] = str(error)
+            gpu.refused["xid"] = _why(error)
 
 
 def open_gpus() -> tuple[Gpus | None, str | None]:
@@ -137,9 +137,9 @@ def open_gpus() -> tuple[Gpus | None, str | None]:
         whole = [_gpu(n, pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
         gpus = [gpu for one in whole for gpu in (one, *_mig(one))]
         return Gpus(gpus, _text(pynvml.nvmlSystemGetDriverVersion()), _register(whole)), None
-    except pynvml.NVMLError as error:
+    except Exception as error:  # noqa: BLE001 the host is sampled without them
         pynvml.nvmlShutdown()
-        return None, str(error)
+        return None, _why(error)
 
 
 def _gpu(index: int, handle: Any, parent: Gpu | None = None) -> Gpu:
@@ -234,6 +234,10 @@ def _ecc(handle: Any) -> dict[str, Any]:
 def _processes(handle: Any) -> dict[str, Any]:
     """Who computes on it. In a container the ids may be the host's, or only our own processes are shown."""
     return {"processes": [[p.pid, p.usedGpuMemory] for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]}
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, pynvml.NVMLError) else f"{type(error).__name__}: {error}"
 
 
 def _text(value: str | bytes) -> str:

@@ -1,7 +1,7 @@
 """One thread a node looks at its GPUs, its CPUs and its ranks a few times a second: `telemetry/node-<host>.jsonl`.
 
 Times are the host's `time.monotonic()`, as those of the ranks' events. A sampler never stops a run: what cannot be read
-or written is named in the file, or in `problem`.
+or written is named in the file, and what ends it early also in `problem`.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Sampler:
                     gpus.close()
         except Exception as error:  # noqa: BLE001 a broken driver must not stop the run
             self.problem = f"{type(error).__name__}: {error}"
+            with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": "problem", "why": self.problem}, ensure_ascii=False) + "\n")
 
     def _look(self, gpus: Gpus | None, why_not: str | None) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

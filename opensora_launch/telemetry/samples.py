@@ -14,6 +14,11 @@ META = ("host", "driver", "no_gpus")
 GPU_WORDS, GPU_FACTS = ("uuid", "name", "mig_of"), {"index", "uuid", "name"}
 
 
+def bare_uuid(uuid: str) -> str:
+    """Without NVML's "GPU-" or, of a MIG instance, "MIG-": torch's has neither."""
+    return uuid.removeprefix("GPU-").removeprefix("MIG-")
+
+
 @dataclass(frozen=True)
 class NodeSamples:
     """One node's file. Each sample has `time_s`, `host`, `ranks` and `gpus`."""
@@ -26,6 +31,7 @@ class NodeSamples:
     xids: tuple[Mapping[str, Any], ...]
     refused: Mapping[str, str]
     bad_lines: int
+    problem: str | None = None  # why the sampler stopped before the run did
 
 
 def _is_meta(values: Mapping[str, Any]) -> bool:
@@ -59,6 +65,7 @@ RIGHT: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "sample": _is_sample,
     "xid": _is_xid,
     "refused": lambda values: all(isinstance(why, str) for why in values["readings"].values()),
+    "problem": lambda values: isinstance(values["why"], str),
 }
 
 
@@ -67,7 +74,7 @@ def read_samples(path: Path) -> NodeSamples | None:
 
     Lines that hold what they should not are counted in `bad_lines`.
     """
-    found: dict[str, list[dict[str, Any]]] = {"meta": [], "sample": [], "xid": [], "refused": []}
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RIGHT}
     bad = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -92,4 +99,5 @@ def read_samples(path: Path) -> NodeSamples | None:
         xids=tuple(found["xid"]),
         refused=found["refused"][-1]["readings"] if found["refused"] else {},
         bad_lines=bad,
+        problem=found["problem"][-1]["why"] if found["problem"] else None,
     )

@@ -81,11 +81,11 @@ def sampling(attempt: Path, me: Rank) -> Iterator[None]:
     finally:
         sampler.close()
     if sampler.problem:
-        log.warning("no samples of this node: %s", sampler.problem)
+        log.warning("the sampler of this node stopped: %s", sampler.problem)
 
 
 def device_uuid(device: torch.device) -> str | None:
-    """What NVML and CUDA call this GPU; None on a CPU and before torch 2.4."""
+    """What NVML calls this GPU, but for the "GPU-" where it is a MIG instance; None on a CPU and before torch 2.4."""
     if device.type != "cuda":
         return None
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)

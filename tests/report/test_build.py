@@ -146,7 +146,7 @@ def test_a_failed_run_says_how(tmp_path: Path) -> None:
     assert report["attempts"][0]["unknown"] == [
         "rank 1 did not come to its end: its time after its last event is lost",
         "1 lines of events cannot be read and are left out",
-        "no node was sampled: causes on its GPUs and CPUs cannot be shown",
+        "host host-a was not sampled: causes on its GPUs and CPUs cannot be shown",
     ]
     text = (run / "report.md").read_text()
     assert "# Run run: failed, 0 of 1 video\n" in text

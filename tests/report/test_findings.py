@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 import torch.distributed as dist
 
 from opensora_launch.report.accounting import account
-from opensora_launch.report.findings import Finding, Scene, findings
+from opensora_launch.report.findings import HELD_DOWN, Finding, Scene, findings
 from opensora_launch.report.machine import Node, nodes_of, rank_use
 from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.nvml import THROTTLES
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
 from opensora_launch.telemetry.samples import NodeSamples
@@ -161,15 +163,17 @@ def on_tmpfs(path: Path) -> bool:
     return int.from_bytes(room.raw[:4], "little") == 0x01021994
 
 
-def scene(gpus: list[dict[str, Any]], *, slow: list[float] | None = None, **meta: Any) -> list[Finding]:
-    """Two ranks on a GPU each, of which the last is 1.5 times as slow; `gpus` is what every sample says of them."""
-    sim = plain_simulation(2, slow=slow or [1.0, 1.5])
+def scene(
+    gpus: list[dict[str, Any]], *, slow: Sequence[float] = (1.0, 1.5), names: str | Sequence[str] = "XX"
+) -> list[Finding]:
+    """Ranks on a GPU each, of these names, of which the last is 1.5 times as slow; every sample says `gpus` of them."""
+    sim = plain_simulation(len(gpus), slow=slow)
     events = [
-        replace(e, meta=replace(e.meta, device="cuda", device_uuid=f"GPU-{r}", **(meta if r else {})))
+        replace(e, meta=replace(e.meta, device="cuda", device_uuid=f"GPU-{r}", device_name=names[r]))
         for r, e in enumerate(sim.events())
     ]
     accounts = account(events)
-    facts = tuple({"index": n, "uuid": f"GPU-{n}", "name": "X", "sm_mhz_max": 1980} for n in range(2))
+    facts = tuple({"index": n, "uuid": f"GPU-{n}", "name": name, "sm_mhz_max": 1980} for n, name in enumerate(names))
     times = [sim.clock(0, 0.25 * n) for n in range(160)]
     samples = tuple({"time_s": t, "host": {}, "ranks": [], "gpus": gpus} for t in times)
     node = NodeSamples("host-a", "570", None, facts, samples, (), {}, 0)
@@ -191,24 +195,53 @@ def test_a_hot_gpu_is_the_cause() -> None:
     )  # fmt: skip
 
 
-def test_a_power_cap_alone_is_no_finding() -> None:
-    capped = [gpu(n, sm_mhz=1700, throttled=["power cap"]) for n in range(2)]
-    assert scene(capped, slow=[1.0, 1.0]) == []
+@pytest.mark.parametrize("why", ["power cap", "locked clocks", "clocks in step with another GPU"])
+def test_clocks_that_are_as_somebody_wants_them_are_no_finding(why: str) -> None:
+    assert why in THROTTLES
+    held = [gpu(n, sm_mhz=1700, throttled=[why]) for n in range(2)]
+    assert scene(held, slow=[1.0, 1.0]) == []
     assert scene([gpu(0), gpu(1)], slow=[1.0, 1.1]) == []
+    (slow,) = scene([gpu(n, sm_mhz=None, throttled=[why]) for n in range(2)])
+    assert (slow.kind, slow.cause) == ("slow_rank", "unknown_cause")
+
+
+@pytest.mark.parametrize("why", sorted(HELD_DOWN))
+def test_heat_power_and_faults_are_findings_on_every_card(why: str) -> None:
+    assert why in THROTTLES
+    found = scene([gpu(n, throttled=[why, "locked clocks"]) for n in range(2)], slow=[1.0, 1.0])
+    assert [(f.kind, f.ranks) for f in found] == [("throttled", (0,)), ("throttled", (1,))]
+    assert found[0].evidence == f"GPU 0 was throttled: {why} in 100% of the samples at 1980 of 1980 MHz"
 
 
 @pytest.mark.parametrize(
-    ("last", "meta", "cause"),
+    ("last", "names", "cause"),
     [
-        (gpu(1, processes=[[1, 1], [77, 1]]), {}, "shared_gpu"),
-        (gpu(1), {"device_name": "an older card"}, "slower_card"),
-        (gpu(1, sm_mhz=1200), {}, "throttled"),
-        (gpu(1), {}, "unknown_cause"),
+        (gpu(1, processes=[[1, 1], [77, 1]]), "XX", "shared_gpu"),
+        (gpu(1), ["X", "an older card"], "slower_card"),
+        (gpu(1, sm_mhz=1200), "XX", "throttled"),
+        (gpu(1), "XX", "unknown_cause"),
     ],
 )
-def test_other_causes_on_gpus(last: dict[str, Any], meta: dict[str, Any], cause: str) -> None:
-    slow = scene([gpu(0), last], **meta)[0]
+def test_other_causes_on_gpus(last: dict[str, Any], names: Sequence[str], cause: str) -> None:
+    slow = scene([gpu(0), last], names=names)[0]
     assert (slow.kind, slow.ranks, slow.cause) == ("slow_rank", (1,), cause)
+
+
+def test_slower_cards_among_faster_ones() -> None:
+    """Two of each: that the other slow rank has such a card too does not hide it, nor do two kinds of fast ones."""
+    gpus = [gpu(0), gpu(1), gpu(2, sm_mhz=1200), gpu(3, sm_mhz=1200)]
+    for names, fast in (("AACC", "A"), ("ABCC", "A, B")):
+        found = scene(gpus, slow=[1.0, 1.0, 1.4, 1.5], names=names)
+        assert {(f.kind, f.cause) for f in found} == {("slow_rank", "slower_card")}
+        assert found[0].evidence.endswith(f"it runs on C, faster ranks on {fast}")
+    assert {f.ranks for f in found} == {(3,)}
+
+
+def test_clocks_are_compared_among_cards_of_one_name() -> None:
+    """Rank 3 runs at the clock of its kind, which is lower than that of another."""
+    gpus = [gpu(0, sm_mhz=1200), gpu(1), gpu(2), gpu(3, sm_mhz=1200)]
+    (slow,) = scene(gpus, slow=[1.0, 1.0, 1.0, 1.5], names="CAAC")
+    assert (slow.ranks, slow.cause) == ((3,), "unknown_cause")
 
 
 def test_more_work_is_the_cause_where_heads_do_not_divide() -> None:
@@ -224,7 +257,7 @@ def test_more_work_is_the_cause_where_heads_do_not_divide() -> None:
 
 def test_errors_of_a_gpu_and_a_host_short_of_memory() -> None:
     events = plain_simulation(1).events()
-    events = [replace(events[0], meta=replace(events[0].meta, device_uuid="GPU-0"))]
+    events = [replace(events[0], meta=replace(events[0].meta, device="cuda", device_uuid="GPU-0"))]
     accounts = account(events)
     facts = ({"index": 0, "uuid": "GPU-0", "name": "X"},)
     zero = events[0].meta.start_s

@@ -16,7 +16,7 @@ from opensora_launch.report.sweep import Point, published, sweep
 from tests.report.checked import build
 from tests.report.sampled import on_gpus
 from tests.report.sweeps import read_sweep_report
-from tests.report.synthetic import Simulation, a_plan, plain_simulation, write_run
+from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "opensora_launch" / "report" / "page"

@@ -63,7 +63,10 @@ def test_links_are_measured_against_nvlink() -> None:
 
 
 def test_energy_and_cost_of_a_video() -> None:
-    gpus: list[dict[str, Any]] = [{"energy_j": 3000.0, "power_mean_w": None}, {"energy_j": None, "power_mean_w": 60.0}]
+    gpus: list[dict[str, Any]] = [
+        {"host": "h", "index": 0, "energy_j": 3000.0, "power_mean_w": None},
+        {"host": "h", "index": 1, "energy_j": None, "power_mean_w": 60.0},
+    ]
     found = energy(gpus, 10.0, 2, 0.36)
     assert (found["joules"], found["joules_per_video"], found["reason"]) == (3600.0, 1800.0, None)
     assert found["usd_per_video"] == pytest.approx(1800 / 3.6e6 * 0.36)

@@ -11,6 +11,7 @@ import pytest
 
 from opensora_launch.errors import UserError
 from opensora_launch.telemetry.host import host_sample, process_sample, rank_samples
+from opensora_launch.telemetry.nvml import TRIES, Gpu
 from opensora_launch.telemetry.sampler import Sampler
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 from tests.nvml_stub import build_stub
@@ -97,6 +98,29 @@ def test_a_mig_instance_stands_beside_its_gpu(tmp_path: Path) -> None:
     whole, part = node.samples[0]["gpus"]
     assert (whole["util"], part.get("util"), part["memory_used_bytes"]) == (0.9, None, 20 << 30)
     assert node.refused == {"utilisation": "Not Supported"}
+
+
+def test_a_reading_that_breaks_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    """A handle without what is read of it, as with another version of nvidia-ml-py; and a name that is no UTF-8."""
+    gpu = Gpu(0, "GPU-0", "X", None)
+    found = [gpu.read("clocks", lambda handle: {"sm_mhz": handle.clock}) for _ in range(TRIES)]
+    assert (found, gpu.failures["clocks"]) == ([{}] * TRIES, TRIES)
+    assert gpu.refused == {"clocks": "AttributeError: 'NoneType' object has no attribute 'clock'"}
+    assert gpu.read("power", lambda handle: {"power_w": 1.0}) == {"power_w": 1.0}
+    node = sampled(tmp_path, r'NAME="\xff"')
+    assert (node.gpus, node.problem) == ((), None)
+    assert (node.no_gpus or "").startswith("UnicodeDecodeError: ")
+    assert len(node.samples) > 1
+
+
+def test_why_a_sampler_stopped_is_in_its_file(tmp_path: Path) -> None:
+    sampler = Sampler(tmp_path / "node.jsonl", "h", lambda: {0: 1 // 0})
+    sampler.start()
+    sampler.close()
+    node = read_samples(tmp_path / "node.jsonl")
+    assert node is not None
+    assert (node.host, node.samples, node.bad_lines) == ("h", (), 0)
+    assert node.problem == sampler.problem == "ZeroDivisionError: integer division or modulo by zero"
 
 
 def test_without_a_driver_the_host_is_sampled(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from torch import nn
 from opensora_launch.report.build import build_report
 from opensora_launch.telemetry.events import read_events
 from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.nvml import open_gpus
 from opensora_launch.telemetry.recorder import Recorder
-from opensora_launch.telemetry.samples import read_samples
+from opensora_launch.telemetry.samples import bare_uuid, read_samples
 from opensora_launch.worker.watch import device_uuid, watch_blocks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import make
@@ -22,6 +23,33 @@ from tests.worker.test_generate import make
 
 def test_a_cpu_has_no_uuid() -> None:
     assert device_uuid(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+def test_the_gpu_that_torch_names_is_the_one_that_is_sampled() -> None:
+    """1 GiB that torch takes is seen on it; each reading is either there or refused."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no NVIDIA GPU")
+    uuid = device_uuid(torch.device("cuda", 0))
+    if uuid is None:
+        pytest.skip("torch before 2.4 does not tell a GPU's UUID")
+    gpus, why_not = open_gpus()
+    assert gpus is not None, why_not
+    try:
+        (place,) = (n for n, gpu in enumerate(gpus.gpus) if bare_uuid(gpu.uuid) == bare_uuid(uuid))
+        before = gpus.sample()[place]
+        taken = torch.ones(1 << 28, device="cuda")
+        torch.cuda.synchronize()
+        after = gpus.sample()[place]
+        refused = gpus.gpus[place].refused
+    finally:
+        gpus.close()
+    assert float(taken[-1]) == 1
+    assert after["memory_used_bytes"] - before["memory_used_bytes"] >= 1 << 30
+    one_of_each = {"utilisation": "util", "power": "power_w", "energy": "energy_j", "clocks": "sm_mhz",
+                   "throttling": "throttled", "nvlink": "nvlink_tx_bytes", "temperature": "temperature_c",
+                   "pcie": "pcie_tx_bytes_per_s", "ecc": "ecc_corrected", "processes": "processes"}  # fmt: skip
+    assert {name for name, key in one_of_each.items() if key not in before} == refused.keys() - {"xid"}
 
 
 class Blocks(nn.Module):
