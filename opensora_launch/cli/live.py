@@ -77,18 +77,15 @@ def waiting(beats: Sequence[Beat], now: float) -> tuple[int, int | None]:
 
 
 def share_done(beats: Sequence[Beat]) -> float | None:
-    """Of all videos; None before there is work."""
-    done = [fraction(beat) for beat in beats]
-    total = sum(whole or 0.0 for _, whole in done)
-    return sum(part for part, _ in done) / total if total else None
+    """Of all videos, whose steps count as parts of them; None before there is work.
 
-
-def fraction(beat: Beat) -> tuple[float, float | None]:
-    """(done, total) in videos; the steps of the present one count as parts of it. No total before there is work."""
-    if not beat.videos:
-        return 0.0, None
-    part = beat.step / beat.steps if beat.step is not None and beat.steps else 0.0
-    return min(beat.videos_done + part, beat.videos), float(beat.videos)
+    Each rank counts what is done by all, perhaps some time ago; ranks of one video tell of the same steps.
+    """
+    total = max((beat.videos for beat in beats), default=0)
+    if not total:
+        return None
+    parts = {beat.video: beat.step / beat.steps for beat in beats if beat.step is not None and beat.steps}
+    return min(max(beat.videos_done for beat in beats) + sum(parts.values()), total) / total
 
 
 def _use(rank: int, node: NodeSamples, meta: Mapping[str, Any]) -> Use:

@@ -15,7 +15,7 @@ import pytest
 
 from opensora_launch.cli import main, prepare, start
 from opensora_launch.cli.generate import by_hand
-from opensora_launch.cli.live import fraction
+from opensora_launch.cli.live import share_done
 from opensora_launch.cli.progress import Pace, describe, progress
 from opensora_launch.cli.start import failure_lines
 from opensora_launch.config import LauncherKind
@@ -41,19 +41,27 @@ def beat(phase: str = "denoise", **more: Any) -> Beat:
 
 
 @pytest.mark.parametrize(
-    ("at", "said", "part"),
+    ("at", "said", "share"),
     [
-        (beat("load", videos=0), "load", (0.0, None)),
-        (beat("text"), "text, video 1 of 4", (0.0, 4.0)),
-        (beat(step=4, steps=5, videos_done=1), "denoise, video 2 of 4, step 5 of 5", (1.8, 4.0)),
-        (beat("vae", videos_done=3), "vae, video 4 of 4", (3.0, 4.0)),
-        (beat("save", videos_done=4), "finishing", (4.0, 4.0)),
-        (beat(state="done"), "finishing", (0.0, 4.0)),
+        (beat("load", videos=0), "load", None),
+        (beat("text"), "text, video 1 of 4", 0.0),
+        (beat(step=4, steps=5, videos_done=1), "denoise, video 2 of 4, step 5 of 5", 1.8 / 4),
+        (beat("vae", videos_done=3), "vae, video 4 of 4", 0.75),
+        (beat("save", videos_done=4), "finishing", 1.0),
+        (beat(state="done"), "finishing", 0.0),
     ],
 )
-def test_progress_in_words_and_parts(at: Beat, said: str, part: tuple[float, float | None]) -> None:
+def test_progress_in_words_and_as_a_share(at: Beat, said: str, share: float | None) -> None:
     assert describe([at]) == said
-    assert fraction(at) == part
+    assert share_done([at]) == share
+
+
+def test_videos_that_several_groups_make_at_once() -> None:
+    """Two ranks a video: half of each of two is one of four, and a rank may not know yet of the one that was saved."""
+    half, other = beat(video="0001_0", step=5, steps=10), beat(video="0002_0", step=5, steps=10)
+    assert share_done([half, half, other, other]) == 0.25
+    assert share_done([half, replace(half, videos_done=1), other, other]) == 0.5
+    assert share_done([replace(half, videos=0), beat("save", videos_done=4), other]) == 1.0
 
 
 def test_a_pipe_gets_a_line_for_each_phase(empty_folder: Path) -> None:
