@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from opensora_launch.cli.progress import progress
@@ -113,7 +114,7 @@ def _watched(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> O
     task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s)
     try:
         with progress() as show:
-            return supervise(task, show)
+            return supervise(task, partial(show, attempt))
     finally:
         if kind is LauncherKind.srun:  # whatever has become of srun: its ranks are on other hosts
             end_step(os.environ.get("SLURM_JOB_ID", ""), step_name(attempt))

@@ -150,7 +150,7 @@ def _watch(job: str, run_dir: Path, first: int) -> None:
             if states and now != said:
                 print(f"job {job}: {now}", file=sys.stderr, flush=True)
                 said = now
-            show(_newest_beats(run_dir, first))
+            show(*_newest_beats(run_dir, first))
             if silent > PATIENCE or (states and all(s.over for s in states)):
                 return
             time.sleep(LOOK_S)
@@ -163,6 +163,7 @@ def _states(job: str) -> list[JobState]:
         return []
 
 
-def _newest_beats(run_dir: Path, first: int) -> Sequence[Beat]:
-    with_beats = [a.beats for a in read_attempts(run_dir) if a.number >= first and a.beats]
-    return with_beats[-1] if with_beats else ()
+def _newest_beats(run_dir: Path, first: int) -> tuple[Path, Sequence[Beat]]:
+    """Of the last attempt that has any, with its folder."""
+    with_beats = [(a.folder, a.beats) for a in read_attempts(run_dir) if a.number >= first and a.beats]
+    return with_beats[-1] if with_beats else (run_dir, ())

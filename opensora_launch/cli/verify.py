@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from opensora_launch import __version__
@@ -77,7 +78,7 @@ def _run(run: RunConfig, spec: VerifySpec) -> int:
     argv = command(run.launcher.kind, spec.machine, attempt, "--verify")
     env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env, spec.machine.gpus)
     with progress() as show:
-        outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), show)
+        outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), partial(show, attempt))
     if outcome.code > 128:
         shutil.rmtree(attempt)  # the user ended it: its logs tell nothing
         return outcome.code

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from opensora_launch.config import Fit, LayoutConfig, PlacementConfig
+from opensora_launch.config import Fit, LayoutConfig, Offload, PlacementConfig
 from opensora_launch.plan.choose import Option, may_fit, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
-from opensora_launch.plan.placement import as_overrides, in_words
+from opensora_launch.plan.placement import Placement, as_overrides, in_words
 from opensora_launch.plan.work import Work
 
 COUNTS = (*range(1, 9), *range(16, 65, 8))  # of GPUs that people have: a machine's, then whole machines
@@ -29,7 +29,7 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
     for option in ways_to_fit(work, fixed)[:2]:
         slower = option.phases.making / least.phases.making - 1
         pace = f"{slower:.0%} slower" if slower > 0.005 else "no slower"
-        yield f"{as_overrides(option.placement)} fits in {option.memory.peak / GIB:.1f} GiB, {pace}"
+        yield f"{_asked(work, option.placement)} fits in {option.memory.peak / GIB:.1f} GiB, {pace}"
     anyhow = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
     for ranks in (count for count in COUNTS if count > work.ranks):
         more = replace(anyhow, ranks=ranks, gpus_per_node=ranks if ranks <= 8 else work.gpus_per_node)
@@ -49,6 +49,14 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
         if (best := next(iter(options(less, fixed)), None)) and best.fits:
             yield f"video.num_frames={frames} fits with {as_overrides(best.placement)}"
             break
+
+
+def _asked(work: Work, placement: Placement) -> str:
+    """With the number of resident blocks, where the user has fixed another."""
+    if work.placement.resident_blocks is None:
+        return as_overrides(placement)
+    count = placement.resident_blocks if placement.offload is Offload.host else "null"
+    return f"{as_overrides(placement)} placement.resident_blocks={count}"
 
 
 def _hopeless(work: Work) -> str:

@@ -81,6 +81,12 @@ def as_overrides(placement: Placement) -> str:
     return " ".join(said) or "placement.shard=none placement.offload=none"
 
 
+def as_changes(before: Placement, after: Placement) -> str:
+    """The words of a command line that make one of the other: every field that differs."""
+    old = vars(before)
+    return " ".join(f"placement.{name}={value}" for name, value in vars(after).items() if value != old[name])
+
+
 def placement_problems(asked: PlacementConfig) -> list[str]:
     """Lines for what cannot be meant."""
     problems = [

@@ -10,7 +10,7 @@ from typing import Any
 from opensora_launch.config import Fit, LayoutConfig, PlacementConfig, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
-from opensora_launch.plan.placement import as_overrides, in_words
+from opensora_launch.plan.placement import as_changes, in_words
 from opensora_launch.plan.plan import Plan, predict
 from opensora_launch.plan.work import Work
 from opensora_launch.report.accounting import Accounts
@@ -74,15 +74,17 @@ def better_ways(ran: Predicted, plan: Plan) -> list[Better]:
     together, names = ran.config, list[str]()
     for config, name in _changes(ran, plan):
         work, best = _best(config, plan)
-        if best is None or best.phases.making >= now:
+        words = "" if best is None else _words(name, ran, best)
+        if best is None or not words or best.phases.making >= now:
             continue
-        found.append(Better(_what(name, ran, work, best), _words(name, best), 1 - best.phases.making / now))
+        found.append(Better(_what(name, ran, work, best), words, 1 - best.phases.making / now))
         together, names = _both(together, config, name), [*names, name]
     if len(found) > 1:
         _, best = _best(together, plan)
         share = 0.0 if best is None else 1 - best.phases.making / now
         if best and share > max(way.share for way in found) + TOGETHER:
-            found.append(Better("these changes together", " ".join(_words(name, best) for name in names), share))
+            words = " ".join(filter(None, (_words(name, ran, best) for name in names)))
+            found.append(Better("these changes together", words, share))
     return found
 
 
@@ -127,10 +129,10 @@ def _what(name: str, ran: Predicted, work: Work | None, best: Option) -> str:
     return f"{ran.work.batches} batches: {work.batches} larger ones fit and are predicted to be faster"
 
 
-def _words(name: str, best: Option) -> str:
-    """A change as overrides."""
+def _words(name: str, ran: Predicted, best: Option) -> str:
+    """A change as overrides; none where nothing differs from the run."""
     if name == "layout":
         return " ".join(f"layout.{axis}={degree}" for axis, degree in vars(best.layout).items())
     if name == "placement":
-        return as_overrides(best.placement)
+        return as_changes(ran.option.placement, best.placement)
     return {"rows": "sampling.prune_rows=true", "batch": "sampling.batch_size=null"}[name]

@@ -1,6 +1,7 @@
 """What the samplers left: `telemetry/node-<host>.jsonl`, one file a node."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +70,14 @@ RIGHT: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-def read_samples(path: Path) -> NodeSamples | None:
-    """What is whole in one file; None where not even its first line is. Another schema is a UserError.
+def read_samples(path: Path, last_bytes: int | None = None) -> NodeSamples | None:
+    """What is whole in one file, or in its first line and its last bytes; None where not even its first line is.
 
-    Lines that hold what they should not are counted in `bad_lines`.
+    Another schema is a UserError. Lines that hold what they should not are counted in `bad_lines`.
     """
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RIGHT}
     bad = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _read(path, last_bytes).decode("utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
             kind = values.pop("kind")
@@ -101,3 +102,12 @@ def read_samples(path: Path) -> NodeSamples | None:
         bad_lines=bad,
         problem=found["problem"][-1]["why"] if found["problem"] else None,
     )
+
+
+def _read(path: Path, last_bytes: int | None) -> bytes:
+    with path.open("rb") as file:
+        first, end = file.readline(), file.seek(0, os.SEEK_END)
+        begin = len(first) if last_bytes is None else max(len(first), end - last_bytes)
+        file.seek(max(0, begin - 1))
+        file.readline()  # the rest of the line that begins before
+        return first + file.read()

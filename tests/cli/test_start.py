@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import pytest
 
 from opensora_launch.cli import main, prepare, start
 from opensora_launch.cli.generate import by_hand
-from opensora_launch.cli.progress import describe, fraction, progress
+from opensora_launch.cli.live import share_done
+from opensora_launch.cli.progress import Pace, describe, progress
 from opensora_launch.cli.start import failure_lines
 from opensora_launch.config import LauncherKind
 from opensora_launch.launch.supervise import Outcome
@@ -20,6 +24,7 @@ from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
+from tests.cli.runs import on_gpus, sampled
 
 
 def beat(phase: str = "denoise", **more: Any) -> Beat:
@@ -36,47 +41,131 @@ def beat(phase: str = "denoise", **more: Any) -> Beat:
 
 
 @pytest.mark.parametrize(
-    ("at", "said", "part"),
+    ("at", "said", "share"),
     [
-        (beat("load", videos=0), "load", (0.0, None)),
-        (beat("text"), "text, video 1 of 4", (0.0, 4.0)),
-        (beat(step=4, steps=5, videos_done=1), "denoise, video 2 of 4, step 5 of 5", (1.8, 4.0)),
-        (beat("vae", videos_done=3), "vae, video 4 of 4", (3.0, 4.0)),
-        (beat("save", videos_done=4), "finishing", (4.0, 4.0)),
-        (beat(state="done"), "finishing", (0.0, 4.0)),
+        (beat("load", videos=0), "load", None),
+        (beat("text"), "text, video 1 of 4", 0.0),
+        (beat(step=4, steps=5, videos_done=1), "denoise, video 2 of 4, step 5 of 5", 1.8 / 4),
+        (beat("vae", videos_done=3), "vae, video 4 of 4", 0.75),
+        (beat("save", videos_done=4), "finishing", 1.0),
+        (beat(state="done"), "finishing", 0.0),
     ],
 )
-def test_progress_in_words_and_parts(at: Beat, said: str, part: tuple[float, float | None]) -> None:
+def test_progress_in_words_and_as_a_share(at: Beat, said: str, share: float | None) -> None:
     assert describe([at]) == said
-    assert fraction(at) == part
+    assert share_done([at]) == share
+
+
+def test_videos_that_several_groups_make_at_once() -> None:
+    """Two ranks a video: half of each of two is one of four, and a rank may not know yet of the one that was saved."""
+    half, other = beat(video="0001_0", step=5, steps=10), beat(video="0002_0", step=5, steps=10)
+    assert share_done([half, half, other, other]) == 0.25
+    assert share_done([half, replace(half, videos_done=1), other, other]) == 0.5
+    assert share_done([replace(half, videos=0), beat("save", videos_done=4), other]) == 1.0
 
 
 def test_a_pipe_gets_a_line_for_each_phase(empty_folder: Path) -> None:
+    """With the time that is left, once a fiftieth is done."""
     with (empty_folder / "out").open("w") as stream, progress(stream) as show:
-        show([])
-        for at in (beat("text"), beat("text"), beat(step=0, steps=9), beat(step=1, steps=9), beat("vae")):
-            show([at])
-    assert (empty_folder / "out").read_text().splitlines() == [
+        show(empty_folder, [])
+        for at in (beat("text"), beat("text"), beat(step=0, steps=9), beat(step=3, steps=9), beat("vae")):
+            show(empty_folder, [at])
+    assert re.sub(r"\d+ s to go", "N s to go", (empty_folder / "out").read_text()).splitlines() == [
         "text, video 1 of 4",
         "denoise, video 1 of 4, step 1 of 9",
-        "vae, video 1 of 4",
+        "vae, video 1 of 4; about N s to go",
     ]
 
 
-def test_a_terminal_gets_a_bar_that_never_goes_back() -> None:
+def stuck_ranks(count: int, **more: Any) -> list[Beat]:
+    """All but the last one wait for it, for nine seconds."""
+    now, ranks = time.time(), tuple(range(count))
+    inside = beat(time_s=now, collective="ulysses", ranks=ranks, sequence=7, inside=True, progress_s=now - 9, **more)
+    return [replace(inside, rank=rank, inside=rank < count - 1) for rank in ranks]
+
+
+def test_a_pipe_is_told_who_waits_and_what_the_gpus_do(empty_folder: Path) -> None:
+    """The mean of their use, the fullest memory, the power of all."""
+    uuids = [f"GPU-{n}" for n in range(4)]
+    on_gpus(empty_folder, uuids)
+    gpus = [{"gpu": n, "util": n / 4, "memory_used_bytes": (n + 1) << 30, "power_w": 300.0 + n} for n in range(4)]
+    sampled(empty_folder, "h", uuids, [{"time_s": 1.0, "gpus": gpus}])
+    with (empty_folder / "out").open("w") as stream, progress(stream) as show:
+        show(empty_folder, stuck_ranks(4, step=4, steps=9))
+    assert (empty_folder / "out").read_text() == (
+        "denoise, video 1 of 4, step 5 of 9; GPUs: 38% busy, 4.0 GiB at most, 1.2 kW; 3 of 4 ranks wait for rank 3\n"
+    )
+
+
+def test_a_pipe_is_told_what_ranks_on_cpus_use(empty_folder: Path) -> None:
+    """All of them are in one collective that does not end: they wait for nobody."""
+    seen = [[{"rank": r, "cpu_s": (r + 1) * n / 2, "memory_bytes": (r + 1) << 30} for r in range(2)] for n in range(2)]
+    sampled(empty_folder, "h", [], [{"time_s": float(n), "ranks": ranks} for n, ranks in enumerate(seen)])
+    beats = [replace(b, inside=True) for b in stuck_ranks(2)]
+    with (empty_folder / "out").open("w") as stream, progress(stream) as show:
+        show(empty_folder, beats)
+    assert (empty_folder / "out").read_text() == (
+        "denoise, video 1 of 4; ranks: 75% of a core, 2.0 GiB at most; 2 of 2 ranks wait\n"
+    )
+
+
+def test_time_to_go_is_by_the_work_that_was_seen() -> None:
+    """Neither loading nor what an earlier attempt has done counts; what is saved at the end does not set it back."""
+    pace = Pace(0.0)
+    for now, at in ((0.0, beat("load", videos=0)), (100.0, beat("text")), (110.0, beat(step=4, steps=8))):
+        pace.look([at], now)
+        assert pace.to_go_s(now) is None
+    pace.look([beat(step=6, steps=8)], 120.0)
+    assert pace.to_go_s(120.0) == pytest.approx(10 * (4 - 0.75) / (0.75 - 0.5))
+    pace.look([beat("vae")], 125.0)
+    assert pace.share == 0.75 / 4
+    assert pace.to_go_s(125.0) == pytest.approx(15 * (4 - 0.75) / (0.75 - 0.5))
+    pace.look([beat("save", videos_done=4)], 300.0)
+    assert pace.to_go_s(300.0) == 0
+
+
+def on_a_terminal(folder: Path, *looks: list[Beat]) -> list[str]:
+    """The lines that a terminal of 80 columns gets, without their colours."""
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as stream, progress(stream) as show:
-        for at in (beat(step=3, steps=4, videos=1), beat("vae", videos=1)):
-            show([at])
+        for beats in looks:
+            show(folder, beats)
     data = b""
     while not data.endswith(b"\x1b[?25h"):  # the cursor is shown again
         data += os.read(ours, 4096)
     os.close(ours)
-    text = data.decode()
-    assert "step 4 of 4" in text
-    last = [part for part in text.split("\r") if "vae, video 1 of 1" in part]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode()).replace("\n", "\r").split("\r")
+
+
+def test_a_terminal_gets_a_bar_that_never_goes_back(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = on_a_terminal(empty_folder, [beat(step=3, steps=4, videos=1)], [beat("vae", videos=1)])
+    assert [line for line in lines if line.startswith("denoise 1/1, step 4/4 ━")]
+    last = [line for line in lines if line.startswith("vae 1/1 ━")]
     assert last
-    assert all("75%" in part for part in last)
+    assert all("75%" in line for line in last)
+
+
+@pytest.mark.parametrize(
+    ("count", "videos", "ending"), [(8, 4, "GPU 97% 61.5 GiB 5.2 kW"), (64, 1000, "GPU 97% 61.5 GiB")]
+)
+def test_the_bar_is_one_line_of_80_columns(
+    count: int, videos: int, ending: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there is no room for is left out, from the end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    uuids = [f"GPU-{n}" for n in range(count)]
+    on_gpus(empty_folder, uuids)
+    gpu = {"util": 0.97, "memory_used_bytes": 61.5 * 2**30, "power_w": 650.0}
+    sampled(empty_folder, "h", uuids, [{"time_s": 1.0, "gpus": [gpu | {"gpu": n} for n in range(count)]}])
+    more = {"videos": videos, "steps": 50}
+    looks = [stuck_ranks(count, step=step, videos_done=done, **more) for step, done in ((0, 0), (24, videos - 2))]
+    lines = [line.rstrip() for line in on_a_terminal(empty_folder, *looks)]
+    assert all(len(line) <= 80 for line in lines)
+    last = [line for line in lines if line.startswith(f"denoise {videos - 1}/{videos}, step 25/50 ")]
+    assert last
+    assert last[-1].endswith(f"% ETA 0:00:00 {count - 1} wait for {count - 1} {ending}")
+    assert "━" in last[-1]
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.cli import main
+from opensora_launch.cli.live import TAIL_BYTES
 from opensora_launch.cli.top import is_over
 from opensora_launch.launch import processes
 from opensora_launch.launch.run_state import Launched, read_attempts, record_launch
+from opensora_launch.telemetry.samples import read_samples
 from opensora_launch.telemetry.stall import Beat
-from tests.cli.runs import made_run
+from tests.cli.runs import made_run, on_gpus, sampled
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +35,7 @@ def test_top_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (beats / f"rank{beat.rank}.json").write_text(json.dumps(asdict(beat)))
     assert main(["top", str(run), "--once"]) == 0
     head, _, one, two = capsys.readouterr().out.splitlines()
-    assert head.startswith("2 of 2 ranks at work, 49% done after ")
+    assert head.startswith("2 of 2 ranks at work, 50% done after ")
     assert one.split() == ["0", "host-a", "denoise", "0000_0", "25/50", "9", "s", "in", "ulysses"]
     assert two.split() == ["1", "host-a", "denoise", "0000_0", "26/50"]
     for beat in (first, second):
@@ -107,3 +109,59 @@ def test_top_waits_where_ranks_are_still_to_come(tmp_path: Path, launched: Launc
     beat = Beat(0, "host-b", 1, time.time() - 60, "running", "denoise")
     (run / "attempts/0/heartbeat/rank0.json").write_text(json.dumps(asdict(beat)))
     assert is_over(read_attempts(run)[-1])
+
+
+def ranks_at_work(attempt: Path, count: int) -> None:
+    (attempt / "heartbeat").mkdir()
+    for rank in range(count):
+        beat = Beat(rank, "host-a", 1, time.time(), "running", "denoise", "0000_0", 24, 50, 0, 1)
+        (attempt / f"heartbeat/rank{rank}.json").write_text(json.dumps(asdict(beat)))
+
+
+def test_use_memory_and_power_of_each_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The driver's order of the GPUs is not the ranks', and one of them tells no power."""
+    run = made_run(tmp_path, "a", 3)
+    attempt = run / "attempts/0"
+    ranks_at_work(attempt, 3)
+    on_gpus(attempt, ["GPU-a", "GPU-b", "GPU-elsewhere"])
+    one, other = {"gpu": 0, "util": 0.12, "memory_used_bytes": 1 << 30}, {"gpu": 1, "util": 0.97, "power_w": 401.7}
+    old = {"time_s": 1.0, "gpus": [{"gpu": 0, "util": 1.0}, {"gpu": 1, "util": 1.0}]}
+    now = {"time_s": 1.25, "gpus": [one, other | {"memory_used_bytes": 61.5 * 2**30}]}
+    sampled(attempt, "host-a", ["GPU-b", "GPU-a"], [old, now])
+    assert main(["top", str(run), "--once"]) == 0
+    _, head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["rank", "host", "doing", "step", "use", "memory", "power", "stuck", "since"]
+    assert [row.split()[5:] for row in rows] == [["97%", "61.5", "GiB", "402", "W"], ["12%", "1.0", "GiB"], []]
+    assert rows[0].index("61.5") == rows[1].index("1.0") == head.index("memory")
+
+
+def test_use_and_memory_of_ranks_on_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CPU seconds over the last four samples; a rank that was seen once has memory alone."""
+    run = made_run(tmp_path, "a", 3)
+    ranks_at_work(run / "attempts/0", 3)
+    spent = (0.0, 10.0, 10.2, 10.7, 11.35)
+    ranks = [[{"rank": 0, "cpu_s": cpu_s, "memory_bytes": (n + 1) << 29}] for n, cpu_s in enumerate(spent)]
+    ranks[-1].append({"rank": 1, "cpu_s": 3.0, "memory_bytes": 3 << 30})
+    sampled(run / "attempts/0", "host-a", [], [{"time_s": n / 4, "ranks": seen} for n, seen in enumerate(ranks)])
+    assert main(["top", str(run), "--once"]) == 0
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[5:] for row in rows] == [["180%", "2.5", "GiB"], ["3.0", "GiB"], []]
+
+
+def test_the_last_sample_of_a_long_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After hours of a run; its last line is being written."""
+    run = made_run(tmp_path, "a", 1)
+    attempt = run / "attempts/0"
+    ranks_at_work(attempt, 1)
+    on_gpus(attempt, ["GPU-a"])
+    samples = [{"time_s": n / 4, "gpus": [{"gpu": 0, "util": 0.5, "power_w": n / 100}]} for n in range(20_000)]
+    path = sampled(attempt, "host-a", ["GPU-a"], samples)
+    with path.open("a") as file:
+        file.write('{"kind": "sample", "time_s": 50')
+    assert path.stat().st_size > 20 * TAIL_BYTES
+    node = read_samples(path, TAIL_BYTES)
+    assert node is not None
+    assert (node.samples[-1]["time_s"], node.bad_lines) == (19_999 / 4, 1)
+    assert len(node.samples) < 1000
+    assert main(["top", str(run), "--once"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[5:] == ["50%", "200", "W"]

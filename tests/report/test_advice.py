@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from opensora_launch.cards import HardwareConfig
-from opensora_launch.config import Offload, RunConfig, Shard
+from opensora_launch.config import Offload, PlacementConfig, RunConfig, Shard
 from opensora_launch.launch.run_dir import config_yaml
 from opensora_launch.plan.plan import Machine, make_plan, predict
 from tests.report.checked import build
@@ -52,7 +52,7 @@ def test_its_gain_is_the_planners_ratio(tmp_path: Path) -> None:
     asked.placement.offload = Offload.host
     asked.placement.resident_blocks = 0
     found = advised(tmp_path, asked, 2)
-    advice = found["placement.shard=none placement.offload=none"]
+    advice = found["placement.offload=none"]
     assert advice["what"].startswith("weights in host memory: replicated weights would fit and is predicted")
     videos = a_plan(1).videos
     slow, fast = (predict(run, Machine("cuda", 1, 2, 2), videos)[1][0].phases.making for run in (asked, config()))
@@ -61,11 +61,29 @@ def test_its_gain_is_the_planners_ratio(tmp_path: Path) -> None:
     assert advice["gain_s"] > 1
 
 
+@pytest.mark.parametrize(
+    ("card", "ranks", "frames", "shard", "change"),
+    [
+        ("rtx4090", 1, 17, None, "placement.resident_blocks=51"),
+        ("rtx3090", 2, 41, Shard.all, "placement.shard=node placement.offload=none"),
+    ],
+)
+def test_all_of_a_placement_that_differs_is_advised(
+    card: str, ranks: int, frames: int, shard: Shard | None, change: str, tmp_path: Path
+) -> None:
+    """And nothing that the run has: the run with the change is the one that was predicted to be faster."""
+    asked = config(card)
+    asked.video.num_frames = frames
+    asked.placement = PlacementConfig(shard=shard, offload=Offload.host, resident_blocks=0)
+    assert [c for c in advised(tmp_path, asked, ranks) if c.startswith("placement.")] == [change]
+
+
 def test_what_would_not_fit_is_not_advised(tmp_path: Path) -> None:
     """24 GB cards can not hold the weights whole, and a run that was planned freely has nothing to gain."""
     asked = config("rtx4090")
     asked.placement.shard = Shard.node
-    assert not [c for c in advised(tmp_path, asked, 4) if c.startswith("placement.shard=none placement.offload=none")]
+    whole = "placement.shard=none placement.offload=host placement.resident_blocks=41"  # of 57 blocks
+    assert [c for c in advised(tmp_path, asked, 4) if c.startswith("placement.")] == [whole]
     assert [c for c in advised(tmp_path / "free", config(), 8) if c.startswith(("layout", "placement"))] == []
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from opensora_launch.report.build import build_report
+from tests.report.checked import VALIDATOR
 from tests.report.synthetic import a_plan, plain_simulation, write_run
-from tests.report.test_build import VALIDATOR
 
 CARD = {"index": 0, "uuid": "GPU-c", "name": "A100", "memory_bytes": 40 << 30, "power_limit_w": 400.0}
 PARTS = [{"index": 0, "uuid": f"MIG-{n}", "name": "A100 MIG 2g.10gb", "mig_of": "GPU-c", "memory_bytes": 10 << 30}

@@ -22,6 +22,7 @@ NOT_SHOWN = {
     "no price was given: --usd-per-gpu-hour",
 }
 IN_PARTS = {
+    " (the whole card)": "throttled 7 (the whole card)",
     "engines are compared: 7 7, 7 7": "engines are compared: native here, colossalai in the baseline",
     "had 7 memory errors that ECC could not correct": "GPU 7 had 7 memory errors that ECC could not correct",
     "setup and load are 7 s of 7 s for 7 video7": "setup and load are 7 s of 7 s for 7 videos",

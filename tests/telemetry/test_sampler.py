@@ -190,6 +190,20 @@ def test_samples_of_wrong_types_are_left_out(tmp_path: Path) -> None:
     assert read_samples(path) is None
 
 
+def test_the_last_bytes_of_a_file(tmp_path: Path) -> None:
+    """Wherever they begin, every line that is whole in them is there, and the first line of the file."""
+    meta = {"kind": "meta", "schema": 1, "host": "höst", "interval_s": 1, "driver": None, "no_gpus": None, "gpus": []}
+    lines = [{"kind": "sample", "time_s": n, "host": {}, "ranks": [], "gpus": []} for n in range(4)]
+    path = tmp_path / "node.jsonl"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (meta, *lines)))
+    size = len(json.dumps(lines[0])) + 1
+    for last_bytes in range(5 * size):
+        node = read_samples(path, last_bytes)
+        assert node is not None
+        assert (node.host, node.bad_lines) == ("höst", 0)
+        assert [s["time_s"] for s in node.samples] == list(range(max(0, 4 - last_bytes // size), 4))
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "node.jsonl"
     path.write_text('{"kind": "me')
