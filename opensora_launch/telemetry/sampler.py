@@ -5,7 +5,7 @@ or written is named in the file, and what ends it early also in `problem`.
 """
 
 import json
-import math
+import os
 import re
 import threading
 import time
@@ -20,7 +20,6 @@ from opensora_launch.telemetry.nvml import Gpus, open_gpus
 from opensora_launch.telemetry.samples import SCHEMA
 
 INTERVAL_S = 0.25
-HEARTBEATS_S = 1.0
 SHUT_S = 5.0  # a driver may hang in a call; the run does not wait for it longer
 
 
@@ -99,15 +98,17 @@ class Sampler:
 
 
 def node_sampler(attempt: Path, host: str) -> Sampler:
-    """The sampler of this node; the ranks and their processes are known by their heartbeats, read once a second."""
-    known: dict[int, int] = {}
-    read_s = -math.inf
+    """The sampler of this node; the ranks and their processes are known by their heartbeats, read when one is new."""
+    folder, known = attempt / "heartbeat", dict[int, int]()
+    files = 0
 
     def pids() -> Mapping[int, int]:
-        nonlocal read_s
-        if (now := time.monotonic()) - read_s >= HEARTBEATS_S:
-            known.update({b.rank: b.pid for b in read_heartbeats(attempt / "heartbeat") if b.host == host})
-            read_s = now
+        nonlocal files
+        there = sum(name.startswith("rank") for name in os.listdir(folder)) if folder.is_dir() else 0
+        if there != files:
+            beats = read_heartbeats(folder)
+            known.update({b.rank: b.pid for b in beats if b.host == host})
+            files = len(beats)
         return known
 
     return Sampler(attempt / "telemetry" / f"node-{re.sub(r'[^A-Za-z0-9._-]', '_', host)}.jsonl", host, pids)
