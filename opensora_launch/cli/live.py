@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.launch.run_state import state_of
-from opensora_launch.telemetry.samples import NodeSamples, read_samples
+from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, read_samples
 from opensora_launch.telemetry.stall import Beat, find_guilty
 from opensora_launch.telemetry.typed import is_number
 
@@ -90,7 +90,8 @@ def share_done(beats: Sequence[Beat]) -> float | None:
 
 def _use(rank: int, node: NodeSamples, meta: Mapping[str, Any]) -> Use:
     last = node.samples[-1]
-    place = next((n for n, gpu in enumerate(node.gpus) if gpu["uuid"] == meta.get("device_uuid")), None)
+    own = bare_uuid(meta.get("device_uuid") or "none")
+    place = next((n for n, gpu in enumerate(node.gpus) if bare_uuid(gpu["uuid"]) == own), None)
     if place is not None and place < len(last["gpus"]):
         gpu: Mapping[str, Any] = last["gpus"][place]
         return Use(gpu.get("util"), gpu.get("memory_used_bytes"), gpu.get("power_w"), of_gpu=True)
