@@ -87,8 +87,8 @@ class Pace:
             self.work = now, self.share
 
     def to_go_s(self, now: float) -> float | None:
-        """If the rest takes as long as what was seen of the work; loading is no part of it. None where nothing is left."""
-        if self.work is None or self.share in (None, 1.0) or self.share - self.work[1] < LEAST_SHARE:
+        """If the rest takes as long as what was seen of the work, of which loading is no part; None of no rest."""
+        if self.work is None or self.share is None or self.share == 1 or self.share - self.work[1] < LEAST_SHARE:
             return None
         began_s, before = self.work
         return (now - began_s) * (1 - self.share) / (self.share - before)
