@@ -21,9 +21,10 @@ from opensora_launch.launch.command import command
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.launch.run_dir import write_run
 from opensora_launch.launch.slurm_query import estimate
+from opensora_launch.launch.verdict import EXIT_PREEMPTED
 from opensora_launch.plan.plan import Machine, Plan
 
-ENDED = (75, 129, 130, 143)  # by its scheduler; by SIGHUP, Ctrl-C or SIGTERM, which are meant for the whole sweep
+ENDED = (EXIT_PREEMPTED, 129, 130, 143)  # on request; by SIGHUP, Ctrl-C or SIGTERM: they are meant for the whole sweep
 
 
 def generate(parsed: Parsed) -> int:
@@ -102,13 +103,18 @@ def _run_all(jobs: Sequence[Job]) -> int:
             shutil.rmtree(attempt.parents[1])  # nothing has worked on this run
             print(f"error: {error}", file=sys.stderr)
             codes.append(EXIT_USER)
-        if codes[-1] in ENDED:
+        if _ended(job, codes[-1]):
             break
     if len(jobs) > 1:
         print(_count(codes, len(jobs)))
-    if codes and codes[-1] in ENDED:
+    if codes and _ended(jobs[len(codes) - 1], codes[-1]):
         return codes[-1]
     return next((code for code in (1, 2) if code in codes), max(codes, default=0))
+
+
+def _ended(job: Job, code: int) -> bool:
+    """Whether the sweep ends with this run. Each batch job has an end of its own."""
+    return code in ENDED and not (code == EXIT_PREEMPTED and job.run.launcher.kind is LauncherKind.slurm)
 
 
 def _count(codes: Sequence[int], asked: int) -> str:

@@ -84,7 +84,7 @@ def share_done(beats: Sequence[Beat]) -> float | None:
     total = max((beat.videos for beat in beats), default=0)
     if not total:
         return None
-    parts = {beat.video: beat.step / beat.steps for beat in beats if beat.step is not None and beat.steps}
+    parts = {b.video: b.at_once * b.step / b.steps for b in beats if b.step is not None and b.steps}
     return min(max(beat.videos_done for beat in beats) + sum(parts.values()), total) / total
 
 

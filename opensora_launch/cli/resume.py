@@ -67,10 +67,11 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
 
 def _same_folders(run: RunConfig, config: Mapping[str, Any], new: Set[str]) -> None:
     """The run's own, whatever the working directory and the home are by now. This package may have moved: not its."""
-    if "model.folder" not in new and not run.model.folder.startswith(PACKAGE):
-        run.model.folder = config["model"]["folder"]
+    old = dict(_flat(config))
+    if not {"model", "model.folder"} & new and not run.model.folder.startswith(PACKAGE):
+        run.model.folder = str(old.get("model.folder", run.model.folder))
     if "text_cache" not in new:
-        run.text_cache = config["text_cache"]
+        run.text_cache = old.get("text_cache", run.text_cache)
 
 
 def words_of(parsed: Parsed) -> Parsed:

@@ -14,6 +14,7 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.report.accounting import Accounts, RankAccount, waited_for
 from opensora_launch.report.machine import Node, RankUse, Window, gpu_uses, host_use, rank_use
 from opensora_launch.telemetry.events import RankEvents
+from opensora_launch.telemetry.samples import bare_uuid
 
 LEAST_SHARE = 0.05  # of the wall time that a finding must have cost
 SLOW = 1.25  # times the others' compute
@@ -87,8 +88,16 @@ def _slow_ranks(scene: Scene) -> list[Finding]:
         cause, evidence = _cause(scene, r, others, excess)
         times = r.parts["compute"] / usual if usual else float("inf")
         text = f"computed {r.parts['compute']:.2f} s, {times:.1f} times the others' {usual:.2f} s; {evidence}"
-        found.append(Finding("slow_rank", (r.rank,), r.host, r.device_uuid, cause, cost, text))
+        found.append(Finding("slow_rank", (r.rank,), r.host, _gpu_of(scene, r), cause, cost, text))
     return found
+
+
+def _gpu_of(scene: Scene, r: RankAccount) -> str | None:
+    """A rank's GPU by the driver's name for it, where its node was sampled."""
+    if r.device_uuid is None or not (node := scene.node(r.host)):
+        return r.device_uuid
+    own = bare_uuid(r.device_uuid)
+    return next((gpu["uuid"] for gpu in node.found.gpus if bare_uuid(gpu["uuid"]) == own), r.device_uuid)
 
 
 def _cause(scene: Scene, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> tuple[str, str]:

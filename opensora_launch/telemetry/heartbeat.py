@@ -16,7 +16,8 @@ from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, f
 from opensora_launch.telemetry.typed import fits
 
 INTERVAL_S = 0.5
-UNCOUNTED = ("load", "text")  # phases in which a rank may work for long while nothing else tells that it gets on
+UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for long while nothing else tells of it
+LONGEST_S = 3600.0  # of such a phase: beyond it a rank that is busy may just as well turn in a circle
 
 Watch = tuple[float, Callable[[Verdict], None]]
 
@@ -29,6 +30,7 @@ class Heartbeat:
         self.video: str | None = None
         self.step: int | None = None
         self.steps: int | None = None
+        self.at_once = 1  # videos in the present batch
         self.videos_done = 0
         self.videos = videos
         self.loaded_bytes = 0  # of the weights that this rank reads
@@ -43,6 +45,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._epoch_s = time.time() - time.monotonic()  # so that no step of the wall clock looks like a stall
         self._computes = time.pthread_getcpuclockid(threading.get_ident())  # the CPU time of this, its main thread
+        self._phase = ("", 0.0)  # and since when
         self._last: tuple[Any, ...] = ()
         self._progress_s = self.now()
         self._watch: Watch | None = None
@@ -76,8 +79,8 @@ class Heartbeat:
         """Call `on_stall` once, from the thread, when this rank waits in a collective for a rank that has stalled.
 
         Stalled: this rank is inside one collective for `timeout_s`, and the rank it waits for is dead or did not move
-        for as long. Outside collectives nothing is watched: to load or to compute may take long. While weights load and
-        texts are encoded, a main thread that uses its CPU moves.
+        for as long. Outside collectives nothing is watched: to load or to compute may take long. During set-up, loading
+        and the encoding of texts a main thread that uses its CPU moves, for an hour at most.
         """
         self._watch = (timeout_s, on_stall)
 
@@ -94,7 +97,10 @@ class Heartbeat:
         inside, position = self.inside, self.collective and Position(*self.collective)
         if not inside and (on_device := self.device_position()):
             inside, position = True, on_device
-        worked = 0.0 if inside or self.phase not in UNCOUNTED else round(time.clock_gettime(self._computes), 1)
+        if self.phase != self._phase[0]:
+            self._phase = (self.phase, now)
+        counts = not inside and self.phase in UNCOUNTED and now - self._phase[1] < LONGEST_S
+        worked = round(time.clock_gettime(self._computes), 1) if counts else 0.0
         at = (self.phase, self.video, self.step, self.videos_done, self.loaded_bytes, self.looks)
         here = (*at, position, inside, worked)
         if here != self._last:
@@ -119,6 +125,7 @@ class Heartbeat:
             loaded_bytes=self.loaded_bytes,
             load_bytes=self.load_bytes,
             load_since_s=self.load_since_s,
+            at_once=self.at_once,
         )
 
     def write(self, beat: Beat) -> None:

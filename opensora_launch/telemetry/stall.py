@@ -41,6 +41,7 @@ class Beat:
     loaded_bytes: int = 0  # of weights that this rank reads: what has come, all of it, since when
     load_bytes: int = 0
     load_since_s: float = 0.0
+    at_once: int = 1  # videos in the present batch, which `video` is the first of
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def generate(
     """Make these videos, one batch after another; names of the finished ones. Raises Preempted when asked to stop."""
     done: list[str] = []
     for videos in batches:
+        job.recorder.heartbeat.at_once = len(videos)
         latents = denoise_videos(job, networks, model, texts, videos)
         if networks.blocks:
             networks.blocks.release()  # room for the VAE

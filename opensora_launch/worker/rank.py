@@ -110,7 +110,8 @@ def _prepare(argv: Sequence[str], me: Rank) -> Path:
     from opensora_launch.plan.plan import Machine
 
     device = "cuda" if start.gpus_visible() else "cpu"
-    return prepare(argv, Machine(device, me.world // me.local_world, me.local_world, count_cpus()))
+    cpus = count_cpus() * (me.local_world if me.starter == "srun" else 1)  # srun's ranks have their own share by now
+    return prepare(argv, Machine(device, me.world // me.local_world, me.local_world, cpus))
 
 
 def _report(attempt: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.cli import generate, main
+from opensora_launch.cli import generate, jobs, main
 from opensora_launch.cli.flags import GENERATE_FLAGS, parse
 from opensora_launch.cli.jobs import Job, prepare_jobs
 from opensora_launch.errors import UserError
@@ -100,6 +100,15 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
     assert "run 2 of 3: video.num_frames=9" in out
     assert out.splitlines()[-1] == "3 runs: 2 done, failed: 2"
     assert len(list((empty_folder / "runs").iterdir())) == 3
+
+
+def test_a_batch_job_that_stops_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = iter([75, 0, 0])
+    monkeypatch.setattr(jobs, "no_sbatch", lambda: [])
+    monkeypatch.setattr(generate, "submit", lambda run, plan, attempt, made: next(codes))
+    argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "launcher=slurm", "video.num_frames=5,9,13"]
+    assert main(["generate", *argv]) == 75
+    assert list(codes) == []
 
 
 @pytest.mark.parametrize("code", [130, 143, 75])

@@ -164,16 +164,23 @@ def on_tmpfs(path: Path) -> bool:
 
 
 def scene(
-    gpus: list[dict[str, Any]], *, slow: Sequence[float] = (1.0, 1.5), names: str | Sequence[str] = "XX"
+    gpus: list[dict[str, Any]],
+    *,
+    slow: Sequence[float] = (1.0, 1.5),
+    names: str | Sequence[str] = "XX",
+    nvml: str = "GPU-",
 ) -> list[Finding]:
-    """Ranks on a GPU each, of these names, of which the last is 1.5 times as slow; every sample says `gpus` of them."""
+    """Ranks on a GPU each, of these names, of which the last is 1.5 times as slow; every sample says `gpus` of them.
+
+    `nvml` begins the driver's UUIDs of them.
+    """
     sim = plain_simulation(len(gpus), slow=slow)
     events = [
         replace(e, meta=replace(e.meta, device="cuda", device_uuid=f"GPU-{r}", device_name=names[r]))
         for r, e in enumerate(sim.events())
     ]
     accounts = account(events)
-    facts = tuple({"index": n, "uuid": f"GPU-{n}", "name": name, "sm_mhz_max": 1980} for n, name in enumerate(names))
+    facts = tuple({"index": n, "uuid": f"{nvml}{n}", "name": name, "sm_mhz_max": 1980} for n, name in enumerate(names))
     times = [sim.clock(0, 0.25 * n) for n in range(160)]
     samples = tuple({"time_s": t, "host": {}, "ranks": [], "gpus": gpus} for t in times)
     node = NodeSamples("host-a", "570", None, facts, samples, (), {}, 0)
@@ -182,6 +189,11 @@ def scene(
 
 def gpu(index: int, **values: Any) -> dict[str, Any]:
     return {"gpu": index, "sm_mhz": 1980, "throttled": [], "processes": [[index, 1]]} | values
+
+
+def test_a_slow_rank_on_a_mig_instance_is_named_as_the_driver_does() -> None:
+    (slow,) = scene([gpu(0), gpu(1)], nvml="MIG-")
+    assert (slow.kind, slow.ranks, slow.gpu) == ("slow_rank", (1,), "MIG-1")
 
 
 def test_a_hot_gpu_is_the_cause() -> None:
