@@ -106,21 +106,23 @@ def test_a_stall_is_told_once_and_not_too_early(tmp_path: Path) -> None:
     assert (verdict.rank, verdict.kind) == (1, "outside")
 
 
+def compute() -> None:
+    end = time.process_time() + 0.25
+    while time.process_time() < end:
+        pass
+
+
 def test_a_main_thread_that_loads_or_encodes_moves(tmp_path: Path) -> None:
     """Text encoders are read and run in one call, which may take long; asleep in it, the rank does not move."""
     beat = heartbeat(tmp_path, 0)
     beat.phase = "text"
     beat.beat(10.0)
-    end = time.process_time() + 0.25
-    while time.process_time() < end:
-        pass
+    compute()
     assert beat.beat(20.0).progress_s == 20.0
     assert beat.beat(30.0).progress_s == 20.0
     beat.phase = "denoise"
     beat.beat(40.0)
-    end = time.process_time() + 0.25
-    while time.process_time() < end:
-        pass
+    compute()
     assert beat.beat(50.0).progress_s == 40.0
 
 
