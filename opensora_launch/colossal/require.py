@@ -1,6 +1,5 @@
 """Is ColossalAI there, in the version that this engine is written for? Looks at installed packages, imports none."""
 
-from importlib import metadata
 from importlib.util import find_spec
 
 from opensora_launch.config import Engine
@@ -17,6 +16,8 @@ def engine_problems(engine: Engine) -> list[str]:
     """One line if the engine cannot run here, with what to do; [] if it can."""
     if engine is not Engine.colossalai:
         return []
+    from importlib import metadata  # takes a while, and most runs have the other engine
+
     try:
         found = metadata.version("colossalai")
     except metadata.PackageNotFoundError:
