@@ -23,7 +23,8 @@ from opensora_launch.request.flags import Parsed
 from opensora_launch.request.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.request.prepare import Problems, finish_config
 from opensora_launch.request.videos import ask, prompt_setting_problems
-from opensora_launch.schema.config import Device, HardwareConfig, LayoutConfig, RunConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Device, LayoutConfig, RunConfig
 
 
 def plan(parsed: Parsed) -> int:
@@ -40,7 +41,7 @@ def plan(parsed: Parsed) -> int:
     problems.add(prompt_setting_problems(run))
     videos = () if problems.lines else _videos(point, parsed)
     with problems.collect():  # refuses what is wrong apart from memory
-        make_plan(replace(run, hardware=HardwareConfig()), machine, videos, __version__)
+        make_plan(replace(run, hardware=Card()), machine, videos, __version__)
     problems.stop("this cannot be planned")
     work, found = predict(run, machine, videos)
     fixed = LayoutConfig(**vars(run.layout))

@@ -19,7 +19,7 @@ IGNORED_COLUMNS = ("", "Unnamed: 0", "id", "path", "num_frames", "height", "widt
 
 
 @dataclass(frozen=True)
-class Row:
+class RawPrompt:
     """One prompt as written. `line` counts from 1 and is where the row starts; a tuple is a list of references."""
 
     line: int
@@ -55,12 +55,12 @@ def where(place: str, line: int) -> str:
     return f"{place} {line}" if place.startswith("--") else f"{place} line {line}"
 
 
-def read_rows(path: Path, known: Sequence[str], problems: Problems) -> list[Row]:
+def read_prompt_file(path: Path, known: Sequence[str], problems: Problems) -> list[RawPrompt]:
     """All rows of a csv, jsonl or txt file; `known` are the columns that mean something.
 
     What cannot be read is added to `problems`; the other rows are returned.
     """
-    readers: dict[str, Callable[[str, _Source], list[Row]]] = {
+    readers: dict[str, Callable[[str, _Source], list[RawPrompt]]] = {
         ".csv": _csv_rows,
         ".jsonl": _jsonl_rows,
         ".txt": _txt_rows,
@@ -119,10 +119,10 @@ def _read_text(path: Path, problems: Problems) -> str | None:
         return None
 
 
-def _csv_rows(text: str, source: _Source) -> list[Row]:
+def _csv_rows(text: str, source: _Source) -> list[RawPrompt]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: list[str] | None = None
-    rows: list[Row] = []
+    rows: list[RawPrompt] = []
     line = 1
     try:
         for cells in reader:
@@ -137,7 +137,7 @@ def _csv_rows(text: str, source: _Source) -> list[Row]:
                 message = f"more fields than the {len(columns)} columns; a text with a comma in it needs double quotes"
                 source.add(message, start)
             else:
-                rows.append(Row(start, dict(zip(columns, cells, strict=False))))
+                rows.append(RawPrompt(start, dict(zip(columns, cells, strict=False))))
     except csv.Error as error:
         source.add(f"not csv: {error}", line)
     return rows
@@ -154,8 +154,8 @@ def _header_is_right(columns: list[str], line: int, source: _Source) -> bool:
     return not twice and "text" in columns
 
 
-def _jsonl_rows(text: str, source: _Source) -> list[Row]:
-    rows: list[Row] = []
+def _jsonl_rows(text: str, source: _Source) -> list[RawPrompt]:
+    rows: list[RawPrompt] = []
     for line, content in _lines(text):
         try:
             item = json.loads(content, object_pairs_hook=_pairs_once)
@@ -180,7 +180,7 @@ def _jsonl_rows(text: str, source: _Source) -> list[Row]:
             else:
                 cells[key] = cell
         if "text" in cells:
-            rows.append(Row(line, cells))
+            rows.append(RawPrompt(line, cells))
     return rows
 
 
@@ -227,8 +227,8 @@ def _json_kind(value: object) -> str:
     return next((word for kind, word in kinds if isinstance(value, kind)), "an object")
 
 
-def _txt_rows(text: str, source: _Source) -> list[Row]:
-    return [Row(line, {"text": content}) for line, content in _lines(text)]
+def _txt_rows(text: str, source: _Source) -> list[RawPrompt]:
+    return [RawPrompt(line, {"text": content}) for line, content in _lines(text)]
 
 
 def _lines(text: str) -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from opensora_launch.errors import UserError
-from opensora_launch.media.prompt_files import Cell, Problems, Row, read_rows, where
+from opensora_launch.media.prompt_files import Cell, Problems, RawPrompt, read_prompt_file, where
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def collect_prompts(
     problems = Problems()
     rows = [(source, row) for source, row in _command_line_rows(texts, refs, problems)]
     for path in files:
-        rows += [(str(path), row) for row in read_rows(path, COLUMNS, problems)]
+        rows += [(str(path), row) for row in read_prompt_file(path, COLUMNS, problems)]
     if not texts and not files:
         problems.add("no prompts", "give --prompt TEXT or --prompts FILE")
     entries = [_entry(index, source, row, problems) for index, (source, row) in enumerate(rows)]
@@ -137,7 +137,7 @@ def check_cond_type(value: str) -> str:
     raise ValueError(f"cond_type={value} is none of {', '.join(COND_TYPES)}{hint}")
 
 
-def _command_line_rows(texts: Sequence[str], refs: Sequence[str], problems: Problems) -> list[tuple[str, Row]]:
+def _command_line_rows(texts: Sequence[str], refs: Sequence[str], problems: Problems) -> list[tuple[str, RawPrompt]]:
     if refs and not texts:
         problems.add("--ref", "goes with --prompt; prompts of a file have a column 'ref'")
     elif len(refs) > 1 and len(refs) != len(texts):
@@ -147,10 +147,10 @@ def _command_line_rows(texts: Sequence[str], refs: Sequence[str], problems: Prob
         if not ref.strip():
             problems.add("--ref", "the path is empty (a variable of the shell that is not set?)", number)
     each = list(refs) * len(texts) if len(refs) == 1 else [*refs, *[""] * len(texts)]
-    return [("--prompt", Row(i + 1, {"text": text, "ref": each[i]})) for i, text in enumerate(texts)]
+    return [("--prompt", RawPrompt(i + 1, {"text": text, "ref": each[i]})) for i, text in enumerate(texts)]
 
 
-def _entry(index: int, source: str, row: Row, problems: Problems) -> PromptEntry:
+def _entry(index: int, source: str, row: RawPrompt, problems: Problems) -> PromptEntry:
     """The entry of a row. What is wrong is added to `problems`; the entry is then of no use but to go on."""
     text = row.cells["text"]
     assert isinstance(text, str)

@@ -36,7 +36,7 @@ def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_
     are not used, so they are not looked at.
     """
     problems = Problems()
-    probed: dict[str, ReferenceFile | str] = {}
+    inspected: dict[str, ReferenceFile | str] = {}
     for entry in entries:
         name = cond_type_of(entry, cond_type)
         cond = COND_TYPES.get(name, COND_TYPES["t2v"])
@@ -50,9 +50,9 @@ def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_
         if num_frames < (least := max(MIN_FRAMES, cond.frames)):
             say(f"cond_type={name} needs video.num_frames of at least {least}, not {num_frames}")
         for path in dict.fromkeys(entry.refs[part.which] for part in cond.parts if entry.refs):
-            if path not in probed:
-                probed[path] = _probe_or_reason(path)
-            reason = _why_unfit(probed[path], name)
+            if path not in inspected:
+                inspected[path] = _inspect_or_reason(path)
+            reason = _why_unfit(inspected[path], name)
             if reason:
                 say(f"ref {path}: {reason}")
     return problems.texts()
@@ -62,12 +62,12 @@ def unreadable(entries: Sequence[PromptEntry]) -> list[str]:
     """One line for each reference that is no image or video, whatever is to be made of it."""
     problems = Problems()
     for path, source in {ref: entry.source for entry in reversed(entries) for ref in entry.refs}.items():
-        if isinstance(reason := _probe_or_reason(path), str):
+        if isinstance(reason := _inspect_or_reason(path), str):
             problems.add_for_prompt(source, f"ref {path}: {reason}")
     return problems.texts()
 
 
-def probe(path: str) -> ReferenceFile:
+def inspect_file(path: str) -> ReferenceFile:
     """Kind, size and length of an image or video. ValueError says why it cannot be read, OSError is the system's."""
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
@@ -75,12 +75,12 @@ def probe(path: str) -> ReferenceFile:
         raise ValueError(f"not an image or video by its name; it may end in {allowed}")
     with open(path, "rb"):  # a plain reason where the file is missing or forbidden
         pass
-    return _probe_image(path) if suffix in IMAGE_SUFFIXES else _probe_video(path)
+    return _inspect_image(path) if suffix in IMAGE_SUFFIXES else _inspect_video(path)
 
 
-def _probe_or_reason(path: str) -> ReferenceFile | str:
+def _inspect_or_reason(path: str) -> ReferenceFile | str:
     try:
-        return probe(path)
+        return inspect_file(path)
     except FileNotFoundError:
         return "no such file" + ("; two references are joined by ';', not ','" if "," in Path(path).name else "")
     except OSError as error:
@@ -103,7 +103,7 @@ def _why_unfit(file: ReferenceFile | str, cond_type: str) -> str:
     return ""
 
 
-def _probe_image(path: str) -> ReferenceFile:
+def _inspect_image(path: str) -> ReferenceFile:
     from PIL import ExifTags, Image
 
     try:
@@ -119,7 +119,7 @@ def _probe_image(path: str) -> ReferenceFile:
     return ReferenceFile("image", width if on_its_side else height, height if on_its_side else width, 1)
 
 
-def _probe_video(path: str) -> ReferenceFile:
+def _inspect_video(path: str) -> ReferenceFile:
     import av
 
     try:

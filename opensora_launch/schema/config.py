@@ -8,10 +8,12 @@ Plain dataclasses, not frozen: Hydra must be able to write overrides into them. 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from opensora_launch.schema.cards import HardwareConfig as HardwareConfig
-from opensora_launch.schema.prices import CardOrder as CardOrder
-from opensora_launch.schema.prices import EstimateConfig as EstimateConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.schema.slurm import SlurmConfig
+
+MAX_COUNT = 10_000  # steps and samples, for a run and for one prompt: more is a typing error
+MAX_SEED = 2**63 - 1
 
 
 class Init(StrEnum):
@@ -263,7 +265,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    hardware: Card = field(default_factory=Card)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     fit: Fit = Fit.auto

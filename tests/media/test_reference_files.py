@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
-from opensora_launch.media.reference_files import ReferenceFile, check_references, probe
+from opensora_launch.media.reference_files import ReferenceFile, check_references, inspect_file
 from opensora_launch.media.video import save_video
 from tests.media.clips import noise, write_clip, write_image
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
     ],
 )
 def test_probe(folder, name, expected):
-    assert probe(str(folder / name)) == expected
+    assert inspect_file(str(folder / name)) == expected
 
 
 @pytest.mark.parametrize("cond_type", ["i2v_head", "i2v_tail", "i2v_loop"])
