@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from opensora_launch.errors import must_be_positive
 from opensora_launch.estimate import cost as e
 from opensora_launch.estimate.builds import Build, cooling, gpu_cap_w, purchase_or_cloud, supplies
-from opensora_launch.errors import must_be_positive
 from opensora_launch.schema.prices import EstimateConfig
 
 
