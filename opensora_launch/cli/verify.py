@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def reduced_plan(run: RunConfig, machine: Machine) -> Plan:
 def _run(run: RunConfig, spec: VerifySpec) -> int:
     attempt = AttemptDir(Path(tempfile.mkdtemp(prefix="opensora-verify-")))
     attempt.make_folders()
-    attempt.verify_spec.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+    attempt.verify_spec.write_text(json.dumps(asdict(spec)), encoding="utf-8")
     argv = command(run.launcher.kind, spec.machine, attempt, "--verify")
     env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env, spec.machine.gpus)
     with progress() as show:

@@ -3,22 +3,22 @@
 The plan is written to plan.json, and that file is the only thing workers read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any
+
+import msgspec
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, options
-from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
-from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
+from opensora_launch.plan.rows import Guidance, row_counts
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import (
     Engine,
@@ -118,12 +118,27 @@ class Plan:
             return None
         return replace(self, placement=self.smaller, smaller=None, videos=tuple(videos))
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        return cast(Plan, decode(cls, of_schema(data, SCHEMA)))
+    def from_dict(cls, data: Any) -> "Plan":
+        """Rebuild a plan from the JSON of `dataclasses.asdict(plan)`. ValueError says what is wrong with it."""
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema}, but this version of opensora-launch reads schema {SCHEMA}")
+        plan = msgspec.convert(data, cls)
+        if unknown := next(_unknown_keys(data, asdict(plan)), None):
+            raise ValueError(f"it has an unknown key {unknown!r}")
+        return plan
+
+
+def _unknown_keys(data: Any, known: Any) -> Iterator[str]:
+    """Yield the keys of JSON `data` that `known`, the same data rebuilt, does not have."""
+    if isinstance(data, dict):
+        yield from (key for key in data if key not in known)
+        pairs = [(data[key], known[key]) for key in data if key in known]
+    else:
+        pairs = list(zip(data, known, strict=True)) if isinstance(data, list) else []
+    for part, like in pairs:
+        yield from _unknown_keys(part, like)
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:
@@ -139,24 +154,12 @@ def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoReque
 
 def rows_per_step(video: VideoRequest, latent_frames: int, prune: bool) -> tuple[int, ...]:
     """Row-forwards of each step of one video, as far as the request itself shows which rows are equal."""
-    return _rows_per_step(
+    return row_counts(
         video.guidance,
         video.text == video.negative,
         video.cond_type != "t2v" and latent_frames > 1,
         latent_frames,
         prune,
-    )
-
-
-@lru_cache(maxsize=64)
-def _rows_per_step(
-    guidance: Guidance, text_equals_negative: bool, has_condition: bool, latent_frames: int, prune: bool
-) -> tuple[int, ...]:
-    """Kept: the videos of a run are mostly alike in this."""
-    equal = equal_branches(text_equals_negative=text_equals_negative, has_condition=has_condition)
-    return tuple(
-        len(needed_rows(guidance, step, latent_frames, equal_to=equal, prune=prune))
-        for step in range(guidance.num_steps)
     )
 
 

@@ -10,6 +10,7 @@ not needed, and rows with equal inputs are one row whose weight is their sum. No
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 NUM_ROWS = 3
 OSCILLATE_FROM = 10  # steps before it keep their scale; after it every odd step has scale 1
@@ -86,3 +87,15 @@ def equal_branches(*, text_equals_negative: bool, has_condition: bool) -> tuple[
     inputs = [(False, True), (True, True), (True, False)]  # (negative text, condition)
     known = [(negative and not text_equals_negative, cond and has_condition) for negative, cond in inputs]
     return tuple(known.index(k) for k in known)
+
+
+@lru_cache(maxsize=64)  # most videos of a run are alike in these
+def row_counts(
+    guidance: Guidance, text_equals_negative: bool, has_condition: bool, latent_frames: int, prune: bool
+) -> tuple[int, ...]:
+    """Return how many rows each step of one video computes."""
+    equal = equal_branches(text_equals_negative=text_equals_negative, has_condition=has_condition)
+    return tuple(
+        len(needed_rows(guidance, step, latent_frames, equal_to=equal, prune=prune))
+        for step in range(guidance.num_steps)
+    )

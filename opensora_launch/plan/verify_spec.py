@@ -1,9 +1,7 @@
 """What `verify` asks of the ranks: verify.json in the attempt's folder."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field
 
-from opensora_launch.plan.codec import decode
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.schema.config import Engine, LayoutConfig
@@ -22,13 +20,6 @@ class VerifySpec:
     plan: Plan | None = None  # where there are no cases
     placement: Placement = field(default_factory=Placement)  # of the cases' transformers
     engine: Engine = Engine.native  # of the cases
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "VerifySpec":
-        return cast(VerifySpec, decode(cls, data))
 
 
 @dataclass(frozen=True)

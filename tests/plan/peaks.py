@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,7 +26,6 @@ from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.parallel.attention import sharded_attention
 from opensora_launch.parallel.mesh import Axis, build_meshes
-from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
@@ -73,7 +73,7 @@ def forward_peak(case: dict[str, Any]) -> int:
         hidden_size=192, num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[4, 2, 2], mlp_ratio=case["mlp_ratio"]
     )
     layout, dtype, rows = Layout(**case["layout"]), getattr(torch, case["dtype"]), case["rows"]
-    mmdit.TOKENS_AT_ONCE = case["at_once"]
+    vars(mmdit)["TOKENS_AT_ONCE"] = case["at_once"]
     mesh = build_meshes([layout], 0, timedelta(seconds=60), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
@@ -100,8 +100,8 @@ def placed_peak(case: dict[str, Any]) -> int:
     peak. What waits in host memory is not counted.
     """
     cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8, axes_dim=[4, 2, 2])
-    placement, ranks, rows = decode(Placement, case["placement"]), case["ranks"], 1
-    mmdit.TOKENS_AT_ONCE = 512
+    placement, ranks, rows = msgspec.convert(case["placement"], Placement), case["ranks"], 1
+    vars(mmdit)["TOKENS_AT_ONCE"] = 512
     axis = Axis("weights", tuple(range(ranks)), 0, dist.new_group(list(range(ranks))), lambda *_: nullcontext())
     source = Source(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
     loaded = load_transformer(source, placement, (axis, axis), lambda nbytes: None)

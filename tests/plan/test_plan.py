@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,11 @@ def test_every_problem_is_said_at_once():
 
 def test_a_plan_survives_its_json():
     plan = planned(RunConfig(sampling=SamplingConfig(flow_shift=3.0)), 3, videos=2)
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    data = json.loads(json.dumps(asdict(plan)))
+    assert Plan.from_dict(data) == plan
+    data["videos"][1]["guidance"]["scale"] = 1.0
+    with pytest.raises(ValueError, match="it has an unknown key 'scale'"):
+        Plan.from_dict(data)
 
 
 def test_batches_hold_neighbours_that_are_mixed_alike():
