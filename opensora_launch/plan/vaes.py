@@ -17,8 +17,8 @@ class Vae:
     live_per_frame: float = 0.0  # in addition, for each frame that is decoded together with others
     frames: int | None = None  # decoded together; None: all
     tile_px: int | None = None  # side of the tiles in the model's own demo; None: in one piece
-    # FLOP rate relative to Hunyuan's decoder: narrow layers at full size wait for memory, wide layers at half the size do
-    # not. Set together with the fit of docs/prediction.md.
+    # FLOP rate relative to Hunyuan's decoder: narrow layers at full size wait for memory, wide layers at half the size
+    # do not. Set together with the fit of docs/prediction.md.
     reach: float = 1.0
 
     @property
@@ -33,7 +33,7 @@ class Vae:
 
 
 VAES = {
-    "hunyuan": Vae(246_478_803, 17.2e6, tile_px=256),  # 145 TFLOP for a tile of 129 frames; its bytes: memory.tile_bytes
+    "hunyuan": Vae(246_478_803, 17.2e6, tile_px=256),  # 145 TFLOP per tile of 129 frames; bytes: memory.tile_bytes
     "sd": Vae(83_653_863, 9.5e6, live_per_frame=768, frames=14),  # frames per batch in Latte's pipeline
     "flux": Vae(83_819_683, 9.5e6, live_per_frame=768),
     "wan": Vae(
