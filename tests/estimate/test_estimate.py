@@ -137,4 +137,4 @@ def test_cooling() -> None:
     assert got.airflow_cfm == pytest.approx(237.6)  # 1.76 x 1350 / 10
     assert got.circuit == "120 V, 15 A"  # 80% of 1800 W
     assert cooling(1441.0).circuit == "120 V, 20 A"
-    assert cooling(10200.0).circuit == "more than one circuit, or three-phase"
+    assert cooling(10200.0).circuit == "several circuits, or three-phase power"

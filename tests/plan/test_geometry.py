@@ -38,7 +38,7 @@ def test_every_problem_is_said_at_once_with_its_remedy():
         "video.num_frames=128 must be 1 plus a multiple of 4; the nearest is 129",
         "video.fps=0 must be between 1 and 240",
         "video.height_px=199 must be a multiple of 16; the nearest is 192",
-        "video.width_px is missing; video=custom needs video.height_px and video.width_px",
+        "video.width_px is not set; video=custom needs video.height_px and video.width_px",
     ]
 
 
@@ -46,9 +46,9 @@ def test_every_problem_is_said_at_once_with_its_remedy():
     ("video", "said"),
     [
         (VideoConfig("big"), "video.resolution=big is not known; write it as 256px, 768px or 480p"),
-        (VideoConfig("12px"), "video.resolution=12px is too small; the least is 64px"),
+        (VideoConfig("12px"), "video.resolution=12px is too small; the smallest is 64px"),
         (VideoConfig("256px", "7:5"), "video.aspect_ratio=7:5 is not known; use one of 16:9, 9:16, 1:1"),
-        (VideoConfig("256px", width_px=64), "video.width_px=64 is given beside video.resolution=256px"),
+        (VideoConfig("256px", width_px=64), "video.width_px=64 contradicts video.resolution=256px"),
     ],
 )
 def test_bad_sizes(video, said):
