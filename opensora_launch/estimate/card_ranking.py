@@ -57,6 +57,7 @@ def build_of(card: Card, gpus: int, prices: EstimateConfig) -> Build:
 
 
 def has_price(card: Card, prices: EstimateConfig) -> bool:
+    """Return whether a price for the card is configured or in the catalogue."""
     return prices.gpu_usd is not None or card.price_usd is not None
 
 

@@ -74,7 +74,7 @@ def _counted(work: Workload, best: Option, flops: float, reached: float) -> Iter
     where = f"{size.width_px} x {size.height_px}, {size.num_frames} frames"
     yield Figure("model", "model", work.net.name, "", where)
     how = f"{work.grid.latent_frames} x {work.grid.tokens_per_frame} video + {work.grid.text_tokens} text"
-    yield Figure("tokens", "tokens", work.grid.video_tokens + work.grid.text_tokens, "", how)
+    yield Figure("tokens", "tokens", work.grid.total_tokens, "", how)
     share = f"{row.attention_share:.0%} of that is attention"
     yield Figure("flops_per_row", "FLOPs per row and step", row.flops, "FLOP", share)
     yield Figure("row_forwards", "row-forwards", rows, "", f"in {steps} steps")

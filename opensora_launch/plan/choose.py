@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from opensora_launch.plan.layout import Layout, Rules, all_layouts, asked_degrees, layout_problem
+from opensora_launch.plan.layout import Layout, Rules, all_layouts, configured_degrees, layout_problem
 from opensora_launch.plan.memory import (
     FP8_BYTES,
     FRAGMENTS,
@@ -125,13 +125,11 @@ def may_fit(work: Workload, fixed: LayoutConfig) -> bool:
 
 def _layouts(work: Workload, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
     """Return the legal layouts of the steps with the most rows, without useless ones if others exist."""
-    asked, rules = asked_degrees(fixed), _rules(work, placement)
+    rules = _rules(work, placement)
     legal = [
         layout
-        for layout in all_layouts(work.ranks)
-        if all(getattr(layout, axis) == degree for axis, degree in asked.items())
-        and layout.sequence <= work.grid.video_tokens + work.grid.text_tokens
-        and not layout_problem(rules, layout)
+        for layout in all_layouts(work.ranks, configured_degrees(fixed))
+        if layout.sequence <= work.grid.total_tokens and not layout_problem(rules, layout)
     ]
     return [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
 
@@ -148,8 +146,8 @@ def _useful(work: Workload, layout: Layout, rows: int) -> bool:
 def ways_to_fit(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
     """Return the best option of each other placement that fits, fastest first, ignoring the configured placement."""
     free = placements(PlacementConfig(storage=work.placement.storage), Fit.auto, work.ranks, work.gpus_per_node)
-    asked = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
-    ways = (_options(work, fixed, placement) for placement in free if placement not in asked)
+    allowed = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
+    ways = (_options(work, fixed, placement) for placement in free if placement not in allowed)
     found = [options[0] for options in ways if options and options[0].fits]
     return tuple(sorted(found, key=lambda o: (o.placement.offload is Offload.host, o.phases.making)))
 
@@ -198,8 +196,8 @@ class _Predictor:
         if key not in self._fewer:
             free = [
                 lay
-                for lay in all_layouts(self.work.ranks)
-                if (lay.dp, lay.tp) == key[1:] and _allowed(lay, fixed) and not layout_problem(self._rules, lay)
+                for lay in all_layouts(self.work.ranks, {"dp": most.dp, "tp": most.tp})
+                if _allowed(lay, fixed) and not layout_problem(self._rules, lay)
             ]
             useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
             best = min(useful, key=lambda lay: (self.step(rows, lay, self.placement).total, -lay.cfg, lay.ring))

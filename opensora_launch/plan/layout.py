@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from opensora_launch.errors import UserError
@@ -34,6 +34,10 @@ class Layout:
     def sequence(self) -> int:
         """Number of parts of a sequence. Each part is on `tp` ranks."""
         return self.ring * self.ulysses
+
+    def has(self, degrees: Mapping[str, int]) -> bool:
+        """Return whether the named axes have these degrees."""
+        return all(getattr(self, axis) == degree for axis, degree in degrees.items())
 
     def __str__(self) -> str:
         return " ".join(f"{axis}{degree}" for axis, degree in vars(self).items())
@@ -83,7 +87,7 @@ def layout_problem(rules: Rules, layout: Layout) -> str:
     return ""
 
 
-def asked_degrees(fixed: LayoutConfig) -> dict[str, int]:
+def configured_degrees(fixed: LayoutConfig) -> dict[str, int]:
     """Return the configured axes and their degrees."""
     return {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
 
@@ -121,18 +125,21 @@ def layouts_by_rows(facts: LayoutFacts, fixed: LayoutConfig) -> tuple[tuple[int,
 
 
 def _best(facts: LayoutFacts, rows: int, fixed: LayoutConfig) -> Layout | None:
-    asked = {"tp": 1} | asked_degrees(fixed)
-    fitting = [c for c in all_layouts(facts.ranks) if all(getattr(c, axis) == degree for axis, degree in asked.items())]
+    fitting = all_layouts(facts.ranks, {"tp": 1} | configured_degrees(fixed))
     fitting = [c for c in fitting if c.sequence <= facts.total_tokens and not layout_problem(facts.rules, c)]
     return min(fitting, key=lambda c: (_cost(facts, rows, c), -c.cfg, c.ring), default=None)
 
 
-def all_layouts(ranks: int) -> Iterator[Layout]:
-    for dp in _divisors(ranks):
-        for cfg in _divisors(ranks // dp):
-            for ring in _divisors(ranks // dp // cfg):
-                for ulysses in _divisors(ranks // dp // cfg // ring):
-                    yield Layout(dp, cfg, ring, ulysses, ranks // dp // cfg // ring // ulysses)
+def all_layouts(ranks: int, degrees: Mapping[str, int] | None = None) -> list[Layout]:
+    """Return every layout of so many ranks that has these degrees."""
+    return [
+        layout
+        for dp in _divisors(ranks)
+        for cfg in _divisors(ranks // dp)
+        for ring in _divisors(ranks // dp // cfg)
+        for ulysses in _divisors(ranks // dp // cfg // ring)
+        if (layout := Layout(dp, cfg, ring, ulysses, ranks // dp // cfg // ring // ulysses)).has(degrees or {})
+    ]
 
 
 def _divisors(n: int) -> list[int]:
@@ -153,18 +160,17 @@ def _cost(facts: LayoutFacts, rows: int, layout: Layout) -> float:
 
 
 def _why_not(facts: LayoutFacts, fixed: LayoutConfig) -> str:
-    asked = asked_degrees(fixed)
-    overrides = " ".join(f"layout.{axis}={degree}" for axis, degree in asked.items())
-    product = math.prod(asked.values())
-    if any(degree < 1 for degree in asked.values()):
+    degrees = configured_degrees(fixed)
+    overrides = " ".join(f"layout.{axis}={degree}" for axis, degree in degrees.items())
+    product = math.prod(degrees.values())
+    if any(degree < 1 for degree in degrees.values()):
         return f"{overrides}: every degree must be at least 1"
-    if (len(asked | {"tp": 1}) == len(vars(fixed)) and product != facts.ranks) or facts.ranks % product:
+    if (len(degrees | {"tp": 1}) == len(vars(fixed)) and product != facts.ranks) or facts.ranks % product:
         return (
             f"{overrides} needs {product} ranks or a multiple of them, but the topology has {facts.ranks}; "
             f"change topology.gpus_per_node, or leave an axis out for the planner to choose"
         )
-    asked = {"tp": 1} | asked
-    alike = [c for c in all_layouts(facts.ranks) if all(getattr(c, axis) == degree for axis, degree in asked.items())]
+    alike = all_layouts(facts.ranks, {"tp": 1} | degrees)
     if problems := [problem for c in alike if (problem := layout_problem(facts.rules, c))]:
         return problems[0]
     return f"{overrides} divides {facts.total_tokens} tokens among more ranks than there are tokens; use fewer ranks"

@@ -93,7 +93,7 @@ def activation_bytes(
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
-    tokens = math.ceil((grid.video_tokens + grid.text_tokens) / layout.sequence)
+    tokens = math.ceil(grid.total_tokens / layout.sequence)
     c, p = min(1.0, at_once / (rows * tokens)), uneven(net.heads, layout.tp) / layout.tp
     heads = 4.2
     if layout.sequence > 1:

@@ -64,6 +64,10 @@ class TokenGrid:
     def video_tokens(self) -> int:
         return self.latent_frames * self.tokens_per_frame
 
+    @property
+    def total_tokens(self) -> int:
+        return self.text_tokens + self.video_tokens
+
 
 def token_grid(net: Network, width_px: int, height_px: int, num_frames: int) -> TokenGrid:
     """Return the tokens of a video. Sides are rounded down to whole tokens, as the models do."""

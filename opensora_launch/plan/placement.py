@@ -22,7 +22,7 @@ class Placement:
         return self != Placement(rows_at_once=self.rows_at_once)
 
 
-def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int) -> tuple[Placement, ...]:
+def placements(config: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int) -> tuple[Placement, ...]:
     """Return every placement that keeps the configured settings, from the most memory needed to the least.
 
     Resident blocks that are not configured are 0 here: how many fit depends on the card.
@@ -32,12 +32,12 @@ def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int)
     shards += [Shard.all] if ranks > gpus_per_node and not strict else []
     offloads = [Offload.none] if strict else [Offload.none, Offload.host]
     at_once = [0] if strict else [0, 1]
-    shards = shards if asked.shard is None else [asked.shard]
-    offloads = offloads if asked.offload is None else [asked.offload]
-    at_once = at_once if asked.rows_at_once is None else [asked.rows_at_once]
-    resident = asked.resident_blocks or 0
+    shards = shards if config.shard is None else [config.shard]
+    offloads = offloads if config.offload is None else [config.offload]
+    at_once = at_once if config.rows_at_once is None else [config.rows_at_once]
+    resident = config.resident_blocks or 0
     return tuple(
-        Placement(shard, offload, resident if offload is Offload.host else 0, rows, asked.storage)
+        Placement(shard, offload, resident if offload is Offload.host else 0, rows, config.storage)
         for rows in at_once
         for offload in offloads
         for shard in shards
@@ -53,11 +53,13 @@ def staying(blocks: int, placement: Placement) -> tuple[bool, ...]:
     return tuple((i + 1) * resident // blocks > i * resident // blocks for i in range(blocks))
 
 
-def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: int, per_node: int) -> Placement | None:
+def next_smaller(
+    placement: Placement, config: PlacementConfig, fit: Fit, ranks: int, per_node: int
+) -> Placement | None:
     """Return the placement to continue with after memory ran out; None if no allowed one needs less."""
-    if placement.resident_blocks and asked.resident_blocks is None and fit is Fit.auto:
+    if placement.resident_blocks and config.resident_blocks is None and fit is Fit.auto:
         return Placement(placement.shard, placement.offload, 0, placement.rows_at_once, placement.storage)
-    ladder = placements(asked, fit, ranks, per_node)
+    ladder = placements(config, fit, ranks, per_node)
     below = ladder[ladder.index(placement) + 1 :] if placement in ladder else ()
     return next(iter(below), None)
 
@@ -88,16 +90,16 @@ def as_changes(before: Placement, after: Placement) -> str:
     return " ".join(f"placement.{name}={value}" for name, value in vars(after).items() if value != old[name])
 
 
-def placement_problems(asked: PlacementConfig) -> list[str]:
+def placement_problems(config: PlacementConfig) -> list[str]:
     """Return problems with the configured placement."""
     problems = [
         f"placement.{name}={count} must be at least 0, or null for the planner to choose"
-        for name, count in (("resident_blocks", asked.resident_blocks), ("rows_at_once", asked.rows_at_once))
+        for name, count in (("resident_blocks", config.resident_blocks), ("rows_at_once", config.rows_at_once))
         if count is not None and count < 0
     ]
-    if asked.resident_blocks and asked.offload is Offload.none:
+    if config.resident_blocks and config.offload is Offload.none:
         problems.append(
-            f"placement.resident_blocks={asked.resident_blocks} needs placement.offload=host; "
+            f"placement.resident_blocks={config.resident_blocks} needs placement.offload=host; "
             f"without offloading all blocks are resident"
         )
     return problems

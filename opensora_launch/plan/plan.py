@@ -69,6 +69,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
+    """A resolved request: what to make, on which ranks, in which layouts and with which settings."""
+
     schema: int
     version: str  # of opensora_launch
     machine: Machine

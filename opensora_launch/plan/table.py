@@ -61,7 +61,7 @@ def _cells(work: Workload, option: Option, best: Option) -> tuple[str, ...]:
 
 def _about(work: Workload, placement: Placement) -> Iterator[str]:
     video, grid, card = work.video, work.grid, work.card
-    tokens = grid.video_tokens + grid.text_tokens
+    tokens = grid.total_tokens
     yield (
         f"{work.net.name}: {video.width_px} x {video.height_px} pixels, {video.num_frames} frames, {tokens:,} tokens; "
         f"{work.videos} video{'s' * (work.videos > 1)}"
@@ -103,10 +103,12 @@ def layout_text(layout: Layout) -> str:
 
 
 def seconds_text(value: float) -> str:
+    """Write seconds with one decimal below 1000."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:
+    """Return the fields of a placement as JSON values."""
     return vars(placement) | {name: getattr(placement, name).value for name in ("shard", "offload", "storage")}
 
 
@@ -121,7 +123,7 @@ def plan_json(
         "hardware": work.card.name,
         "ranks": work.ranks,
         "gpus_per_node": work.gpus_per_node,
-        "tokens": work.grid.video_tokens + work.grid.text_tokens,
+        "tokens": work.grid.total_tokens,
         "steps": [{"rows": rows, "count": count} for rows, count in work.steps],
         "problems": list(problems),
         "other_placements": [

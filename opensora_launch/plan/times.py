@@ -81,6 +81,7 @@ def rates_of(card: Card, topology: TopologyConfig) -> Rates:
 
 
 def nvlink_card(card: Card) -> bool:
+    """Return whether the card has NVLink at all."""
     return card.nvlink_gb_s is not None
 
 

@@ -134,6 +134,8 @@ class VaeConfig:
 
 @dataclass
 class TextConfig:
+    """Lengths to which the text encoders pad or cut a prompt, in tokens."""
+
     t5_max_length: int = 512
     clip_max_length: int = 77
 
@@ -213,6 +215,8 @@ class NumericsConfig:
 
 @dataclass
 class SamplingConfig:
+    """How videos are sampled; defaults are Open-Sora 2.0's."""
+
     num_steps: int = 50
     guidance: float = 7.5
     guidance_img: float = 3.0
@@ -234,6 +238,8 @@ class SamplingConfig:
 
 @dataclass
 class LauncherConfig:
+    """How ranks are started and watched."""
+
     kind: LauncherKind = LauncherKind.torchrun
     timeout_s: float = 600.0  # a rank without progress for this long is reported and the run is stopped
     threads_per_rank: int | None = None  # null: cores of the machine divided by its ranks
@@ -262,6 +268,8 @@ class EnvConfig:
 
 @dataclass
 class RunConfig:
+    """The whole config of a run; each field is a group or a top-level key of Hydra's config."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
