@@ -36,7 +36,7 @@ def dit(p: EstimateConfig) -> Iterator[Row]:
     assert p.flops_per_step
     assert p.num_steps
     image, training = e.flops_of_steps(p.flops_per_step, p.num_steps), p.training_flops[0]
-    yield Row("DiT-XL/2, 512 x 512: FLOPs a step", "28 blocks on 1,024 tokens", p.flops_per_step, 524e9, 2e-3, ".4g")
+    yield Row("DiT-XL/2, 512 x 512: FLOPs per step", "28 blocks on 1,024 tokens", p.flops_per_step, 524e9, 2e-3, ".4g")
     yield Row("DiT-XL/2: an image", "524.48e9 x 250 steps", image, 131e12, 2e-3, ".4g")
     months = e.gpu_months(training, 989.4e12)
     yield Row("DiT-XL/2: training, H100-months", "1e21 / (989.4e12 x 2.592e6 s)", months, 0.4, 0.03, ".3f")
@@ -49,9 +49,9 @@ def sora(p: EstimateConfig) -> Iterator[Row]:
     assert p.num_steps
     minute = e.flops_of_steps(p.flops_per_step, p.num_steps)
     rate = e.minutes_per_gpu_hour(e.cost_of_flops(minute, H100))
-    yield Row("Sora: FLOPs a step", "524.48e9 x 30 x 180", p.flops_per_step, 2.8e15, 0.02, ".4g")
+    yield Row("Sora: FLOPs per step", "524.48e9 x 30 x 180", p.flops_per_step, 2.8e15, 0.02, ".4g")
     yield Row("Sora: a minute of video", "2.832e15 x 250 steps", minute, 708e15, 1e-3, ".4g")
-    yield Row("Sora: minutes an hour and H100", "989.4e12 x 3600 / 708e15", rate, 5.0, 0.01, ".2f")
+    yield Row("Sora: minutes per hour and H100", "989.4e12 x 3600 / 708e15", rate, 5.0, 0.01, ".2f")
     for factor, flops, months, minutes in ((4.0, 1.1e25, 4211, 15.3e6), (10.0, 2.7e25, 10528, 38.1e6)):
         training = e.scaled_training_flops(1e21, 30.0, factor, 180.0, 0.5)
         assert training in p.training_flops
@@ -80,7 +80,7 @@ def guide(p: EstimateConfig) -> Iterator[Row]:
     yield Row("2 x RTX 4090 limited to 375 W: draw, W", "2 x 375 + 250 + 200", draw, 1200, 0.0, ",.0f")
     money = purchase_or_cloud(build, 720.0, 0.17, p.cloud_usd_per_gpu_hour * 2)
     yield Row(
-        "electricity a month, USD (150 to 200 printed)",
+        "electricity per month, USD (150 to 200 printed)",
         "1.35 kW x 720 h x 0.17",
         money.power_usd_per_month,
         175,
