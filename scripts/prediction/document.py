@@ -185,7 +185,7 @@ def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str
         f"GPU's {making[1]:.0f} s. The constants of the H100 are those of published programs, whose kernels reach "
         f"{reached:.0f} TFLOP/s in these shapes. At {AIM_TFLOPS}, which the best published run on one GPU reaches, the "
         f"prediction is {quick[8].phases.making:.0f} s on 8 at {percent(quick[8].efficiency)}, and {gains} on 1, 2 and "
-        f"4. On 8 GPUs the largest losses are {causes} GPU-seconds (the table below has all). The published tables show "
+        f"4. On 8 GPUs the largest losses are {causes} GPU-seconds (see the table below). The published tables show "
         f"links of {link:.0f} of the H100's {work.card.nvlink_gb_s:.0f} GB/s. At that speed, steps of two guidance "
         f"rows are fastest as {short(options[8].layout)}, whose partial results cost compute. Of {work.video.tiles} "
         f"VAE tiles, the busiest of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
