@@ -8,15 +8,13 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opensora_launch import __version__
 from opensora_launch.errors import UserError
-from opensora_launch.plan.plan import Machine
 
 if TYPE_CHECKING:
-    from opensora_launch.cli.flags import Parsed
+    from opensora_launch.request.flags import Parsed
 
 EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no traceback would help to mend it
@@ -46,17 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILURE
 
 
-def prepare(argv: Sequence[str], machine: Machine | None = None) -> Path:
-    """Write a run from the command line of `generate`, and return its attempt directory.
-
-    For ranks that were started by hand: `machine` is what they are. Raises UserError with every problem at once,
-    before anything is written.
-    """
-    from opensora_launch.cli.generate import prepare_attempt
-
-    return prepare_attempt(argv, machine)
-
-
 def _run(words: list[str]) -> int:
     verb, rest = (words[0], words[1:]) if words else ("--help", [])
     if verb in ("--help", "-h", "help"):
@@ -80,7 +67,7 @@ def _run(words: list[str]) -> int:
 
 
 def _run_verb(verb: str, words: list[str]) -> int:
-    from opensora_launch.cli.flags import FLAGS, parse
+    from opensora_launch.request.flags import FLAGS, parse
 
     parsed = parse(verb, FLAGS[verb], words)
     if parsed.has("--help"):

@@ -16,7 +16,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from opensora_launch.cli.bench_plan import (
+from opensora_launch.cli.bench_report import report_sweep
+from opensora_launch.errors import UserError
+from opensora_launch.machine.host import host_sample
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.override_checks import hydra_quoted
+from opensora_launch.request.sweep_plan import (
     Done,
     Spot,
     Sweep,
@@ -27,12 +32,7 @@ from opensora_launch.cli.bench_plan import (
     rounds,
     with_done,
 )
-from opensora_launch.cli.bench_report import report_sweep
-from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.override_checks import hydra_quoted
-from opensora_launch.errors import UserError
-from opensora_launch.launch.run_dir import make_folder, write_whole
-from opensora_launch.telemetry.host import host_sample
+from opensora_launch.runs.run_dir import make_folder, write_whole
 
 LOG, LOCK = "bench.log", "bench.lock"
 LOOK_S = 0.5  # before each run, whether the machine is idle

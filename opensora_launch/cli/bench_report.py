@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
-from opensora_launch.cli.bench_plan import STATE, Sweep
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.sweep import Point, sweep
+from opensora_launch.request.sweep_plan import STATE, Sweep
 
 CROWDED = 0.2  # of the CPUs, that others used before a run
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TextIO
 
-from opensora_launch.cli.live import Use, rank_uses, share_done, together, waiting
+from opensora_launch.runs.live import Use, rank_uses, share_done, together, waiting
 from opensora_launch.telemetry.stall import Beat
 
 LINE_EVERY_S = 30.0

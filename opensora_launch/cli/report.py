@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.cli.bench_plan import read_sweep
 from opensora_launch.cli.bench_report import is_sweep, report_sweep
-from opensora_launch.cli.flags import Parsed
 from opensora_launch.errors import UserError
 from opensora_launch.report.build import build_report, build_sweep, summary_lines
 from opensora_launch.report.document import Prices
 from opensora_launch.report.sweep import baseline_text, efficiency_text, published, size, sweep
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.sweep_plan import read_sweep
 
 
 def report(parsed: Parsed) -> int:

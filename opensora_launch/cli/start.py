@@ -1,7 +1,6 @@
 """Start an attempt, show how it goes, and say how it ended."""
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,34 +9,22 @@ from functools import partial
 from pathlib import Path
 
 from opensora_launch.cli.progress import progress
-from opensora_launch.cli.submit import SCRIPT, print_samples, what_is_missing
-from opensora_launch.config import LauncherKind
-from opensora_launch.launch.allocation import step_name
-from opensora_launch.launch.command import command, command_text, environment
+from opensora_launch.cli.submit import print_samples, what_is_missing
+from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import Profiled, applied
-from opensora_launch.launch.run_dir import COMMAND, ENVIRONMENT, missing_videos, write_attempt, write_whole
-from opensora_launch.launch.run_state import record_launch, this_process
-from opensora_launch.launch.slurm_query import end_step
 from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
 from opensora_launch.plan.placement import in_words
 from opensora_launch.plan.plan import Plan
+from opensora_launch.request.attempt import new_attempt
+from opensora_launch.runs.run_dir import missing_videos
+from opensora_launch.runs.state import record_launch, this_process
+from opensora_launch.schema.config import LauncherKind
+from opensora_launch.slurm.allocation import step_name
+from opensora_launch.slurm.query import end_step
 from opensora_launch.telemetry.failure import Failure, read_failure
 
-BY_HAND = "by hand"  # the profile of ranks that were started by somebody else
 TAIL_LINES = 12
 LOG_BYTES = 64 * 1024
-
-
-def new_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
-    """Make the folder of an attempt, with its plan, its command and the environment of its ranks."""
-    attempt = write_attempt(run_dir, plan)
-    ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
-    write_whole(attempt / ENVIRONMENT, made.to_json(ranks_env))
-    by_slurm = kind is LauncherKind.slurm
-    text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
-    text = text or command_text(command(kind, plan.machine, attempt), plan, made)
-    write_whole(attempt / COMMAND, text)
-    return attempt
 
 
 def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:

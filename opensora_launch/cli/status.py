@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from opensora_launch.cli.flags import Parsed
 from opensora_launch.cli.progress import describe
 from opensora_launch.errors import UserError
-from opensora_launch.launch import processes
-from opensora_launch.launch.run_dir import missing_videos, read_run
-from opensora_launch.launch.run_state import (
+from opensora_launch.machine import processes
+from opensora_launch.plan.plan import Plan
+from opensora_launch.request.flags import Parsed
+from opensora_launch.runs.run_dir import missing_videos, read_run
+from opensora_launch.runs.state import (
     AttemptState,
     JobAnswer,
     Launched,
@@ -26,8 +27,7 @@ from opensora_launch.launch.run_state import (
     state_of,
     stored_steps,
 )
-from opensora_launch.launch.slurm_query import cancel as scancel
-from opensora_launch.plan.plan import Plan
+from opensora_launch.slurm.query import cancel as scancel
 from opensora_launch.telemetry.stall import Beat
 
 END_S = 15.0  # for a launcher to end its ranks

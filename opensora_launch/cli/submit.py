@@ -1,68 +1,31 @@
 """`launcher=slurm`: a run becomes a batch job, which is followed if asked."""
 
-import math
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from opensora_launch.batch_job import SlurmConfig
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.status import attempt_errors, stored_lines
-from opensora_launch.config import RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.launch.run_dir import attempt_like, cut_prompts, missing_videos, sample_files, write_whole
-from opensora_launch.launch.run_state import Launched, read_attempts, read_state, record_launch
-from opensora_launch.launch.slurm import SlurmJob, job_script
-from opensora_launch.launch.slurm_query import JobState, NoAnswer, exit_code, final_states, job_states
-from opensora_launch.launch.slurm_query import submit as sbatch
-from opensora_launch.plan.plan import Plan, predict
+from opensora_launch.plan.plan import Plan
+from opensora_launch.request.batch_script import SCRIPT, script_of
+from opensora_launch.runs.run_dir import attempt_like, cut_prompts, missing_videos, sample_files, write_whole
+from opensora_launch.runs.state import Launched, read_attempts, read_state, record_launch
+from opensora_launch.schema.config import RunConfig
+from opensora_launch.slurm.query import JobState, NoAnswer, exit_code, final_states, job_states
+from opensora_launch.slurm.query import submit as sbatch
 from opensora_launch.telemetry.stall import Beat
 
-SCRIPT = "job.sbatch"
 LOOK_S = 2.0
-TIME_MARGIN, START_MINUTES = 1.5, 15
-MEMORY_MARGIN, RANK_GIB = 1.25, 8
 EXIT_USER = 2
 PATIENCE = 15  # looks without an answer of Slurm, before it is given up
 
 
 class NotSubmitted(UserError):
     """There is no job, and no attempt of it any more."""
-
-
-def script_of(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> str:
-    """The batch script of an attempt."""
-    settings = with_prediction(run, plan)
-    return job_script(
-        SlurmJob(
-            settings,
-            plan.machine,
-            plan.threads_per_rank,
-            attempt,
-            settings.python or sys.executable,
-            made.was_set,
-            tuple(made.taken),
-        )
-    )
-
-
-def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
-    """Time and memory as predicted, with a margin, where nothing is said of them and the card is known.
-
-    Host memory also holds each rank's own: CUDA's context, Python and its buffers.
-    """
-    settings, machine = run.launcher.slurm, plan.machine
-    if machine.device != "cuda" or not run.hardware.known:
-        return settings
-    _, found = predict(run, machine, plan.videos)
-    chosen = next((option for option in found if option.layouts == plan.layouts), found[0])
-    minutes = math.ceil(TIME_MARGIN * chosen.phases.total / 60 / settings.array) + START_MINUTES
-    gib = math.ceil(MEMORY_MARGIN * chosen.memory.host / 2**30) + RANK_GIB * machine.gpus_per_node
-    return replace(settings, time=settings.time or str(minutes), mem=settings.mem or f"{gib}G")
 
 
 def submit(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> int:

@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.live import Use, rank_metas, rank_uses, share_done, stuck_s
 from opensora_launch.errors import UserError
-from opensora_launch.launch.run_state import AttemptState, is_alive, launcher_alive, read_attempts, state_of
-from opensora_launch.launch.slurm_query import NoAnswer, job_states
+from opensora_launch.request.flags import Parsed
+from opensora_launch.runs.live import Use, rank_metas, rank_uses, share_done, stuck_s
+from opensora_launch.runs.state import AttemptState, is_alive, launcher_alive, read_attempts, state_of
+from opensora_launch.slurm.query import NoAnswer, job_states
 from opensora_launch.telemetry.stall import Beat
 
 LOOK_S = 1.0

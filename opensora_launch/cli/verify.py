@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.cli.compose import compose
-from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.hardware import settle_hardware
-from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.progress import progress
 from opensora_launch.cli.start import failure_lines
-from opensora_launch.colossal.require import engine_problems
-from opensora_launch.config import LauncherKind, RunConfig, VideoConfig
+from opensora_launch.doctor.engine_packages import engine_problems
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import profiled
-from opensora_launch.launch.machine import found_gpus
 from opensora_launch.launch.supervise import Task, supervise
+from opensora_launch.machine.find_machine import found_gpus
 from opensora_launch.plan.placement import placements
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.verify import VerifyLine, VerifySpec
+from opensora_launch.plan.verify_spec import VerifyLine, VerifySpec
+from opensora_launch.request.compose import compose
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.hardware import settle_hardware
+from opensora_launch.request.prepare import finish_config, machine_of, weight_problems
+from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
 
 REDUCED = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
 STEPS = 13  # the guidance oscillates from the tenth on

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from opensora_launch.config import LauncherKind
-from opensora_launch.launch.allocation import step_name
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.schema.config import LauncherKind
+from opensora_launch.slurm.allocation import step_name
 
 WORKER = "opensora_launch.worker"
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from opensora_launch.launch import processes
 from opensora_launch.launch.verdict import (
     EXIT_PREEMPTED,
     agent_exits,
@@ -24,6 +23,7 @@ from opensora_launch.launch.verdict import (
     silent_failure,
     was_preempted,
 )
+from opensora_launch.machine import processes
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.cards import PCIE_GB_S, HardwareConfig
-from opensora_launch.config import RunConfig
 from opensora_launch.plan.codec import decode
+from opensora_launch.schema.cards import PCIE_GB_S, HardwareConfig
+from opensora_launch.schema.config import RunConfig
 
 
 @dataclass(frozen=True)

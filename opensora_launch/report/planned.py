@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opensora_launch.config import Fit, LayoutConfig, PlacementConfig, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
 from opensora_launch.plan.placement import as_changes, in_words
 from opensora_launch.plan.plan import Plan, predict
 from opensora_launch.plan.work import Work
 from opensora_launch.report.accounting import Accounts
+from opensora_launch.schema.config import Fit, LayoutConfig, PlacementConfig, RunConfig
 
 NO_RATES = "the card is not in configs/hardware, or ranks are on CPUs: the planner has no rates for it"
 TOGETHER = 0.02  # of the time, that all changes must save beyond the best of them, to be worth a line

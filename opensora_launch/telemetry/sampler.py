@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opensora_launch.machine.host import host_sample, rank_samples
+from opensora_launch.machine.nvml import Gpus, open_gpus
 from opensora_launch.telemetry.heartbeat import read_heartbeats
-from opensora_launch.telemetry.host import host_sample, rank_samples
-from opensora_launch.telemetry.nvml import Gpus, open_gpus
 from opensora_launch.telemetry.samples import SCHEMA
 
 INTERVAL_S = 0.25

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora_launch.config import NumericsConfig
+from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
 from opensora_launch.errors import UserError
 from opensora_launch.parallel.mesh import Axis, build_meshes
-from opensora_launch.plan.probe import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
+from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.worker import start
 from opensora_launch.worker.start import Rank
 from opensora_launch.worker.watch import clock_offset, device_uuid

@@ -17,12 +17,13 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from opensora_launch.config import NumericsConfig
 from opensora_launch.errors import UserError
+from opensora_launch.schema.config import NumericsConfig
+from opensora_launch.slurm import task_env as slurm_env
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat, read_heartbeats
 from opensora_launch.telemetry.stall import find_guilty
-from opensora_launch.worker import rendezvous, slurm_env
+from opensora_launch.worker import rendezvous
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PEER_ERRORS = (

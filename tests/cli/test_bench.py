@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import bench, main
-from opensora_launch.cli.bench_plan import Done, Spot, Sweep, order, read_sweep, read_words
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import read_either
+from opensora_launch.request.sweep_plan import Done, Spot, Sweep, order, read_sweep, read_words
 from tests.cli.runs import made_run
 from tests.report.sweeps import read_sweep_report
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.cli import main, prepare, start
-from opensora_launch.cli.generate import by_hand
-from opensora_launch.cli.live import share_done
+from opensora_launch.cli import main, start
 from opensora_launch.cli.progress import Pace, describe, progress
 from opensora_launch.cli.start import failure_lines
-from opensora_launch.config import LauncherKind
 from opensora_launch.launch.supervise import Outcome
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.request.attempt import by_hand, prepare_attempt
+from opensora_launch.runs.live import share_done
+from opensora_launch.schema.config import LauncherKind
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
@@ -171,7 +171,7 @@ def test_the_bar_is_one_line_of_80_columns(
 
 @pytest.fixture
 def attempt() -> Path:
-    return prepare(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2))
+    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2))
 
 
 def test_a_failure_names_rank_place_log_and_its_last_lines(attempt: Path) -> None:

@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opensora_launch.cli import main, prepare
-from opensora_launch.launch import processes, slurm_query
-from opensora_launch.launch.run_state import Launched, jobs_of, read_attempts, read_state, record_launch, seconds_left
-from opensora_launch.launch.slurm_query import _code, exit_code, job_states
+from opensora_launch.cli import main
+from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
+from opensora_launch.request.attempt import prepare_attempt
+from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch, seconds_left
+from opensora_launch.slurm import query as slurm_query
+from opensora_launch.slurm.query import _code, exit_code, job_states
 from opensora_launch.telemetry.events import Meta, Step, event_line, meta_line
 from opensora_launch.telemetry.failure import Failure, record_failure
 from opensora_launch.telemetry.stall import Beat
@@ -28,7 +30,7 @@ HERE = socket.gethostname()
 
 @pytest.fixture
 def attempt() -> Path:
-    return prepare(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2))
+    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2))
 
 
 def beat(rank: int = 0, **more: object) -> Beat:
@@ -268,7 +270,7 @@ def test_where_a_run_stands_that_was_stopped(attempt: Path, capsys: pytest.Captu
 def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[str]) -> None:
     """Seven videos of six steps, two of them in the making: five are left for two attempts of one group each."""
     prompts = [word for i in range(7) for word in ("--prompt", str(i))]
-    first = prepare([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1))
+    first = prepare_attempt([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1))
     second = first.with_name("1")
     (second / "heartbeat").mkdir(parents=True)
     (second / "telemetry").mkdir()

@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from opensora_launch.config import LauncherKind
 from opensora_launch.launch.command import WORKER, command
 from opensora_launch.launch.supervise import Task, supervise
 from opensora_launch.plan.plan import Machine
+from opensora_launch.schema.config import LauncherKind
 
 RANKS = Path(__file__).with_name("fake_ranks.py")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.config import LauncherKind, RunConfig, TopologyConfig
-from opensora_launch.launch.allocation import allocation_machine, step_name
 from opensora_launch.launch.command import command, command_text, environment, launch_problems
 from opensora_launch.plan.plan import Machine, make_plan
+from opensora_launch.schema.config import LauncherKind, RunConfig, TopologyConfig
+from opensora_launch.slurm.allocation import allocation_machine, step_name
 
 HOSTILE = Path("/runs of 'me'/\"x\" $HOME #é\n/attempts/0")
 

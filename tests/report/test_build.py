@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from opensora_launch.config import Storage
 from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import PARTS
 from opensora_launch.report.build import build_report
 from opensora_launch.report.markdown import summary_lines
+from opensora_launch.schema.config import Storage
 from opensora_launch.telemetry.failure import Failure, record_failure
 from tests.report.checked import VALIDATOR, build
 from tests.report.sampled import on_gpus

@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from opensora_launch.machine.nvml import THROTTLES
 from opensora_launch.report.accounting import account
 from opensora_launch.report.findings import HELD_DOWN, Finding, Scene, findings
 from opensora_launch.report.machine import Node, nodes_of, rank_use
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.telemetry.nvml import THROTTLES
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
 from opensora_launch.telemetry.samples import NodeSamples

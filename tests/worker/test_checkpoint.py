@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from opensora_launch.config import LayoutConfig, PlacementConfig, Shard, Storage
 from opensora_launch.plan.plan import Plan
+from opensora_launch.schema.config import LayoutConfig, PlacementConfig, Shard, Storage
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, fingerprint
 from opensora_launch.worker.run import run_plan

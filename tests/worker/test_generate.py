@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from opensora_launch.config import LayoutConfig
 from opensora_launch.model.vae import assemble
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
+from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.generate import decode_latent, denoise_videos
 from opensora_launch.worker.run import load, run_plan, settle

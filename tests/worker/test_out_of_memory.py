@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard
 from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.plan.placement import Placement, next_smaller
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
+from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import run as worker_run
 from opensora_launch.worker.run import run_plan

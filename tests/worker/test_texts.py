@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.config import Init, ModelConfig
+from opensora_launch.engines.text_team import fitting_encoders, stream_t5
 from opensora_launch.model.text import TextRows, load_text_encoders
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.worker.texts import TextCache, encode_texts, fitting_encoders, share_embeddings, stream_t5
+from opensora_launch.schema.config import Init, ModelConfig
+from opensora_launch.worker.texts import TextCache, encode_texts, share_embeddings
 from tests.model.text_folders import WORDS, make_clip, make_t5, tiny_model
 from tests.ranks import run_ranks
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from opensora_launch.config import LayoutConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
-from opensora_launch.plan.verify import VerifySpec
+from opensora_launch.plan.verify_spec import VerifySpec
+from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.cases import read_case
 from opensora_launch.worker.start import Rank
