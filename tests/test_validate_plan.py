@@ -90,7 +90,7 @@ def test_rows_that_say_nothing_are_left_out_with_why(tmp_path: Path) -> None:
         ("nodes=-1 must be 1, 2, ...", good[0] | {"nodes": -1}),
         ("gpu=None must be a name", good[0] | {"gpu": None}),
         ("table=['a'] must be a name", good[0] | {"table": ["a"]}),
-        ("a row must be an object, not str", "row"),
+        ("a measurement must be an object, not str", "row"),
         ("link=None must be nvlink or pcie, layout=", good[0] | {"link": None, "layout": [2]}),
     ]
     rows: list[Any] = [*good, *(row for _, row in wrong)]
@@ -100,7 +100,7 @@ def test_rows_that_say_nothing_are_left_out_with_why(tmp_path: Path) -> None:
     for (said, _), row in zip(wrong, found[len(good) :], strict=True):
         assert said in row["why"]
     text = subprocess.run([sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")], capture_output=True)
-    assert b"row 3 is not predictable: link=None" in text.stdout
+    assert b"measurement 3 is not predictable: link=None" in text.stdout
 
 
 def test_a_file_that_is_no_list_of_rows(tmp_path: Path) -> None:
@@ -108,7 +108,8 @@ def test_a_file_that_is_no_list_of_rows(tmp_path: Path) -> None:
     argv = [sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"error: {tmp_path / 'rows.json'} cannot be read: it must be a list of rows"]
+    reason = "it must be a list of measurements"
+    assert done.stderr.splitlines() == [f"error: {tmp_path / 'rows.json'} cannot be read: {reason}"]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The evaluation and the training's log as Markdown, and clips as strips of frames."""
+"""Format the evaluation and the training's log as Markdown, and save clips as strips of frames."""
 
 import json
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ def percent(share: float) -> str:
 def table(figures: Mapping[str, Any]) -> str:
     """Return the evaluation's figures as a table, one line per kind of condition."""
     results = figures["results"]
-    kept = results["vae"]
+    drawn, kept = results["judge"], results["vae"]
     lines = [
         "| clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
         "|---|---|---|---|---|---|---|",
-        f"| true clips, as drawn | {results['judge']['count']} | | | | {percent(results['judge']['true_clips_right'])} | |",
+        f"| true clips, as drawn | {drawn['count']} | | | | {percent(drawn['true_clips_right'])} | |",
         f"| true clips, encoded and decoded by the VAE | {kept['count']} | | | | {percent(kept['round_trip_right'])} "
         f"| {kept['round_trip_psnr_db']:.1f} dB (all frames) |",
     ]
@@ -42,7 +42,7 @@ def training_table(log: Path) -> str:
     stages: dict[str, dict[str, Any]] = {}
     gates, before = [], 0.0
     for record in map(json.loads, log.read_text().splitlines()):
-        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # less: a new process
+        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # smaller: a new process
         before = record["cpu_s"]
         stage = stages.setdefault(record["stage"], {"cpu_s": 0.0, "steps": 0, "loss": None})
         stage["cpu_s"] += spent

@@ -16,7 +16,7 @@ from opensora_launch.plan.work import Work
 from opensora_launch.schema.cards import default_efficiency
 from opensora_launch.schema.config import HardwareConfig, RunConfig, VideoConfig
 from prediction.fit import SHARED, Fitted, chip_of, fit
-from prediction.rows import ROOT, Row, catalogue, twins
+from prediction.published import ROOT, Measurement, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
 
 PAGE = ROOT / "docs" / "prediction.md"
@@ -32,7 +32,7 @@ AIM_SECONDS, AIM_FASTER, AIM_EFFICIENCY, AIM_TFLOPS = 110, 2.0, 0.95, 500
 PUBLISHED_OPEN_SORA = {"768px": {1: 1656, 2: 863, 4: 466, 8: 276}, "256px": {1: 60, 2: 40, 4: 34}}
 
 
-def write_document(scored: Sequence[Scored], rows: Sequence[Row]) -> None:
+def write_document(scored: Sequence[Scored], rows: Sequence[Measurement]) -> None:
     """Rewrite the text between `<!-- NAME -->` and `<!-- end NAME -->`."""
     copies = twins(rows)
     fitted = fit([row for row in rows if row.index not in copies])
