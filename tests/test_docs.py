@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *SITE, *(ROOT / "examples").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
 THEIRS = {"scripts/diffusion/inference.py"}  # Open-Sora's own script, which docs/migrating.md speaks of
+MADE = ("runs/2", "ckpts/", "site/")  # by commands
 
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 LINK = re.compile(
@@ -85,6 +86,15 @@ def test_dead_links_are_seen() -> None:
         "scripts/run",
         "scripts/a.py",
     ]
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", ".github/pull_request_template.md", "docs/faq.md"])
+def test_named_files_exist(page: str) -> None:
+    """A path in backticks, below the package too; capital letters in it stand for a name."""
+    named = set(re.findall(r"`([a-z_.]+/(?:[\w.-]+/)*[\w.-]*)`", (ROOT / page).read_text()))
+    folders = (ROOT, ROOT / "opensora_launch")
+    missing = {name for name in named if not any((folder / name).exists() for folder in folders)}
+    assert {name for name in missing if not re.search(r"[A-Z]{4}", name) and not name.startswith(MADE)} == set()
 
 
 @pytest.mark.parametrize("group", [g for g in groups() if g.name != "hardware"], ids=lambda g: g.name)
