@@ -19,11 +19,11 @@ ARG FLAVOUR=base
 FROM nvidia/cuda:${CUDA}-${FLAVOUR}-ubuntu24.04
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# A mirror replaces the address of Ubuntu's packages, as in http://mirror.example/ubuntu
+# APT_MIRROR replaces the address of Ubuntu's packages. Example: http://mirror.example/ubuntu
 ARG APT_MIRROR=""
 ARG APT_RETRIES=5
-# gcc and Python's headers stay in the image: torch compiles small kernels at run time. Ubuntu keeps only the newest
-# version of a package, so a pinned one could not be installed for long.
+# gcc and Python's headers stay in the image: torch compiles small kernels at run time. No versions are pinned: Ubuntu
+# keeps only the newest version of a package, so pins soon fail.
 # hadolint ignore=DL3008
 RUN printf 'Acquire::Retries "%s";\nAcquire::http::Timeout "60";\n' "$APT_RETRIES" >/etc/apt/apt.conf.d/80-retries \
     && if [ -n "$APT_MIRROR" ]; then \
@@ -60,8 +60,8 @@ RUN if [ -n "$EXTRAS" ]; then \
         && pip install -c constraints.txt setuptools wheel ninja packaging hatchling \
         && pip install -c constraints.txt --no-build-isolation ".[$EXTRAS]"; fi
 
-# Files that a run writes to mounted folders belong to this user. Any other --user works as well: nothing in the image
-# belongs to it but the home folder, which everybody may write to.
+# This user owns the files that a run writes to mounted folders. Any other --user works as well, because every user may
+# write to the home folder.
 ARG UID=1000
 ARG GID=1000
 RUN groupadd --non-unique --gid "$GID" opensora \
@@ -73,8 +73,8 @@ ENV HOME=/cache USER=opensora
 USER ${UID}:${GID}
 WORKDIR /app
 
-# A GPU that the container can no longer use, as after a reload of systemd on the host, shows here. A rank that hangs
-# needs no check from outside: the launcher stops the run after launcher.timeout_s and exits with 1.
+# The container is unhealthy when it has lost its GPUs, which a reload of systemd on the host can cause. A rank that
+# hangs needs no check here: the launcher stops the run after launcher.timeout_s and exits with 1.
 HEALTHCHECK --interval=60s --timeout=20s --retries=3 \
     CMD ["/bin/sh", "-c", "[ ! -e /dev/nvidiactl ] || nvidia-smi -L"]
 ENTRYPOINT ["opensora-launch"]

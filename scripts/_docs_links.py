@@ -1,6 +1,6 @@
-"""A hook of the docs site: what to do with links that leave docs/, which GitHub shows and a site has not.
+"""A hook of the docs site for links to files outside docs/, which work on GitHub and would be dead in the site.
 
-With REPOSITORY_URL in the environment they lead to the file in that repository, else only their text stays.
+If REPOSITORY_URL is set in the environment, they lead to the file in that repository; otherwise only their text stays.
 """
 
 import os
@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def rewrite(markdown: str, page: str, repository: str) -> str:
-    """The page's text, with every link to a path outside docs/, or to a folder, replaced."""
+    """Return the page's text with every link to a folder or to a path outside docs/ replaced."""
 
     def replace(found: re.Match[str]) -> str:
         text, target, anchor = found[1], found[2], found[3] or ""

@@ -1,4 +1,4 @@
-"""Dockerfile, compose.yaml and docs/container.md agree. scripts/check_files has what needs hadolint and Compose."""
+"""Dockerfile, compose.yaml and docs/container.md agree. scripts/check_files runs hadolint and Compose's own check."""
 
 import re
 import subprocess

@@ -108,7 +108,7 @@ def test_every_choice_of_a_group_is_in_its_row(group: Group) -> None:
 
 
 def test_the_site_has_every_page_once() -> None:
-    """scripts/docs fails at it too, and at links and headings that are not there; it needs MkDocs."""
+    """scripts/docs checks this too, and every link, but needs MkDocs."""
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     assert sorted(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == [str(p.relative_to(ROOT / "docs")) for p in SITE]
 

@@ -1,4 +1,4 @@
-"""Commands and overrides that pages for newcomers tell people to copy are taken by the command line."""
+"""The command line accepts every command and override in the pages that newcomers copy from."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ COMMAND = re.compile(
     r"(?:^|`)(?:\w+=\S+ )*(?:opensora-launch|docker compose run --rm opensora) ([^`\n]+)", re.MULTILINE
 )
 OVERRIDE = re.compile(r"(?<=`)([a-z_0-9.]+=[^`. ][^` ]*)(?=[` ])")
-PLACEHOLDERS = {"RUN", "A", "B"}  # folders of runs, which these tests have none of
+PLACEHOLDERS = {"RUN", "A", "B"}  # folders of runs, which these tests do not have
 PREDICTS = ("plan", "estimate")
 
 
@@ -38,7 +38,7 @@ def test_predictions_are_made(words: tuple[str, ...], capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("words", [w for w in ALL if w[0] not in PREDICTS], ids=" ".join)
 def test_other_commands_are_well_formed(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """The verb is there; what follows is a run's folder, or composes as the same words of `generate` do."""
+    """The verb exists, and its groups and keys compose, unless it takes the folder of a run."""
     verb, *rest = words
     assert verb in VERBS
     if PLACEHOLDERS.isdisjoint(rest):
@@ -48,7 +48,7 @@ def test_other_commands_are_well_formed(words: tuple[str, ...], capsys: pytest.C
 
 
 def by_key(words: set[str]) -> list[dict[str, str]]:
-    """The overrides in as few command lines as there can be, which have each key once."""
+    """Distribute the overrides over as few command lines as possible, so that none has a key twice."""
     lines: list[dict[str, str]] = []
     for word in sorted(words):
         key = word.partition("=")[0]
