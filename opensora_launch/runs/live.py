@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.state import (state_of)
+from opensora_launch.runs.state import state_of
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, read_samples
 from opensora_launch.telemetry.stall import Beat, find_guilty
 from opensora_launch.telemetry.typed import is_number

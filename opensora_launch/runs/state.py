@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.machine import processes
-from opensora_launch.slurm.query import (JobState, NoAnswer, job_states)
+from opensora_launch.rundir import AttemptDir, RunDir, write_whole
+from opensora_launch.slurm.query import JobState, NoAnswer, job_states
 from opensora_launch.telemetry.events import read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats

@@ -60,7 +60,9 @@ def test_what_the_user_fixes_stays():
 
 
 def test_an_impossible_layout_says_what_instead():
-    with pytest.raises(UserError, match=r"layout.cfg=2 layout.ring=2 needs 4 ranks or a multiple of them, but the topology has 6"):
+    with pytest.raises(
+        UserError, match=r"layout.cfg=2 layout.ring=2 needs 4 ranks or a multiple of them, but the topology has 6"
+    ):
         planned(RunConfig(layout=LayoutConfig(cfg=2, ring=2)), 6)
 
 
