@@ -1,7 +1,7 @@
-"""Peaks of live bytes of real forwards on one rank of many, as JSON. A process of its own: shape checks hold tensors.
+"""Print the peaks of live bytes of real forwards on one of many ranks as JSON.
 
-The only argument is JSON: `forward`, cases of rows, dtype, layout, mlp_ratio and at_once; `placed`, cases of placement
-and ranks.
+It runs in a separate process, because shape checks keep tensors alive. The only argument is JSON: `forward`, cases of
+rows, dtype, layout, mlp_ratio and at_once; `placed`, cases of placement and ranks.
 """
 
 import json
@@ -30,11 +30,11 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
 
-TOKENS, TEXT = 2048, 8  # of all ranks; the first rank holds all of the text
+TOKENS, TEXT = 2048, 8  # sums over all ranks; the first rank holds the whole text
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operators return, until they are freed. What existed before is not counted."""
+    """Counts the storages that operators return, until they are freed. Earlier storages are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """What a fused kernel returns, with no memory of its own."""
+    """Return tensors like those of a fused kernel, which allocates nothing else."""
     return torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1], device=q.device)
 
 
@@ -96,8 +96,9 @@ def forward_peak(case: dict[str, Any]) -> int:
 
 
 def placed_peak(case: dict[str, Any]) -> int:
-    """Bytes on the device of a forward on one of `ranks` ranks: weights that stay, buffers, and activations at their
-    peak. What waits in host memory is not counted.
+    """Measure a forward on one of `ranks` ranks: the device's bytes of resident weights, buffers and peak activations.
+
+    Weights that wait in host memory are not counted.
     """
     cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8, axes_dim=[4, 2, 2])
     placement, ranks, rows = msgspec.convert(case["placement"], Placement), case["ranks"], 1

@@ -1,4 +1,4 @@
-"""Sizes and tokens against the reference's tables."""
+"""Compare sizes and tokens with the reference's tables."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_tokens_of_all_ninety_geometries():
         assert got.total_tokens == row["total_tokens"]
 
 
-def test_every_problem_is_said_at_once_with_its_remedy():
+def test_every_problem_is_reported_at_once_with_its_remedy():
     video = VideoConfig(resolution=None, height_px=199, width_px=None, num_frames=128, fps=0)
     assert geometry_problems(video, MmditConfig()) == [
         "video.num_frames=128 must be 1 plus a multiple of 4; the nearest is 129",
@@ -43,7 +43,7 @@ def test_every_problem_is_said_at_once_with_its_remedy():
 
 
 @pytest.mark.parametrize(
-    ("video", "said"),
+    ("video", "message"),
     [
         (VideoConfig("big"), "video.resolution=big is not known; write it as 256px, 768px or 480p"),
         (VideoConfig("12px"), "video.resolution=12px is too small; the smallest is 64px"),
@@ -51,6 +51,6 @@ def test_every_problem_is_said_at_once_with_its_remedy():
         (VideoConfig("256px", width_px=64), "video.width_px=64 contradicts video.resolution=256px"),
     ],
 )
-def test_bad_sizes(video, said):
+def test_bad_sizes(video, message):
     (problem,) = geometry_problems(video, MmditConfig())
-    assert problem.startswith(said)
+    assert problem.startswith(message)
