@@ -101,10 +101,10 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join("null" if part is type(None) else _in_words(part) for part in get_args(hint))
     if get_origin(hint) is list:
-        return "a list, as [4,6,6]"
+        return "a list such as [4,6,6]"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.name for member in hint)
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
 
 
 def _allowed(hint: Any) -> tuple[str, ...]:
