@@ -1,13 +1,16 @@
 """Facts of a GPU card, as configs/hardware/*.yaml give them: the schema of the `hardware` group."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
+from typing import Any
+
+from opensora_launch.schema.settings import settings
 
 EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0  # of a card whose own was not fitted; larger cards reach less of their peak
 LINK_EFFICIENCY = {"nvlink": 0.45, "pcie": 0.629}
 PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # of 16 lanes, one way
 
 
-@dataclass
+@settings
 class HardwareConfig:
     """A card, or `name` null: the one that NVML finds. Rates are dense, one way, decimal; memory is binary."""
 
@@ -50,16 +53,12 @@ def slowest(cards: list[HardwareConfig]) -> HardwareConfig:
     first = cards[0]
     if len(cards) == 1:
         return first
-    merged = HardwareConfig(name="+".join(str(card.name) for card in cards), form_factor=first.form_factor)
-    for item in fields(HardwareConfig):
-        values = [getattr(card, item.name) for card in cards]
-        if item.name in ("name", "nvml_names", "mixed", "form_factor"):
-            continue
-        if item.name == "tdp_w":
-            merged.tdp_w = sum(values) / len(values)
-        elif item.name == "price_usd":
-            merged.price_usd = None if None in values else sum(values) / len(values)
-        else:
-            setattr(merged, item.name, None if None in values else min(values))
-    merged.nvlink_gpus = first.nvlink_gpus if merged.nvlink_gb_s else 1
-    return merged
+    merged: dict[str, Any] = {"name": "+".join(str(card.name) for card in cards), "form_factor": first.form_factor}
+    for name in (item.name for item in fields(HardwareConfig)):
+        values = [getattr(card, name) for card in cards]
+        if name in ("tdp_w", "price_usd"):
+            merged[name] = None if None in values else sum(values) / len(values)
+        elif name not in ("name", "nvml_names", "mixed", "form_factor"):
+            merged[name] = None if None in values else min(values)
+    merged["nvlink_gpus"] = first.nvlink_gpus if merged["nvlink_gb_s"] else 1
+    return HardwareConfig(**merged)

@@ -5,12 +5,13 @@ Plain dataclasses, not frozen: Hydra must be able to write overrides into them. 
 "the launcher decides".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from opensora_launch.schema.cards import HardwareConfig as HardwareConfig
 from opensora_launch.schema.prices import CardOrder as CardOrder
 from opensora_launch.schema.prices import EstimateConfig as EstimateConfig
+from opensora_launch.schema.settings import settings
 from opensora_launch.schema.slurm import SlurmConfig
 
 
@@ -91,7 +92,7 @@ class AttentionKind(StrEnum):
     reference = "reference"
 
 
-@dataclass
+@settings
 class MmditConfig:
     """The public Open-Sora names; defaults are Open-Sora 2.0's."""
 
@@ -113,7 +114,7 @@ class MmditConfig:
     patch_size: int = 2
 
 
-@dataclass
+@settings
 class VaeConfig:
     """The Hunyuan causal VAE. Tile sizes are in pixels; a video smaller than a tile is not tiled."""
 
@@ -130,13 +131,13 @@ class VaeConfig:
     tile_overlap: float = 0.25
 
 
-@dataclass
+@settings
 class TextConfig:
     t5_max_length: int = 512
     clip_max_length: int = 77
 
 
-@dataclass
+@settings
 class ModelConfig:
     """The networks and where their files are; paths are relative to `folder`."""
 
@@ -154,7 +155,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
 
-@dataclass
+@settings
 class VideoConfig:
     """`resolution` and `aspect_ratio` name a row of the public size table; `custom` gives the pixels."""
 
@@ -166,7 +167,7 @@ class VideoConfig:
     fps: int = 24
 
 
-@dataclass
+@settings
 class TopologyConfig:
     """The ranks: one a GPU, or one a process on a machine without GPUs."""
 
@@ -179,7 +180,7 @@ class TopologyConfig:
     node_link_gb_s: float = 25.0  # of a GPU to other nodes, one way: 200 Gbit/s
 
 
-@dataclass
+@settings
 class LayoutConfig:
     """Degrees of the mesh axes; null is chosen by rule. Their product is the number of ranks."""
 
@@ -190,7 +191,7 @@ class LayoutConfig:
     tp: int | None = None  # weights are split by heads and feed-forward; wants the fastest links
 
 
-@dataclass
+@settings
 class PlacementConfig:
     """Where the transformer's weights live; null is chosen (`fit`). The video is the same wherever they are."""
 
@@ -201,7 +202,7 @@ class PlacementConfig:
     storage: Storage = Storage.full
 
 
-@dataclass
+@settings
 class NumericsConfig:
     """How products are computed on a GPU, said and not left to torch's defaults."""
 
@@ -209,7 +210,7 @@ class NumericsConfig:
     reduced_sums: bool = True  # products of bf16 and fp16 may add up partial sums in that type, as the reference's do
 
 
-@dataclass
+@settings
 class SamplingConfig:
     num_steps: int = 50
     guidance: float = 7.5
@@ -230,7 +231,7 @@ class SamplingConfig:
     state_dtype: str = "fp32"  # bf16 rounds latents and timesteps as the reference does
 
 
-@dataclass
+@settings
 class LauncherConfig:
     kind: LauncherKind = LauncherKind.torchrun
     timeout_s: float = 600.0  # a rank that makes no progress for this long is named and the run is stopped
@@ -239,7 +240,7 @@ class LauncherConfig:
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
-@dataclass
+@settings
 class EnvConfig:
     """The ranks' environment: what is set where the launcher's own has nothing, and what is taken away from it."""
 
@@ -258,7 +259,7 @@ class EnvConfig:
     )
 
 
-@dataclass
+@settings
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)

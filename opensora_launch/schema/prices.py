@@ -1,7 +1,9 @@
 """What an estimate reckons with: the part of the schema under `estimate`."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+
+from opensora_launch.schema.settings import settings
 
 
 class CardOrder(StrEnum):
@@ -11,7 +13,7 @@ class CardOrder(StrEnum):
     memory = "memory"
 
 
-@dataclass
+@settings
 class EstimateConfig:
     """What `opensora-launch estimate` reckons with; no other verb reads it. Money is US dollars."""
 
