@@ -24,7 +24,8 @@ from opensora_launch.request.flags import Parsed
 from opensora_launch.request.hardware import settle_hardware
 from opensora_launch.request.prepare import finish_config, machine_of, weight_problems
 from opensora_launch.request.videos import ask, prompt_setting_problems
-from opensora_launch.schema.config import HardwareConfig, Init, RunConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Init, RunConfig
 
 
 def doctor(parsed: Parsed) -> int:
@@ -87,7 +88,7 @@ def _plan(point: Point, machine: Machine) -> tuple[Plan, list[Finding]]:
     except UserError as error:
         if not point.run.hardware.known:
             raise
-        card, point.run.hardware = point.run.hardware, HardwareConfig()
+        card, point.run.hardware = point.run.hardware, Card()
         plan = make_plan(point.run, machine, videos, __version__)  # refuses what is wrong apart from memory
         point.run.hardware = card
         fix = "as it says; opensora-launch plan shows more"

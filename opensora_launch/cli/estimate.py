@@ -12,21 +12,22 @@ from opensora_launch.cli.picture import picture_file, write_bars
 from opensora_launch.cli.plan import machine_asked, with_default_model
 from opensora_launch.cli.terminal import show
 from opensora_launch.errors import UserError, must_be_one_of
-from opensora_launch.estimate import topics as topics
-from opensora_launch.estimate.per_card import CardEstimate, build_of, estimate_card, has_price, rank_cards
+from opensora_launch.estimate import figures
+from opensora_launch.estimate.card_ranking import CardEstimate, build_of, estimate_card, has_price, rank_cards
 from opensora_launch.estimate.subject import counted_subject, document_subject
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan.checks import card_problems, topology_problems
-from opensora_launch.plan.networks import NETWORKS, shape_of
+from opensora_launch.plan.networks import NETWORKS, token_grid
 from opensora_launch.plan.plan import make_plan, predict
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.plan.vaes import VAES
-from opensora_launch.plan.work import Work, steps_of
+from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.request.compose import Point, compose
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.request.videos import ask, prompt_setting_problems
-from opensora_launch.schema.config import Device, HardwareConfig, LayoutConfig, RunConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Device, LayoutConfig, RunConfig
 
 TOPICS = ("video", "fleet", "breakeven", "card", "build")
 ASSUMED = "h100_sxm"
@@ -61,7 +62,7 @@ def estimate(parsed: Parsed) -> int:
     return 0
 
 
-def rank_cards_of(point: Point, cards: dict[str, HardwareConfig]) -> list[CardEstimate]:
+def rank_cards_of(point: Point, cards: dict[str, Card]) -> list[CardEstimate]:
     """Every card of the catalogue for this video, in the order that estimate.card_order asks for."""
     run, work = point.run, _work(point)
     fixed = LayoutConfig(**vars(run.layout))
@@ -70,7 +71,7 @@ def rank_cards_of(point: Point, cards: dict[str, HardwareConfig]) -> list[CardEs
     )
 
 
-def _settle(run: RunConfig, cards: dict[str, HardwareConfig], config_dir: Path | None) -> str:
+def _settle(run: RunConfig, cards: dict[str, Card], config_dir: Path | None) -> str:
     """The card: named, found here, or assumed and said so."""
     here = look_here(run)
     notes = [*here.lines, settle_hardware(run, here, config_dir)]
@@ -85,7 +86,7 @@ def _settle(run: RunConfig, cards: dict[str, HardwareConfig], config_dir: Path |
 
 def _check(run: RunConfig, topic: str) -> None:
     prices = run.estimate
-    problems = topics.estimate_problems(prices) + prompt_setting_problems(run)
+    problems = figures.estimate_problems(prices) + prompt_setting_problems(run)
     problems += topology_problems(run.topology) + card_problems(run.hardware)
     if prices.network is not None:
         problems += must_be_one_of("estimate.network", prices.network, tuple(NETWORKS))
@@ -99,7 +100,7 @@ def _check(run: RunConfig, topic: str) -> None:
         raise UserError("this cannot be estimated", problems)
 
 
-def _work(point: Point) -> Work:
+def _work(point: Point) -> Workload:
     """One text-to-video request on the machine asked for; of another network, with its own tokens, VAE, rows and steps.
 
     Open-Sora's other networks take the run's steps: of their three guidance rows only those that count.
@@ -107,7 +108,7 @@ def _work(point: Point) -> Work:
     run = point.run
     machine = machine_asked(run, 0)
     videos = ask([PromptEntry(0, "a video", (), PromptSettings(), "estimate")], [(0, point)]).videos[:1]
-    card, run.hardware = run.hardware, HardwareConfig()
+    card, run.hardware = run.hardware, Card()
     make_plan(run, machine, videos, __version__)  # refuses what is wrong apart from memory
     run.hardware = card
     work, _ = predict(run, machine, videos)
@@ -115,29 +116,29 @@ def _work(point: Point) -> Work:
         return work
     net = NETWORKS[run.estimate.network]
     size = work.video
-    shape = shape_of(net, size.width_px, size.height_px, size.num_frames)
+    grid = token_grid(net, size.width_px, size.height_px, size.num_frames)
     steps = work.steps if net.rows == NUM_ROWS else steps_of([net.rows] * net.steps)
     if net.vae != work.net.vae:
         size = replace(size, tile_px=VAES[net.vae].tile_px, tile_frames=None)
-    return replace(work, net=net, shape=shape, steps=steps, video=size)
+    return replace(work, net=net, grid=grid, steps=steps, video=size)
 
 
-def _lines(topic: str, point: Point) -> Sequence[topics.Line]:
+def _lines(topic: str, point: Point) -> Sequence[figures.Figure]:
     run, prices = point.run, point.run.estimate
     gpus = run.topology.gpus_per_node or 1
     machine, priced = build_of(run.hardware, gpus, prices), has_price(run.hardware, prices)
     if topic == "build":
-        return tuple(topics.build(machine, prices, priced=priced))
+        return tuple(figures.machine_figures(machine, prices, priced=priced))
     if prices.flops_per_step is not None:
         subject = document_subject(run.hardware, prices)
     else:
         subject = counted_subject(_work(point), LayoutConfig(**vars(run.layout)), prices, run.video.fps)
     if topic == "fleet":
-        return tuple(topics.fleet(subject, prices))
-    return tuple(topics.video(subject) if topic == "video" else topics.breakeven(subject, prices))
+        return tuple(figures.fleet_figures(subject, prices))
+    return tuple(figures.video_figures(subject) if topic == "video" else figures.break_even_figures(subject, prices))
 
 
-def _cards(parsed: Parsed, picture: Path | None, work: Work, found: list[CardEstimate]) -> int:
+def _cards(parsed: Parsed, picture: Path | None, work: Workload, found: list[CardEstimate]) -> int:
     if parsed.has("--json"):
         _print_json("card", None, {"cards": [_card_json(one) for one in found]})
     else:

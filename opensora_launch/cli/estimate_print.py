@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from opensora_launch.cli import terminal
-from opensora_launch.estimate.per_card import FITS, NOT, CardEstimate
-from opensora_launch.estimate.topics import Line
-from opensora_launch.plan.work import Work
+from opensora_launch.estimate.card_ranking import FITS, NOT, CardEstimate
+from opensora_launch.estimate.figures import Figure
+from opensora_launch.plan.workload import Workload
 
 
-def lines_text(lines: Sequence[Line], title: str) -> Iterator[terminal.Line]:
+def lines_text(lines: Sequence[Figure], title: str) -> Iterator[terminal.Line]:
     """Label, value, and the arithmetic."""
     label, value = (
         max(len(text) for text in column) for column in zip(*((x.label, show(x)) for x in lines), strict=True)
@@ -19,7 +19,7 @@ def lines_text(lines: Sequence[Line], title: str) -> Iterator[terminal.Line]:
         yield [(f"  {line.label:<{label}}  ", ""), (f"{show(line):>{value}}", "bold"), (how, "dim")]
 
 
-def show(line: Line) -> str:
+def show(line: Figure) -> str:
     """A value as people read it."""
     value, unit = line.value, line.unit
     if value is None or isinstance(value, str):
@@ -34,7 +34,7 @@ def show(line: Line) -> str:
     return f"{number} {unit}".strip()
 
 
-def cards_text(found: Sequence[CardEstimate], work: Work) -> Iterator[terminal.Line]:
+def cards_text(found: Sequence[CardEstimate], work: Workload) -> Iterator[terminal.Line]:
     """One line a card: memory first, then what the order asks for."""
     size = work.video
     title = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.cli.picture import picture_file
 from opensora_launch.cli.terminal import Line, show
-from opensora_launch.errors import UserError
+from opensora_launch.errors import Problems, UserError
 from opensora_launch.machine.find_machine import NOTHING
 from opensora_launch.machine.host import count_cpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
@@ -21,9 +21,10 @@ from opensora_launch.request.catalogue import DEFAULT_MODEL
 from opensora_launch.request.compose import Point, compose
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.hardware import catalogue, look_here, settle_hardware
-from opensora_launch.request.prepare import Problems, finish_config
+from opensora_launch.request.prepare import finish_config
 from opensora_launch.request.videos import ask, prompt_setting_problems
-from opensora_launch.schema.config import Device, HardwareConfig, LayoutConfig, RunConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Device, LayoutConfig, RunConfig
 
 
 def plan(parsed: Parsed) -> int:
@@ -40,7 +41,7 @@ def plan(parsed: Parsed) -> int:
     problems.add(prompt_setting_problems(run))
     videos = () if problems.lines else _videos(point, parsed)
     with problems.collect():  # refuses what is wrong apart from memory
-        make_plan(replace(run, hardware=HardwareConfig()), machine, videos, __version__)
+        make_plan(replace(run, hardware=Card()), machine, videos, __version__)
     problems.stop("this cannot be planned")
     work, found = predict(run, machine, videos)
     fixed = LayoutConfig(**vars(run.layout))

@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from opensora_launch.plan.placement import in_words
+from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.rows import NUM_ROWS
 
@@ -37,7 +37,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} video"
     yield from _videos(plan)
     yield from _work(plan)
-    yield "weights", in_words(plan.placement)
+    yield "weights", placement_text(plan.placement)
     for rows, layout in plan.layouts:
         yield f"layout, {rows} row{'s' if rows > 1 else ''}", str(layout)
     nodes = f" on {machine.nodes} nodes" if machine.nodes > 1 else ""

@@ -13,7 +13,7 @@ from opensora_launch.cli.submit import print_samples, what_is_missing
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import Profiled, applied
 from opensora_launch.launch.supervise import Outcome, Task, supervise
-from opensora_launch.plan.placement import in_words
+from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.attempt import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
@@ -66,7 +66,7 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
     if less:
         where = f"in phase {outcome.failure.phase}" if outcome.failure.phase else "while loading"
         print(f"rank {outcome.failure.rank} ran out of memory {where}", file=sys.stderr)
-        print(f"going on from there with {in_words(less.placement)}", file=sys.stderr, flush=True)
+        print(f"going on from there with {placement_text(less.placement)}", file=sys.stderr, flush=True)
     return less
 
 

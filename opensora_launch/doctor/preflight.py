@@ -13,7 +13,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.launch.command import environment
 from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
 from opensora_launch.plan.memory import memory_of
-from opensora_launch.plan.plan import Plan, work_of
+from opensora_launch.plan.plan import Plan, workload_of
 from opensora_launch.schema.config import Init, LauncherKind, RunConfig
 
 VIDEO_SHARE = 0.1  # of its raw pixels, that a saved video takes at most
@@ -60,10 +60,10 @@ def patient(run: RunConfig, plan: Plan, env: Mapping[str, str]) -> Patient:
 
 def _with_memory(needs: Needs, run: RunConfig, plan: Plan) -> Needs:
     """The busiest GPU, and the host: on CPU ranks, each has its share of the weights there."""
-    work = work_of(run, plan.machine, plan.geometry, plan.videos, plan.sampling.batch_size or 1)
+    work = workload_of(run, plan.machine, plan.geometry, plan.videos, plan.sampling.batch_size or 1)
     found = [
         memory_of(
-            work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
+            work.net, work.grid, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
             placement=plan.placement, element_bytes=work.element_bytes,
         )
         for rows, layout in plan.layouts

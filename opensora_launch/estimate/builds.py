@@ -80,11 +80,6 @@ class Purchase:
     cloud_usd_per_month: float
     months_to_break_even: float | None  # None: never, the cloud is cheaper even than the electricity
 
-    @property
-    def cheaper_after(self) -> str:
-        months = self.months_to_break_even
-        return "never" if months is None else f"{months:.1f} months"
-
 
 def purchase_or_cloud(build: Build, hours_per_month: float, usd_per_kwh: float, cloud_usd_per_hour: float) -> Purchase:
     """months = price / (cloud a month - electricity a month). `cloud_usd_per_hour` is for the whole machine."""

@@ -20,10 +20,6 @@ class Running:
     usd_per_hour: float  # without electricity: rent, or the purchase spread over its life
     usd_per_kwh: float
 
-    @property
-    def usd_per_hour_with_power(self) -> float:
-        return self.usd_per_hour + self.watts / 1000 * self.usd_per_kwh
-
 
 @dataclass(frozen=True)
 class OutputCost:
@@ -92,15 +88,6 @@ def fleet(demand: Demand, minutes_per_gpu_hour: float, running: Running) -> Flee
     gpus = math.ceil(worked * demand.peak_factor - 1e-9)
     kwh = worked * HOURS_PER_DAY * running.watts / 1000
     return Fleet(mean, gpus, kwh, gpus * HOURS_PER_DAY * running.usd_per_hour + kwh * running.usd_per_kwh)
-
-
-def scaled_training_flops(base_flops: float, model: float, data: float, frames: float, video_share: float) -> float:
-    """Training compute of a larger model, from that of a known one: base x model x data x (frames x video share).
-
-    Factorial Funds' extrapolation from DiT to Sora. The still images of the data are not counted, and attention is
-    taken as linear in the frames.
-    """
-    return base_flops * model * data * frames * video_share
 
 
 def gpu_months(flops: float, flops_per_s: float) -> float:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.plan.memory import GIB
 
 BUSY_BYTES = 512 * 2**20  # a process that holds less is a display or a monitor
-GIB = 2**30
 
 
 @dataclass(frozen=True)

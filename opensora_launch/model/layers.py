@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-TIME_CHANNELS = 256
+from opensora_launch.schema.model_constants import TIME_CHANNELS
+
 NORM_EPS = 1e-6
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from opensora_launch.model.attention import Attend, attend_alone
 from opensora_launch.model.layers import (
-    TIME_CHANNELS,
     LastLayer,
     MLPEmbedder,
     Modulation,
@@ -28,8 +27,7 @@ from opensora_launch.model.layers import (
     timestep_embedding,
 )
 from opensora_launch.schema.config import MmditConfig
-
-TOKENS_AT_ONCE = 8192  # rows x tokens: a few hundred MB of widened activations, and products large enough for any GPU
+from opensora_launch.schema.model_constants import TIME_CHANNELS, TOKENS_AT_ONCE
 
 QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 from opensora_launch.model.tiles import SPACE, tile_problems, tiles_of
 from opensora_launch.schema.config import MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 MAX_NAMES = 8  # of each kind that an error lists
-TIME_CHANNELS = 256  # of the timestep embedding
 LEVELS = 4  # of the VAE: three halve space, the middle two of the four time
 
 

@@ -1,15 +1,15 @@
 """Why a request has no plan, as far as that shows before its size is known: lines to show a user. Pure."""
 
-import math
 from collections.abc import Iterator
 
-from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.errors import UserError, must_be_one_of, must_be_positive
 from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import placements
-from opensora_launch.schema.cards import PCIE_GB_S
+from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import (
+    MAX_COUNT,
+    MAX_SEED,
     AttentionKind,
-    HardwareConfig,
     LauncherConfig,
     LayoutConfig,
     MmditConfig,
@@ -19,7 +19,6 @@ from opensora_launch.schema.config import (
 )
 
 ANYWHERE = (AttentionKind.auto, AttentionKind.reference)
-MOST = 10_000  # steps and samples, of a run as of a line of a prompt file: a zero too many
 ENDLESS = 2**62  # tokens
 
 
@@ -43,7 +42,9 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
 def count_problems(sampling: SamplingConfig) -> list[str]:
     """Counts that would keep even the planner busy for hours."""
     counts = {"num_steps": sampling.num_steps, "num_samples": sampling.num_samples}
-    return [f"sampling.{name}={count} must be at most {MOST}" for name, count in counts.items() if count > MOST]
+    return [
+        f"sampling.{name}={count} must be at most {MAX_COUNT}" for name, count in counts.items() if count > MAX_COUNT
+    ]
 
 
 def attention_problems(kind: AttentionKind, device: str) -> list[str]:
@@ -66,7 +67,7 @@ def sampling_problems(sampling: SamplingConfig) -> list[str]:
     problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
     if sampling.flow_shift is not None and sampling.flow_shift <= 0:
         problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null for the model's own")
-    if sampling.seed is not None and not 0 <= sampling.seed < 2**63:
+    if sampling.seed is not None and not 0 <= sampling.seed <= MAX_SEED:
         problems.append(f"sampling.seed={sampling.seed} must be between 0 and 2^63 - 1, or null for a random one")
     return problems
 
@@ -105,19 +106,12 @@ def topology_problems(topology: TopologyConfig) -> list[str]:
     ]
 
 
-def card_problems(card: HardwareConfig) -> list[str]:
+def card_problems(card: Card) -> list[str]:
     """What is wrong with the facts of a card that has a name; none of a card that is still to be found."""
     return list(_card_problems(card)) if card.name is not None else []
 
 
-def must_be_positive(name: str, got: float | None, least: float | None = None) -> list[str]:
-    """One line if a number is none, or not more than 0; with `least`, if it is below that. Null is right."""
-    if got is None or (math.isfinite(got) and (got > 0 if least is None else got >= least)):
-        return []
-    return [f"{name}={got} must be {'more than 0' if least is None else f'at least {least:g}'}"]
-
-
-def _card_problems(card: HardwareConfig) -> Iterator[str]:
+def _card_problems(card: Card) -> Iterator[str]:
     efficiencies = ("matmul_efficiency", "attention_efficiency", "link_efficiency")
     rates = ("bf16_tflops", "fp16_tflops", "fp8_tflops")
     for name in ("memory_gib", "bandwidth_gb_s", *rates, "nvlink_gb_s", *efficiencies):

@@ -9,17 +9,17 @@ from opensora_launch.plan.memory import (
     FP8_BYTES,
     FRAGMENTS,
     GIB,
-    TOKENS_AT_ONCE,
     USABLE,
     Memory,
     blocks_bytes,
     memory_of,
 )
 from opensora_launch.plan.placement import Placement, placements
-from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
+from opensora_launch.plan.times import Rates, StepCounts, StepLoad, StepTime, rates_of, step_counts, step_time
 from opensora_launch.plan.vaes import VAES
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.config import Engine, Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
+from opensora_launch.schema.model_constants import TOKENS_AT_ONCE
 
 HOST_PRICE = 0.02  # of the time, that weights from host memory must save: they take its memory and its pins
 DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process
@@ -81,7 +81,7 @@ class Option:
         return self.memory.peak <= self.limit_bytes
 
 
-def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
+def options(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
     """Layouts that fit first, then by time. A tie goes to whole weights, more guidance ranks, then fewer ring hops.
 
     The weights are placed as asked. What is left open is whole on every rank where that fits, else cut (tp) or placed
@@ -99,21 +99,21 @@ def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
     return min(found, key=lambda ways: min((o.memory.peak for o in ways), default=math.inf))
 
 
-def passed_over(work: Work, fixed: LayoutConfig, chosen: Option) -> tuple[Option, ...]:
+def passed_over(work: Workload, fixed: LayoutConfig, chosen: Option) -> tuple[Option, ...]:
     """The best option of each placement that might have been, but for the chosen one."""
     ways = (_options(work, fixed, p) for p in placements(work.placement, work.fit, work.ranks, work.gpus_per_node))
     each = [found[0] for found in ways if found]
     return tuple(option for option in each if option.placement != chosen.placement)
 
 
-def _options(work: Work, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
+def _options(work: Workload, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
     predict = _Predictor(work, placement)
     found = [predict.option(layout, fixed) for layout in _layouts(work, fixed, placement)]
     found.sort(key=lambda o: (not o.fits, o.phases.making, o.layout.tp, -o.layout.cfg, o.layout.ring))
     return tuple(found)
 
 
-def may_fit(work: Work, fixed: LayoutConfig) -> bool:
+def may_fit(work: Workload, fixed: LayoutConfig) -> bool:
     """Whether memory alone leaves a layout, cut or placed so that it needs least: much quicker than `options`."""
     ladder = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
     return any(
@@ -123,29 +123,29 @@ def may_fit(work: Work, fixed: LayoutConfig) -> bool:
     )
 
 
-def _layouts(work: Work, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
+def _layouts(work: Workload, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
     """Of the steps with the most rows: all legal ones but those of no use."""
     asked, rules = asked_degrees(fixed), _rules(work, placement)
     legal = [
         layout
         for layout in all_layouts(work.ranks)
         if all(getattr(layout, axis) == degree for axis, degree in asked.items())
-        and layout.sequence <= work.shape.video_tokens + work.shape.text_tokens
+        and layout.sequence <= work.grid.video_tokens + work.grid.text_tokens
         and not layout_problem(rules, layout)
     ]
     return [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
 
 
-def _rules(work: Work, placement: Placement) -> Rules:
+def _rules(work: Workload, placement: Placement) -> Rules:
     return Rules(work.engine, work.net.heads, work.net.feed_forward, placement)
 
 
-def _useful(work: Work, layout: Layout, rows: int) -> bool:
+def _useful(work: Workload, layout: Layout, rows: int) -> bool:
     """More Ulysses ranks than heads, or more guidance ranks than rows, would only wait."""
     return layout.ulysses * layout.tp <= work.net.heads and layout.cfg <= rows and layout.dp <= work.batches
 
 
-def ways_to_fit(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
+def ways_to_fit(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
     """The best option of each other placement of the weights that fits, fastest first, whatever was asked."""
     free = placements(PlacementConfig(storage=work.placement.storage), Fit.auto, work.ranks, work.gpus_per_node)
     asked = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
@@ -157,7 +157,7 @@ def ways_to_fit(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
 class _Predictor:
     """Predictions of one job, with what its layouts have in common worked out once."""
 
-    def __init__(self, work: Work, placement: Placement) -> None:
+    def __init__(self, work: Workload, placement: Placement) -> None:
         self.work, self.placement = work, placement
         self.rates: Rates = rates_of(work.card, work.topology)
         self._steps: dict[tuple[int, Layout, Placement], StepTime] = {}
@@ -212,12 +212,12 @@ class _Predictor:
             self._steps[key] = step_time(self._counts(rows, layout, placement), self.rates)
         return self._steps[key]
 
-    def _counts(self, rows: int, layout: Layout, placement: Placement) -> Counts:
+    def _counts(self, rows: int, layout: Layout, placement: Placement) -> StepCounts:
         work, ranks = self.work, layout.cfg * layout.sequence
         spread = {Shard.none: 1, Shard.node: min(ranks, work.gpus_per_node), Shard.all: ranks}
         return step_counts(
-            Load(
-                work.net, work.shape, rows, layout, work.gpus_per_node,
+            StepLoad(
+                work.net, work.grid, rows, layout, work.gpus_per_node,
                 sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
                 rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
                 tokens_at_once=TOKENS_AT_ONCE,
@@ -246,7 +246,7 @@ class _Predictor:
         work = self.work
         each = [
             memory_of(
-                work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
+                work.net, work.grid, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
                 placement=placement, element_bytes=work.element_bytes,
                 t5_parts=layout.tp if work.engine is Engine.colossalai else 0,
             )

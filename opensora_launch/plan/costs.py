@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import TIME_CHANNELS, Network, Shape
+from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 BF16 = 2  # bytes
 
@@ -33,36 +34,36 @@ class RowWork:
         return self.attention_flops / self.flops
 
 
-def sequence_tokens(net: Network, shape: Shape) -> int:
+def sequence_tokens(net: Network, grid: TokenGrid) -> int:
     """Tokens that run through the blocks: the text too where blocks are joint."""
-    return shape.video_tokens + (shape.text_tokens if net.joint_blocks else 0)
+    return grid.video_tokens + (grid.text_tokens if net.joint_blocks else 0)
 
 
-def row_work(net: Network, shape: Shape) -> RowWork:
+def row_work(net: Network, grid: TokenGrid) -> RowWork:
     """FLOPs of a row.
 
     Products: 2 (4 H A + m H F) a token and block, m matrices of the feed-forward; cross-attention adds 2 * 2 H A a
     video token and 2 * 2 H A a text token. Attention: 4 S^2 A a block (q k^T and the weighted sum of v), 4 V T A for
     the text of a cross block; S is V/frames or frames where attention is factorised.
     """
-    tokens, width = sequence_tokens(net, shape), net.attention_width
+    tokens, width = sequence_tokens(net, grid), net.attention_width
     block = 2.0 * (4 * net.hidden * width + net.feed_forward_matrices * net.hidden * net.feed_forward)
     matmul = tokens * net.blocks * block
     reads_text = net.cross_blocks + (net.spatial_blocks + net.temporal_blocks) * net.mixes_text
-    if shape.text_tokens and reads_text:
-        matmul += reads_text * 4.0 * net.hidden * width * (shape.video_tokens + shape.text_tokens)
-    matmul += _ends_flops(net, shape)
+    if grid.text_tokens and reads_text:
+        matmul += reads_text * 4.0 * net.hidden * width * (grid.video_tokens + grid.text_tokens)
+    matmul += _ends_flops(net, grid)
     full = net.joint_blocks + net.cross_blocks
     attention = 4.0 * width * full * tokens**2
-    attention += 4.0 * width * net.spatial_blocks * shape.video_tokens * shape.tokens_per_frame
-    attention += 4.0 * width * net.temporal_blocks * shape.video_tokens * shape.latent_frames
-    attention += 4.0 * width * reads_text * shape.video_tokens * shape.text_tokens
+    attention += 4.0 * width * net.spatial_blocks * grid.video_tokens * grid.tokens_per_frame
+    attention += 4.0 * width * net.temporal_blocks * grid.video_tokens * grid.latent_frames
+    attention += 4.0 * width * reads_text * grid.video_tokens * grid.text_tokens
     return RowWork(tokens, matmul, attention)
 
 
-def _ends_flops(net: Network, shape: Shape) -> float:
+def _ends_flops(net: Network, grid: TokenGrid) -> float:
     """Tokens in and out, the text's projection, and the modulation of each block (one token a row)."""
-    ends = 2.0 * net.hidden * (2 * net.tokens_in * shape.video_tokens + net.text_width * shape.text_tokens)
+    ends = 2.0 * net.hidden * (2 * net.tokens_in * grid.video_tokens + net.text_width * grid.text_tokens)
     if net.joint_blocks:
         modulation = 12 * net.two_streams + 3 * (net.joint_blocks - net.two_streams) + 2
         ends += 2.0 * net.hidden**2 * modulation + 2.0 * net.hidden * (TIME_CHANNELS + 2 * net.hidden)
@@ -106,11 +107,11 @@ def block_weight_bytes(net: Network, element_bytes: float = BF16) -> float:
     return float(matrices * streams + (modulation * net.hidden**2 if net.joint_blocks else 0)) * element_bytes
 
 
-def merge_bytes(net: Network, shape: Shape, layout: Layout) -> float:
+def merge_bytes(net: Network, grid: TokenGrid, layout: Layout) -> float:
     """Read and written by a rank a row to add up the results of a ring's hops, fp32: 20 bytes an element and hop."""
     hops = layout.ring if layout.ring > 1 else 0
     full = net.joint_blocks + net.cross_blocks
-    return 20.0 * sequence_tokens(net, shape) / layout.sequence * net.attention_width / layout.tp * hops * full
+    return 20.0 * sequence_tokens(net, grid) / layout.sequence * net.attention_width / layout.tp * hops * full
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ class Traffic:
     ring_calls: int
 
 
-def row_traffic(net: Network, shape: Shape, layout: Layout, element_bytes: float = BF16) -> Traffic:
+def row_traffic(net: Network, grid: TokenGrid, layout: Layout, element_bytes: float = BF16) -> Traffic:
     """Ulysses trades q, k, v for heads and the output back: 4 S/(U R) A E (U-1)/U a block. A ring passes k and v of
     its heads R-1 times: 2 S/R A/U E (R-1) a block (Jacobs et al. 2023; Liu et al. 2023; Fang and Zhao 2024). A is that
     of the rank's tp share.
 
     Blocks whose attention stays inside a frame or a place trade tokens for places twice: x in and out, H wide.
     """
-    tokens, width = sequence_tokens(net, shape), net.attention_width / layout.tp
+    tokens, width = sequence_tokens(net, grid), net.attention_width / layout.tp
     share = tokens / layout.sequence * element_bytes
     full = net.joint_blocks + net.cross_blocks
     factored = net.spatial_blocks + net.temporal_blocks
@@ -141,13 +142,13 @@ def row_traffic(net: Network, shape: Shape, layout: Layout, element_bytes: float
     return Traffic(ulysses, ring, split * (2 * full + 2 * factored), (layout.ring - 1) * full)
 
 
-def tensor_parallel_bytes(net: Network, shape: Shape, degree: int, element_bytes: float = BF16) -> float:
+def tensor_parallel_bytes(net: Network, grid: TokenGrid, degree: int, element_bytes: float = BF16) -> float:
     """Sent by a rank a row: an all-reduce of S H, 2 (N-1)/N of it, for the attention and one for the feed-forward of
     each block (Shoeybi et al. 2019); one for both where they are side by side, as in Flux's single blocks.
     """
     side_by_side = net.joint_blocks - net.two_streams if net.two_streams else 0
     reductions = 2 * net.blocks - side_by_side
-    return 2.0 * reductions * sequence_tokens(net, shape) * net.hidden * element_bytes * (degree - 1) / degree
+    return 2.0 * reductions * sequence_tokens(net, grid) * net.hidden * element_bytes * (degree - 1) / degree
 
 
 def tensor_parallel_calls(net: Network, pieces: int = 1) -> int:
@@ -167,9 +168,9 @@ def uneven_products(net: Network, tp: int) -> float:
     return (heads * uneven(net.heads, tp) + rest) / (heads + rest)
 
 
-def latent_bytes(net: Network, shape: Shape) -> float:
+def latent_bytes(net: Network, grid: TokenGrid) -> float:
     """Of a row's prediction, fp32: what the guidance rows and shares gather once a step."""
-    return 4.0 * shape.video_tokens * net.tokens_in
+    return 4.0 * grid.video_tokens * net.tokens_in
 
 
 def uneven(things: int, ranks: int) -> float:

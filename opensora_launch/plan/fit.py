@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from opensora_launch.plan.choose import Option, may_fit, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
-from opensora_launch.plan.placement import Placement, as_overrides, in_words
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.placement import Placement, as_overrides, placement_text
+from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig
 
-COUNTS = (*range(1, 9), *range(16, 65, 8))  # of GPUs that people have: a machine's, then whole machines
+GPU_COUNTS = (*range(1, 9), *range(16, 65, 8))  # of GPUs that people have: a machine's, then whole machines
 
 
-def fit_problems(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> list[str]:
+def fit_problems(work: Workload, fixed: LayoutConfig, found: Sequence[Option]) -> list[str]:
     """Why no layout fits and what would; empty where one does. `found` are the options, the best first."""
     if not found or found[0].fits:
         return []
@@ -21,17 +21,17 @@ def fit_problems(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> li
     need = f"{phase_of(least)} needs {peak:.1f} of {limit:.1f} GiB on {work.card.name}"
     better = next(_remedies(work, fixed, least), "") or _hopeless(work)
     cut = f", cut by layout.tp={least.layout.tp}" if least.layout.tp > 1 else ""
-    return [f"{in_words(least.placement)}{cut}: {need}; {better}"]
+    return [f"{placement_text(least.placement)}{cut}: {need}; {better}"]
 
 
-def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
+def _remedies(work: Workload, fixed: LayoutConfig, least: Option) -> Iterator[str]:
     """What would fit, the least change first."""
     for option in ways_to_fit(work, fixed)[:2]:
         slower = option.phases.making / least.phases.making - 1
         pace = f"{slower:.0%} slower" if slower > 0.005 else "no slower"
         yield f"{_asked(work, option.placement)} fits in {option.memory.peak / GIB:.1f} GiB, {pace}"
     anyhow = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
-    for ranks in (count for count in COUNTS if count > work.ranks):
+    for ranks in (count for count in GPU_COUNTS if count > work.ranks):
         more = replace(anyhow, ranks=ranks, gpus_per_node=ranks if ranks <= 8 else work.gpus_per_node)
         if not may_fit(more, LayoutConfig()):
             continue
@@ -43,7 +43,7 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
         latent = (frames - 1) // 4 + 1
         less = replace(
             anyhow,
-            shape=replace(work.shape, latent_frames=latent),
+            grid=replace(work.grid, latent_frames=latent),
             video=replace(work.video, num_frames=frames),
         )
         if (best := next(iter(options(less, fixed)), None)) and best.fits:
@@ -51,7 +51,7 @@ def _remedies(work: Work, fixed: LayoutConfig, least: Option) -> Iterator[str]:
             break
 
 
-def _asked(work: Work, placement: Placement) -> str:
+def _asked(work: Workload, placement: Placement) -> str:
     """With the number of resident blocks, where the user has fixed another."""
     if work.placement.resident_blocks is None:
         return as_overrides(placement)
@@ -59,7 +59,7 @@ def _asked(work: Work, placement: Placement) -> str:
     return f"{as_overrides(placement)} placement.resident_blocks={count}"
 
 
-def _hopeless(work: Work) -> str:
+def _hopeless(work: Workload) -> str:
     """What the least demanding placement still needs."""
     bare = replace(work, placement=PlacementConfig(storage=work.placement.storage), fit=Fit.auto)
     least = min(options(bare, LayoutConfig()), key=lambda option: option.memory.peak)

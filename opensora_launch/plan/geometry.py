@@ -93,7 +93,7 @@ def _resolution_problems(resolution: str, stride_px: int) -> list[str]:
     return []
 
 
-def geometry(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geometry:
+def geometry_of(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geometry:
     """The geometry of a video that has no `geometry_problems`."""
     stride = VAE_STRIDE_PX * mmdit.patch_size
     if video.resolution is not None:

@@ -10,10 +10,11 @@ from functools import cache
 
 from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.plan.networks import Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.plan.vaes import VAES
 from opensora_launch.schema.config import Offload, Shard, Storage
+from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
 
 GIB = 2.0**30
 USABLE = (
@@ -22,10 +23,8 @@ USABLE = (
 RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces
 FRAGMENTS = 1.02  # of what the allocator holds over what is alive
 RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
-TOKENS_AT_ONCE = 8192  # rows x tokens that the blocks widen at once (model/mmdit.py)
 VAE_TILE_UNITS = 3  # of 128 channels at full size alive in the decoder's last stage
 VAE_CHANNELS = 128
-VAE_CHUNK_NUMBERS = 2**27  # of a layer's frames at once (model/causal_vae.py)
 VAE_CHUNK_COPIES = 7.2 / 2  # of such a chunk: normalised in fp32, rounded, padded
 TEXT_WINDOW = 0.14  # of the text encoders: two of T5's 24 layers, its token table, CLIP
 FP8_BYTES = 1.002  # of a weight: the scales of the rows are the rest
@@ -79,7 +78,7 @@ class Memory:
 
 
 def activation_bytes(
-    net: Network, shape: Shape, layout: Layout, rows: int, element_bytes: int, at_once: int = TOKENS_AT_ONCE
+    net: Network, grid: TokenGrid, layout: Layout, rows: int, element_bytes: int, at_once: int = TOKENS_AT_ONCE
 ) -> float:
     """Peak of one forward of `rows` rows on the busiest rank, over its weights and inputs.
 
@@ -96,7 +95,7 @@ def activation_bytes(
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
-    tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
+    tokens = math.ceil((grid.video_tokens + grid.text_tokens) / layout.sequence)
     c, p = min(1.0, at_once / (rows * tokens)), uneven(net.heads, layout.tp) / layout.tp
     heads = 4.2
     if layout.sequence > 1:
@@ -117,7 +116,7 @@ def activation_bytes(
 
 def memory_of(
     net: Network,
-    shape: Shape,
+    grid: TokenGrid,
     layout: Layout,
     video: VideoSize,
     *,
@@ -133,8 +132,8 @@ def memory_of(
     weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
     vae = VAES[net.vae].parameters * element_bytes
     mine = math.ceil(rows / layout.cfg)
-    activations = activation_bytes(net, shape, layout, min(mine, placement.rows_at_once or mine), element_bytes)
-    latents = 4.0 * shape.video_tokens * net.tokens_in * (3 + 2 * rows)
+    activations = activation_bytes(net, grid, layout, min(mine, placement.rows_at_once or mine), element_bytes)
+    latents = 4.0 * grid.video_tokens * net.tokens_in * (3 + 2 * rows)
     return Memory(
         weights=weights.held + weights.buffers,
         activations=activations,

@@ -7,8 +7,7 @@ Numbers are those of each model's published config file or paper, named beside i
 from dataclasses import dataclass, replace
 
 from opensora_launch.schema.config import MmditConfig
-
-TIME_CHANNELS = 256  # of the timestep embedding
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Shape:
+class TokenGrid:
     """What one row of a forward is made of."""
 
     latent_frames: int
@@ -66,10 +65,10 @@ class Shape:
         return self.latent_frames * self.tokens_per_frame
 
 
-def shape_of(net: Network, width_px: int, height_px: int, num_frames: int) -> Shape:
+def token_grid(net: Network, width_px: int, height_px: int, num_frames: int) -> TokenGrid:
     """Tokens of a video; sides are cut to whole tokens as the models do."""
     latent = (num_frames - 1) // net.stride_frames + 1 if net.causal else max(1, num_frames // net.stride_frames)
-    return Shape(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
+    return TokenGrid(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
 
 
 def network_of(cfg: MmditConfig, text_tokens: int, name: str = "open_sora_v2") -> Network:

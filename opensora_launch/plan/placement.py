@@ -62,7 +62,7 @@ def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: 
     return next(iter(below), None)
 
 
-def in_words(placement: Placement) -> str:
+def placement_text(placement: Placement) -> str:
     in_host, count = placement.offload is Offload.host, placement.resident_blocks
     whole = "weights in host memory" if in_host else "replicated weights"
     spread = {Shard.node: "weights spread over a node", Shard.all: "weights spread over all ranks"}

@@ -13,13 +13,13 @@ from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, options
 from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
-from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
+from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
 from opensora_launch.plan.memory import VideoSize
-from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
-from opensora_launch.plan.work import Work, steps_of
+from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import (
     Engine,
     LauncherConfig,
@@ -167,9 +167,9 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
     if problems:
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)
-    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
     threads = run.launcher.threads_per_rank
-    layouts, placement, batch = _arranged(run, machine, shape, videos)
+    layouts, placement, batch = _arranged(run, machine, geometry, videos)
     return Plan(
         schema=SCHEMA,
         version=version,
@@ -182,7 +182,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         profile=run.profile,
         checkpoint_every_steps=_checkpoint_every(run.launcher),
         model=run.model,
-        geometry=shape,
+        geometry=geometry,
         placement=placement,
         smaller=smaller_placement(run, machine.ranks, machine.gpus_per_node, layouts, placement),
         text_cache=run.text_cache,
@@ -203,50 +203,50 @@ def _precision(run: RunConfig, machine: Machine) -> str:
 
 
 def _arranged(
-    run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest]
 ) -> tuple[tuple[tuple[int, Layout], ...], Placement, int]:
     """Layouts, placement and batch size: by predicted time under the memory limit where the card is known, else by
     a rule of thumb.
     """
     fixed, size = LayoutConfig(**vars(run.layout)), run.sampling.batch_size or 1
     groups = batches(videos, size)
-    most = max((max(_rows_of(group, shape, run), default=1) for group in groups), default=1)
+    most = max((max(_rows_of(group, geometry, run), default=1) for group in groups), default=1)
     first = placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0]
     facts = LayoutFacts(
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
         batches=max(len(groups), 1),
         max_rows=most,
-        total_tokens=shape.total_tokens,
+        total_tokens=geometry.total_tokens,
         rules=rules_of(run.model.mmdit, run.engine, first),
     )
     by_rule = layouts_by_rows(facts, fixed)  # refuses what is impossible
     if not (run.hardware.known and machine.device == "cuda" and videos):
         return by_rule, first, size
-    work, size, found = _best_batch(run, machine, shape, videos)
+    work, size, found = _best_batch(run, machine, geometry, videos)
     if problems := fit_problems(work, fixed, found):
         raise UserError("this run does not fit in GPU memory", problems)
     return found[0].layouts, found[0].placement, size
 
 
-def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Work, tuple[Option, ...]]:
+def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Workload, tuple[Option, ...]]:
     """Every legal layout of a run that has a plan, the best first."""
-    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
-    work, _, found = _best_batch(run, machine, shape, videos)
+    geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    work, _, found = _best_batch(run, machine, geometry, videos)
     return work, found
 
 
 def _best_batch(
-    run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
-) -> tuple[Work, int, tuple[Option, ...]]:
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest]
+) -> tuple[Workload, int, tuple[Option, ...]]:
     """With as many videos at once as was asked for, or else as many as save time and fit: 1, 2, 4, ..."""
     fixed = LayoutConfig(**vars(run.layout))
-    best, size = work_of(run, machine, shape, videos, run.sampling.batch_size or 1), run.sampling.batch_size or 1
+    best, size = workload_of(run, machine, geometry, videos, run.sampling.batch_size or 1), run.sampling.batch_size or 1
     found = options(best, fixed)
     if run.sampling.batch_size is not None:
         return best, size, found
     for more in (n for n in BATCH_SIZES if n <= max((len(b) for b in batches(videos, n)), default=1)):
-        work = work_of(run, machine, shape, videos, more)
+        work = workload_of(run, machine, geometry, videos, more)
         ways = options(work, fixed)
         if not (ways and ways[0].fits and ways[0].phases.making < BATCH_GAIN * found[0].phases.making):
             break
@@ -254,16 +254,18 @@ def _best_batch(
     return best, size, found
 
 
-def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest], batch_size: int) -> Work:
+def workload_of(
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest], batch_size: int
+) -> Workload:
     """What is to be made, as the cost functions want it: the largest batch stands for all."""
     groups = batches(videos, batch_size)
-    return Work(
-        net=network_of(run.model.mmdit, shape.text_tokens, run.model.name),
-        shape=Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
+    return Workload(
+        net=network_of(run.model.mmdit, geometry.text_tokens, run.model.name),
+        grid=TokenGrid(geometry.latent_frames, geometry.tokens_per_frame, geometry.text_tokens),
         video=VideoSize(
-            shape.width_px, shape.height_px, shape.num_frames, run.model.vae.tile_px, run.model.vae.tile_frames
+            geometry.width_px, geometry.height_px, geometry.num_frames, run.model.vae.tile_px, run.model.vae.tile_frames
         ),
-        steps=_steps(groups, shape, run),
+        steps=_steps(groups, geometry, run),
         batches=len(groups),
         videos=len(videos),
         ranks=machine.ranks,
@@ -277,17 +279,17 @@ def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[
     )
 
 
-def _steps(groups: Sequence[Sequence[VideoRequest]], shape: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:
+def _steps(groups: Sequence[Sequence[VideoRequest]], geometry: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:
     """Of the batch with the most row-forwards, for as many rows as any batch has in a step."""
-    counted = [_rows_of(group, shape, run) for group in groups]
+    counted = [_rows_of(group, geometry, run) for group in groups]
     most = max(max(rows) for rows in counted)
     steps = dict(steps_of(max(counted, key=sum)))
     return tuple((rows, steps.get(rows, 0)) for rows in range(1, most + 1))
 
 
-def _rows_of(group: Sequence[VideoRequest], shape: Geometry, run: RunConfig) -> list[int]:
+def _rows_of(group: Sequence[VideoRequest], geometry: Geometry, run: RunConfig) -> list[int]:
     """Rows of each step of a batch."""
-    each = [rows_per_step(video, shape.latent_frames, run.sampling.prune_rows) for video in group]
+    each = [rows_per_step(video, geometry.latent_frames, run.sampling.prune_rows) for video in group]
     return [sum(rows) for rows in zip(*each, strict=True)]
 
 

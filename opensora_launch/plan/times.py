@@ -27,9 +27,9 @@ from opensora_launch.plan.costs import (
     weight_bytes,
 )
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import Network, Shape
-from opensora_launch.schema.cards import LINK_EFFICIENCY, PCIE_GB_S, default_efficiency
-from opensora_launch.schema.config import HardwareConfig, Link, TopologyConfig
+from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.schema.cards import LINK_EFFICIENCY, PCIE_GB_S, Card, default_efficiency
+from opensora_launch.schema.config import Link, TopologyConfig
 
 MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.417, 0.847, 0.0498  # fitted over all cards
 
@@ -54,7 +54,7 @@ class Rates:
     vae_flops: float = 50e12  # of the VAE's convolutions
 
 
-def rates_of(card: HardwareConfig, topology: TopologyConfig) -> Rates:
+def rates_of(card: Card, topology: TopologyConfig) -> Rates:
     """What is expected of a card: its peaks times what was fitted to it, or to all cards."""
     peak = card.half_tflops * 1e12
     rule = default_efficiency(card.half_tflops)
@@ -80,11 +80,11 @@ def rates_of(card: HardwareConfig, topology: TopologyConfig) -> Rates:
     )
 
 
-def nvlink_card(card: HardwareConfig) -> bool:
+def nvlink_card(card: Card) -> bool:
     return card.nvlink_gb_s is not None
 
 
-def uses_nvlink(card: HardwareConfig, topology: TopologyConfig) -> bool:
+def uses_nvlink(card: Card, topology: TopologyConfig) -> bool:
     """NVLink joins all GPUs of a node: it was said, or the card has it for that many. Bridges join pairs only."""
     if topology.link is not Link.auto:
         return topology.link is Link.nvlink
@@ -92,11 +92,11 @@ def uses_nvlink(card: HardwareConfig, topology: TopologyConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class Load:
+class StepLoad:
     """One denoising step of one batch."""
 
     net: Network
-    shape: Shape
+    grid: TokenGrid
     rows: int
     layout: Layout
     gpus_per_node: int
@@ -129,7 +129,7 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class Counts:
+class StepCounts:
     """What the busiest rank does in a step: FLOPs, bytes and calls, before any rate."""
 
     matmul_flops: float
@@ -155,10 +155,10 @@ class Counts:
     gather_leaves: bool
 
 
-def step_counts(load: Load) -> Counts:
+def step_counts(load: StepLoad) -> StepCounts:
     """Of one step. Shares that differ count as the largest."""
     net, layout = load.net, load.layout
-    work, traffic = row_work(net, load.shape), row_traffic(net, load.shape, layout)
+    work, traffic = row_work(net, load.grid), row_traffic(net, load.grid, layout)
     rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * layout.tp
     ranks = layout.cfg * layout.sequence
     heads = uneven(net.heads, layout.tp) * uneven(math.ceil(net.heads / layout.tp), layout.ulysses)
@@ -167,17 +167,17 @@ def step_counts(load: Load) -> Counts:
     elementwise = elementwise_bytes(net, work.tokens, layout.tp) / layout.sequence
     at_once = rows / forwards * work.tokens / layout.sequence
     pieces = math.ceil(at_once / load.tokens_at_once) if load.tokens_at_once else 1
-    return Counts(
+    return StepCounts(
         matmul_flops=rows * work.matmul_flops / split * uneven_products(net, layout.tp),
         attention_flops=rows * work.attention_flops / split * heads,
-        elementwise_bytes=rows * (elementwise + merge_bytes(net, load.shape, layout)),
+        elementwise_bytes=rows * (elementwise + merge_bytes(net, load.grid, layout)),
         ulysses_bytes=rows * traffic.ulysses_bytes,
         ulysses_calls=forwards * traffic.ulysses_calls,
         ring_bytes=rows * traffic.ring_bytes,
         ring_calls=forwards * traffic.ring_calls,
         ring_share=(layout.ring - 1) / layout.ring,
-        latent_bytes=load.rows * latent_bytes(net, load.shape) * (ranks - 1) / ranks,
-        tensor_bytes=rows * tensor_parallel_bytes(net, load.shape, layout.tp) / layout.sequence,
+        latent_bytes=load.rows * latent_bytes(net, load.grid) * (ranks - 1) / ranks,
+        tensor_bytes=rows * tensor_parallel_bytes(net, load.grid, layout.tp) / layout.sequence,
         tensor_calls=forwards * tensor_parallel_calls(net, pieces) * (layout.tp > 1),
         weight_bytes=moved * (load.sharded - 1) / load.sharded,
         copied_bytes=moved / load.sharded * load.offloaded,
@@ -192,7 +192,7 @@ def step_counts(load: Load) -> Counts:
     )
 
 
-def step_time(counts: Counts, rates: Rates) -> StepTime:
+def step_time(counts: StepCounts, rates: Rates) -> StepTime:
     """Seconds of one step on the busiest rank."""
     attention = counts.attention_flops / rates.attention_flops
     compute = attention + counts.matmul_flops / rates.matmul_flops + counts.elementwise_bytes / rates.memory_bytes
@@ -210,7 +210,7 @@ def step_time(counts: Counts, rates: Rates) -> StepTime:
     return StepTime(compute, ulysses, ring, tensor, gather, late)
 
 
-def weights_on_their_way(counts: Counts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:
+def weights_on_their_way(counts: StepCounts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:
     """(seconds, seconds that computing does not hide): of weights from other ranks, then from host memory."""
     between = counts.weight_bytes / _link(rates, counts.gather_leaves, counts.wide)
     from_host = counts.copied_bytes / rates.host_bytes

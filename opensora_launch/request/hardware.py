@@ -11,8 +11,8 @@ from opensora_launch.machine.choose_gpus import Picked, link_of
 from opensora_launch.machine.find_machine import NOTHING, found_gpus
 from opensora_launch.plan.checks import card_problems
 from opensora_launch.request.catalogue import config_folder
-from opensora_launch.schema.cards import slowest
-from opensora_launch.schema.config import HardwareConfig, Link, RunConfig
+from opensora_launch.schema.cards import Card, slowest
+from opensora_launch.schema.config import Link, RunConfig
 
 
 def look_here(run: RunConfig) -> Picked:
@@ -53,23 +53,23 @@ def settle_hardware(run: RunConfig, here: Picked, config_dir: Path | None = None
     return note
 
 
-def catalogue(config_dir: Path | None = None) -> dict[str, HardwareConfig]:
+def catalogue(config_dir: Path | None = None) -> dict[str, Card]:
     """Every card of configs/hardware, and of a user's own folder, by name. UserError for a file that is no card."""
     folders = [config_folder(), *([config_dir] if config_dir else [])]
     files = {path.stem: path for folder in folders for path in sorted((folder / "hardware").glob("*.yaml"))}
-    hints = get_type_hints(HardwareConfig)
+    hints = get_type_hints(Card)
     numbers = frozenset(name for name, hint in hints.items() if float in (hint, *get_args(hint)))
     return {name: _card(path, numbers) for name, path in sorted(files.items()) if name != "auto"}
 
 
-def _card(file: Path, numbers: Collection[str]) -> HardwareConfig:
+def _card(file: Path, numbers: Collection[str]) -> Card:
     """A card of its YAML file, where 300 may stand for 300.0."""
     import yaml
 
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         made: dict[str, Any] = {k: float(v) if k in numbers and v is not None else v for k, v in values.items()}
-        card = HardwareConfig(**made)
+        card = Card(**made)
         problems = card_problems(card)
     except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         problems = [" ".join(str(error).split())]
@@ -78,7 +78,7 @@ def _card(file: Path, numbers: Collection[str]) -> HardwareConfig:
     return card
 
 
-def match(gpu_name: str, cards: dict[str, HardwareConfig]) -> HardwareConfig | None:
+def match(gpu_name: str, cards: dict[str, Card]) -> Card | None:
     """The card that the driver calls `gpu_name`: the longest of the catalogue's names in it."""
     words = f" {gpu_name.removeprefix('NVIDIA ')} "
     if " Laptop " in words:  # the same name, another chip

@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.doctor.engine_packages import engine_problems
-from opensora_launch.errors import UserError
+from opensora_launch.errors import Problems
 from opensora_launch.launch.command import launch_problems
 from opensora_launch.machine.find_machine import find_machine, found_gpus
-from opensora_launch.media.prompts import PromptEntry, PromptSettings, collect_prompts
+from opensora_launch.media.prompts import PromptEntry, PromptSettings, read_prompts
 from opensora_launch.media.reference_files import check_references, unreadable
 from opensora_launch.plan.plan import Machine, Plan, make_plan
 from opensora_launch.request.compose import Composed, Point, compose
@@ -52,27 +51,6 @@ class Job:
 class Prepared:
     jobs: tuple[Job, ...]
     note: str  # which model was taken and why, where the user named none; else empty
-
-
-class Problems:
-    """Collects what UserErrors say, so that a user sees all of it at once."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, lines: Sequence[str]) -> None:
-        self.lines += [line for line in lines if line not in self.lines]
-
-    @contextmanager
-    def collect(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self.add(error.problems or (error.title,))
-
-    def stop(self, title: str) -> None:
-        if self.lines:
-            raise UserError(title, self.lines)
 
 
 def prepare_jobs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
@@ -159,9 +137,7 @@ def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> t
             return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),)
         problems.add([NO_PROMPT])
         return ()
-    entries, wrong = collect_prompts(texts, files, parsed.all("--ref"))
-    problems.add(wrong)
-    return entries
+    return read_prompts(texts, files, parsed.all("--ref"), problems)
 
 
 def _merge(points: Sequence[Point]) -> list[list[tuple[int, Point]]]:

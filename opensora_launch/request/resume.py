@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
+from opensora_launch.errors import Problems
 from opensora_launch.machine.find_machine import found_gpus
 from opensora_launch.plan.plan import Machine, Plan, make_plan
 from opensora_launch.request.compose import compose
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.request.hardware import settle_hardware
-from opensora_launch.request.prepare import PACKAGE, Problems, finish_config, machine_of, weight_problems
+from opensora_launch.request.prepare import PACKAGE, finish_config, machine_of, weight_problems
 from opensora_launch.rundir import RunDir
 from opensora_launch.runs.files import missing_videos, read_run
 from opensora_launch.runs.state import is_alive, read_state

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from opensora_launch.errors import UserError
+from opensora_launch.errors import Problems, UserError
 from opensora_launch.machine.host import count_cpus
 from opensora_launch.request.compose import Point, compose
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
-from opensora_launch.request.prepare import Problems, prepare_jobs
+from opensora_launch.request.prepare import prepare_jobs
 from opensora_launch.rundir import SweepDir, write_whole
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import cpus_a_node, in_allocation

@@ -11,7 +11,7 @@ PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # of 16 lanes, one way
 
 
 @settings
-class HardwareConfig:
+class Card:
     """A card, or `name` null: the one that NVML finds. Rates are dense, one way, decimal; memory is binary."""
 
     name: str | None = None
@@ -48,17 +48,17 @@ def default_efficiency(tflops: float) -> float:
     return EFFICIENCY * float(min(1.0, (EFFICIENT_TFLOPS / tflops) ** 0.25))
 
 
-def slowest(cards: list[HardwareConfig]) -> HardwareConfig:
+def slowest(cards: list[Card]) -> Card:
     """One card that is no better than any of `cards`: shares are equal, so the slowest sets the pace."""
     first = cards[0]
     if len(cards) == 1:
         return first
     merged: dict[str, Any] = {"name": "+".join(str(card.name) for card in cards), "form_factor": first.form_factor}
-    for name in (item.name for item in fields(HardwareConfig)):
+    for name in (item.name for item in fields(Card)):
         values = [getattr(card, name) for card in cards]
         if name in ("tdp_w", "price_usd"):
             merged[name] = None if None in values else sum(values) / len(values)
         elif name not in ("name", "nvml_names", "mixed", "form_factor"):
             merged[name] = None if None in values else min(values)
     merged["nvlink_gpus"] = first.nvlink_gpus if merged["nvlink_gb_s"] else 1
-    return HardwareConfig(**merged)
+    return Card(**merged)

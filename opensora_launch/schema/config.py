@@ -1,18 +1,19 @@
 """What a run asks for: the schema that Hydra checks every YAML file and override against.
 
-Plain dataclasses, not frozen: Hydra must be able to write overrides into them. They become a frozen
-`Plan` one step later, and no code past `plan` reads a config. Units live in the names. `None` means
-"the launcher decides".
+Its dataclasses are final once constructed (`settings`). They become a `Plan` one step later, and no code past `plan`
+reads a config. Units are part of the names. `None` means that the launcher decides.
 """
 
 from dataclasses import field
 from enum import StrEnum
 
-from opensora_launch.schema.cards import HardwareConfig as HardwareConfig
-from opensora_launch.schema.prices import CardOrder as CardOrder
-from opensora_launch.schema.prices import EstimateConfig as EstimateConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.schema.settings import settings
 from opensora_launch.schema.slurm import SlurmConfig
+
+MAX_COUNT = 10_000  # steps and samples, for a run and for one prompt: more is a typing error
+MAX_SEED = 2**63 - 1
 
 
 class Init(StrEnum):
@@ -264,7 +265,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    hardware: Card = field(default_factory=Card)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     fit: Fit = Fit.auto

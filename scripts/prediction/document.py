@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from opensora_launch.estimate.per_card import video_flops
+from opensora_launch.estimate.card_ranking import video_flops
 from opensora_launch.plan.choose import Option
 from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.table import short, waterfall
+from opensora_launch.plan.table import layout_text
 from opensora_launch.plan.times import rates_of
-from opensora_launch.plan.work import Work
-from opensora_launch.schema.cards import default_efficiency
-from opensora_launch.schema.config import HardwareConfig, RunConfig, VideoConfig
+from opensora_launch.plan.workload import Workload
+from opensora_launch.schema.cards import Card, default_efficiency
+from opensora_launch.schema.config import RunConfig, VideoConfig
 from prediction.fit import SHARED, Fitted, chip_of, fit
 from prediction.rows import ROOT, Row, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
@@ -83,8 +83,8 @@ def summary(scored: Sequence[Scored]) -> Iterator[str]:
     for pair in wrong:
         a, b = pair.slower, pair.faster
         yield (
-            f"Wrong: {a.row.table}, {a.row.gpus} GPUs: {short(a.row.layout)} {a.row.seconds:g} s published, "
-            f"{short(b.row.layout)} {b.row.seconds:g} s."
+            f"Wrong: {a.row.table}, {a.row.gpus} GPUs: {layout_text(a.row.layout)} {a.row.seconds:g} s published, "
+            f"{layout_text(b.row.layout)} {b.row.seconds:g} s."
         )
 
 
@@ -121,7 +121,7 @@ def constants(fitted: Fitted) -> Iterator[str]:
         yield f"| {name} | {fitted.value(name):.3g} | {mean:g} |"
 
 
-def card_constants(fitted: Fitted, cards: dict[str, HardwareConfig]) -> dict[str, tuple[float, float, float]]:
+def card_constants(fitted: Fitted, cards: dict[str, Card]) -> dict[str, tuple[float, float, float]]:
     """Card -> share of its peak in products and in attention, and of its link, for cards whose chip rows are of."""
     found = {}
     for name, card in cards.items():
@@ -143,7 +143,7 @@ def open_sora() -> Iterator[str]:
         options = {n: ours(size, n) for n in (1, 2, 4, 8)}
         for n, option in options.items():
             old = published.get(n)
-            layouts = ", ".join(short(layout) for _, layout in reversed(option.layouts))
+            layouts = ", ".join(layout_text(layout) for _, layout in reversed(option.layouts))
             before = f"{old} | {percent(published[1] / (n * old))}" if old else " | "
             faster = f"{old / option.phases.making:.2f}x" if old else ""
             predicted, peak = option.phases.making, option.memory.peak / 2**30
@@ -186,8 +186,8 @@ def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str
         f"would be {quick[8].phases.making:.0f} s on 8 at {percent(quick[8].efficiency)}, and {gains} on 1, 2 and 4. "
         f"On 8 the most is lost to {causes} GPU-seconds (the table below has all): the published tables show links of "
         f"{link:.0f} of the H100's {work.card.nvlink_gb_s:.0f} GB/s, at which steps of two rows are fastest as "
-        f"{short(options[8].layout)}, whose partial results cost compute, and of {work.video.tiles} tiles the busiest "
-        f"of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
+        f"{layout_text(options[8].layout)}, whose partial results cost compute, and of {work.video.tiles} tiles the "
+        f"busiest of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
     )
     yield ""
 
@@ -199,6 +199,12 @@ def _missed(share: float, unit: str = "%") -> str:
 def _header(names: str) -> Iterator[str]:
     yield f"| {' | '.join(names.split(', '))} |"
     yield "|---" * len(names.split(", ")) + "|"
+
+
+def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
+    """GPU-seconds lost against one GPU of unlimited memory, by cause. They add up to n t(n) - t(1)."""
+    for name in ("ulysses", "ring", "tensor", "gather", "launch", "vae", "save", "compute"):
+        yield name, option.layout.ranks * getattr(option.phases, name) - getattr(alone.phases, name)
 
 
 def _waterfall(options: dict[int, Option]) -> Iterator[str]:
@@ -218,9 +224,9 @@ def ours(size: str, gpus: int) -> Option:
     return _planned(size, gpus)[1][0]
 
 
-def _planned(size: str, gpus: int, scale: float = 1.0) -> tuple[Work, tuple[Option, ...]]:
+def _planned(size: str, gpus: int, scale: float = 1.0) -> tuple[Workload, tuple[Option, ...]]:
     """All layouts of it, on kernels that are `scale` times as fast."""
-    card = HardwareConfig(**yaml.safe_load((ROOT / "configs" / "hardware" / "h100_sxm.yaml").read_text()))
+    card = Card(**yaml.safe_load((ROOT / "configs" / "hardware" / "h100_sxm.yaml").read_text()))
     for name in ("matmul_efficiency", "attention_efficiency", "bandwidth_gb_s"):
         setattr(card, name, getattr(card, name) * scale)
     run = RunConfig(video=VideoConfig(size), hardware=card)
@@ -243,7 +249,7 @@ def every_row(scored: Sequence[Scored]) -> Iterator[str]:
 
 def _row(item: Scored) -> str:
     row = item.row
-    layout = short(row.layout)
+    layout = layout_text(row.layout)
     said = {True: "yes", False: "no", None: ""}[row.compiled]
     start = f"| {row.gpus} | {layout} | {said} | {row.seconds:g} |"
     if item.twin:

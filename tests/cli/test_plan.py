@@ -15,7 +15,8 @@ from opensora_launch.machine.choose_gpus import Picked, pick_gpus
 from opensora_launch.machine.find_machine import NOTHING
 from opensora_launch.machine.host_gpus import HostGpus, PairFacts
 from opensora_launch.request.hardware import catalogue, match, settle_hardware
-from opensora_launch.schema.config import HardwareConfig, Link, RunConfig, TopologyConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Link, RunConfig, TopologyConfig
 from tests.machine.test_choose_gpus import gpu, host
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +201,7 @@ def test_a_found_card_is_looked_up() -> None:
     unknown = RunConfig()
     assert "NVIDIA T4: not in configs/hardware" in settle_hardware(unknown, here("NVIDIA T4"))
     assert not unknown.hardware.known
-    named = RunConfig(hardware=HardwareConfig(name="mine", memory_gib=8, mixed=["no"]))
+    named = RunConfig(hardware=Card(name="mine", memory_gib=8, mixed=["no"]))
     with pytest.raises(UserError, match="no is not a card"):
         settle_hardware(named, NOTHING)
 

@@ -21,7 +21,6 @@ from opensora_launch.estimate.cost import (
     minutes_per_gpu_hour,
     outputs_to_break_even,
     per_minute,
-    scaled_training_flops,
 )
 
 H100 = Running(flops_per_s=989.4e12, watts=700.0, usd_per_hour=2.0, usd_per_kwh=0.1)  # at its whole dense bf16 peak
@@ -61,8 +60,8 @@ def test_sora_inference() -> None:
     ("data", "training", "minutes_e6", "months"), [(4.0, "1.1e+25", 15.3, 4211), (10.0, "2.7e+25", 38.1, 10528)]
 )
 def test_sora_training(data: float, training: str, minutes_e6: float, months: int) -> None:
-    flops = scaled_training_flops(DIT_TRAINING, model=30.0, data=data, frames=180.0, video_share=0.5)
-    assert significant(flops, 2) == training  # 1e21 x 30 x data x 180 / 2
+    flops = DIT_TRAINING * 30 * data * 180 * 0.5  # model x data x frames x share of video: Factorial Funds' scaling
+    assert significant(flops, 2) == training
     assert round(gpu_months(flops, H100.flops_per_s)) == months
     assert round(outputs_to_break_even(flops, sora_minute()) / 1e6, 1) == minutes_e6
 
@@ -115,7 +114,6 @@ def test_the_guides_running_costs() -> None:
         assert round(got.months_to_break_even or 0, 1) == months  # 5500 / (cloud - 165)
     never = purchase_or_cloud(GUIDE, 720.0, 0.17, 0.2)
     assert never.months_to_break_even is None
-    assert never.cheaper_after == "never"
     assert usd_per_gpu_hour(GUIDE, life_months=36.0) == pytest.approx(5500 / (36 * 720 * 2))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.plan.geometry import geometry, geometry_problems, pixel_size
+from opensora_launch.plan.geometry import geometry_of, geometry_problems, pixel_size
 from opensora_launch.schema.config import MmditConfig, VideoConfig
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -26,7 +26,7 @@ def test_tokens_of_all_ninety_geometries():
     for row in SP_ROWS:
         video = VideoConfig(row["resolution"], row["aspect_ratio"], num_frames=row["num_frames"])
         assert geometry_problems(video, MmditConfig()) == []
-        got = geometry(video, MmditConfig(), row["txt_tokens"])
+        got = geometry_of(video, MmditConfig(), row["txt_tokens"])
         assert (got.height_px, got.width_px, got.latent_frames) == (row["height"], row["width"], row["latent_frames"])
         assert (got.tokens_per_frame, got.video_tokens) == (row["tokens_per_frame"], row["img_tokens"])
         assert got.total_tokens == row["total_tokens"]

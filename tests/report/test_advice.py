@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan, predict
-from opensora_launch.schema.cards import HardwareConfig
+from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Offload, PlacementConfig, RunConfig, Shard
 from opensora_launch.schema.plain import config_yaml
 from tests.report.checked import build
@@ -19,7 +19,7 @@ PLANNED = "the planner's predicted ratio, applied to the measured time; not trie
 
 def config(card: str = "h100_sxm") -> RunConfig:
     run = RunConfig()
-    run.hardware = HardwareConfig(**yaml.safe_load((CARDS / f"{card}.yaml").read_text()))
+    run.hardware = Card(**yaml.safe_load((CARDS / f"{card}.yaml").read_text()))
     return run
 
 

@@ -4,16 +4,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from opensora_launch.plan.memory import VideoSize
-from opensora_launch.plan.networks import Network, Shape
-from opensora_launch.schema.config import Engine, Fit, HardwareConfig, PlacementConfig, TopologyConfig
+from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Engine, Fit, PlacementConfig, TopologyConfig
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """`steps` are (rows, how many steps have them) of a batch; `placement` is as it was asked for."""
 
     net: Network
-    shape: Shape
+    grid: TokenGrid
     video: VideoSize
     steps: tuple[tuple[int, int], ...]
     batches: int
@@ -23,7 +24,7 @@ class Work:
     element_bytes: int
     placement: PlacementConfig  # as it was asked for
     fit: Fit
-    card: HardwareConfig
+    card: Card
     topology: TopologyConfig
     engine: Engine = Engine.native
 

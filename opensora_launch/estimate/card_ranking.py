@@ -10,8 +10,10 @@ from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.fit import fit_problems, phase_of
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides
-from opensora_launch.plan.work import Work
-from opensora_launch.schema.config import CardOrder, EstimateConfig, HardwareConfig, LayoutConfig
+from opensora_launch.plan.workload import Workload
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import LayoutConfig
+from opensora_launch.schema.prices import CardOrder, EstimateConfig
 
 FITS, WITH_HELP, NOT = 0, 1, 2
 
@@ -20,7 +22,7 @@ FITS, WITH_HELP, NOT = 0, 1, 2
 class CardEstimate:
     """One video on so many of one card. `seconds` and `cost` are None where it does not fit; usd where no price is."""
 
-    card: HardwareConfig
+    card: Card
     gpus: int
     fit: int  # FITS replicated, WITH_HELP where the weights are placed otherwise, NOT at all
     how: str  # the placement that makes it fit, or what it lacks
@@ -35,13 +37,13 @@ class CardEstimate:
         return self.card.memory_gib - self.peak_gib
 
 
-def video_flops(work: Work) -> float:
+def video_flops(work: Workload) -> float:
     """FLOPs of the denoising of one video: steps x rows x FLOPs a row, as a batch of this size shares them."""
     rows = sum(rows * count for rows, count in work.steps)
-    return rows * row_work(work.net, work.shape).flops * work.batches / max(work.videos, 1)
+    return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1)
 
 
-def build_of(card: HardwareConfig, gpus: int, prices: EstimateConfig) -> Build:
+def build_of(card: Card, gpus: int, prices: EstimateConfig) -> Build:
     """A machine of such cards. Without a price for the card its parts have none either (see `has_price`)."""
     each = prices.gpu_usd if prices.gpu_usd is not None else card.price_usd or 0.0
     parts = (
@@ -54,7 +56,7 @@ def build_of(card: HardwareConfig, gpus: int, prices: EstimateConfig) -> Build:
     return Build(gpus, float(card.tdp_w), prices.cpu_w, prices.other_w, parts)
 
 
-def has_price(card: HardwareConfig, prices: EstimateConfig) -> bool:
+def has_price(card: Card, prices: EstimateConfig) -> bool:
     return prices.gpu_usd is not None or card.price_usd is not None
 
 
@@ -67,7 +69,7 @@ def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, pric
     return Running(flops_per_s, build.draw_w / build.gpus, rent, prices.usd_per_kwh)
 
 
-def estimate_card(work: Work, fixed: LayoutConfig, card: HardwareConfig, prices: EstimateConfig) -> CardEstimate:
+def estimate_card(work: Workload, fixed: LayoutConfig, card: Card, prices: EstimateConfig) -> CardEstimate:
     """The best layout of this card, its weights placed so that they fit."""
     mine = replace(work, card=card)
     found = options(mine, fixed)
@@ -91,7 +93,7 @@ def estimate_card(work: Work, fixed: LayoutConfig, card: HardwareConfig, prices:
     return CardEstimate(card, work.ranks, fit, how, peak, seconds, cost, usd, watts)
 
 
-def _lacks(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> str:
+def _lacks(work: Workload, fixed: LayoutConfig, found: Sequence[Option]) -> str:
     least = min(found, key=lambda option: option.memory.peak)
     problems = fit_problems(work, fixed, found)
     remedy = problems[0].rpartition("; ")[2] if problems else ""
