@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.state import (state_of)
+from opensora_launch.runs.state import state_of
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, read_samples
 from opensora_launch.telemetry.stall import Beat, find_guilty
 from opensora_launch.telemetry.typed import is_number
@@ -75,18 +75,6 @@ def waiting(beats: Sequence[Beat], now: float) -> tuple[int, int | None]:
     if not stuck:
         return 0, None
     return len(stuck), find_guilty(beats, now, min(stuck, key=lambda b: b.progress_s).rank).rank
-
-
-def share_done(beats: Sequence[Beat]) -> float | None:
-    """Of all videos, whose steps count as parts of them; None before there is work.
-
-    Each rank counts what is done by all, perhaps some time ago; ranks of one video tell of the same steps.
-    """
-    total = max((beat.videos for beat in beats), default=0)
-    if not total:
-        return None
-    parts = {b.video: b.at_once * b.step / b.steps for b in beats if b.step is not None and b.steps}
-    return min(max(beat.videos_done for beat in beats) + sum(parts.values()), total) / total
 
 
 def _use(rank: int, node: NodeSamples, meta: Mapping[str, Any]) -> Use:

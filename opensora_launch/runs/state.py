@@ -6,12 +6,10 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.machine import processes
-from opensora_launch.slurm.query import (JobState, NoAnswer, job_states)
-from opensora_launch.telemetry.events import read_events
+from opensora_launch.rundir import AttemptDir, RunDir, write_whole
+from opensora_launch.slurm.query import JobState, NoAnswer, job_states
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
@@ -147,33 +145,6 @@ def launcher_alive(launched: Launched) -> bool | None:
     if launched.host != socket.gethostname():
         return None
     return processes.is_alive(launched.pid) and processes.start_ticks(launched.pid) == launched.started
-
-
-def seconds_left(attempt: AttemptState, run_videos: Sequence[int]) -> float | None:
-    """Of denoising, by the mean of its latest steps; `run_videos`: steps of each video to come."""
-    beat = next((b for b in attempt.beats if is_alive(b)), None)
-    if beat is None or beat.step is None or beat.steps is None:
-        return None
-    recorded = attempt.folder.events(beat.rank)
-    events = read_events(recorded) if recorded.exists() else None
-    steps = [e for e in events.steps if e.video == beat.video][-10:] if events else []
-    if not steps:
-        return None
-    mean_s = (steps[-1].end_s - steps[0].start_s) / len(steps)
-    return mean_s * (beat.steps - beat.step + sum(run_videos))
-
-
-def stored_steps(run_dir: Path) -> list[tuple[str, int]]:
-    """(first video, steps done) of each batch that was stored on the way, from the heads of its checkpoints."""
-    found = []
-    for path in sorted((run_dir / "checkpoints").glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            found.append((path.stem, int(head["__metadata__"]["step"])))
-        except (OSError, ValueError, KeyError, OverflowError, MemoryError):
-            continue
-    return found
 
 
 def _read(folder: AttemptDir) -> AttemptState:

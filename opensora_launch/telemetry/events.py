@@ -191,6 +191,24 @@ def read_events(path: Path) -> RankEvents | None:
     )
 
 
+def read_first_step(path: Path) -> tuple[Meta, Step] | None:
+    """Who recorded the file, and its first step; None where that is not there yet. Reads no further than it must."""
+    meta = None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if meta is None or line.startswith('{"kind": "step"'):
+                try:
+                    values = json.loads(line)
+                    record = _decode(values.pop("kind"), values)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    return None
+                if meta is None and isinstance(record, Meta):
+                    meta = record
+                elif meta and isinstance(record, Step):
+                    return meta, record
+    return None
+
+
 def _decode(kind: str, values: dict[str, Any]) -> Event | Meta | End:
     lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if kind in KINDS:
