@@ -1,7 +1,6 @@
 """What `generate` asks of this machine before it starts ranks: milliseconds, and no torch."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,23 +18,21 @@ from opensora_launch.schema.config import Init, LauncherKind, RunConfig
 VIDEO_SHARE = 0.1  # of its raw pixels, that a saved video takes at most
 
 
-def preflight(runs: Sequence[tuple[RunConfig, Plan]]) -> list[Profiled]:
-    """The ranks' environment of each run. Says once what is worth a look, on stderr.
+def preflight(runs: Sequence[tuple[RunConfig, Plan]]) -> tuple[list[Profiled], list[str]]:
+    """The ranks' environment of each run, and one line per warning.
 
     Raises UserError with what would stop one of them, before anything is written.
     """
-    made, problems, said = [], [], []
+    made, problems, warnings = list[Profiled](), list[str](), list[str]()
     for run, plan in runs:
         problems += profile_problems(run.env)
         made.append(profiled(os.environ, run.env))
         found = _look(run, plan, made[-1])
         problems += lines([finding for finding in found if finding.level is Level.fail])
-        said += lines([finding for finding in found if finding.level is Level.warn])
+        warnings += lines([finding for finding in found if finding.level is Level.warn])
     if problems:
         raise UserError("this machine is not ready (opensora-launch doctor says more)", list(dict.fromkeys(problems)))
-    for line in dict.fromkeys(said):
-        print(line, file=sys.stderr)
-    return made
+    return made, list(dict.fromkeys(warnings))
 
 
 def _look(run: RunConfig, plan: Plan, made: Profiled) -> list[Finding]:

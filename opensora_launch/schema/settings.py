@@ -18,5 +18,5 @@ def settings(cls: type[T]) -> type[T]:
             raise FrozenInstanceError(f"{cls.__name__}.{name} is final; make another config with dataclasses.replace")
         object.__setattr__(self, name, value)
 
-    cls.__setattr__ = assign_once  # type: ignore[method-assign,assignment]
+    cls.__setattr__ = assign_once  # type: ignore[method-assign]
     return dataclass(cls)

@@ -18,9 +18,7 @@ PLANNED = "the planner's predicted ratio, applied to the measured time; not trie
 
 
 def config(card: str = "h100_sxm") -> RunConfig:
-    run = RunConfig()
-    run.hardware = Card(**yaml.safe_load((CARDS / f"{card}.yaml").read_text()))
-    return run
+    return RunConfig(hardware=Card(**yaml.safe_load((CARDS / f"{card}.yaml").read_text())))
 
 
 def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> dict[str, dict[str, Any]]:

@@ -40,7 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
         calls.append((str(kind), attempt.path))
         return 0
 
-    monkeypatch.setattr(generate, "start", start)
+    monkeypatch.setattr(generate, "start_run", start)
     return calls
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_still_being_made_is_left_alone(
     beat = Heartbeat(run / "attempts" / "0" / "heartbeat" / "rank0.json", rank=0, host=socket.gethostname())
     beat.write(beat.beat(beat.now()))
     assert main(["generate", "--resume", str(run)]) == 2
-    assert f"it is still being made: rank 0 runs on {socket.gethostname()}" in capsys.readouterr().err
+    assert f"it is still running: rank 0 on {socket.gethostname()}" in capsys.readouterr().err
     beat.write(beat.beat(beat.now() - 60))
     assert main(["generate", "--resume", str(run)]) == 0
     assert len(started) == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.report.compare import read_either
-from opensora_launch.request.sweep_plan import read_sweep
 from opensora_launch.rundir import SweepDir
+from opensora_launch.runs.sweep_state import read_sweep
 from opensora_launch.telemetry.heartbeat import read_beat
 from tests.slurm.conftest import TINY, Cluster, wait_for
 

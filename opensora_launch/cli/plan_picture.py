@@ -13,7 +13,7 @@ from opensora_launch.plan.workload import Workload
 
 
 def plot_plan(work: Workload, found: Sequence[Option], file: Path) -> None:
-    """Write the picture; the ending of the name is its format."""
+    """Write the picture in the format of the file's suffix."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +31,7 @@ def plot_plan(work: Workload, found: Sequence[Option], file: Path) -> None:
     times.legend(fontsize="small")
     memory.barh(names, [option.memory.peak / GIB for option in shown])
     memory.axvline(shown[0].limit_bytes / GIB, color="black", linestyle="--", label=work.card.name)
-    memory.set_xlabel("peak GiB a GPU")
+    memory.set_xlabel("peak GiB per GPU")
     memory.legend(fontsize="small")
     for axis in (times, memory):
         axis.invert_yaxis()
@@ -43,7 +43,7 @@ def plot_plan(work: Workload, found: Sequence[Option], file: Path) -> None:
 
 
 def _roofline(axis: Any, work: Workload) -> None:
-    """FLOP/s against FLOPs a byte that memory moves: the card's two limits, and the parts of a row."""
+    """FLOP/s against FLOPs per byte that memory moves: the card's two limits, and the parts of a row."""
     rates = rates_of(work.card, work.topology)
     row = row_work(work.net, work.grid)
     peak, bandwidth = work.card.half_tflops * 1e12, work.card.bandwidth_gb_s * 1e9
@@ -60,6 +60,6 @@ def _roofline(axis: Any, work: Workload) -> None:
     }
     for name, (intensity, rate) in parts.items():
         axis.plot([min(intensity, steps[-1])], [rate / 1e12], "o", label=name)
-    axis.set_xlabel("FLOPs a byte")
+    axis.set_xlabel("FLOPs per byte")
     axis.set_ylabel("TFLOP/s")
     axis.legend(fontsize="small")
