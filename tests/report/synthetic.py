@@ -3,8 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.report.accounting import PARTS
-from opensora_launch.schema.config import LauncherConfig, LayoutConfig, RunConfig
+from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import (
     Collective,
     End,
@@ -26,6 +25,7 @@ from opensora_launch.telemetry.events import (
     event_line,
     meta_line,
 )
+from tests.configs import changed
 
 EPOCH_S = 1_700_000_000.0
 
@@ -193,13 +193,7 @@ def plain_simulation(world: int, *, slow: Sequence[float] | None = None, scale: 
 
 
 def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes: Any) -> Plan:
-    run = RunConfig(launcher=LauncherConfig(threads_per_rank=1), layout=LayoutConfig(ulysses=world))
-    for name, value in changes.items():
-        *parts, key = name.split("__")
-        for depth in range(len(parts), -1, -1):  # a config is final: rebuild it from the innermost part outwards
-            part = reduce(getattr, parts[:depth], run)
-            key, value = (parts[depth - 1] if depth else ""), replace(part, **{key: value})
-        run = value
+    run = changed(RunConfig(), **{"launcher__threads_per_rank": 1, "layout__ulysses": world} | changes)
     guidance = Guidance(run.sampling.num_steps, 7.5, 3.0, True, True, False)
     videos = [
         VideoRequest(f"{n:04d}_0", prompt, prompt, "", (), "t2v", 42, guidance) for n, prompt in enumerate(prompts)

@@ -223,7 +223,7 @@ def test_a_config_is_final(part: str) -> None:
 
 def test_every_part_of_the_schema_is_final() -> None:
     """Also parts that are added later."""
-    parts, waiting = [], [RunConfig]
+    parts, waiting = list[Any](), list[Any]([RunConfig])
     while waiting:
         part = waiting.pop()
         parts.append(part)

@@ -24,7 +24,7 @@ SHORT = ("sampling.num_steps=2", "repeats=1", "warmup=0")
 
 def hosts(sweep: Path) -> list[list[str]]:
     """Of each run that counts, in the order of the points."""
-    runs = [done.run for done in sorted(read_sweep(SweepDir(sweep)).done, key=lambda d: d.spot)]
+    runs = [done.run for done in sorted(read_sweep(SweepDir(sweep)).done, key=lambda d: d.point)]
     return [read_either(sweep / run)["machine"]["hosts"] for run in runs]
 
 
