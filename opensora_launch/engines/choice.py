@@ -10,10 +10,10 @@ from torch import Tensor
 
 from opensora_launch.doctor.engine_packages import must_be_installed
 from opensora_launch.engines.native import Source, Tick, Transformer, load_transformer
-from opensora_launch.engines.tensor_parallel import cut_transformer, reader
+from opensora_launch.engines.cut_weights import cut_transformer, reader
 from opensora_launch.model.files import files_of
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.parallel.attention import Kernel, sharded_attention
+from opensora_launch.parallel.sequence_attention import Kernel, sharded_attention
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Engine
@@ -26,7 +26,7 @@ def attention_of(engine: Engine) -> Attention:
     if engine is Engine.native:
         return sharded_attention
     must_be_installed(engine)
-    from opensora_launch.engines.colossal.attention import colossal_attention
+    from opensora_launch.engines.colossal.sequence_modes import colossal_attention
 
     return colossal_attention
 
@@ -50,8 +50,8 @@ def engine_transformer(
     if engine is Engine.native:
         return Transformer(cut_transformer(source.model.mmdit, reader(source), mesh.tp, target, tick), None)
     must_be_installed(engine)
-    from opensora_launch.engines.colossal.checkpoint import load_checkpoint
-    from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
+    from opensora_launch.engines.colossal.sharded_checkpoint import load_checkpoint
+    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, fill
 
     wrapped = cut_by_policy(source.model.mmdit, mesh, target)
     module: MMDiT = wrapped.unwrap()

@@ -25,7 +25,7 @@ from opensora_launch.model.shapes import mmdit_shapes
 from opensora_launch.model.weights import random_tensor, random_tensors, read_tensors
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.packing import Packing, ReadRange
-from opensora_launch.parallel.placement import Placed, StreamedBlocks, gather_flat
+from opensora_launch.parallel.streaming import Placed, StreamedBlocks, gather_flat
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.schema.config import Init, ModelConfig, Offload, Shard, Storage
 

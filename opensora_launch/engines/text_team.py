@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from opensora_launch.doctor.engine_packages import must_be_installed
 from opensora_launch.model.files import weight_files
-from opensora_launch.model.text import TextEncoders, TextRows, load_text_encoders
+from opensora_launch.model.text_encoders import TextEncoders, TextRows, load_text_encoders
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.packing import Packing
-from opensora_launch.parallel.placement import Placed, StreamedBlocks
+from opensora_launch.parallel.streaming import Placed, StreamedBlocks
 from opensora_launch.schema.config import Engine, ModelConfig
 
 ROOM = 1.2  # free memory that whole encoders need, as a multiple of their weights
@@ -64,7 +64,7 @@ def text_team(engine: Engine, world: Axis, mesh: Mesh, model: ModelConfig, targe
 
     def load() -> TextEncoders:
         must_be_installed(engine)
-        from opensora_launch.engines.colossal.text import cut_t5
+        from opensora_launch.engines.colossal.cut_t5 import cut_t5
 
         return cut_t5(load_text_encoders(model, device=CPU, dtype=dtype), mesh.tp, device)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opensora_launch.model.attention import Attend, attend_alone
+from opensora_launch.model.kernel_choice import Attend, attend_alone
 from opensora_launch.model.layers import (
     TIME_CHANNELS,
     LastLayer,

@@ -163,7 +163,7 @@ class Weights:
 def resident_weights(
     net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int
 ) -> Weights:
-    """As parallel/placement.py holds them: the ends whole, blocks whole, in shares or elsewhere, two on their way; or a
+    """As parallel/streaming.py holds them: the ends whole, blocks whole, in shares or elsewhere, two on their way; or a
     part of each (tp), the busiest rank's.
     """
     whole, blocks = weight_bytes(net, element_bytes), blocks_bytes(net, element_bytes)

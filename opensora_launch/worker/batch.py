@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.parallel.rows import RowInputs, ShardedModel, own_rows
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel, own_rows
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.denoise import AfterStep, StepRow, denoise, equal_inputs, step_rows
 

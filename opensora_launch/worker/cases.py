@@ -20,11 +20,11 @@ from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.load import mmdit_config
 from opensora_launch.model.tiles import UNTILED, Tiles, tile_cost
 from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean
-from opensora_launch.parallel.attention import Kernel
+from opensora_launch.parallel.sequence_attention import Kernel
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.parallel.placement import StreamedBlocks
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
-from opensora_launch.parallel.tiles import spread_tiles
+from opensora_launch.parallel.streaming import StreamedBlocks
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
+from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance

@@ -21,8 +21,8 @@ from opensora_launch.media.video import room_for_frames, save_video, to_frames
 from opensora_launch.model.tiles import TileGrid, tile_cost, tiles_of
 from opensora_launch.model.vae import Region, decode_regions, encode, posterior_sample
 from opensora_launch.parallel.mesh import Mesh
-from opensora_launch.parallel.rows import ShardedModel
-from opensora_launch.parallel.tiles import broadcast, spread_tiles
+from opensora_launch.parallel.sharded_model import ShardedModel
+from opensora_launch.parallel.tile_spreading import broadcast, spread_tiles
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
@@ -30,8 +30,8 @@ from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.batch import Batch, Branch, denoise_batch
 from opensora_launch.worker.checkpoint import Checkpoints, fingerprint
-from opensora_launch.worker.networks import Networks
-from opensora_launch.worker.texts import Embedding
+from opensora_launch.worker.load_networks import Networks
+from opensora_launch.worker.encode_texts import Embedding
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REF_SEED_OFFSET = 1 << 32  # so that a reference's posterior draw is not the video's own noise

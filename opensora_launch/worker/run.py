@@ -20,9 +20,9 @@ import torch.distributed as dist
 from opensora_launch.engines.choice import attention_of, cuts_weights
 from opensora_launch.engines.native import Source
 from opensora_launch.engines.text_team import Team, text_team
-from opensora_launch.model.attention import Kernel, choose_attention
+from opensora_launch.model.kernel_choice import Kernel, choose_attention
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
-from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.schema.config import Engine, Init, Shard
@@ -34,10 +34,10 @@ from opensora_launch.telemetry.stall import Verdict
 from opensora_launch.worker import start, watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
 from opensora_launch.worker.generate import DTYPES, Job, generate
-from opensora_launch.worker.networks import Networks, read_networks
+from opensora_launch.worker.load_networks import Networks, read_networks
 from opensora_launch.worker.queue import LOOK_S, WAIT, Owner, Queue, finished
 from opensora_launch.worker.start import Rank
-from opensora_launch.worker.texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
+from opensora_launch.worker.encode_texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
 
 BACKSTOP = timedelta(days=1)  # of collectives; a rank that stalls is found much sooner, by the heartbeat's watch
 

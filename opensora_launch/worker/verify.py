@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from opensora_launch.engines.native import Source
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_attention
 from opensora_launch.model.vae import assemble
-from opensora_launch.parallel.attention import Kernel
+from opensora_launch.parallel.sequence_attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
-from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
@@ -27,10 +27,10 @@ from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.cases import Case, Ranks, compare, distance, read_case, run_case, within
 from opensora_launch.worker.generate import DTYPES, Job, decode_latent, denoise_videos
-from opensora_launch.worker.networks import Networks, read_networks
+from opensora_launch.worker.load_networks import Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
 from opensora_launch.worker.start import Rank
-from opensora_launch.worker.texts import Embedding
+from opensora_launch.worker.encode_texts import Embedding
 
 # Between layouts only rounding may differ; over the steps guidance makes it larger.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from opensora_launch.model.attention import Kernel
+from opensora_launch.model.kernel_choice import Kernel
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
 from opensora_launch.worker.start import Rank

@@ -15,7 +15,7 @@ from opensora_launch.media.prompts import with_suffixes
 from opensora_launch.model import load_mmdit, vae
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.model.text import TextEncoders, load_text_encoders
+from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
 from opensora_launch.model.tiles import tiles_of
 from opensora_launch.model.weights import read_tensors
 from opensora_launch.plan.rows import Guidance

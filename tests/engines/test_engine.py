@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.attention import attend_alone, choose_attention
+from opensora_launch.model.kernel_choice import attend_alone, choose_attention
 from opensora_launch.parallel.mesh import build_meshes
 from opensora_launch.parallel.split import share_slices
 from opensora_launch.plan.layout import Layout
@@ -80,7 +80,7 @@ MODES = (Layout(ulysses=3), Layout(ring=3))
 
 def attended_on_rank() -> list[tuple[float, list[int]]]:
     """Distance from whole attention, and bytes sent, of each mode and shape."""
-    from opensora_launch.engines.colossal.attention import colossal_attention
+    from opensora_launch.engines.colossal.sequence_modes import colossal_attention
 
     sent: list[int] = []
 
@@ -116,7 +116,7 @@ def test_shares_and_heads_need_not_divide(tmp_path):
 
 def ringed_on_gpu() -> float:
     """ring_attn in bf16 by NCCL, against whole attention in fp32."""
-    from opensora_launch.engines.colossal.attention import colossal_attention
+    from opensora_launch.engines.colossal.sequence_modes import colossal_attention
 
     rank, layout = dist.get_rank(), Layout(ring=2)
     device = torch.device("cuda", rank)

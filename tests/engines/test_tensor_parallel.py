@@ -13,14 +13,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from opensora_launch.engines.native import Source
-from opensora_launch.engines.tensor_parallel import cut_transformer, reader
+from opensora_launch.engines.cut_weights import cut_transformer, reader
 from opensora_launch.model import load_mmdit
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_attention
 from opensora_launch.model.cuts import Kind, mmdit_cuts
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import build_meshes
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.costs import tensor_parallel_bytes, tensor_parallel_calls
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import VideoSize, memory_of

@@ -18,7 +18,7 @@ from opensora_launch.engines.text_team import text_team
 from opensora_launch.model.files import check_weights
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import mmdit_shapes
-from opensora_launch.model.text import TextRows, load_text_encoders
+from opensora_launch.model.text_encoders import TextRows, load_text_encoders
 from opensora_launch.model.weights import random_tensor
 from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
 from opensora_launch.plan.layout import Layout
@@ -58,7 +58,7 @@ def boosted(mesh: Mesh) -> float:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import HybridParallelPlugin
 
-    from opensora_launch.engines.colossal.policy import MmditPolicy
+    from opensora_launch.engines.colossal.policies import MmditPolicy
 
     module, whole = MMDiT(CFG), MMDiT(CFG).requires_grad_(False)
     for m in (module, whole):
@@ -97,8 +97,8 @@ def test_its_layers_hold_the_parts_that_ours_hold(tmp_path):
 
 def stored_and_read_on_rank(folder: str) -> dict[str, tuple[Layout, dict[str, torch.Tensor]]]:
     """Save on cfg 2 x tp 2, read on other layouts and by both engines, sharded placements included."""
-    from opensora_launch.engines.colossal.checkpoint import save_checkpoint
-    from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
+    from opensora_launch.engines.colossal.sharded_checkpoint import save_checkpoint
+    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, fill
 
     saving = mesh_of(Layout(cfg=2, tp=2))
     wrapped = cut_by_policy(CFG, saving, (CPU, torch.bfloat16))

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 
 from opensora_launch.model import load_mmdit
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_attention
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import build_meshes
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
-from opensora_launch.parallel.tiles import broadcast, deal, spread_tiles
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
+from opensora_launch.parallel.tile_spreading import broadcast, deal, spread_tiles
 from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids

@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from opensora_launch.engines.native import Source, load_transformer
-from opensora_launch.engines.tensor_parallel import cut_transformer
+from opensora_launch.engines.cut_weights import cut_transformer
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.parallel.attention import sharded_attention
+from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.parallel.mesh import Axis, build_meshes
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout

@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 import torch
 
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_attention
 from opensora_launch.parallel.mesh import build_meshes
-from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.latents import position_ids

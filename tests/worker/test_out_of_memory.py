@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.attention import Kernel, choose_attention
+from opensora_launch.model.kernel_choice import Kernel, choose_attention
 from opensora_launch.plan.placement import Placement, next_smaller
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report

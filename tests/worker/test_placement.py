@@ -11,10 +11,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from opensora_launch.engines.native import Source, blocks_of, load_transformer
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_attention
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
-from opensora_launch.parallel.attention import Kernel
+from opensora_launch.parallel.sequence_attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement, in_words

@@ -5,7 +5,7 @@ from pathlib import Path
 from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
 from colossalai.checkpoint_io import HybridParallelCheckpointIO
 
-from opensora_launch.engines.colossal.transformer import alone
+from opensora_launch.engines.colossal.cut_mmdit import alone
 from opensora_launch.parallel.mesh import Mesh
 
 

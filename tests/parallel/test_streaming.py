@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from opensora_launch.model import load_mmdit
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_attention
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
 from opensora_launch.parallel.packing import Packing
-from opensora_launch.parallel.placement import Placed, StreamedBlocks
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.streaming import Placed, StreamedBlocks
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.layout import LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids

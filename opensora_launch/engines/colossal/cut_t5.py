@@ -6,9 +6,9 @@ import torch
 from colossalai.shardformer import ShardConfig, ShardFormer
 
 from opensora_launch.engines.colossal.accelerator import use_device
-from opensora_launch.engines.colossal.policy import T5Policy
+from opensora_launch.engines.colossal.policies import T5Policy
 from opensora_launch.errors import UserError
-from opensora_launch.model.text import TextEncoders
+from opensora_launch.model.text_encoders import TextEncoders
 from opensora_launch.parallel.mesh import Axis
 
 

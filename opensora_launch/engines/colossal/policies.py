@@ -10,7 +10,7 @@ from colossalai.shardformer.policies.base_policy import (
 )
 from torch import nn
 
-from opensora_launch.engines.colossal.layers import FusedColumns, FusedRows, GatheredColumns, SummedRows
+from opensora_launch.engines.colossal.cut_layers import FusedColumns, FusedRows, GatheredColumns, SummedRows
 from opensora_launch.model.cuts import Cut, Kind, mmdit_cuts
 from opensora_launch.model.mmdit import DoubleBlock, SingleBlock
 from opensora_launch.parallel.mesh import Axis

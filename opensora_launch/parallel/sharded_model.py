@@ -8,7 +8,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.parallel.attention import Kernel, sharded_attention
+from opensora_launch.parallel.sequence_attention import Kernel, sharded_attention
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
 

@@ -12,7 +12,7 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import load_vae
 from opensora_launch.model.weights import random_tensors, read_tensors
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.parallel.placement import StreamedBlocks
+from opensora_launch.parallel.streaming import StreamedBlocks
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Engine, Init
 

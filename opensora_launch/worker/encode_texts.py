@@ -17,9 +17,9 @@ from torch import Tensor
 
 from opensora_launch.engines.text_team import CPU
 from opensora_launch.model.files import weight_files
-from opensora_launch.model.text import TextRows, random_embeddings
+from opensora_launch.model.text_encoders import TextRows, random_embeddings
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.tiles import broadcast
+from opensora_launch.parallel.tile_spreading import broadcast
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.schema.config import Init, ModelConfig
 

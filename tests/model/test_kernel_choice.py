@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opensora_launch.errors import UserError
-from opensora_launch.model import attention, kernels
-from opensora_launch.model.attention import Kernel, Target, choose_attention, fastest, load, why_not
+from opensora_launch.model import kernel_choice, kernels
+from opensora_launch.model.kernel_choice import Kernel, Target, choose_attention, fastest, load, why_not
 
 CPU = torch.device("cpu")
 GPU_KINDS = ["flash4", "flash3", "flash2", "cudnn", "sdpa_flash", "sdpa_efficient", "xformers", "reference"]
@@ -172,8 +172,8 @@ NONE_INSTALLED: list[tuple[Want, str, list[str]]] = [
 
 @pytest.mark.parametrize(("target", "want"), ALL_INSTALLED.items(), ids=str)
 def test_auto_with_every_package_there(target: Want, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in attention.LOADERS:
-        monkeypatch.setitem(attention.LOADERS, name, lambda: (kernels.reference, "9.9"))
+    for name in kernel_choice.LOADERS:
+        monkeypatch.setitem(kernel_choice.LOADERS, name, lambda: (kernels.reference, "9.9"))
     kernel = fastest(Target(*target))
     assert (kernel.name, kernel.passed_over) == (want, ())
 

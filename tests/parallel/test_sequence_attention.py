@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from opensora_launch.model.attention import choose_attention
-from opensora_launch.parallel.attention import merge, ring_attention, sharded_attention
+from opensora_launch.model.kernel_choice import choose_attention
+from opensora_launch.parallel.sequence_attention import merge, ring_attention, sharded_attention
 from opensora_launch.parallel.mesh import Mesh, build_meshes, coordinates, ranks_along
 from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
 from opensora_launch.plan.layout import Layout

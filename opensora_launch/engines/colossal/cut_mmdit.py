@@ -9,7 +9,7 @@ from colossalai.shardformer import ShardConfig
 from torch import Tensor, nn
 
 from opensora_launch.engines.colossal.accelerator import use_device
-from opensora_launch.engines.colossal.policy import MmditPolicy
+from opensora_launch.engines.colossal.policies import MmditPolicy
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.schema.config import MmditConfig

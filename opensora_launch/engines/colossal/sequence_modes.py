@@ -1,7 +1,7 @@
 """ColossalAI's sequence parallel modes as an `attend`: all_to_all over the ulysses axis, ring_attn over the ring axis.
 
 Its exchanges want equal shares, so shares are padded to the largest; what is padded travels and is dropped, never
-attended to. Shapes are those of parallel/attention.py.
+attended to. Shapes are those of parallel/sequence_attention.py.
 """
 
 import math
@@ -14,7 +14,7 @@ from colossalai.shardformer.layer.utils import RingComm
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.parallel.attention import Kernel, merge
+from opensora_launch.parallel.sequence_attention import Kernel, merge
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.split import share_sizes
 

@@ -11,7 +11,7 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import mmdit_shapes
 from opensora_launch.model.weights import random_tensor, read_tensors
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.tensor import gather_results, own_part, sum_results
+from opensora_launch.parallel.tensor_parallel import gather_results, own_part, sum_results
 from opensora_launch.schema.config import Init, MmditConfig
 
 Read = Callable[[str], Tensor]  # a whole tensor by its name
