@@ -23,7 +23,7 @@ MAY_IMPORT_ONLY = {
     "estimate": PURE,
     "media": {"errors"},
     "model": {"errors", "schema"},
-    "parallel": {"errors", "plan", "schema"},
+    "parallel": {"errors", "plan", "schema", "model"},
     "sampling": {"errors", "plan"},  # the loop gets functions: it knows neither model nor parallel
 }
 # A login node has no GPU and often no torch; `--help` answers at once.
@@ -31,7 +31,7 @@ WITHOUT_TORCH = [
     "errors", "exit_codes", "rundir", "schema", "plan", "estimate", "media/prompts.py", "model/files.py", "machine",
     "slurm", "telemetry", "runs", "launch", "doctor", "report", "request", "cli",
 ]  # fmt: skip
-SLOW = {"torch", "diffusers", "transformers", "accelerate", "colossalai"}
+SLOW = {"torch", "diffusers", "transformers", "colossalai"}
 ONLY_IN = {"hydra": {"request"}, "omegaconf": {"request"}, "colossalai": {"engines"}, "rich": {"cli"}}
 
 

@@ -1,6 +1,6 @@
-"""Weight files, looked at without torch: are they there, whole, and what the config wants?
+"""Check weight files without torch: do they exist, are they complete, do they match the config?
 
-Runs in the launcher before any rank starts, so a file's header is all that is read.
+The launcher runs these checks before any rank starts, so they read only the headers of files.
 """
 
 import json
@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.shapes import Shape, Shapes, config_problems, mismatches, mmdit_shapes, vae_shapes
+from opensora_launch.model.shapes import Shapes, TensorShape, config_problems, mismatches, mmdit_shapes, vae_shapes
 from opensora_launch.schema.config import Init, ModelConfig
 
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
-DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # of weights that are numbers as they stand
-PICKLES = (b"PK\x03\x04", b"\x80")  # starts of a file of torch.save, new and old
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # weights in these types need no unpacking
+PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of a file by torch.save, new and old
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("tokenizer.json", "vocab.json")}  # either will do
+TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("tokenizer.json", "vocab.json")}  # any one
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file; `dtype` is the format's name of it."""
+    """A tensor in a safetensors file; `dtype` is the name that the format uses."""
 
     file: Path
-    shape: Shape
+    shape: TensorShape
     dtype: str
 
 
 def check_files(model: ModelConfig) -> list[str]:
-    """One line for each thing that is wrong with the model's config and files; [] if ranks can load them."""
+    """Return one line per problem with the config and the files of the model; [] if ranks can load them."""
     problems = config_problems(model)
     if model.init == Init.random:
         return problems
@@ -44,8 +44,9 @@ def check_files(model: ModelConfig) -> list[str]:
 
 
 def check_weights(path: Path, want: Shapes | None, model: ModelConfig) -> list[str]:
-    """`want` is compared with the names and shapes in the file, or in the files of its index; None only looks whether
-    they are there and whole.
+    """Compare `want` with the names and shapes in a file, or in the files of its index; one line per problem.
+
+    None for `want` only checks that the files exist and are complete.
     """
     try:
         if absent := [file for file in files_of(path) if not file.is_file()]:
@@ -57,15 +58,15 @@ def check_weights(path: Path, want: Shapes | None, model: ModelConfig) -> list[s
 
 
 def stored_problems(path: Path, stored: Mapping[str, Stored], want: Shapes | None) -> list[str]:
-    """Names, shapes and types that are not as `want` and we want them."""
+    """Return one line per name, shape or type in a file that does not match `want` or cannot be read."""
     got = {name: tensor.shape for name, tensor in stored.items()}
     problems = [f"{path} does not match the config: {line}" for line in mismatches(want or got, got)]
     strange = sorted({tensor.dtype for tensor in stored.values()} - set(DTYPE_BYTES))
-    return problems + [f"{path} holds {t} numbers; {', '.join(DTYPE_BYTES)} can be read" for t in strange]
+    return problems + [f"{path} holds {t} numbers; only {', '.join(DTYPE_BYTES)} can be read" for t in strange]
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or those that an index names: `path` is one (*.json), or X.index.json stands where X would."""
+    """Return the file itself, or those of its index: `path` may be one (*.json), or X.index.json may stand in for X."""
     index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
     if path.suffix != ".json" and (path.is_file() or not index.is_file()):
         return [path]
@@ -73,27 +74,29 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_stored(path: Path) -> dict[str, Stored]:
-    """Every tensor of a file, or of the files of an index, by name. UserError where one is torn or no such file."""
+    """List every tensor of a file, or of the files of an index, by name. Raises UserError like `read_header`."""
     return {name: stored for file in files_of(path) for name, stored in read_header(file).items()}
 
 
 def missing(path: Path, model: ModelConfig) -> str:
-    """In the command, {folder} stands for where the files belong."""
+    """Say that a file is missing, with the command to download it; {folder} in the command is the model's folder."""
     return f"{path} is missing; to download it: {model.download.replace('{folder}', shlex.quote(model.folder))}"
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """What a safetensors file holds. UserError of one line if it is torn or no such file."""
+    """List the tensors of a safetensors file. Raises UserError of one line if it is truncated or of another format."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start, brace = file.read(8), file.read(1)
-        if start.startswith(PICKLES) and brace != b"{":  # a header of 128 bytes begins as a pickle does
+        if start.startswith(PICKLES) and brace != b"{":  # a header of 128 bytes has the same first byte as a pickle
             raise UserError(f"{path} is a pickle; to convert it: {convert_command(path)}")
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
-            raise UserError(f"{path} is no safetensors file ({size} bytes); download it again")
+            raise UserError(f"{path} is not a safetensors file ({size} bytes); download it again")
         if 8 + length > size:
-            raise UserError(f"{path} is torn: its header alone has {length} bytes, the file {size}; download it again")
+            raise UserError(
+                f"{path} is truncated: its header needs {length} bytes, the file has {size}; download it again"
+            )
         text = brace + file.read(length - 1)
     try:
         entries: Mapping[str, Any] = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
@@ -102,14 +105,14 @@ def read_header(path: Path) -> dict[str, Stored]:
             name: Stored(path, tuple(map(int, entry["shape"])), str(entry["dtype"])) for name, entry in entries.items()
         }
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} is no safetensors file (its header cannot be read); download it again") from error
+        raise UserError(f"{path} is not a safetensors file (its header cannot be read); download it again") from error
     if end != size:
-        raise UserError(f"{path} is torn: it has {size} bytes, its header says {end}; download it again")
+        raise UserError(f"{path} is truncated: it has {size} bytes, but its header says {end}; download it again")
     return stored
 
 
 def convert_command(path: Path) -> str:
-    """A command that rewrites a pickle of tensors, without running anything that is in it."""
+    """Return a command that rewrites a pickle of tensors without running anything in it."""
     code = (
         "import sys, torch; from safetensors.torch import save_file; source, target = sys.argv[1:]; "
         "save_file({k: v.clone() for k, v in torch.load(source, weights_only=True, mmap=True).items()}, target)"
@@ -118,7 +121,7 @@ def convert_command(path: Path) -> str:
 
 
 def check_text_folder(folder: Path, kind: str, model: ModelConfig) -> list[str]:
-    """A folder of the transformers library: config, tokenizer, and weights as one file or in shards."""
+    """Check a folder of the transformers library: config, tokenizer, and weights as one file or in shards."""
     if not folder.is_dir():
         return [missing(folder, model)]
     problems = list(check_text_config(folder / "config.json", kind, model))
@@ -136,12 +139,12 @@ def check_text_folder(folder: Path, kind: str, model: ModelConfig) -> list[str]:
         elif file.suffix == ".safetensors":
             problems += check_header(file)
         elif not is_pickle(file):
-            problems.append(f"{file} is torn, or no file of torch.save; download it again")
+            problems.append(f"{file} is truncated, or not a file by torch.save; download it again")
     return problems
 
 
 def is_pickle(path: Path) -> bool:
-    """A whole zip of torch.save, or the start of its older form."""
+    """Whether the file is a complete zip by torch.save, or starts like its older form."""
     with path.open("rb") as file:
         return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(1) == PICKLES[1])
 
@@ -155,7 +158,7 @@ def check_header(path: Path) -> list[str]:
 
 
 def check_text_config(path: Path, kind: str, model: ModelConfig) -> Iterator[str]:
-    """The encoder's width must be what the transformer was built for."""
+    """Check that the width of the encoder is the one that the transformer was built for."""
     if not path.is_file():
         yield missing(path, model)
         return
@@ -167,11 +170,11 @@ def check_text_config(path: Path, kind: str, model: ModelConfig) -> Iterator[str
         return
     name = "context_in_dim" if kind == "t5" else "vec_in_dim"
     if width != (wanted := getattr(model.mmdit, name)):
-        yield f"{path} is of an encoder with {width} channels, model.mmdit.{name} is {wanted}"
+        yield f"{path} describes an encoder with {width} channels, but model.mmdit.{name} is {wanted}"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with a model's weights in a transformers folder, safetensors before pickles; [] if there are none."""
+    """Return the weight files in a transformers folder, safetensors rather than pickles; [] if there are none."""
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None or found.suffix != ".json":
         return [] if found is None else [found]
@@ -179,8 +182,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files that a checkpoint in shards names in its index, each once."""
+    """Return the files that the index of a sharded checkpoint names, each once."""
     try:
         return [index.with_name(name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of weight files; download it again") from error
+        raise UserError(f"{index} is not an index of weight files; download it again") from error

@@ -1,9 +1,9 @@
-"""Attention over a sequence whose tokens are spread over ranks: Ulysses, ring, and both.
+"""Attend over a sequence whose tokens are spread over ranks: Ulysses, ring, and both.
 
-Shapes, here and in every file under parallel/:
-    B rows   S tokens   N heads   D head size         a capital is the whole
-    s, n                                               a small letter is this rank's share; shares may differ by one
-Bidirectional attention does not care in which order the keys come, so shares need no reordering.
+Shapes, here and in every file of parallel/:
+    B guidance rows   S tokens   N heads   D head size    a capital letter is the whole
+    s, n                                                  a small one is this rank's share; shares may differ by one
+Bidirectional attention does not depend on the order of the keys, so shares need no reordering.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,21 +13,23 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.split import share_sizes, share_slices
 
-Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # q, k, v (B S N D) -> out, lse (B N S)
+# Mesh, tokens of the whole sequence, kernel -> the `attend` for this rank's share of the tokens, in every block.
+SequenceAttention = Callable[[Mesh, int, KernelCall], Attend]
 
 
-def sharded_attention(mesh: Mesh, total_tokens: int, kernel: Kernel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The `attend` of our share of a sequence of `total_tokens`, for every block of a forward.
+def sharded_attention(mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
+    """Return the native `attend` for this rank's share of a sequence of `total_tokens`.
 
-    Ulysses trades tokens for heads inside its axis, then the ring axis passes the keys and values of those
-    heads around. With both at size 1 it is the kernel alone.
+    Ulysses exchanges tokens for heads inside its axis; then the keys and values of those heads travel around the ring
+    axis. With both axes at size 1 it is the kernel alone.
     """
     sizes = share_sizes(total_tokens, mesh.layout.sequence)
     width = mesh.ulysses.size
-    near = sizes[mesh.ring.index * width :][:width]  # tokens of each rank on our ulysses axis
+    near = sizes[mesh.ring.index * width :][:width]  # tokens of each rank of our ulysses axis
     far = tuple(sum(sizes[r * width :][:width]) for r in range(mesh.ring.size))  # tokens of each ulysses group
 
     def attend(
@@ -44,24 +46,24 @@ def sharded_attention(mesh: Mesh, total_tokens: int, kernel: Kernel) -> Callable
 def tokens_to_heads(
     xs: tuple[Float[Tensor, "B s N D"], ...], tokens: tuple[int, ...], axis: Axis
 ) -> tuple[Float[Tensor, "B S n D"], ...]:
-    """From all heads of our tokens to all tokens of our heads, several tensors in one all-to-all.
+    """Exchange all heads of our tokens for all tokens of our heads, with several tensors in one all-to-all.
 
-    tokens[i] is the share of rank i of the axis. Heads are dealt like tokens: counts differ by at most one.
+    tokens[i] is the share of rank i of the axis. Heads are split like tokens: counts differ by at most one.
     """
     if axis.size == 1:
         return xs
     batch, _, heads, dim = xs[0].shape
-    dealt = share_slices(heads, axis.size)
-    ours = dealt[axis.index].stop - dealt[axis.index].start
-    sent = _packed([x[:, :, part] for part in dealt for x in xs])
+    split = share_slices(heads, axis.size)
+    ours = split[axis.index].stop - split[axis.index].start
+    sent = _packed([x[:, :, part] for part in split for x in xs])
     unit = len(xs) * batch * dim
     got = _all_to_all(
         sent,
-        [unit * tokens[axis.index] * (part.stop - part.start) for part in dealt],
+        [unit * tokens[axis.index] * (part.stop - part.start) for part in split],
         [unit * count * ours for count in tokens],
         axis,
     )
-    del sent  # it has left, and the next copies need the room
+    del sent  # the copies below need the memory
     blocks = [g.view(len(xs), batch, count, ours, dim) for g, count in zip(got, tokens, strict=True)]
     return tuple(torch.cat([b[i] for b in blocks], dim=1) for i in range(len(xs)))
 
@@ -69,13 +71,13 @@ def tokens_to_heads(
 def heads_to_tokens(
     x: Float[Tensor, "B S n D"], tokens: tuple[int, ...], heads: int, axis: Axis
 ) -> Float[Tensor, "B s N D"]:
-    """Undo `tokens_to_heads`: from all tokens of our heads to all `heads` of our tokens."""
+    """Undo `tokens_to_heads`: exchange all tokens of our heads for all `heads` of our tokens."""
     if axis.size == 1:
         return x
     batch, _, ours, dim = x.shape
     here = tokens[axis.index]
     counts = share_sizes(heads, axis.size)
-    sent = x.reshape(-1) if batch == 1 else _packed(torch.split(x, list(tokens), dim=1))  # of one row: in order
+    sent = x.reshape(-1) if batch == 1 else _packed(torch.split(x, list(tokens), dim=1))  # one row is in order already
     got = _all_to_all(
         sent,
         [batch * count * ours * dim for count in tokens],
@@ -86,7 +88,7 @@ def heads_to_tokens(
 
 
 def _packed(parts: Sequence[Tensor]) -> Tensor:
-    """All elements of the parts, one part after another. Each is copied once, whatever its strides."""
+    """Lay out all elements of the parts, one part after another. Each is copied once, whatever its strides."""
     packed = parts[0].new_empty(sum(part.numel() for part in parts))
     for room, part in zip(packed.split([part.numel() for part in parts]), parts, strict=True):
         room.view(part.shape).copy_(part)
@@ -106,11 +108,12 @@ def ring_attention(
     v: Float[Tensor, "B s N D"],
     tokens: tuple[int, ...],
     axis: Axis,
-    kernel: Kernel,
+    kernel: KernelCall,
 ) -> Float[Tensor, "B s N D"]:
-    """Attention of our queries over the keys and values of every rank of the axis, which travel around it.
+    """Attend from our queries to the keys and values of every rank of the axis, which travel around it.
 
-    tokens[i] is the share of rank i. The next block travels while the present one is computed.
+    tokens[i] is the share of rank i. The next block travels while the current one is computed.
+    Source: Liu et al. 2023, "Ring Attention with Blockwise Transformers".
     """
     if axis.size == 1:
         return kernel(q, k, v)[0]
@@ -119,11 +122,11 @@ def ring_attention(
     for hop in range(axis.size):
         last = hop == axis.size - 1
         coming = tokens[(axis.index - hop - 1) % axis.size]
-        travel = None if last else _Travel(block, coming, axis)
+        hop_ahead = None if last else _RingHop(block, coming, axis)
         out, lse = kernel(q, block[0], block[1])
         merged = merge(merged, out, lse)
-        if travel:
-            block = travel.arrive()
+        if hop_ahead:
+            block = hop_ahead.arrive()
     assert merged is not None
     return merged[0].to(q.dtype)
 
@@ -131,10 +134,11 @@ def ring_attention(
 def merge(
     running: tuple[Tensor, Tensor] | None, out: Float[Tensor, "B s N D"], lse: Float[Tensor, "B N s"]
 ) -> tuple[Float[Tensor, "B s N D"], Float[Tensor, "B N s"]]:
-    """Add one block's attention to the running result, in its place; both are kept in at least fp32.
+    """Merge one block's attention into the running result, in place; both are kept in at least fp32.
 
-    softmax over a union of blocks = their results weighted by exp(lse of the block - lse of the union); of two blocks
-    the weight of the second is then sigmoid(lse of the second - lse of the first), and one pass over `out` does.
+    The softmax over a union of blocks is the sum of their results, weighted by exp(lse of the block - lse of the
+    union). For two blocks, the weight of the second is sigmoid(lse of the second - lse of the first): one pass over
+    `out` suffices.
     """
     wide = torch.promote_types(out.dtype, torch.float32)
     out, lse = out.to(wide), lse.to(wide)
@@ -145,8 +149,8 @@ def merge(
     return before.lerp_(out, weight), torch.logaddexp(before_lse, lse)
 
 
-class _Travel:
-    """One hop of a block of keys and values: ours to the next rank, the previous rank's to us."""
+class _RingHop:
+    """One hop of a block of keys and values: ours goes to the next rank, the previous rank's comes to us."""
 
     def __init__(self, block: Float[Tensor, "2 B s N D"], coming: int, axis: Axis) -> None:
         two, batch, _, heads, dim = block.shape

@@ -1,24 +1,24 @@
-"""One denoising step of one batch of videos on the ranks of its mesh."""
+"""Run one denoising step of a batch of videos on the ranks of its mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.parallel.sequence_attention import Kernel, sharded_attention
-from opensora_launch.parallel.mesh import Axis, Mesh
+from opensora_launch.model.kernels import KernelCall
+from opensora_launch.parallel.collectives import all_gather_padded
+from opensora_launch.parallel.mesh import Mesh
+from opensora_launch.parallel.sequence_attention import SequenceAttention, sharded_attention
 from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
 
 Forward = Callable[..., Tensor]  # MMDiT.forward
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of our tokens (B s N D) -> their attention
 
 
 @dataclass(frozen=True)
 class RowInputs:
-    """Inputs of one guidance row, whole. T text and S video tokens."""
+    """The whole inputs of one guidance row, with T text and S video tokens."""
 
     video: int  # index in the batch
     t: float  # in [0, 1]
@@ -30,14 +30,14 @@ class RowInputs:
 
 @dataclass(frozen=True)
 class ShardedModel:
-    """A transformer that every rank runs on its share of rows and tokens."""
+    """A transformer that every rank runs on its share of the rows and tokens."""
 
     forward: Forward
-    kernel: Kernel
-    meshes: Mapping[int, Mesh]  # by the number of rows of a step
-    sit_out: Callable[[], None] | None = None  # what a rank without a row does while the others compute
-    rows_at_once: int = 0  # in one forward of a rank; 0 is all of its rows
-    attention: Callable[[Mesh, int, Kernel], Attend] = sharded_attention  # by mesh and tokens of the whole sequence
+    kernel: KernelCall
+    meshes: Mapping[int, Mesh]  # by number of rows in a step
+    sit_out: Callable[[], None] | None = None  # called on a rank without a row, while the others compute
+    rows_at_once: int = 0  # in one forward of a rank; 0 means all of its rows
+    attention: SequenceAttention = sharded_attention
 
     @torch.no_grad()
     def predict(
@@ -46,10 +46,10 @@ class ShardedModel:
         img_ids: Float[Tensor, "1 S A"],
         rows: Sequence[RowInputs],
     ) -> Float[Tensor, "R S C"]:
-        """The prediction for every row, on every rank of the mesh.
+        """Return the prediction for every row, on every rank of the mesh.
 
-        Rows are dealt over the cfg axis, the tokens of a row over ring and ulysses. A rank without a row
-        (fewer rows than the axis is long) waits for the others' results, and all take part in as many forwards.
+        Rows are split over the cfg axis, and the tokens of a row over ring and ulysses. A rank without a row (if there
+        are fewer rows than ranks) waits for the others' results. All ranks take part in the same number of forwards.
         """
         mesh = self.meshes[len(rows)]
         own, num_text = rows[own_rows(mesh, len(rows))], rows[0].txt.shape[0]
@@ -83,14 +83,14 @@ class ShardedModel:
 
 
 def own_rows(mesh: Mesh, count: int) -> slice:
-    """Which of a step's rows this rank computes; may be none."""
+    """Return which rows of a step this rank computes; there may be none."""
     return share_slices(count, mesh.cfg.size)[mesh.cfg.index]
 
 
 def _gather(
     part: Tensor, latents: Float[Tensor, "V S C"], mesh: Mesh, counts: tuple[int, int]
 ) -> Float[Tensor, "R S C"]:
-    """Every rank's rows and tokens, put together on all of them. One all-gather of equal blocks (gloo wants that)."""
+    """Put the rows and tokens of all ranks together on every rank: one all-gather of equal blocks, as gloo requires."""
     num_text, num_rows = counts
     num_video, channels = latents.shape[1:]
     rows = share_slices(num_rows, mesh.cfg.size)
@@ -106,13 +106,3 @@ def _gather(
         target = out[rows[cfg], tokens[place]]
         target.copy_(block[: target.numel()].view(target.shape))
     return out
-
-
-def all_gather_padded(part: Float[Tensor, "n"], room: int, axis: Axis) -> Float[Tensor, "ranks room"]:
-    """All ranks' 1-D parts, each at the start of a block of `room` elements; what follows means nothing."""
-    sent = part.new_zeros(room)
-    sent[: part.numel()] = part
-    got = part.new_empty(axis.size, room)
-    with axis.exchange(part.numel() * part.element_size() * (axis.size - 1)):
-        dist.all_gather(list(got.unbind(0)), sent, group=axis.group)
-    return got

@@ -1,7 +1,7 @@
-"""Where the weights of a chain of blocks live, and how they come to the device one block ahead of use.
+"""Hold the weights of a chain of blocks, and bring them to the device one block ahead of use.
 
-A block's tensors are packed in one flat vector (packing.py). Some blocks have theirs whole on the device; of others
-each rank of an axis has a share, on the device or in host memory, and the whole is put together ahead of use.
+The tensors of a block are packed in one flat vector (packing.py). Some blocks have theirs whole on the device. Of the
+others, each rank of an axis has a share, on the device or in host memory; the whole is gathered ahead of use.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from opensora_launch.parallel.packing import Packing
 
 
 def gather_flat(axis: Axis, share: UInt8[Tensor, "share"], into: UInt8[Tensor, "whole"]) -> Callable[[], None]:
-    """Start putting all shares of an axis together in `into`; the result waits for it."""
+    """Start gathering all shares of an axis in `into`; calling the result waits for them."""
     if axis.size == 1:
         into.copy_(share, non_blocking=True)
         return _nothing
-    # The name that torch 2.13 gives to all_gather_into_tensor, which it calls deprecated.
+    # torch 2.13 renames all_gather_into_tensor to this and deprecates the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     work = gather(into, share, group=axis.group, async_op=True)
 
@@ -38,19 +38,19 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Placed:
-    """A block and what this rank has of its weights: its share, on the device or in (pinned) host memory, or all."""
+    """A block with this rank's part of its weights: a share on the device or in (pinned) host memory, or all."""
 
     block: nn.Module
     packing: Packing
     share: UInt8[Tensor, "n"]
-    resident: bool  # the share is the whole, and on the device
+    resident: bool  # the share is the whole and is on the device
 
 
 class StreamedBlocks:
-    """Blocks whose weights pass through two buffers: one computes while the next one's are on their way.
+    """Blocks whose weights pass through two buffers: one block computes while the next one's weights are on their way.
 
-    Those of resident blocks stay. Hooks of the blocks do the work, so the network does not know. A rank that sits a
-    forward out must call `pass_through`, since the other ranks gather from it.
+    Weights of resident blocks stay. Hooks of the blocks do the work, so the network does not know. A rank that sits out
+    a forward must call `pass_through`, since the other ranks gather from it.
     """
 
     def __init__(self, placed: Sequence[Placed], axis: Axis, device: torch.device) -> None:
@@ -68,13 +68,13 @@ class StreamedBlocks:
 
     @property
     def resident_bytes(self) -> int:
-        """Of this rank's device: what `release` gives back, and the shares if they are there."""
+        """Bytes on this rank's device: what `release` frees, and the shares if they are there."""
         here = [*self._buffers, *self._staging, *([] if self._room is None else [self._room])]
         here += [x.share for x in self.placed if x.share.device.type == self._device.type]
         return sum(x.numel() * x.element_size() for x in here)
 
     def need(self, block: int) -> None:
-        """Make a block's weights ready, and send for those of the next one that has to come."""
+        """Make a block's weights ready, and start fetching those of the next block that is not resident."""
         placed = self.placed[block]
         flat = placed.share
         if not placed.resident:
@@ -90,12 +90,12 @@ class StreamedBlocks:
             self._bound[block][name].data = view
 
     def pass_through(self) -> None:
-        """Take part in what the others gather during one forward, and compute nothing."""
+        """Take part in the gathers of one forward of the other ranks, without computing."""
         for block in self._moving:
             self.need(block)
 
     def release(self) -> None:
-        """Wait for what is on its way, and give the buffers back until a block is needed again."""
+        """Wait for the weights on their way, and free the buffers until a block is needed again."""
         self._drain()
         for parameters in self._bound:
             for parameter in parameters.values():
@@ -108,7 +108,7 @@ class StreamedBlocks:
         self._coming = None
 
     def _adopt(self, block: nn.Module, packing: Packing) -> dict[str, nn.Parameter]:
-        """Give a block parameters on the device, whose data the hooks replace."""
+        """Give a block empty parameters on the device, whose data the hooks replace."""
         for entry in packing.entries:
             owner, _, last = entry.name.rpartition(".")
             empty = torch.empty(0, dtype=entry.dtype, device=self._device)
@@ -116,7 +116,7 @@ class StreamedBlocks:
         return dict(block.named_parameters())
 
     def _buffer(self, slot: int) -> Tensor:
-        """For a whole packed block."""
+        """Return a buffer for a whole packed block."""
         if not self._buffers:
             most = max(self.placed[i].share.numel() for i in self._moving)
             self._buffers = [self._bytes(most * self._axis.size) for _ in range(2)]
@@ -125,7 +125,7 @@ class StreamedBlocks:
         return self._buffers[slot]
 
     def _widened(self) -> Tensor | None:
-        """Where weights in fp8 are widened, for the block that computes."""
+        """Return the memory where the weights of the computing block are widened from fp8; None if none are in fp8."""
         room = max(x.packing.room for x in self.placed)
         if room and self._room is None:
             self._room = self._bytes(room)
@@ -139,7 +139,7 @@ class StreamedBlocks:
         into = self._buffer(slot)[: share.numel() * self._axis.size]
         if self._side is None:
             return block, slot, gather_flat(self._axis, share, into)
-        # What computes from this buffer is queued on the current stream by now, and what follows is not.
+        # Work that reads this buffer is already on the current stream; later work is not, and is not waited for.
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             if self._axis.size > 1:

@@ -1,6 +1,6 @@
-"""Weights cut over the tp axis: which part is whose, and how results are put together again.
+"""Cut weights over the tp axis, and put the results together again.
 
-Layers stay the plain ones of the network; hooks behind them sum or gather. Things that do not divide are dealt like
+Layers stay the plain ones of the network; forward hooks sum or gather their results. Heads and channels are split like
 tokens: counts differ by at most one.
 """
 
@@ -12,33 +12,34 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from opensora_launch.model.cuts import Segment
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.split import share_sizes, share_slices
 
-Pieces = Sequence[tuple[int, int]]  # (how many things, channels of each), one piece after another along a dim
 
-
-def own_channels(pieces: Pieces, axis: Axis) -> tuple[slice, ...]:
-    """Our channels of each piece: whole things, and of every piece our share."""
+def own_channels(segments: Sequence[Segment], axis: Axis) -> tuple[slice, ...]:
+    """Return this rank's channels of each segment: its share of the things in it, each thing whole."""
     found, start = [], 0
-    for count, size in pieces:
-        mine = share_slices(count, axis.size)[axis.index]
-        found.append(slice(start + mine.start * size, start + mine.stop * size))
-        start += count * size
+    for segment in segments:
+        mine = share_slices(segment.count, axis.size)[axis.index]
+        found.append(slice(start + mine.start * segment.size, start + mine.stop * segment.size))
+        start += segment.channels
     return tuple(found)
 
 
-def own_part(whole: Shaped[Tensor, "*shape"], dim: int, pieces: Pieces, axis: Axis) -> Shaped[Tensor, "*share"]:
-    """Our part of a tensor, its pieces one after another; a copy. Of a mapped file only that part is read."""
-    return torch.cat([whole.narrow(dim, s.start, s.stop - s.start) for s in own_channels(pieces, axis)], dim)
+def own_part(
+    whole: Shaped[Tensor, "*shape"], dim: int, segments: Sequence[Segment], axis: Axis
+) -> Shaped[Tensor, "*share"]:
+    """Copy this rank's part of a tensor, segment after segment. From a mapped file only that part is read."""
+    return torch.cat([whole.narrow(dim, s.start, s.stop - s.start) for s in own_channels(segments, axis)], dim)
 
 
 def sum_results(layer: nn.Linear, axis: Axis) -> None:
-    """Of a layer whose inputs are cut: each rank has a summand of every output. The bias is the first rank's."""
+    """Sum the results of a layer whose inputs are cut. The first rank of the axis adds the bias."""
     if axis.size == 1:
         return
     if axis.index > 0:
-        layer.bias = None  # type: ignore[assignment] # torch's own way to have none
+        layer.bias = None  # type: ignore[assignment] # how torch marks a layer without bias
 
     def add_up(module: nn.Module, args: Any, out: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead C"]:
         with axis.exchange(2 * out.nbytes * (axis.size - 1) // axis.size):
@@ -49,7 +50,7 @@ def sum_results(layer: nn.Linear, axis: Axis) -> None:
 
 
 def gather_results(layer: nn.Linear, channels: int, axis: Axis) -> None:
-    """Of a layer whose outputs are cut, where what follows needs all `channels` of them."""
+    """Gather the results of a layer whose outputs are cut, where the next layer needs all `channels` of them."""
     if axis.size == 1:
         return
     sizes = share_sizes(channels, axis.size)

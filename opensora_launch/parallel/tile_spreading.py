@@ -1,18 +1,17 @@
-"""VAE tiles spread over the ranks of a video; the first rank gets them all and blends."""
+"""Spread VAE tiles over the ranks of a video; the first rank collects all outputs and blends them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar, runtime_checkable
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensora_launch.model.tiles import Tile, tile_cost
 from opensora_launch.parallel.mesh import Axis
 
 
 def deal(costs: Sequence[int], ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Indices of each rank's jobs: the dearest first, each to the rank with the least so far."""
+    """Return the indices of each rank's jobs: the most expensive jobs first, each to the rank with the least so far."""
     hands: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for job in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
@@ -22,29 +21,18 @@ def deal(costs: Sequence[int], ranks: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(sorted(hand)) for hand in hands)
 
 
-T = TypeVar("T", bound="SizedTile")
+def spread_tiles(axis: Axis) -> Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]:
+    """Return a `run_tiles(tiles, compute)` (model/vae.py) that deals the tiles over the axis by their cost.
 
-
-@runtime_checkable
-class SizedTile(Protocol):
-    @property
-    def out_shape(self) -> tuple[int, int, int]: ...
-
-
-def spread_tiles(
-    axis: Axis, cost: Callable[[T], int]
-) -> Callable[[Sequence[T], Callable[[T], Tensor]], Iterable[Tensor] | None]:
-    """A `run_tiles(tiles, compute)` that deals the tiles over the axis.
-
-    On its first rank it gives the outputs in order, as they arrive: they are taken before any other collective.
-    Elsewhere it gives None. Every rank computes its own before any is sent, so none waits for another's tile; alone
-    it computes one when it is asked for. All outputs agree in dtype and in what stands before their `tile.out_shape`.
+    The first rank gets the outputs in order, as they arrive, and must take them all before any other collective. Other
+    ranks get None. Every rank computes its own tiles before any is sent, so none waits for another's tile; a single
+    rank computes each when it is asked for. All outputs agree in dtype and in the dims before their `tile.out_shape`.
     """
 
-    def run(tiles: Sequence[T], compute: Callable[[T], Tensor]) -> Iterable[Tensor] | None:
+    def run(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterable[Tensor] | None:
         if axis.size == 1:
             return (compute(tile) for tile in tiles)
-        hands = deal([cost(tile) for tile in tiles], axis.size)
+        hands = deal([tile_cost(tile) for tile in tiles], axis.size)
         own = {i: compute(tiles[i]) for i in hands[axis.index]}
         if axis.index == 0:
             return _collect(axis, tiles, hands, own)
@@ -57,7 +45,7 @@ def spread_tiles(
 
 
 def _collect(
-    axis: Axis, tiles: Sequence[T], hands: Sequence[Sequence[int]], own: dict[int, Tensor]
+    axis: Axis, tiles: Sequence[Tile], hands: Sequence[Sequence[int]], own: dict[int, Tensor]
 ) -> Iterator[Tensor]:
     owner = {job: index for index, hand in enumerate(hands) for job in hand}
     like = next(iter(own.values()))
@@ -73,18 +61,3 @@ def _collect(
 
 def _hop(axis: Axis, index: int, tensor: Tensor) -> AbstractContextManager[None]:
     return axis.record("vae", (axis.ranks[0], axis.ranks[index]), tensor.numel() * tensor.element_size())
-
-
-def broadcast(axis: Axis, x: Tensor | None, device: torch.device) -> Tensor:
-    """The first rank's tensor, on every rank of the axis; others pass None."""
-    if axis.size == 1:
-        assert x is not None
-        return x
-    facts = [None if x is None else (tuple(x.shape), x.dtype)]
-    with axis.exchange(0):
-        dist.broadcast_object_list(facts, axis.ranks[0], group=axis.group)
-    assert facts[0] is not None
-    got = torch.empty(facts[0][0], dtype=facts[0][1], device=device) if x is None else x.contiguous()
-    with axis.exchange(got.numel() * got.element_size() if x is not None else 0):
-        dist.broadcast(got, axis.ranks[0], group=axis.group)
-    return got

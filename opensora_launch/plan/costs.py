@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import TIME_CHANNELS, Network, Shape
+from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.schema.config import TIME_CHANNELS
 
 BF16 = 2  # bytes
 

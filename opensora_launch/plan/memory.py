@@ -13,7 +13,7 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.plan.vaes import VAES
-from opensora_launch.schema.config import Offload, Shard, Storage
+from opensora_launch.schema.config import TOKENS_AT_ONCE, Offload, Shard, Storage
 
 GIB = 2.0**30
 USABLE = (
@@ -22,7 +22,6 @@ USABLE = (
 RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces
 FRAGMENTS = 1.02  # of what the allocator holds over what is alive
 RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
-TOKENS_AT_ONCE = 8192  # rows x tokens that the blocks widen at once (model/mmdit.py)
 VAE_TILE_UNITS = 3  # of 128 channels at full size alive in the decoder's last stage
 VAE_CHANNELS = 128
 VAE_CHUNK_NUMBERS = 2**27  # of a layer's frames at once (model/causal_vae.py)

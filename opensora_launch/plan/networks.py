@@ -6,9 +6,7 @@ Numbers are those of each model's published config file or paper, named beside i
 
 from dataclasses import dataclass, replace
 
-from opensora_launch.schema.config import MmditConfig
-
-TIME_CHANNELS = 256  # of the timestep embedding
+from opensora_launch.schema.config import TIME_CHANNELS, MmditConfig
 
 
 @dataclass(frozen=True)

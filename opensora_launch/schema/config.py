@@ -91,6 +91,10 @@ class AttentionKind(StrEnum):
     reference = "reference"
 
 
+TIME_CHANNELS = 256  # of the timestep embedding: part of the architecture, in no config
+TOKENS_AT_ONCE = 8192  # rows x tokens that a block widens at once: a few hundred MB, yet large products for any GPU
+
+
 @dataclass
 class MmditConfig:
     """The public Open-Sora names; defaults are Open-Sora 2.0's."""

@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora_launch.engines.choice import attention_of, engine_transformer
-from opensora_launch.engines.native import Source
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
-from opensora_launch.model.tiles import UNTILED, Tiles, tile_cost
-from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean
-from opensora_launch.parallel.sequence_attention import Kernel
+from opensora_launch.model.tiles import UNTILED, Tiles
+from opensora_launch.model.vae import decode_latents, encode_pixels, load_vae, posterior_mean
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.parallel.streaming import StreamedBlocks
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
+from opensora_launch.parallel.streaming import StreamedBlocks
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
@@ -111,7 +111,7 @@ class Ranks:
     meshes: Mapping[int, Mesh]  # by rows of a step
     node: Axis  # the ranks of this node that work on it
     placement: Placement
-    kernel: Callable[[torch.dtype, int], Kernel]  # by dtype and head size
+    kernel: Callable[[torch.dtype, int], KernelCall]  # by dtype and head size
     engine: Engine = Engine.native
 
 
@@ -134,14 +134,14 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
     if not path.exists():
         raise UserError(f"{case.path} takes its weights from {path}, which does not exist")
     config = ModelConfig(folder=str(path.parent), mmdit_file=path.name, mmdit=mmdit_config(case.config))
-    source = Source(config, case.device, torch.float32, where["prefix"])
+    source = WeightSource(config, case.device, torch.float32, where["prefix"])
     mesh = next(iter(ranks.meshes.values()))
-    loaded = engine_transformer(source, ranks.engine, ranks.placement, ranks.node, mesh, lambda nbytes: None)
+    engine = choose_engine(ranks.engine)
+    loaded = engine.load_transformer(source, ranks.placement, ranks.node, mesh, lambda nbytes: None)
     kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
     sit_out = loaded.blocks.pass_through if loaded.blocks else None
     forward, at_once = loaded.module.forward, ranks.placement.rows_at_once
-    attention = attention_of(ranks.engine)
-    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, attention), loaded.blocks
+    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, engine.attention), loaded.blocks
 
 
 def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:
@@ -188,8 +188,8 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     out = {"final_packed": final, "video": latents}
     if spec := case.data.get("vae"):
         vae, cfg = _vae(case, spec)
-        run = spread_tiles(model.meshes[1].video, tile_cost)
-        pixels = decode(vae, cfg, latents, _tiles(spec["tiles"], space=True, time=False), run)
+        run = spread_tiles(model.meshes[1].video)
+        pixels = decode_latents(vae, cfg, latents, _tiles(spec["tiles"], space=True, time=False), run)
         out.pop("video")
         if pixels is not None:
             out["video"] = pixels[:, :, : option["num_frames"]]
@@ -222,14 +222,14 @@ def _guidance(case: Case) -> Guidance:
 def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
     vae, cfg = _vae(case, case.data["vae"])
     spec = case.data["vae"]["tiles"]
-    run = spread_tiles(mesh.video, tile_cost)
+    run = spread_tiles(mesh.video)
     out: dict[str, Tensor] = {}
     for name in case.data["compare"]:
         way, variant, *part = name.split(".")
         tiles = _tiles(spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
         given = case.tensors["latent" if way == "decode" else "pixels"]
         given = given[:, :, :1] if variant == "image_T1" else given
-        got = decode(vae, cfg, given, tiles, run) if way == "decode" else encode(vae, given, tiles, run)
+        got = decode_latents(vae, cfg, given, tiles, run) if way == "decode" else encode_pixels(vae, given, tiles, run)
         if got is not None:
             out[name] = posterior_mean(cfg, got) if part == ["latent"] else got
     return out

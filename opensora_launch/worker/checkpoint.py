@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.tile_spreading import broadcast
 from opensora_launch.plan.plan import Plan, VideoRequest
 
 # Settings that change how a video is made and not which.

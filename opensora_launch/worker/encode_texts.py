@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opensora_launch.engines.text_team import CPU
 from opensora_launch.model.files import weight_files
-from opensora_launch.model.text_encoders import TextRows, random_embeddings
+from opensora_launch.model.text_encoders import TextEmbeddings, random_embeddings
+from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.tile_spreading import broadcast
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.schema.config import Init, ModelConfig
+
+CPU = torch.device("cpu")
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -90,7 +91,7 @@ def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
 def encode_texts(
     model: ModelConfig,
     texts: Sequence[str],
-    encode: Callable[[Sequence[str]], TextRows],
+    encode: Callable[[Sequence[str]], TextEmbeddings],
     dtype: torch.dtype,
     cache: TextCache | None,
 ) -> list[Embedding]:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from opensora_launch.media.references import load_references
 from opensora_launch.media.video import room_for_frames, save_video, to_frames
-from opensora_launch.model.tiles import TileGrid, tile_cost, tiles_of
-from opensora_launch.model.vae import Region, decode_regions, encode, posterior_sample
+from opensora_launch.model.tiles import TileGrid, tiles_of
+from opensora_launch.model.vae import Region, decode_regions, encode_pixels, posterior_sample
+from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Mesh
 from opensora_launch.parallel.sharded_model import ShardedModel
-from opensora_launch.parallel.tile_spreading import broadcast, spread_tiles
+from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
@@ -30,8 +31,8 @@ from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.batch import Batch, Branch, denoise_batch
 from opensora_launch.worker.checkpoint import Checkpoints, fingerprint
-from opensora_launch.worker.load_networks import Networks
 from opensora_launch.worker.encode_texts import Embedding
+from opensora_launch.worker.load_networks import Networks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REF_SEED_OFFSET = 1 << 32  # so that a reference's posterior draw is not the video's own noise
@@ -170,7 +171,7 @@ def _encode_references(job: Job, networks: Networks, video: VideoRequest) -> lis
     with job.recorder.span("vae", video=video.name):
         latents = []
         for k, pixels in enumerate(load_references(video.refs, video.cond_type, shape.height_px, shape.width_px)):
-            moments = encode(networks.vae, pixels, tiles_of(cfg), spread_tiles(axis, tile_cost))
+            moments = encode_pixels(networks.vae, pixels, tiles_of(cfg), spread_tiles(axis))
             sample = None
             if moments is not None:
                 generator = torch.Generator().manual_seed((video.seed + (k + 1) * REF_SEED_OFFSET) % 2**63)
@@ -189,7 +190,7 @@ def decode_video(
             return None
         frames = room_for_frames(*grid.out_shape)
         for region in regions:
-            frames[region.frames, region.rows, region.columns] = to_frames(region.values[0])
+            frames[region.frames, region.y, region.x] = to_frames(region.values[0])
     return frames[: job.plan.geometry.num_frames]
 
 
@@ -198,7 +199,7 @@ def decode_latent(
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Regions of the video's pixels on the group's first rank, as they are finished."""
     cfg = job.plan.model.vae
-    return decode_regions(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video, tile_cost))
+    return decode_regions(networks.vae, cfg, latent[None], tiles_of(cfg), spread_tiles(job.mesh.video))
 
 
 def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"], cut_tokens: int) -> None:

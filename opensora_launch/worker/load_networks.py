@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from opensora_launch.engines.choice import engine_transformer
-from opensora_launch.engines.native import Source, Tick
+from opensora_launch.engines.base import Tick
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import load_vae
@@ -24,9 +25,11 @@ class Networks:
     blocks: StreamedBlocks | None  # of the mmdit, where its weights do not stay on the device
 
 
-def read_networks(source: Source, engine: Engine, placement: Placement, node: Axis, mesh: Mesh, tick: Tick) -> Networks:
+def read_networks(
+    source: WeightSource, engine: Engine, placement: Placement, node: Axis, mesh: Mesh, tick: Tick
+) -> Networks:
     """Transformer and VAE on this rank. node: the ranks of this node that work on the same videos."""
-    transformer = engine_transformer(source, engine, placement, node, mesh, tick)
+    transformer = choose_engine(engine).load_transformer(source, placement, node, mesh, tick)
     model = source.model
     with torch.device("meta"):
         empty = CausalVae(model.vae)

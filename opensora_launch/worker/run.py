@@ -17,15 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from opensora_launch.engines.choice import attention_of, cuts_weights
-from opensora_launch.engines.native import Source
-from opensora_launch.engines.text_team import Team, text_team
-from opensora_launch.model.kernel_choice import Kernel, choose_attention
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.text_team import TextTeam
+from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node_axis
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Plan, VideoRequest
-from opensora_launch.schema.config import Engine, Init, Shard
+from opensora_launch.schema.config import Engine, Init
 from opensora_launch.slurm.task_env import job_name
 from opensora_launch.telemetry.failure import record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
@@ -33,11 +33,11 @@ from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Verdict
 from opensora_launch.worker import start, watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
+from opensora_launch.worker.encode_texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
 from opensora_launch.worker.generate import DTYPES, Job, generate
 from opensora_launch.worker.load_networks import Networks, read_networks
 from opensora_launch.worker.queue import LOOK_S, WAIT, Owner, Queue, finished
 from opensora_launch.worker.start import Rank
-from opensora_launch.worker.encode_texts import Embedding, TextCache, distinct_texts, encode_texts, share_embeddings
 
 BACKSTOP = timedelta(days=1)  # of collectives; a rank that stalls is found much sooner, by the heartbeat's watch
 
@@ -58,7 +58,7 @@ class Site:
         """`layouts`: by the number of rows of a step."""
         meshes = {rows: self.meshes[layout] for rows, layout in layouts.items()}
         sit_out = networks.blocks.pass_through if networks.blocks else None
-        at_once, attention = self.job.plan.placement.rows_at_once, attention_of(self.job.plan.engine)
+        at_once, attention = self.job.plan.placement.rows_at_once, choose_engine(self.job.plan.engine).attention
         return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out, at_once, attention)
 
 
@@ -137,7 +137,7 @@ def settle(
     """Device, kernel, telemetry and meshes of this rank, for the plan's layouts and some more."""
     start.set_numerics(plan.threads_per_rank, plan.numerics)
     device = start.pick_device(plan.machine.device, me)
-    kernel = choose_attention(
+    kernel = choose_kernel(
         plan.attention,
         device=device,
         dtype=DTYPES[plan.precision],
@@ -168,20 +168,20 @@ def load(site: Site) -> tuple[Networks, Mapping[str, Embedding]]:
     job, plan, device = site.job, site.job.plan, site.job.device
     dtype = DTYPES[plan.precision]
     texts, encoded = distinct_texts(plan.videos), None
-    team = text_team(plan.engine, site.world, job.mesh, plan.model, (device, dtype))
+    engine = choose_engine(plan.engine)
+    team = engine.text_team(site.world, job.mesh, plan.model, device, dtype)
     if site.world.index in team.axis.ranks:
         with job.recorder.span("text"):
             encoded = _encode(plan, team, device, dtype)
     with job.recorder.span("load"):
-        source, beat = Source(plan.model, device, dtype), job.recorder.heartbeat
-        shared_by = job.mesh.video.size if plan.placement.shard is Shard.all else site.node.size
-        beat.loading(source.nbytes // (job.mesh.tp.size if cuts_weights(plan.engine, job.mesh) else shared_by))
+        source, beat = WeightSource(plan.model, device, dtype), job.recorder.heartbeat
+        beat.loading(engine.bytes_to_read(source, plan.placement, site.node, job.mesh))
         networks = read_networks(source, plan.engine, plan.placement, site.node, job.mesh, beat.loaded)
     with job.recorder.span("text"):
         return networks, share_embeddings(site.world, texts, encoded)
 
 
-def _encode(plan: Plan, team: Team, device: torch.device, dtype: torch.dtype) -> list[Embedding] | None:
+def _encode(plan: Plan, team: TextTeam, device: torch.device, dtype: torch.dtype) -> list[Embedding] | None:
     """On the team's first rank every text's embedding; None on those that only help."""
     if team.axis.index > 0:
         team.help()

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora_launch.engines.native import Source
-from opensora_launch.model.kernel_choice import choose_attention
+from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.kernel_choice import choose_kernel
+from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.vae import assemble
-from opensora_launch.parallel.sequence_attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of
@@ -26,11 +26,11 @@ from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.cases import Case, Ranks, compare, distance, read_case, run_case, within
+from opensora_launch.worker.encode_texts import Embedding
 from opensora_launch.worker.generate import DTYPES, Job, decode_latent, denoise_videos
 from opensora_launch.worker.load_networks import Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
 from opensora_launch.worker.start import Rank
-from opensora_launch.worker.encode_texts import Embedding
 
 # Between layouts only rounding may differ; over the steps guidance makes it larger.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
@@ -70,8 +70,8 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     alone = Layout(dp=me.world)
     meshes = build_meshes([*dict.fromkeys(layout for _, layout in layouts), alone], me.rank, BACKSTOP, unrecorded)
 
-    def kernel(dtype: torch.dtype, head_dim: int) -> Kernel:
-        return choose_attention(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim).call
+    def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
+        return choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim).call
 
     by_rows = {rows: meshes[layout] for rows, layout in layouts}
     node = node_axis(by_rows[case.rows].video, me.local_world, me.world, BACKSTOP)
@@ -98,7 +98,7 @@ def _verify_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat) -> list[V
     if me.rank != 0:
         return []
     solo = site.meshes[alone]
-    source = Source(plan.model, site.job.device, DTYPES[plan.precision])
+    source = WeightSource(plan.model, site.job.device, DTYPES[plan.precision])
     whole = read_networks(source, Engine.native, Placement(), solo.video, solo, beat.loaded)
     by_one = _make(replace(site.job, mesh=solo), whole, site.model(whole, dict.fromkeys(layouts, alone)), texts)
     bound, layout = BOUNDS[plan.precision], plan.layouts[-1][1]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.files import check_files, convert_command, read_header
-from opensora_launch.model.load import shapes
+from opensora_launch.model.load import shapes_of
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import config_problems, mmdit_shapes, vae_shapes
 from opensora_launch.model.weights import read_tensors
@@ -42,7 +42,7 @@ TINY_MMDIT = MmditConfig(
 @pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 def test_the_transformers_shapes_are_those_of_the_module(cfg: MmditConfig) -> None:
     with torch.device("meta"):
-        assert mmdit_shapes(cfg) == shapes(MMDiT(cfg).state_dict())
+        assert mmdit_shapes(cfg) == shapes_of(MMDiT(cfg).state_dict())
 
 
 def test_the_released_transformer_has_the_published_size() -> None:
@@ -53,7 +53,7 @@ def test_the_released_transformer_has_the_published_size() -> None:
 @pytest.mark.parametrize("cfg", [VaeConfig(), TINY_VAE])
 def test_the_vaes_shapes_are_those_of_the_module(cfg: VaeConfig) -> None:
     with torch.device("meta"):
-        assert vae_shapes(cfg) == shapes(CausalVae(cfg).state_dict())
+        assert vae_shapes(cfg) == shapes_of(CausalVae(cfg).state_dict())
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def in_shards(path: Path, name: str = "") -> list[Path]:
 
 
 def test_a_checkpoint_in_shards(model: ModelConfig, tmp_path: Path) -> None:
-    """An index where the file would be, or one that is named; torn and missing shards are named."""
+    """An index where the file would be, or one that is named; truncated and missing shards are named."""
     whole = read_tensors(tmp_path / "dit.safetensors", device=torch.device("cpu"))
     first, second = in_shards(tmp_path / "dit.safetensors")
     in_shards(tmp_path / "vae.safetensors", "other.json")
@@ -117,16 +117,16 @@ def test_a_checkpoint_in_shards(model: ModelConfig, tmp_path: Path) -> None:
     second.unlink()
     assert check_files(named) == [f"{second} is missing; to download it: get it"]
     save_file({"x": torch.zeros(1)}, second)
-    assert "dit-1.safetensors is torn" in check_files(named)[0]
+    assert "dit-1.safetensors is truncated" in check_files(named)[0]
     (tmp_path / "dit.safetensors.index.json").write_text("[]")
-    assert "is no index of weight files" in check_files(named)[0]
+    assert "is not an index of weight files" in check_files(named)[0]
 
 
 def test_numbers_that_are_not_weights_as_they_stand_are_refused(model: ModelConfig, tmp_path: Path) -> None:
     path = tmp_path / "dit.safetensors"
     tensors = load_file(path)
     save_file({n: x.to(torch.float8_e4m3fn) if x.ndim == 2 else x.half() for n, x in tensors.items()}, path)
-    assert check_files(model) == [f"{path} holds F8_E4M3 numbers; BF16, F16, F32, F64 can be read"]
+    assert check_files(model) == [f"{path} holds F8_E4M3 numbers; only BF16, F16, F32, F64 can be read"]
 
 
 def test_random_weights_need_no_files(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def write(text: bytes) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        ("dit.safetensors", cut, "is torn: it has"),
-        ("vae.safetensors", cut_in_the_header, "is torn: its header alone has"),
-        ("vae.safetensors", write(b""), "is no safetensors file (0 bytes)"),
-        ("vae.safetensors", write(b"version https://git-lfs"), "is no safetensors file (23 bytes)"),
+        ("dit.safetensors", cut, "is truncated: it has"),
+        ("vae.safetensors", cut_in_the_header, "is truncated: its header needs"),
+        ("vae.safetensors", write(b""), "is not a safetensors file (0 bytes)"),
+        ("vae.safetensors", write(b"version https://git-lfs"), "is not a safetensors file (23 bytes)"),
         ("vae.safetensors", write((9).to_bytes(8, "little") + b"[1, 2, 3]"), "its header cannot be read"),
         ("vae.safetensors", write((9).to_bytes(8, "little") + b'{"a": {}}'), "its header cannot be read"),
         ("dit.safetensors", save_as_pickle, "is a pickle; to convert it: python -c"),
@@ -167,24 +167,24 @@ def write(text: bytes) -> Callable[[Path], None]:
             lambda p: save_file({"x": torch.zeros(1)}, p),
             "does not match the config: 1 unexpected: x",
         ),
-        ("t5/pytorch_model.bin", cut, "is torn, or no file of torch.save"),
+        ("t5/pytorch_model.bin", cut, "is truncated, or not a file by torch.save"),
         ("t5/pytorch_model.bin", Path.unlink, "t5/model.safetensors is missing; to download it: get it"),
         ("t5/spiece.model", Path.unlink, "t5/tokenizer.json is missing"),
-        ("clip/model.safetensors", cut, "is torn: it has"),
+        ("clip/model.safetensors", cut, "is truncated: it has"),
         ("clip/config.json", Path.unlink, "clip/config.json is missing"),
         ("clip/config.json", write(b"{"), "is not the config of a text encoder"),
-        ("t5/config.json", write(b'{"d_model": 8}'), "8 channels, model.mmdit.context_in_dim is 16"),
+        ("t5/config.json", write(b'{"d_model": 8}'), "8 channels, but model.mmdit.context_in_dim is 16"),
         (
             "clip/config.json",
             write(b'{"text_config": {"hidden_size": 8}}'),
-            "8 channels, model.mmdit.vec_in_dim is 24",
+            "8 channels, but model.mmdit.vec_in_dim is 24",
         ),
         (
             "t5/model.safetensors.index.json",
             write(b'{"weight_map": {"a": "part-1.safetensors", "b": "part-1.safetensors"}}'),
             "t5/part-1.safetensors is missing",
         ),
-        ("t5/model.safetensors.index.json", write(b"[]"), "is no index of weight files"),
+        ("t5/model.safetensors.index.json", write(b"[]"), "is not an index of weight files"),
     ],
 )
 def test_damage_is_one_line(model: ModelConfig, name: str, damage: Callable[[Path], None], says: str) -> None:
@@ -219,7 +219,7 @@ def test_another_size_of_model_is_named_tensor_by_tensor(model: ModelConfig) -> 
         f"{model.folder}/dit.safetensors does not match the config: double_blocks.0.img_mlp.0.weight has shape "
         in (lines[0])
     )
-    assert "(128, 32), the config wants (64, 32)" in lines[0]
+    assert "(128, 32), but the config requires (64, 32)" in lines[0]
 
 
 def test_the_conversion_command_converts(model: ModelConfig) -> None:

@@ -9,11 +9,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from opensora_launch.errors import UserError
 from opensora_launch.model import kernel_choice, kernels
-from opensora_launch.model.kernel_choice import Kernel, Target, choose_attention, fastest, load, why_not
+from opensora_launch.model.kernel_choice import (
+    Kernel,
+    KernelTarget,
+    choose_kernel,
+    fastest_kernel,
+    load_kernel,
+    why_not,
+)
 
 CPU = torch.device("cpu")
 GPU_KINDS = ["flash4", "flash3", "flash2", "cudnn", "sdpa_flash", "sdpa_efficient", "xformers", "reference"]
-Want = tuple[tuple[int, int] | None, torch.dtype, int]  # a Target's fields
+Want = tuple[tuple[int, int] | None, torch.dtype, int]  # a KernelTarget's fields
 # batch, queries, keys, heads, head size
 SHAPES = [
     (2, 33, 33, 6, 16),
@@ -56,7 +63,7 @@ def check(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["cpu_flash", "reference"])
 def test_cpu_kernels_equal_plain_softmax(kind: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    check(choose_attention(kind, device=CPU, dtype=dtype, head_dim=shape[-1]), *inputs(shape, dtype))
+    check(choose_kernel(kind, device=CPU, dtype=dtype, head_dim=shape[-1]), *inputs(shape, dtype))
 
 
 class Largest(TorchDispatchMode):
@@ -85,7 +92,7 @@ def test_the_reference_holds_a_bounded_part_of_the_scores(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("queries", "keys", "heads"), [(3, 0, 2), (0, 3, 2), (0, 0, 2), (3, 4, 0)])
 def test_nothing_to_attend_to_gives_zero_and_minus_infinity(kind: str, queries: int, keys: int, heads: int) -> None:
     q, k, v = (torch.randn(2, s, heads, 8, dtype=torch.bfloat16) for s in (queries, keys, keys))
-    out, lse = choose_attention(kind, device=CPU, dtype=q.dtype, head_dim=8).call(q, k, v)
+    out, lse = choose_kernel(kind, device=CPU, dtype=q.dtype, head_dim=8).call(q, k, v)
     assert (out.shape, out.dtype) == (q.shape, q.dtype)
     assert (lse.shape, lse.dtype) == ((2, heads, queries), torch.float32)
     assert not out.any()
@@ -94,7 +101,7 @@ def test_nothing_to_attend_to_gives_zero_and_minus_infinity(kind: str, queries: 
 
 def test_partial_results_merge_to_the_whole() -> None:
     q, k, v = inputs((1, 9, 20, 3, 16), torch.float64)
-    call = choose_attention("auto", device=CPU, dtype=q.dtype, head_dim=16).call
+    call = choose_kernel("auto", device=CPU, dtype=q.dtype, head_dim=16).call
     parts = [call(q, k[:, part], v[:, part]) for part in (slice(0, 7), slice(7, 7), slice(7, 20))]
     lse = torch.stack([lse for _, lse in parts]).logsumexp(0)
     merged = sum(out * (part - lse).exp().transpose(1, 2)[..., None] for out, part in parts)
@@ -127,7 +134,7 @@ def test_the_private_operators_are_the_ones_that_we_call() -> None:
 
 @pytest.mark.parametrize("kernel", [kernels.cudnn, kernels.sdpa_flash, kernels.sdpa_efficient])
 @pytest.mark.parametrize("queries", [33, 64, 1])
-def test_shapes_of_the_cuda_operators(kernel: kernels.AttendLse, queries: int) -> None:
+def test_shapes_of_the_cuda_operators(kernel: kernels.KernelCall, queries: int) -> None:
     """On the meta device, which has their shapes but not their numbers."""
     q, k = (torch.empty(2, s, 6, 64, dtype=torch.bfloat16, device="meta") for s in (queries, 70))
     out, lse = kernel(q, k, k)
@@ -142,7 +149,7 @@ def test_xformers_padded_log_sum_exp_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
 
     module = SimpleNamespace(memory_efficient_attention_forward_requires_grad=padded)
     monkeypatch.setattr(kernels, "import_module", lambda name: module)
-    check(load("xformers", Target((8, 0), BF16, 16)), *inputs((1, 9, 9, 2, 16), BF16))
+    check(load_kernel("xformers", KernelTarget((8, 0), BF16, 16)), *inputs((1, 9, 9, 2, 16), BF16))
 
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -174,20 +181,20 @@ NONE_INSTALLED: list[tuple[Want, str, list[str]]] = [
 def test_auto_with_every_package_there(target: Want, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in kernel_choice.LOADERS:
         monkeypatch.setitem(kernel_choice.LOADERS, name, lambda: (kernels.reference, "9.9"))
-    kernel = fastest(Target(*target))
+    kernel = fastest_kernel(KernelTarget(*target))
     assert (kernel.name, kernel.passed_over) == (want, ())
 
 
 @pytest.mark.parametrize(("target", "want", "faster"), NONE_INSTALLED, ids=str)
 def test_auto_without_packages_says_what_would_be_faster(target: Want, want: str, faster: list[str]) -> None:
-    kernel = fastest(Target(*target))
+    kernel = fastest_kernel(KernelTarget(*target))
     assert kernel.name == want
     assert [line.split()[0] for line in kernel.passed_over] == [f"attention={name}" for name in faster]
 
 
 def test_a_missing_package_is_one_line_with_the_command() -> None:
     with pytest.raises(UserError, match="pip install 'opensora-launch\\[flash\\]'") as caught:
-        load("flash2", Target((8, 0), BF16, 128))
+        load_kernel("flash2", KernelTarget((8, 0), BF16, 128))
     assert "\n" not in str(caught.value)
 
 
@@ -206,15 +213,15 @@ def test_a_missing_package_is_one_line_with_the_command() -> None:
     ],
 )
 def test_why_a_kernel_does_not_suit(kind: str, target: Want, why: str) -> None:
-    assert why in str(why_not(kind, Target(*target)))
+    assert why in str(why_not(kind, KernelTarget(*target)))
     with pytest.raises(UserError, match="cannot be used") as caught:
-        load(kind, Target(*target))
+        load_kernel(kind, KernelTarget(*target))
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_kind_lists_what_is_known() -> None:
     with pytest.raises(UserError, match="attention=flash9 is not known; use one of auto, flash4"):
-        choose_attention("flash9", device=CPU, dtype=FP32, head_dim=8)
+        choose_kernel("flash9", device=CPU, dtype=FP32, head_dim=8)
 
 
 @pytest.mark.parametrize("newer", [True, False])
@@ -227,7 +234,7 @@ def test_flash3_of_either_age_returns_the_log_sum_exp(newer: bool, monkeypatch: 
 
     module = SimpleNamespace(flash_attn_func=new if newer else old)
     monkeypatch.setattr(kernels, "import_module", lambda name: module)
-    kernel = load("flash3", Target((9, 0), BF16, 16))
+    kernel = load_kernel("flash3", KernelTarget((9, 0), BF16, 16))
     check(kernel, *inputs((1, 9, 9, 2, 16), BF16))
 
 
@@ -238,7 +245,7 @@ def test_gpu_kernels_equal_plain_softmax(kind: str) -> None:
         pytest.skip("no GPU")
     device = torch.device("cuda")
     try:
-        kernel = load(kind, Target(torch.cuda.get_device_capability(device), BF16, 128))
+        kernel = load_kernel(kind, KernelTarget(torch.cuda.get_device_capability(device), BF16, 128))
     except UserError as error:
         pytest.skip(str(error))
     for shape in SHAPES:

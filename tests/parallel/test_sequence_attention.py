@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from opensora_launch.model.kernel_choice import choose_attention
-from opensora_launch.parallel.sequence_attention import merge, ring_attention, sharded_attention
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.parallel.mesh import Mesh, build_meshes, coordinates, ranks_along
+from opensora_launch.parallel.sequence_attention import merge, ring_attention, sharded_attention
 from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
 from opensora_launch.plan.layout import Layout
 from tests.ranks import run_ranks
@@ -32,7 +32,7 @@ def qkv(tokens: int, heads: int) -> tuple[torch.Tensor, ...]:
 
 
 def kernel(dtype: torch.dtype):
-    return choose_attention("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=D).call
+    return choose_kernel("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=D).call
 
 
 def attention_on_rank(layout: Layout, tokens: int, heads: int) -> torch.Tensor:

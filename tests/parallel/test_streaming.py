@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from opensora_launch.model import load_mmdit
-from opensora_launch.model.kernel_choice import choose_attention
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
 from opensora_launch.parallel.packing import Packing
-from opensora_launch.parallel.streaming import Placed, StreamedBlocks
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
+from opensora_launch.parallel.streaming import Placed, StreamedBlocks
 from opensora_launch.plan.layout import LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
@@ -87,7 +87,7 @@ def both_ways(
     facts = LayoutFacts(world, world, 1, rows, 28, Rules(Engine.native, SMALL["num_heads"], 96, Placement()))
     layout = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
     mesh: Mesh = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout]
-    kernel = choose_attention("cpu_flash", device=CPU, dtype=torch.float32, head_dim=8).call
+    kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float32, head_dim=8).call
     whole = ShardedModel(model(), kernel, {rows: mesh}, rows_at_once=at_once)
     want = [whole.predict(*inputs(rows)) for _ in range(2)]
     module = model()

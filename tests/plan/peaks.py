@@ -18,13 +18,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_launch.engines.native import Source, load_transformer
 from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.placed_weights import place_transformer
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.parallel.mesh import Axis, build_meshes
+from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
@@ -73,14 +74,14 @@ def forward_peak(case: dict[str, Any]) -> int:
         hidden_size=192, num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[4, 2, 2], mlp_ratio=case["mlp_ratio"]
     )
     layout, dtype, rows = Layout(**case["layout"]), getattr(torch, case["dtype"]), case["rows"]
-    mmdit.TOKENS_AT_ONCE = case["at_once"]
+    vars(mmdit)["TOKENS_AT_ONCE"] = case["at_once"]
     mesh = build_meshes([layout], 0, timedelta(seconds=60), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in MMDiT(cfg).state_dict().items()}
-    target = (torch.device("cpu"), dtype)
-    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, target, lambda nbytes: None)
+    cpu = torch.device("cpu")
+    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, cpu, dtype, lambda nbytes: None)
     inputs = {
         "img": torch.zeros(rows, video, cfg.in_channels),
         "img_ids": torch.zeros(rows, video, 3),
@@ -101,10 +102,10 @@ def placed_peak(case: dict[str, Any]) -> int:
     """
     cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8, axes_dim=[4, 2, 2])
     placement, ranks, rows = decode(Placement, case["placement"]), case["ranks"], 1
-    mmdit.TOKENS_AT_ONCE = 512
+    vars(mmdit)["TOKENS_AT_ONCE"] = 512
     axis = Axis("weights", tuple(range(ranks)), 0, dist.new_group(list(range(ranks))), lambda *_: nullcontext())
-    source = Source(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
-    loaded = load_transformer(source, placement, (axis, axis), lambda nbytes: None)
+    source = WeightSource(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
+    loaded = place_transformer(source, placement, axis, axis, lambda nbytes: None)
     held = sum(p.numel() * p.element_size() for p in loaded.module.parameters())
     for x in loaded.blocks.placed if loaded.blocks else ():
         held += x.share.numel() if x.resident or placement.offload is Offload.none else 0

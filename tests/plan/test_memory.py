@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.model import causal_vae, mmdit
+from opensora_launch.model import causal_vae
 from opensora_launch.model.tiles import decode_grid, tiles_of
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import (
     GIB,
     RESERVED_BYTES,
-    TOKENS_AT_ONCE,
     VAE_CHUNK_NUMBERS,
     Memory,
     VideoSize,
@@ -122,7 +121,6 @@ def test_a_tile_of_the_vae_is_what_decoding_holds() -> None:
     assert tile_bytes(video, Layout(), 2) - done == pytest.approx(measured()["decode"], rel=0.05)
     assert measured()["decode"] < 7.1 * GIB
     assert VAE_CHUNK_NUMBERS == causal_vae.CHUNK_NUMBERS
-    assert TOKENS_AT_ONCE == mmdit.TOKENS_AT_ONCE
 
 
 def test_tiles_are_open_soras() -> None:

@@ -1,4 +1,4 @@
-"""ColossalAI's linear layers, cut over a tp axis, with their exchanges timed by that axis."""
+"""ColossalAI's linear layers, cut over a tp axis that times their exchanges."""
 
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from opensora_launch.parallel.mesh import Axis
 
 
 class GatheredColumns(Linear1D_Col):  # type: ignore[misc]
-    """Outputs are cut, and put together again on every rank."""
+    """A layer whose outputs are cut, and gathered again on every rank."""
 
     @staticmethod
     def from_native_module(module: nn.Linear, process_group: dist.ProcessGroup, axis: Axis) -> "GatheredColumns":
@@ -32,7 +32,7 @@ class GatheredColumns(Linear1D_Col):  # type: ignore[misc]
 
 
 class SummedRows(Linear1D_Row):  # type: ignore[misc]
-    """Inputs are cut, results are summed."""
+    """A layer whose inputs are cut, and whose results are summed."""
 
     @staticmethod
     def from_native_module(module: nn.Linear, process_group: dist.ProcessGroup, axis: Axis) -> "SummedRows":
@@ -45,7 +45,7 @@ class SummedRows(Linear1D_Row):  # type: ignore[misc]
 
 
 class FusedColumns(FusedLinear1D_Col):  # type: ignore[misc]
-    """Several matrices in one: the outputs of each are cut by themselves."""
+    """Several matrices in one layer: the outputs of each are cut by themselves."""
 
     @staticmethod
     def from_native_module(
@@ -58,7 +58,7 @@ class FusedColumns(FusedLinear1D_Col):  # type: ignore[misc]
 
 
 class FusedRows(FusedLinear1D_Row):  # type: ignore[misc]
-    """Several inputs one after another, each cut by itself; results are summed."""
+    """A layer of several inputs in order, each cut by itself; its results are summed."""
 
     @staticmethod
     def from_native_module(
@@ -74,7 +74,7 @@ class FusedRows(FusedLinear1D_Row):  # type: ignore[misc]
 
 
 def _taken_over(module: nn.Linear) -> dict[str, Any]:
-    """What its constructors want of a layer, whose weights exist from here on."""
+    """Return what ColossalAI's constructors take from a layer. Its weights are created now."""
     LazyInitContext.materialize(module)
     return {
         "in_features": module.in_features,
@@ -94,7 +94,7 @@ def _summed(layer: Any, x: Float[Tensor, "*lead c"]) -> Float[Tensor, "*lead C"]
 
 
 def _put_together(part: Tensor, *, sizes: list[int], dim: int, group: dist.ProcessGroup) -> Tensor:
-    """The whole of a fused weight, for a checkpoint. ColossalAI's own way goes over a GPU, so there must be one."""
+    """Gather the whole of a fused weight for a checkpoint. ColossalAI's own way needs a GPU."""
     world = dist.get_world_size(group)
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world)]
     dist.all_gather(parts, part.contiguous(), group=group)

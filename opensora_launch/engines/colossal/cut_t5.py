@@ -1,4 +1,4 @@
-"""T5 cut over a tp axis."""
+"""Cut T5 over a tp axis."""
 
 from typing import Any
 
@@ -13,9 +13,12 @@ from opensora_launch.parallel.mesh import Axis
 
 
 def cut_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextEncoders:
-    """Encoders that were loaded on the CPU, for the device: of T5 our heads and feed-forward, the rest whole."""
+    """Move encoders from the CPU to the device: this rank's heads and feed-forward channels of T5, the rest whole.
+
+    Raises UserError if the tp degree does not divide T5's heads and feed-forward.
+    """
     if axis.size > 1:
-        use_device(torch.device("cpu"))  # where the weights are while they are cut
+        use_device(torch.device("cpu"))  # the weights are there while they are cut
         config = ShardConfig(tensor_parallel_process_group=axis.group, enable_tensor_parallelism=True)
         _check(encoders.t5.network, axis.size)
         ShardFormer(config).optimize(encoders.t5.network, policy=T5Policy(axis))

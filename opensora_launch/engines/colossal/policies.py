@@ -1,4 +1,4 @@
-"""ShardFormer policies: which layers of the diffusion transformer and of T5 are cut, and how."""
+"""ShardFormer policies that say how the layers of the diffusion transformer and of T5 are cut."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from colossalai.shardformer.policies.base_policy import (
 from torch import nn
 
 from opensora_launch.engines.colossal.cut_layers import FusedColumns, FusedRows, GatheredColumns, SummedRows
-from opensora_launch.model.cuts import Cut, Kind, mmdit_cuts
+from opensora_launch.model.cuts import Cut, CutKind, mmdit_cuts
 from opensora_launch.model.mmdit import DoubleBlock, SingleBlock
 from opensora_launch.parallel.mesh import Axis
 
 
 class _TensorParallel(Policy):  # type: ignore[misc]
-    """A policy that only replaces layers. `axis` is what its exchanges are timed by."""
+    """A policy that only replaces layers. `axis` times their exchanges."""
 
     def __init__(self, axis: Axis) -> None:
         super().__init__()
         self.axis = axis
 
     def config_sanity_check(self) -> None:
-        """The planner refuses what does not divide (plan/layout.py)."""
+        """Accept everything: the planner refuses what does not divide (plan/layout.py)."""
 
     def preprocess(self) -> nn.Module:
         return self.model  # type: ignore[no-any-return]
@@ -40,7 +40,7 @@ class _TensorParallel(Policy):  # type: ignore[misc]
 
 
 class MmditPolicy(_TensorParallel):
-    """Heads and feed-forward by column and row, as `mmdit_cuts` names them; modulation by column, and gathered."""
+    """Cut heads and feed-forward by column and row, as `mmdit_cuts` names them, and modulation by column, gathered."""
 
     def module_policy(self) -> dict[type[nn.Module], ModulePolicyDescription]:
         if not self.shard_config.enable_tensor_parallelism:
@@ -54,27 +54,27 @@ class MmditPolicy(_TensorParallel):
         return found
 
     def _described(self, suffix: str, cut: Cut) -> SubModuleReplacementDescription:
-        sizes = [piece.count * piece.size for piece in cut.pieces]
-        if len(sizes) == 1 and cut.kind is Kind.outputs:
+        sizes = [segment.channels for segment in cut.segments]
+        if len(sizes) == 1 and cut.kind is CutKind.outputs:
             return self.columns(suffix)
-        if len(sizes) == 1 and cut.kind is Kind.inputs:
+        if len(sizes) == 1 and cut.kind is CutKind.inputs:
             return self.rows(suffix)
         target, more = {
-            Kind.outputs: (FusedColumns, {"split_sizes": sizes}),
-            Kind.inputs: (FusedRows, {"split_sizes": sizes, "axis": self.axis}),
-            Kind.gathered: (GatheredColumns, {"axis": self.axis}),
+            CutKind.outputs: (FusedColumns, {"split_sizes": sizes}),
+            CutKind.inputs: (FusedRows, {"split_sizes": sizes, "axis": self.axis}),
+            CutKind.gathered: (GatheredColumns, {"axis": self.axis}),
         }[cut.kind]
         return SubModuleReplacementDescription(suffix=suffix, target_module=target, kwargs=more)
 
 
 def _suffix(name: str) -> str:
-    """ShardFormer writes an element of a list as "mlp[0]"."""
+    """Write an element of a list as ShardFormer does: "mlp[0]"."""
     head, _, last = name.rpartition(".")
     return f"{head}[{last}]" if last.isdigit() else name
 
 
 class T5Policy(_TensorParallel):
-    """Heads and feed-forward of an encoder. ColossalAI's own policy fails on T5 v1.1, whose feed-forward is gated."""
+    """Cut heads and feed-forward of an encoder. ColossalAI's own policy fails on T5 v1.1 with gated feed-forward."""
 
     def module_policy(self) -> dict[str, ModulePolicyDescription]:
         config, degree = self.model.config, self.shard_config.tensor_parallel_size

@@ -1,11 +1,10 @@
-"""ColossalAI's sequence parallel modes as an `attend`: all_to_all over the ulysses axis, ring_attn over the ring axis.
+"""Attend by ColossalAI's sequence parallel modes: all_to_all over the ulysses axis, ring_attn over the ring axis.
 
-Its exchanges want equal shares, so shares are padded to the largest; what is padded travels and is dropped, never
-attended to. Shapes are those of parallel/sequence_attention.py.
+Its exchanges require equal shares, so shares are padded to the largest. Padding travels and is then dropped: nothing
+attends to it. Shapes are those of parallel/sequence_attention.py.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,68 +13,69 @@ from colossalai.shardformer.layer.utils import RingComm
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.parallel.sequence_attention import Kernel, merge
+from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.parallel.mesh import Axis, Mesh
+from opensora_launch.parallel.sequence_attention import merge
 from opensora_launch.parallel.split import share_sizes
 
 
-def colossal_attention(mesh: Mesh, total_tokens: int, kernel: Kernel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The `attend` of our share of a sequence of `total_tokens`; the planner lets one of both axes be longer than 1."""
-    assert mesh.ring.size == 1 or mesh.ulysses.size == 1, "one sequence mode at a time"
+def colossal_attention(mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
+    """Return the `attend` for this rank's share of a sequence of `total_tokens`."""
+    assert mesh.ring.size == 1 or mesh.ulysses.size == 1, "the planner allows one sequence mode at a time"
     sizes = share_sizes(total_tokens, mesh.layout.sequence)
 
     def attend(
         q: Float[Tensor, "B s N D"], k: Float[Tensor, "B s N D"], v: Float[Tensor, "B s N D"]
     ) -> Float[Tensor, "B s N D"]:
         if mesh.ring.size > 1:
-            return ring_attn(q, k, v, sizes, mesh.ring, kernel)
+            return ring_attn_mode(q, k, v, sizes, mesh.ring, kernel)
         if mesh.ulysses.size > 1:
-            return all_to_all(q, k, v, sizes, mesh.ulysses, kernel)
+            return all_to_all_mode(q, k, v, sizes, mesh.ulysses, kernel)
         return kernel(q, k, v)[0]
 
     return attend
 
 
-def all_to_all(
+def all_to_all_mode(
     q: Float[Tensor, "B s N D"],
     k: Float[Tensor, "B s N D"],
     v: Float[Tensor, "B s N D"],
     tokens: tuple[int, ...],
     axis: Axis,
-    kernel: Kernel,
+    kernel: KernelCall,
 ) -> Float[Tensor, "B s N D"]:
-    """Trade tokens for heads, attend, and trade back. tokens[i] is the share of rank i of the axis."""
+    """Exchange tokens for heads, attend, and exchange back. tokens[i] is the share of rank i of the axis."""
     heads, own, room = q.shape[2], q.shape[1], max(tokens)
     more_heads = math.ceil(heads / axis.size) * axis.size - heads
     q, k, v = (
-        torch.cat([block[:, :n] for block, n in zip(_traded(x, axis).split(room, 1), tokens, strict=True)], dim=1)
+        torch.cat([block[:, :n] for block, n in zip(_exchanged(x, axis).split(room, 1), tokens, strict=True)], dim=1)
         for x in (F.pad(x, (0, 0, 0, more_heads, 0, room - own)) for x in (q, k, v))
     )
     out = kernel(q, k, v)[0]
     padded = [F.pad(block, (0, 0, 0, 0, 0, room - n)) for block, n in zip(out.split(tokens, 1), tokens, strict=True)]
-    return _traded(torch.cat(padded, dim=1), axis, back=True)[:, :own, :heads]
+    return _exchanged(torch.cat(padded, dim=1), axis, back=True)[:, :own, :heads]
 
 
-def _traded(x: Tensor, axis: Axis, *, back: bool = False) -> Tensor:
-    """All tokens of a part of the heads, or back."""
+def _exchanged(x: Tensor, axis: Axis, *, back: bool = False) -> Tensor:
+    """Exchange all heads of our tokens for all tokens of our heads, or back."""
     dims = (1, 2) if back else (2, 1)
     with axis.exchange(x.nbytes * (axis.size - 1) // axis.size):
         out: Tensor = all_to_all_comm(x.contiguous(), axis.group, scatter_dim=dims[0], gather_dim=dims[1])
     return out
 
 
-def ring_attn(
+def ring_attn_mode(
     q: Float[Tensor, "B s N D"],
     k: Float[Tensor, "B s N D"],
     v: Float[Tensor, "B s N D"],
     tokens: tuple[int, ...],
     axis: Axis,
-    kernel: Kernel,
+    kernel: KernelCall,
 ) -> Float[Tensor, "B s N D"]:
-    """Keys and values travel around the axis by its RingComm, the next block while the present one is computed.
+    """Pass keys and values around the axis by ColossalAI's RingComm, the next block while the current one is computed.
 
-    Its RingAttention itself is for causal masks only, and adds blocks up in the queries' dtype; here they are added up
-    in fp32, as the native ring does.
+    Its RingAttention serves causal masks only and merges blocks in the dtype of the queries; here they are merged in
+    fp32, like in the native ring.
     """
     comm = RingComm(axis.group)
     block = F.pad(torch.stack([k, v]), (0, 0, 0, 0, 0, max(tokens) - k.shape[1]))
