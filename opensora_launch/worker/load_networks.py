@@ -1,12 +1,11 @@
-"""The networks of a run on this rank."""
+"""Load phase: the networks of a run on this rank."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from opensora_launch.engines.base import Tick
-from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.base import BlockEngine, Tick
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
@@ -15,21 +14,24 @@ from opensora_launch.model.weights import random_tensors, read_tensors
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.streaming import StreamedBlocks
 from opensora_launch.plan.placement import Placement
-from opensora_launch.schema.config import Engine, Init
+from opensora_launch.schema.config import Init
 
 
 @dataclass(frozen=True)
 class Networks:
     mmdit: MMDiT
     vae: CausalVae
-    blocks: StreamedBlocks | None  # of the mmdit, where its weights do not stay on the device
+    blocks: StreamedBlocks | None  # those of the mmdit, if not all of its weights stay on the device
 
 
-def read_networks(
-    source: WeightSource, engine: Engine, placement: Placement, node: Axis, mesh: Mesh, tick: Tick
+def load_networks(
+    source: WeightSource, engine: BlockEngine, placement: Placement, node: Axis, mesh: Mesh, tick: Tick
 ) -> Networks:
-    """Transformer and VAE on this rank. node: the ranks of this node that work on the same videos."""
-    transformer = choose_engine(engine).load_transformer(source, placement, node, mesh, tick)
+    """Load transformer and VAE on this rank. node: the ranks of this node that work on the same videos.
+
+    `tick` gets the bytes of the transformer's weights as they are read. All ranks of the videos call this together.
+    """
+    transformer = engine.load_transformer(source, placement, node, mesh, tick)
     model = source.model
     with torch.device("meta"):
         empty = CausalVae(model.vae)
