@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -26,6 +26,7 @@ class Transformer:
     blocks: StreamedBlocks | None
 
 
+@runtime_checkable
 class BlockEngine(Protocol):
     """The parallelism that runs the transformer and T5. All engines give the same video."""
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from opensora_launch.model.files import weight_files
 from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
+from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.packing import Packing
 from opensora_launch.parallel.streaming import Placed, StreamedBlocks

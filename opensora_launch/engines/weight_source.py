@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.files import DTYPE_BYTES, Stored, read_stored, stored_problems
 from opensora_launch.model.shapes import mmdit_shapes
+from opensora_launch.model.weight_files import DTYPE_BYTES, Stored, read_stored, stored_problems
 from opensora_launch.model.weights import random_tensor, random_tensors, read_tensors
 from opensora_launch.parallel.packing import ReadRange
 from opensora_launch.schema.config import Init, ModelConfig

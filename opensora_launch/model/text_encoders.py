@@ -20,8 +20,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.files import missing, weight_files
 from opensora_launch.model.load import fill
+from opensora_launch.model.weight_files import missing, weight_files
 from opensora_launch.model.weights import read_pickle, read_tensors
 from opensora_launch.schema.config import ModelConfig
 

@@ -2,7 +2,7 @@
 
 The VAE runs on overlapping tiles, which are then blended. Tiles do not depend on each other, so they can be computed
 anywhere; only the blending has an order (Open-Sora, autoencoder_kl_causal_3d.py: spatial tiles inside temporal ones).
-Positions are intervals [start, stop) in what is cut: latents to decode, pixels and frames to encode.
+Bounds are [start, stop) in what is cut: latents to decode, pixels and frames to encode.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from opensora_launch.schema.config import VaeConfig
 
 SPACE, TIME = 8, 4  # pixels per latent, frames per latent (the first frame has a latent of its own)
 
-Interval = tuple[int, int]
+Bounds = tuple[int, int]
 VideoShape = tuple[int, int, int]  # frames, height, width
 Sizes = tuple[int | None, int | None]  # in time, in space
 
@@ -41,9 +41,9 @@ class Tile:
     """
 
     index: tuple[int, int, int]  # in time, from the top, from the left
-    time: Interval
-    y: Interval
-    x: Interval
+    time: Bounds
+    y: Bounds
+    x: Bounds
     out_shape: VideoShape
 
 
@@ -116,11 +116,11 @@ def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, overlap: float, *, up: b
     in_time, in_space = size_t is not None and shape[0] > size_t, size is not None and max(shape[1:]) > size
     times = [
         (s, scaled(_length(s) - 1, TIME) + (s[0] == 0))
-        for s in _intervals(shape[0], size_t if in_time else None, stride_t, 1)
+        for s in _bounds(shape[0], size_t if in_time else None, stride_t, 1)
     ]
-    times = [(interval, frames) for interval, frames in times if frames > 0]
+    times = [(bounds, frames) for bounds, frames in times if frames > 0]
     ys, xs = (
-        [(s, scaled(_length(s), SPACE)) for s in _intervals(n, size if in_space else None, stride)] for n in shape[1:]
+        [(s, scaled(_length(s), SPACE)) for s in _bounds(n, size if in_space else None, stride)] for n in shape[1:]
     )
     tiles = tuple(
         Tile((t, i, j), time, y, x, (frames, height, width))
@@ -133,18 +133,18 @@ def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, overlap: float, *, up: b
     return TileGrid(tiles, whole, (keep_t, keep), (int((out_t or 0) * overlap), int((out or 0) * overlap)))
 
 
-def _intervals(whole: int, size: int | None, stride: int, more: int = 0) -> list[Interval]:
-    """Return the intervals of tiles of `size` and `more`, one per stride; the whole one if there is no size."""
+def _bounds(whole: int, size: int | None, stride: int, more: int = 0) -> list[Bounds]:
+    """Return the bounds of tiles of `size` and `more`, one per stride; the whole one if there is no size."""
     if size is None:
         return [(0, whole)]
     return [(start, min(start + size + more, whole)) for start in range(0, whole, stride)]
 
 
-def _length(interval: Interval) -> int:
-    return interval[1] - interval[0]
+def _length(bounds: Bounds) -> int:
+    return bounds[1] - bounds[0]
 
 
-def _blended_length(parts: list[tuple[Interval, int]], keep: int, more: int = 0) -> int:
+def _blended_length(parts: list[tuple[Bounds, int]], keep: int, more: int = 0) -> int:
     """Return the length of a blended axis: `keep` of every part (and `more` of the first), and the whole last one."""
     return parts[-1][1] if len(parts) == 1 else (len(parts) - 1) * keep + more + parts[-1][1]
 

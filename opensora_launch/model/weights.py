@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.files import files_of
+from opensora_launch.model.weight_files import files_of
 
 BIAS_STD = 0.02
 

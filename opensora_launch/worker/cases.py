@@ -1,6 +1,6 @@
-"""`verify`: a stored case, run on these ranks, against its stored tensors and against one rank.
+"""Run a stored case of `verify` on these ranks, and compare it with its stored tensors and with one rank.
 
-A case is NAME.json with NAME.safetensors beside it; docs/verify.md describes the format.
+A case is NAME.json beside NAME.safetensors; docs/verify.md describes the format.
 """
 
 import json
@@ -35,11 +35,13 @@ from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.schema.config import Engine, MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
 
-KINDS = ("mmdit", "vae", "sampling")
+CASE_KINDS = ("mmdit", "vae", "sampling")
 
 
 @dataclass(frozen=True)
 class Case:
+    """The JSON file of a case and its tensors, on `device`."""
+
     path: Path
     data: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -51,7 +53,7 @@ class Case:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the transformer; empty for a VAE."""
+        """The config of the transformer; empty for a VAE."""
         return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
 
     @property
@@ -60,7 +62,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """The most rows that one step of it has."""
+        """The largest number of rows in a step."""
         if self.kind == "vae":
             return 1
         return int(self.tensors["txt" if self.kind == "sampling" else "input.txt"].shape[0])
@@ -73,7 +75,10 @@ class Case:
         return int(self.tensors[video].shape[1] + self.tensors[text].shape[1])
 
     def weights(self, where: Mapping[str, str]) -> dict[str, Tensor]:
-        """The tensors that {file, prefix} names, without the prefix; the file is relative to the case."""
+        """Read the tensors of {file, prefix}, named without the prefix. The file is relative to the case.
+
+        Raises UserError if the file does not exist.
+        """
         path = self.path.parent / where["file"]
         if not path.exists():
             raise UserError(f"{self.path} takes its weights from {path}, which does not exist")
@@ -83,7 +88,7 @@ class Case:
 
 
 def read_case(path: Path, device: torch.device) -> Case:
-    """The case, its tensors on `device`.
+    """Read a case, with its tensors on `device`.
 
     Raises UserError if it cannot be read, is of an unknown kind, or lacks a tensor that it compares.
     """
@@ -97,8 +102,8 @@ def read_case(path: Path, device: torch.device) -> Case:
             f"{path} is not a case: it must be JSON with the name of a safetensors file under `file`"
         ) from e
     kind = data.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{path} has kind={kind!r}; verify knows {', '.join(KINDS)}")
+    if kind not in CASE_KINDS:
+        raise UserError(f"{path} has kind={kind!r}; the known kinds are {', '.join(CASE_KINDS)}")
     if missing := sorted(set(data["compare"]) - set(tensors)):
         raise UserError(f"{data['file']} lacks tensors that {path.name} compares", missing)
     return Case(path, data, tensors, device)
@@ -106,17 +111,17 @@ def read_case(path: Path, device: torch.device) -> Case:
 
 @dataclass(frozen=True)
 class Ranks:
-    """On what a case runs."""
+    """The ranks that a case runs on, and how."""
 
-    meshes: Mapping[int, Mesh]  # by rows of a step
-    node: Axis  # the ranks of this node that work on it
+    meshes: Mapping[int, Mesh]  # by number of rows in a step
+    node: Axis  # the ranks of this node that work on the case
     placement: Placement
     kernel: Callable[[torch.dtype, int], KernelCall]  # by dtype and head size
     engine: Engine = Engine.native
 
 
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
-    """The case's compared tensors, on the first rank of the mesh; others may have fewer."""
+    """Return the compared tensors of the case, on the first rank of the mesh; other ranks may return fewer."""
     with torch.no_grad():
         if case.kind == "vae":
             return _run_vae(case, ranks.meshes[1])
@@ -128,7 +133,7 @@ def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
 
 
 def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | None]:
-    """Its weights are read and placed as a run's are."""
+    """Read and place the weights of the case as for a run."""
     where = case.data["weights"]
     path = case.path.parent / where["file"]
     if not path.exists():
@@ -197,10 +202,10 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
 
 
 def _branches(case: Case, videos: int) -> list[tuple[tuple[Tensor, Tensor, Tensor | None], ...]]:
-    """Rows of the file are [text] * videos + [negative] * videos + [negative] * videos; a distilled case has one."""
+    """Split the file's rows, [text] * videos + [negative] * videos * 2; a distilled case has only the first part."""
     txt, y_vec, cond = (case.tensors.get(name) for name in ("txt", "y_vec", "cond"))
-    assert txt is not None, "read_case() lets no sampling case without text through"
-    assert y_vec is not None, "nor without a text vector"
+    assert txt is not None, "read_case() refuses sampling cases without text"
+    assert y_vec is not None, "read_case() refuses sampling cases without a text vector"
     count = txt.shape[0]
     rows = [(txt[i], y_vec[i], None if cond is None else cond[i]) for i in range(count)]
     return [tuple(rows[(k * videos + v) % count] for k in range(3)) for v in range(videos)]
@@ -237,7 +242,7 @@ def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
 
 def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[CausalVae, VaeConfig]:
     known = {f.name for f in fields(VaeConfig)}
-    config = {k: v for k, v in spec["config"].items() if k in known}  # its sample sizes are said by the tiles
+    config = {k: v for k, v in spec["config"].items() if k in known}  # the tiles give its sample sizes
     cfg = VaeConfig(**config, scale_factor=spec["scale_factor"], shift_factor=spec["shift_factor"])
     return load_vae(cfg, case.weights(spec)), cfg
 
@@ -254,8 +259,13 @@ def _tiles(spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
     )
 
 
-def compare(case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor], layout: Layout) -> list[VerifyLine]:
-    """Every element within atol + rtol * |want| of the stored tensor and of one rank's; NaN never is."""
+def compare_case(
+    case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor], layout: Layout
+) -> list[VerifyLine]:
+    """Return one line per tensor: is each element within atol + rtol * |want| of both wanted tensors?
+
+    These are the stored one and that of one rank; NaN is never within.
+    """
     lines = []
     for name, bound in case.data["compare"].items():
         stored = case.tensors[name]

@@ -1,4 +1,4 @@
-"""Embeddings of a run's texts: encoded once, in little memory, remembered on disk, sent to every rank."""
+"""Text phase: each text of a run is encoded once, remembered on disk, and sent to every rank."""
 
 import json
 import logging
@@ -15,13 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opensora_launch.model.files import weight_files
+from opensora_launch.engines.choice import choose_engine
 from opensora_launch.model.text_encoders import TextEmbeddings, random_embeddings
+from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import aside
 from opensora_launch.schema.config import Init, ModelConfig
+from opensora_launch.worker.context import RankContext
+from opensora_launch.worker.rank_facts import device_name
 
 CPU = torch.device("cpu")
 
@@ -30,7 +33,7 @@ log = logging.getLogger("opensora_launch.worker")
 
 @dataclass(frozen=True)
 class Embedding:
-    """One text: T5's token states and CLIP's pooled vector; `cut` counts T5's tokens that did not fit."""
+    """T5's token states and CLIP's pooled vector of one text. `cut` counts the tokens that did not fit in T5."""
 
     t5: Float[Tensor, "T context"]
     clip: Float[Tensor, "vec"]
@@ -42,10 +45,10 @@ class Embedding:
 
 @dataclass(frozen=True)
 class TextCache:
-    """Embeddings on disk, a file a text. Another encoder, precision or device has other files."""
+    """Embeddings on disk, one file per text. Another encoder, precision or device has other files."""
 
     folder: Path
-    encoder: str  # what decides the result besides the text
+    encoder: str  # everything but the text that decides the result
 
     @classmethod
     def of(cls, folder: Path, model: ModelConfig, device_name: str, dtype: torch.dtype) -> "TextCache":
@@ -60,7 +63,7 @@ class TextCache:
         return cls(folder, json.dumps([place, files, lengths, versions, device_name, str(dtype)]))
 
     def read(self, text: str) -> Embedding | None:
-        """None if it is not there, or cannot be read."""
+        """Return the embedding of a text; None if it is not on disk, or cannot be read."""
         try:
             tensors = load_file(self._file(text))
             return Embedding(tensors["t5"], tensors["clip"], int(tensors["cut"]))
@@ -68,7 +71,7 @@ class TextCache:
             return None
 
     def write(self, text: str, embedding: Embedding) -> None:
-        """A full or read-only disk costs the next run some time, not this one its video."""
+        """Store the embedding of a text. A full or read-only disk only costs the next run some time."""
         path = self._file(text)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ class TextCache:
             with aside(path) as beside:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
         except (OSError, SafetensorError) as error:
-            log.warning("the text embeddings are not kept in %s: %s", self.folder, error)
+            log.warning("text embeddings cannot be stored in %s: %s", self.folder, error)
 
     def _file(self, text: str) -> Path:
         key = sha256("\n".join([self.encoder, text]).encode()).hexdigest()
@@ -84,7 +87,7 @@ class TextCache:
 
 
 def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
-    """Every text that is encoded, once, in the order of first use."""
+    """Return every text to encode, once, in the order of first use."""
     return list(dict.fromkeys(text for video in videos for text in (video.text, video.negative)))
 
 
@@ -95,15 +98,15 @@ def encode_texts(
     dtype: torch.dtype,
     cache: TextCache | None,
 ) -> list[Embedding]:
-    """Each text's embedding on the CPU, in `dtype`. `encode` is called once at most, with those that are not known."""
+    """Return the embedding of each text on the CPU, in `dtype`. Calls `encode` at most once, with the unknown texts."""
     if model.init is Init.random:
         shape = (model.text.t5_max_length, model.mmdit.context_in_dim)
-        rows = random_embeddings(texts, t5_shape=shape, clip_channels=model.mmdit.vec_in_dim)
-        return [Embedding(t5.to(dtype), clip.to(dtype)) for t5, clip in zip(rows.t5, rows.clip, strict=True)]
+        drawn = random_embeddings(texts, t5_shape=shape, clip_channels=model.mmdit.vec_in_dim)
+        return [Embedding(t5.to(dtype), clip.to(dtype)) for t5, clip in zip(drawn.t5, drawn.clip, strict=True)]
     known = {text: cache.read(text) if cache else None for text in texts}
     if new := [text for text in texts if known[text] is None]:
-        rows = encode(new)
-        for text, t5, clip, (cut, _) in zip(new, rows.t5, rows.clip, rows.cut, strict=True):
+        made = encode(new)
+        for text, t5, clip, (cut, _) in zip(new, made.t5, made.clip, made.cut, strict=True):
             known[text] = Embedding(t5.to(CPU, dtype), clip.to(CPU, dtype), cut)
     found = [embedding for text in texts if (embedding := known[text]) is not None]
     if cache:
@@ -112,12 +115,36 @@ def encode_texts(
                 cache.write(text, embedding)
     for text, embedding in zip(texts, found, strict=True):
         if embedding.cut:
-            log.warning("the last %d tokens of this prompt do not fit and are not seen: %s", embedding.cut, text)
+            log.warning("%d tokens at the end of this prompt do not fit and are ignored: %s", embedding.cut, text)
     return found
 
 
-def share_embeddings(axis: Axis, texts: Sequence[str], encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:
-    """Each text's embedding, on the CPU of every rank of the axis; its first rank has encoded them."""
+def encode_on_team(ctx: RankContext) -> list[Embedding] | None:
+    """Encode all texts of the plan on the first rank of the engine's text team; None on all other ranks."""
+    plan = ctx.plan
+    team = choose_engine(plan.engine).text_team(ctx.world, ctx.mesh, plan.model, ctx.device, ctx.dtype)
+    if ctx.world.index not in team.axis.ranks:
+        return None
+    with ctx.recorder.span("text"):
+        if team.axis.index > 0:
+            team.help()
+            return None
+        cache = None
+        if plan.text_cache and plan.model.init is Init.checkpoint:
+            cache = TextCache.of(Path(plan.text_cache), plan.model, device_name(ctx.device), ctx.dtype)
+        encoded = encode_texts(plan.model, distinct_texts(plan.videos), team.encode, ctx.dtype, cache)
+        team.dismiss()
+        return encoded
+
+
+def share_embeddings(ctx: RankContext, encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:
+    """Return the embedding of each text of the plan, on the CPU of every rank; the first rank has encoded them."""
+    with ctx.recorder.span("text"):
+        return send_embeddings(ctx.world, distinct_texts(ctx.plan.videos), encoded)
+
+
+def send_embeddings(axis: Axis, texts: Sequence[str], encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:
+    """Send the embeddings of the texts from the first rank of the axis to the CPUs of all its ranks."""
     t5 = broadcast(axis, torch.stack([e.t5 for e in encoded]) if encoded else None, CPU)
     clip = broadcast(axis, torch.stack([e.clip for e in encoded]) if encoded else None, CPU)
     cut = broadcast(axis, torch.tensor([e.cut for e in encoded]) if encoded else None, CPU)

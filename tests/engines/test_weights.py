@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
-from opensora_launch.model.files import check_weights
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import mmdit_shapes
 from opensora_launch.model.text_encoders import TextEmbeddings, load_text_encoders
+from opensora_launch.model.weight_files import check_weights
 from opensora_launch.model.weights import random_tensor
 from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
 from opensora_launch.plan.layout import Layout

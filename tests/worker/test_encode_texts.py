@@ -16,7 +16,7 @@ from opensora_launch.engines.streamed_t5 import load_fitting_encoders, stream_t5
 from opensora_launch.model.text_encoders import TextEmbeddings, load_text_encoders
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.schema.config import Init, ModelConfig
-from opensora_launch.worker.encode_texts import TextCache, encode_texts, share_embeddings
+from opensora_launch.worker.encode_texts import TextCache, encode_texts, send_embeddings
 from tests.model.text_folders import WORDS, make_clip, make_t5, tiny_model
 from tests.ranks import run_ranks
 
@@ -107,7 +107,7 @@ def shared_on_rank(model: ModelConfig) -> float:
     axis = Axis("text", ranks, dist.get_rank(), dist.new_group(list(ranks), timeout=timedelta(seconds=30)), unrecorded)
     texts = ["a", "b"]
     encoded = encode_texts(model, texts, encoder(model), torch.float32, None) if axis.index == 0 else None
-    got = share_embeddings(axis, texts, encoded)
+    got = send_embeddings(axis, texts, encoded)
     return float(got["a"].t5.sum() - got["b"].t5.sum())
 
 

@@ -21,9 +21,10 @@ from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker import run as worker_run
+from opensora_launch.worker import set_up as worker_set_up
+from opensora_launch.worker.failures import is_out_of_memory
+from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import run_plan
-from opensora_launch.worker.start import Rank, is_out_of_memory
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_checkpoint import attempt_of, stored
@@ -50,7 +51,7 @@ def makes(attempt: str, plan: Plan, fails_at_step: int) -> str:
         return replace(kernel, call=call)
 
     started = (time.monotonic(), time.time())
-    with mock.patch.object(worker_run, "choose_kernel", fake_gpu):
+    with mock.patch.object(worker_set_up, "choose_kernel", fake_gpu):
         try:
             run_plan(plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, started)
         except RuntimeError as error:

@@ -12,10 +12,10 @@ from opensora_launch.engines.colossal.sequence_modes import colossal_attention
 from opensora_launch.engines.colossal.sharded_checkpoint import load_checkpoint
 from opensora_launch.engines.text_team import TextTeam
 from opensora_launch.engines.weight_source import WeightSource
-from opensora_launch.model.files import files_of
 from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
+from opensora_launch.model.weight_files import files_of
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import ModelConfig

@@ -1,4 +1,4 @@
-"""`python -m opensora_launch.worker.probe FOLDER`: a rank of doctor's short test of devices and links."""
+"""`python -m opensora_launch.worker.probe_rank FOLDER`: one rank of doctor's short test of devices and links."""
 
 import json
 import os
@@ -20,35 +20,39 @@ from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec,
 from opensora_launch.errors import UserError
 from opensora_launch.parallel.mesh import Axis, build_meshes
 from opensora_launch.schema.config import NumericsConfig
-from opensora_launch.worker import start
-from opensora_launch.worker.start import Rank
-from opensora_launch.worker.watch import clock_offset, device_uuid
+from opensora_launch.worker.failures import leave
+from opensora_launch.worker.logs import redirect_output
+from opensora_launch.worker.numerics import set_numerics
+from opensora_launch.worker.process_group import join
+from opensora_launch.worker.rank import Rank, pick_device
+from opensora_launch.worker.rank_facts import device_uuid
+from opensora_launch.worker.watch import clock_offset
 
 WARM_UP = 2  # NCCL connects at the first exchange
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answer FOLDER/spec.json by FOLDER/probe.json; the exit code. A failure ends this process at once."""
+    """Answer FOLDER/spec.json with FOLDER/probe.json, and return the exit code. A failure ends this process at once."""
     folder = Path(argv[0])
     me = Rank.from_env(os.environ)
-    start.open_log(folder / f"rank{me.rank}.log")
+    redirect_output(folder / f"rank{me.rank}.log")
     try:
         spec = ProbeSpec.from_dict(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
-        start.set_numerics(spec.threads_per_rank, NumericsConfig())
-        device = start.pick_device(spec.device, me)
-        start.join(me)
-        result = probe(spec, me, device)
+        set_numerics(spec.threads_per_rank, NumericsConfig())
+        device = pick_device(spec.device, me)
+        join(me)
+        result = probe_links(spec, me, device)
     except (UserError, RuntimeError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
-        start.leave(exit_codes.FAILURE)
+        leave(exit_codes.FAILURE)
     if me.rank == 0:
         (folder / "probe.json").write_text(json.dumps(result.to_dict()), encoding="utf-8")
     dist.destroy_process_group()
     return 0
 
 
-def probe(spec: ProbeSpec, me: Rank, device: torch.device) -> ProbeResult:
-    """Who is where, and how fast each axis is. All ranks call it together."""
+def probe_links(spec: ProbeSpec, me: Rank, device: torch.device) -> ProbeResult:
+    """Find which rank is where, and how fast each axis is. All ranks call this together."""
     seen: list[RankSeen | None] = [None] * me.world
     dist.all_gather_object(seen, _see(me, device))
     timeout = timedelta(seconds=spec.timeout_s)
@@ -60,19 +64,19 @@ def probe(spec: ProbeSpec, me: Rank, device: torch.device) -> ProbeResult:
 
 
 def all_to_all(axis: Axis, sent: Tensor, got: Tensor) -> int:
-    """As Ulysses trades tokens for heads; the bytes that leave this rank."""
+    """Exchange as Ulysses does, and return the bytes that leave this rank. So do the other exchanges."""
     dist.all_to_all_single(got, sent, group=axis.group)
     return sent.nbytes * (axis.size - 1) // axis.size
 
 
 def all_reduce(axis: Axis, sent: Tensor, got: Tensor) -> int:
-    """As products with cut weights are summed."""
+    """Exchange as results of cut weights are summed."""
     dist.all_reduce(got.copy_(sent), group=axis.group)
     return 2 * sent.nbytes * (axis.size - 1) // axis.size
 
 
 def ring(axis: Axis, sent: Tensor, got: Tensor) -> int:
-    """As keys and values travel: to the next rank, from the one before."""
+    """Exchange as keys and values travel: to the next rank, from the previous one."""
     to, by = axis.ranks[(axis.index + 1) % axis.size], axis.ranks[axis.index - 1]
     ops = [dist.P2POp(dist.isend, sent, to, axis.group), dist.P2POp(dist.irecv, got, by, axis.group)]
     for work in dist.batch_isend_irecv(ops):
@@ -81,7 +85,7 @@ def ring(axis: Axis, sent: Tensor, got: Tensor) -> int:
 
 
 def all_gather(axis: Axis, sent: Tensor, got: Tensor) -> int:
-    """As guidance rows are put together."""
+    """Exchange as guidance rows are put together."""
     share = sent.numel() // axis.size
     dist.all_gather_into_tensor(got[: share * axis.size], sent[:share].contiguous(), group=axis.group)
     return share * sent.element_size() * (axis.size - 1)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opensora_launch.model.causal_vae import CausalVae
-from opensora_launch.model.files import check_files, convert_command, read_header
 from opensora_launch.model.load import shapes_of
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import config_problems, mmdit_shapes, vae_shapes
+from opensora_launch.model.weight_files import check_files, convert_command, read_header
 from opensora_launch.model.weights import read_tensors
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, VaeConfig
 from tests.model.text_folders import make_clip, make_t5
@@ -252,7 +252,7 @@ def test_parts_of_a_config_that_cannot_go_together(tmp_path: Path) -> None:
 
 def test_the_checks_start_without_torch() -> None:
     code = (
-        "import sys; from opensora_launch.model import files; "
+        "import sys; from opensora_launch.model import weight_files; "
         "print(sorted({'torch', 'numpy', 'transformers', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REFERENCE.parents[1])
