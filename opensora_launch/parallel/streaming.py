@@ -66,13 +66,6 @@ class StreamedBlocks:
         for i, x in enumerate(placed):
             x.block.register_forward_pre_hook(lambda module, args, i=i: self.need(i))
 
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes on this rank's device: what `release` frees, and the shares if they are there."""
-        here = [*self._buffers, *self._staging, *([] if self._room is None else [self._room])]
-        here += [x.share for x in self.placed if x.share.device.type == self._device.type]
-        return sum(x.numel() * x.element_size() for x in here)
-
     def need(self, block: int) -> None:
         """Make a block's weights ready, and start fetching those of the next block that is not resident."""
         placed = self.placed[block]
