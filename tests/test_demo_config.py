@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from opensora_launch.model.files import check_files
+from opensora_launch.model.weight_files import check_files
 from opensora_launch.request.compose import compose
 from opensora_launch.request.prepare import finish_config
 from opensora_launch.schema.config import RunConfig

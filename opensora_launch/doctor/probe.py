@@ -17,7 +17,7 @@ from opensora_launch.doctor.results import Finding, Level, ok
 from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 
-MODULE = "opensora_launch.worker.probe"
+MODULE = "opensora_launch.worker.probe_rank"
 SLOW = 0.35  # of what the catalogue has for the link; good exchanges reach half of it
 CLOCK_S = 0.1
 

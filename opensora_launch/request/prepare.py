@@ -125,7 +125,7 @@ def _as_asked(topology: TopologyConfig, there: Machine) -> tuple[Machine, list[s
 
 def weight_problems(run: RunConfig) -> list[str]:
     """Weight files that are missing or do not fit."""
-    from opensora_launch.model.files import check_files
+    from opensora_launch.model.weight_files import check_files
 
     return check_files(run.model)
 
