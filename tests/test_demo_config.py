@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from opensora_launch.machine.find_machine import NOTHING
-from opensora_launch.model.files import check_files
+from opensora_launch.model.weight_files import check_files
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.schema.config import RunConfig

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def verify_verb(parsed: Parsed) -> int:
     print_errors(asked.notes)
     spec, attempt = asked.spec, AttemptDir(Path(tempfile.mkdtemp(prefix="opensora-verify-")))
     attempt.make_folders()
-    attempt.verify_spec.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+    attempt.verify_spec.write_text(json.dumps(asdict(spec)), encoding="utf-8")
     argv = command(asked.run.launcher.kind, spec.machine, attempt, "--verify")
     env = environment(spec.threads_per_rank, profiled(os.environ, asked.run.env).env, spec.machine.gpus)
     with progress() as show:

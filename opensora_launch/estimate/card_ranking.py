@@ -1,4 +1,4 @@
-"""Which cards run this video, by predicted time, cost and watts; memory first: what does not fit runs nothing."""
+"""Rank cards for a video by predicted time, cost and power. Memory comes first, because it decides what runs at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,17 +20,17 @@ FITS, WITH_HELP, NOT = 0, 1, 2
 
 @dataclass(frozen=True)
 class CardEstimate:
-    """One video on so many of one card. `seconds` and `cost` are None where it does not fit; usd where no price is."""
+    """One video on `gpus` of one card. `seconds` and `cost` are None if it does not fit, `usd` without a price."""
 
     card: Card
     gpus: int
-    fit: int  # FITS replicated, WITH_HELP where the weights are placed otherwise, NOT at all
-    how: str  # the placement that makes it fit, or what it lacks
+    fit: int  # FITS (replicated), WITH_HELP (by another placement of the weights) or NOT
+    how: str  # the placement that makes it fit, or what is missing
     peak_gib: float
     seconds: float | None
     cost: OutputCost | None
     usd: float | None
-    watts: float  # of the whole machine at work
+    watts: float  # of all machines at full load
 
     @property
     def spare_gib(self) -> float:
@@ -38,13 +38,13 @@ class CardEstimate:
 
 
 def video_flops(work: Workload) -> float:
-    """FLOPs of the denoising of one video: steps x rows x FLOPs a row, as a batch of this size shares them."""
+    """Return the FLOPs for denoising one video: steps x rows x FLOPs per row, divided among the videos of a batch."""
     rows = sum(rows * count for rows, count in work.steps)
     return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1)
 
 
 def build_of(card: Card, gpus: int, prices: EstimateConfig) -> Build:
-    """A machine of such cards. Without a price for the card its parts have none either (see `has_price`)."""
+    """Describe a machine with these cards. The price is only valid if the card has one (see `has_price`)."""
     each = prices.gpu_usd if prices.gpu_usd is not None else card.price_usd or 0.0
     parts = (
         (f"{gpus} x {card.name}", gpus * each),
@@ -57,11 +57,12 @@ def build_of(card: Card, gpus: int, prices: EstimateConfig) -> Build:
 
 
 def has_price(card: Card, prices: EstimateConfig) -> bool:
+    """Return whether a price for the card is configured or in the catalogue."""
     return prices.gpu_usd is not None or card.price_usd is not None
 
 
 def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, priced: bool) -> Running:
-    """What one GPU of the machine costs an hour: rent where it is given or there is no price, else the purchase."""
+    """Return the rates of one GPU: the rent if configured or if there is no price, else the price over the lifetime."""
     rent = prices.usd_per_gpu_hour
     if rent is None:
         owned = usd_per_gpu_hour(build, prices.life_months, prices.hours_per_month)
@@ -70,7 +71,7 @@ def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, pric
 
 
 def estimate_card(work: Workload, fixed: LayoutConfig, card: Card, prices: EstimateConfig) -> CardEstimate:
-    """The best layout of this card, its weights placed so that they fit."""
+    """Estimate the best layout on this card, with the weights placed so that they fit."""
     mine = replace(work, card=card)
     found = options(mine, fixed)
     build = build_of(card, work.gpus_per_node, prices)
@@ -101,7 +102,7 @@ def _lacks(work: Workload, fixed: LayoutConfig, found: Sequence[Option]) -> str:
 
 
 def rank_cards(found: Sequence[CardEstimate], order: CardOrder) -> list[CardEstimate]:
-    """Memory first: replicated, then placed otherwise, then not at all; within each by time, cost, watts or room."""
+    """Sort by how the video fits (FITS, WITH_HELP, NOT), and within each by time, cost, watts or spare memory."""
 
     def key(one: CardEstimate) -> tuple[int, float, float]:
         time = one.seconds if one.seconds is not None else one.peak_gib - one.card.memory_gib

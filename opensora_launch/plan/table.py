@@ -1,4 +1,4 @@
-"""Predictions as text and as JSON."""
+"""Show predictions as text and as JSON."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.times import rates_of, uses_nvlink
 from opensora_launch.plan.workload import Workload
 
-SHOWN = 12
+SHOWN = 12  # rows of the table
 PHASE_COLUMNS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
 
 
 def plan_text(work: Workload, found: Sequence[Option], others: Sequence[Option] = (), note: str = "") -> str:
-    """The table that `opensora-launch plan` prints: seconds with the weights loaded, the best first.
+    """Return the table that `opensora-launch plan` prints: seconds with the weights loaded, best option first.
 
-    `others` are the best layouts of the weights' other placements.
+    `others` are the best options of the other placements.
     """
     head = ("", *_row_names(work), "total", *PHASE_COLUMNS, "effic.", "GiB/GPU", "GiB host", "")
     rows = [head, *(_cells(work, option, found[0]) for option in found[:SHOWN])]
@@ -31,7 +31,7 @@ def plan_text(work: Workload, found: Sequence[Option], others: Sequence[Option] 
 
 
 def _line(row: Sequence[str], widths: Sequence[int], names: int) -> str:
-    """Names and the reason to the left, numbers to the right."""
+    """Align names and the reason to the left, numbers to the right."""
     left = {*range(names), len(row) - 1}
     cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
     return "  ".join(cells).rstrip()
@@ -61,7 +61,7 @@ def _cells(work: Workload, option: Option, best: Option) -> tuple[str, ...]:
 
 def _about(work: Workload, placement: Placement) -> Iterator[str]:
     video, grid, card = work.video, work.grid, work.card
-    tokens = grid.video_tokens + grid.text_tokens
+    tokens = grid.total_tokens
     yield (
         f"{work.net.name}: {video.width_px} x {video.height_px} pixels, {video.num_frames} frames, {tokens:,} tokens; "
         f"{work.videos} video{'s' * (work.videos > 1)}"
@@ -77,7 +77,7 @@ def _about(work: Workload, placement: Placement) -> Iterator[str]:
 
 
 def _placed(best: Option, others: Sequence[Option]) -> Iterator[str]:
-    """Why the weights are not elsewhere."""
+    """Say why the other placements were not chosen."""
     for option in others:
         yield f"not {placement_text(option.placement)}: {reason(option, best)}"
 
@@ -85,35 +85,37 @@ def _placed(best: Option, others: Sequence[Option]) -> Iterator[str]:
 def _below(work: Workload, best: Option) -> Iterator[str]:
     phases, memory = best.phases, best.memory
     yield (
-        f"once before: weights from disk {seconds_text(phases.load)} s, text {seconds_text(phases.text)} s; "
-        f"{seconds_text(phases.total)} s and {best.energy_kwh:.3f} kWh in all"
+        f"before that, once: weights from disk {seconds_text(phases.load)} s, text {seconds_text(phases.text)} s; "
+        f"in total {seconds_text(phases.total)} s and {best.energy_kwh:.3f} kWh"
     )
     yield (
-        f"a GPU's memory: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
+        f"memory per GPU: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
         f"{memory.text / GIB:.1f}, denoising {memory.denoise / GIB:.1f}, VAE {memory.decode / GIB:.1f} of "
         f"{best.limit_bytes / GIB:.1f} GiB"
     )
-    yield "predicted, not measured: docs/plan.md says how, docs/prediction.md how well"
+    yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how accurately"
 
 
 def layout_text(layout: Layout) -> str:
-    """The axes that are in use: "cfg2 ulysses4"."""
+    """Return the axes that are in use: "cfg2 ulysses4"."""
     used = [f"{axis}{degree}" for axis, degree in vars(layout).items() if degree > 1]
     return " ".join(used) or "1 rank"
 
 
 def seconds_text(value: float) -> str:
+    """Write seconds with one decimal below 1000."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:
+    """Return the fields of a placement as JSON values."""
     return vars(placement) | {name: getattr(placement, name).value for name in ("shard", "offload", "storage")}
 
 
 def plan_json(
     work: Workload, found: Sequence[Option], others: Sequence[Option], problems: Sequence[str]
 ) -> dict[str, Any]:
-    """The same as data: seconds, bytes, and the reason of each option that is not chosen."""
+    """Return the same as data: seconds, bytes, and why each other option was not chosen."""
     chosen = bool(found) and found[0].fits
     return {
         "schema": 1,
@@ -121,7 +123,7 @@ def plan_json(
         "hardware": work.card.name,
         "ranks": work.ranks,
         "gpus_per_node": work.gpus_per_node,
-        "tokens": work.grid.video_tokens + work.grid.text_tokens,
+        "tokens": work.grid.total_tokens,
         "steps": [{"rows": rows, "count": count} for rows, count in work.steps],
         "problems": list(problems),
         "other_placements": [

@@ -1,4 +1,4 @@
-"""What is to be made, on what: all that the cost functions read. Pure."""
+"""The workload that the cost functions read: what is made, and on which machine. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from opensora_launch.schema.config import Engine, Fit, PlacementConfig, Topology
 
 @dataclass(frozen=True)
 class Workload:
-    """`steps` are (rows, how many steps have them) of a batch; `placement` is as it was asked for."""
+    """Videos to make and the machine to make them on. `steps` are (rows, number of such steps) of one batch."""
 
     net: Network
     grid: TokenGrid
@@ -22,7 +22,7 @@ class Workload:
     ranks: int
     gpus_per_node: int
     element_bytes: int
-    placement: PlacementConfig  # as it was asked for
+    placement: PlacementConfig  # as configured
     fit: Fit
     card: Card
     topology: TopologyConfig
@@ -34,6 +34,6 @@ class Workload:
 
 
 def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
-    """(rows, how many steps have them), for 1 row to the most."""
+    """Count steps: (rows, number of steps with so many rows), from 1 row to the most."""
     counts = Counter(rows)
     return tuple((number, counts[number]) for number in range(1, max(rows, default=1) + 1))

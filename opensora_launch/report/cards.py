@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.plan.codec import decode
+import msgspec
+
 from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import RunConfig
 
@@ -29,10 +30,10 @@ def read_config(run_dir: Path) -> RunConfig | None:
     import yaml
 
     try:
-        found: RunConfig = decode(RunConfig, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+        data = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        return msgspec.convert(data, RunConfig)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
         return None
-    return found
 
 
 def card_of(config: RunConfig | None) -> CardPeaks | None:

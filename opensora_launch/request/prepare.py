@@ -136,7 +136,7 @@ def _as_started(topology: TopologyConfig, there: Machine) -> RanksMachine:
 
 def weight_problems(run: RunConfig) -> list[str]:
     """Weight files that are missing or do not fit the config."""
-    from opensora_launch.model.files import check_files
+    from opensora_launch.model.weight_files import check_files
 
     return check_files(run.model)
 

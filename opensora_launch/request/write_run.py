@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> R
     write_whole(run.config, config_yaml(record.config))
     write_whole(run.overrides, _json(list(record.argv)))
     write_whole(run.prompts, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in record.prompts))
-    write_whole(run.plan, _json(plan.to_dict()))
+    write_whole(run.plan, _json(asdict(plan)))
     return run
 
 
@@ -72,7 +72,7 @@ def _attempt_folder(run: RunDir, plan: Plan) -> AttemptDir:
         except FileExistsError:
             number += 1
     attempt.make_folders()
-    write_whole(attempt.plan, _json(plan.to_dict()))
+    write_whole(attempt.plan, _json(asdict(plan)))
     return attempt
 
 

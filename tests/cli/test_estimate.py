@@ -174,7 +174,10 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["video", "estimate.usd_per_kwh=nan"], "estimate.usd_per_kwh=nan must be at least 0"),
         (["build", "estimate.psu_reserve=-0.5"], "estimate.psu_reserve=-0.5 must be at least 0"),
         (["build", "estimate.cpu_w=inf"], "estimate.cpu_w=inf must be at least 0"),
-        (["build", "estimate.psu_w=450"], "estimate.psu_w=450.0 carries no GPU: CPU and other parts draw 450 W"),
+        (
+            ["build", "estimate.psu_w=450"],
+            "estimate.psu_w=450.0 leaves nothing for GPUs: CPU and other parts draw 450 W",
+        ),
         (["breakeven", "estimate.training_flops=[1e21,0]"], "estimate.training_flops=0.0 must be more than 0"),
         (["fleet", "estimate.peak_factor=nan"], "estimate.peak_factor=nan must be at least 1"),
         (["video", "topology.gpus_per_node=0"], "topology.gpus_per_node=0 must be at least 1"),

@@ -101,7 +101,7 @@ def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) 
         (["hardware=l20", "hardware.pcie_generation=7"], "hardware.pcie_generation=7 is not known; use one of 3, 4"),
         (
             ["hardware=l20", "hardware.bf16_tflops=null", "hardware.fp16_tflops=null"],
-            "hardware.bf16_tflops or hardware.fp16_tflops must be given",
+            "hardware.bf16_tflops or hardware.fp16_tflops must be set",
         ),
         (["hardware=l20", "topology.gpus=[7]"], "topology.gpus: 7 names no GPU here; there are: none"),
     ],

@@ -1,4 +1,4 @@
-"""Prompts arrive byte for byte, and every mistake of every file is told at once."""
+"""Prompts arrive byte for byte, and every mistake of every file is reported at once."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_jsonl_has_the_same_keys(tmp_path):
     assert (second.settings, second.source) == (PromptSettings(num_steps=9), f"{path} line 3")
 
 
-def test_txt_is_one_prompt_a_line(tmp_path):
+def test_txt_has_one_prompt_per_line(tmp_path):
     path = written(tmp_path / "LIST.TXT", "\ufeffsea, \u2028 sky\r\n \n# not a comment\n")
     assert [(e.text, e.source) for e in read_prompts([], [path], [])] == [
         ("sea, \u2028 sky", f"{path} line 1"),
@@ -199,7 +199,7 @@ def test_bad_cells(tmp_path, cell, complaint):
     assert problems_of([], [path]) == (f"{path} line 1: {complaint}",)
 
 
-def test_keys_and_columns_named_twice(tmp_path):
+def test_keys_and_columns_that_appear_twice(tmp_path):
     twice_csv = written(tmp_path / "a.csv", "text,seed,seed\nsea,1,2\n")
     twice_json = written(tmp_path / "a.jsonl", '{"text": "sea", "seed": 1, "seed": 2}')
     assert problems_of([], [twice_csv, twice_json]) == (
@@ -218,7 +218,7 @@ def test_cond_type_of_a_prompt():
     assert [cond_type_of(entry, "t2v") for entry in (plain, with_ref, own)] == ["t2v", "t2v", "i2v_tail"]
 
 
-def test_open_soras_comment_names_are_answered_with_the_real_ones():
+def test_names_from_open_soras_comments_get_the_real_name():
     with pytest.raises(ValueError, match="the nearest is v2v_head"):
         check_cond_type("v2v_head_half")
     with pytest.raises(ValueError, match="motion_score=dynamic is not supported"):

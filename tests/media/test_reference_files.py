@@ -1,4 +1,4 @@
-"""References are refused before a GPU is booked, each for its own reason."""
+"""Unusable references are refused before a GPU is booked, each with its reason."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def entry(*refs: Path | str, cond_type: str | None = None, index: int = 0) -> Pr
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """image.jpg 40 x 24, turned.jpg shown as 24 x 40, clip33.mkv and clip65.mp4 of 33 and 65 frames 32 x 16."""
+    """Make image.jpg (40 x 24), turned.jpg (24 x 40), clip33.mkv and clip65.mp4 (33 and 65 frames, 32 x 16)."""
     path: Path = tmp_path_factory.mktemp("it's 100% odd: [a]=;b")
     write_image(path / "image.jpg", noise(24, 40, 3))
     write_image(path / "turned.jpg", noise(24, 40, 3), orientation=6)
@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
         ("clip65.mp4", ReferenceFile("video", 16, 32, 65)),
     ],
 )
-def test_probe(folder, name, expected):
+def test_inspect_file(folder, name, expected):
     assert inspect_file(str(folder / name)) == expected
 
 
@@ -78,7 +78,7 @@ def test_an_image_cannot_be_conditioned(folder):
     ]
 
 
-def test_the_same_fault_of_many_prompts_is_said_once(folder):
+def test_the_same_problem_of_many_prompts_is_reported_once(folder):
     entries = [entry(folder / "a,b.png", index=i) for i in range(3)]
     assert check_references(entries, None, num_frames=129) == [
         f"--prompt 1 and 2 more: ref {folder / 'a,b.png'}: no such file; separate two references by ';', not ','"
@@ -90,13 +90,13 @@ def torn(path: Path, whole: Path) -> Path:
     return path
 
 
-def test_a_torn_video_does_not_have_the_frames_its_header_promises(tmp_path):
+def test_a_truncated_video_does_not_have_the_frames_its_header_promises(tmp_path):
     path = torn(tmp_path / "torn.mp4", save_video(tmp_path / "whole", noise(65, 32, 32, 3), 24))
     (line,) = check_references([entry(path)], "v2v_tail_easy", num_frames=129)
     assert re.fullmatch(r".* [1-4]\d frames; cond_type=v2v_tail_easy needs at least 65", line)
 
 
-def test_every_unreadable_file_says_why(folder, tmp_path):
+def test_every_unreadable_file_gets_its_reason(folder, tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "text.mp4").write_text("not a video")

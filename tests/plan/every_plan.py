@@ -1,5 +1,6 @@
-"""The best plan of every card, size and number of GPUs, as the golden file has them. A process of its own: it is quick
-where shapes are not checked. Prints; tests/plan/test_choose.py compares.
+"""Print the best plan for every card, size and number of GPUs. tests/plan/test_choose.py compares the output.
+
+It runs in a separate process, which is fast because shapes are not checked there.
 """
 
 import math
@@ -19,9 +20,9 @@ FOLDER = Path(__file__).parents[2] / "configs" / "hardware"
 COUNTS = (1, 2, 3, 4, 8, 16, 32, 64)
 VIDEO = VideoRequest("0000_0", "rain", "rain.", "", (), "t2v", 42, Guidance(50, 7.5, 3.0, True, True, False))
 HEAD = """\
-GPUs, predicted seconds with the weights loaded, efficiency against one such GPU of unlimited memory, peak GiB a GPU,
-where the weights are (replicated, where that fits; else cut by tp or placed, by time), layout of the steps with 2 rows
-and with 1.
+GPUs, predicted seconds with the weights loaded, efficiency compared with one such GPU with unlimited memory, peak GiB
+per GPU, placement of the weights (replicated if that fits, else divided by tp or placed, by time), layout of the steps
+with 2 rows and with 1 row.
 Open-Sora 2.0, one text-to-video of 129 frames, 50 steps; nodes of 8 GPUs.
 """
 

@@ -1,4 +1,4 @@
-"""FLOPs against torch's counter on the real modules, weights against their shapes, and the numbers of the design."""
+"""Compare FLOPs with torch's counter on the real modules, weights with their shapes, and check published numbers."""
 
 from dataclasses import replace
 
@@ -29,13 +29,13 @@ TINY = MmditConfig(
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """As products, which the counter knows on every device."""
+    """Attention as plain products, which the counter knows on every device."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return ((q @ k.mT) @ v).transpose(1, 2)
 
 
 def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
-    """FLOPs of one row of the real module, on the meta device."""
+    """Count the FLOPs of one row of the real module, on the meta device."""
     with torch.device("meta"):
         model = MMDiT(cfg)
         inputs = {
@@ -105,7 +105,7 @@ def test_traffic_of_a_row_on_eight_gpus() -> None:
     assert row_traffic(OPEN_SORA_2, LARGE, Layout(cfg=8)) == row_traffic(OPEN_SORA_2, LARGE, Layout())
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"mochi_1"}))  # its text stream's weights are not in the blocks
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"mochi_1"}))  # its text stream is not in the blocks
 def test_published_parameters_are_near_the_blocks(name: str) -> None:
     net = NETWORKS[name]
     assert weight_count(replace(net, parameters=None)) == pytest.approx(weight_count(net), rel=0.3)

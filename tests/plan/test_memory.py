@@ -1,4 +1,4 @@
-"""Bytes against what real forwards hold, and placements of the weights."""
+"""Compare predicted bytes with what real forwards hold, and check the placements of the weights."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_activations_are_what_a_forward_holds(index: int) -> None:
 
 @pytest.mark.parametrize("index", range(len(PLACED)), ids=lambda i: f"{PLACED[i]['ranks']} ranks {i}")
 def test_placed_weights_and_a_forward_are_what_is_held(index: int) -> None:
-    """Staging buffers are left out: they are there on GPUs alone."""
+    """Staging buffers are excluded, because they exist only on GPUs."""
     cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8)
     net, placement, ranks = network_of(cfg, 8), Placement(**PLACED[index]["placement"]), PLACED[index]["ranks"]
     weights = resident_weights(net, Layout(ulysses=ranks), ranks, placement, 2)
@@ -152,21 +152,21 @@ def test_weights_by_placement() -> None:
     assert large(layout, Shard.node).weights == pytest.approx(whole - blocks + two + blocks / 8)
     assert large(layout, Shard.node, gpus_per_node=4).weights == pytest.approx(whole - blocks + two + blocks / 4)
     assert large(layout, Shard.all, gpus_per_node=4).weights == pytest.approx(whole - blocks + two + blocks / 8)
-    assert large(Layout(dp=8), Shard.node).weights == whole  # each rank has a video of its own
+    assert large(Layout(dp=8), Shard.node).weights == whole  # each rank has its own video
     assert large(Layout(), offload=Offload.host).weights == pytest.approx(whole - blocks + two)
     assert large(Layout(cfg=2), offload=Offload.host, gpus_per_node=2).host == pytest.approx(blocks + 2 * 3 * GIB)
 
 
 def test_phases_of_one_gpu() -> None:
     memory = large(Layout(), gpus_per_node=1)
-    two_rows = 2 * 5.283 * 76544 * 3072 * 2  # twenty activations if all tokens were widened at once
+    two_rows = 2 * 5.283 * 76544 * 3072 * 2  # would be twenty activations if all tokens were widened at once
     assert memory.activations == pytest.approx(two_rows, rel=1e-3)
     assert memory.denoise > memory.weights + two_rows + RESERVED_BYTES
     assert memory.peak == max(memory.text, memory.denoise, memory.decode)
     assert large(Layout(cfg=2), gpus_per_node=2).activations == pytest.approx(two_rows / 2, rel=1e-3)
 
 
-def test_cut_weights_and_t5_fall_with_the_axis() -> None:
+def test_divided_weights_and_t5_shrink_with_the_axis() -> None:
     whole, blocks = weight_bytes(OPEN_SORA_2), blocks_bytes(OPEN_SORA_2, 2)
     assert large(Layout(tp=4), gpus_per_node=4).weights == pytest.approx(whole - blocks * 3 / 4)
     heads = 2 * 4 * 3072**2 * (57 + 19)

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -204,7 +204,7 @@ def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes:
 def write_run(run: Path, plan: Plan, attempts: Sequence[Sequence[RankEvents]], *, done: Sequence[str] = ()) -> Path:
     """A run directory as the launcher and the worker leave it."""
     (run / "samples").mkdir(parents=True)
-    text = json.dumps(plan.to_dict())
+    text = json.dumps(asdict(plan))
     (run / "plan.json").write_text(text)
     (run / "overrides.json").write_text(json.dumps(["video=256px", "topology=cpu2"]))
     (run / "prompts.jsonl").write_text("".join(json.dumps({"text": video.prompt}) + "\n" for video in plan.videos))

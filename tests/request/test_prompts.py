@@ -179,8 +179,8 @@ def test_the_layout_is_looked_at_whatever_else_is_wrong(capsys: pytest.CaptureFi
         "  - sampling.num_steps=100000000 must be at most 10000",
         "  - sampling.num_samples=20000 must be at most 10000",
         "  - video.num_frames=6 must be 1 plus a multiple of 4; the nearest is 5",
-        "  - layout.ring=3 needs 3 ranks or a multiple, the topology has 4; "
-        "change topology.gpus_per_node or leave an axis out, and it is chosen",
+        "  - layout.ring=3 needs 3 ranks or a multiple of them, but the topology has 4; "
+        "change topology.gpus_per_node, or leave an axis out for the planner to choose",
     ]
 
 
