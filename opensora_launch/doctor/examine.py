@@ -12,14 +12,14 @@ from pathlib import Path
 from opensora_launch.doctor import build_checks, gpu_checks, host_checks
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.doctor.host_checks import Needs
-from opensora_launch.doctor.host_facts import host_facts
 from opensora_launch.doctor.interfaces import infiniband_up, interfaces
 from opensora_launch.doctor.probe import probe_findings, run_probe
 from opensora_launch.doctor.probe_spec import ProbeResult, ProbeSpec
 from opensora_launch.doctor.results import Finding, Level, ok
 from opensora_launch.doctor.torch_facts import ask_torch, installed_torch
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.machine.gpu_facts import find_gpus
+from opensora_launch.machine.find_gpus import find_gpus
+from opensora_launch.machine.host import host_facts
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus
 from opensora_launch.machine.processes import descendants
 from opensora_launch.plan.layout import Layout
@@ -43,17 +43,17 @@ class Patient:
 
 def quick(patient: Patient) -> list[Finding]:
     """Environment, memory and disk of this host. Findings that are ok are left out."""
-    gpus = find_gpus() if patient.needs.on_gpu else HostGpus((), (), None, None, None)
+    gpus = find_gpus() if patient.needs.on_gpu else HostGpus()
     host = host_facts(patient.disks)
     found = [*_environment(patient), *host_checks.memory_and_disk(host, patient.needs)]
-    found += gpu_checks.gpu_memory(visible(gpus.gpus, patient.env), patient.needs, _ours())
+    found += gpu_checks.gpu_memory(gpus.visible(patient.env.get("CUDA_VISIBLE_DEVICES")), patient.needs, _ours())
     return [finding for finding in found if finding.level is not Level.ok]
 
 
 def full(patient: Patient, layout: Layout, *, ranks: bool, nvlink_gb_s: float | None) -> list[Finding]:
     """Everything about this host. `ranks`: start them for a moment; `nvlink_gb_s`: one way, of the catalogue."""
     gpus, host = find_gpus(), host_facts(patient.disks)
-    seen = visible(gpus.gpus, patient.env)
+    seen = gpus.visible(patient.env.get("CUDA_VISIBLE_DEVICES"))
     torch, why_not = ask_torch(patient.env)
     found = [_seen(gpus, seen, patient)]
     found += build_checks.builds(gpus, torch, why_not, wants_gpu=patient.needs.on_gpu)
@@ -70,23 +70,6 @@ def here(findings: Sequence[Finding]) -> list[Finding]:
     """The findings, with this host's name."""
     name = socket.gethostname()
     return [replace(finding, host=name) for finding in findings]
-
-
-def visible(gpus: Sequence[GpuFacts], env: Mapping[str, str]) -> list[GpuFacts]:
-    """Those that CUDA_VISIBLE_DEVICES lets the ranks see, in its order; the first that names none ends the list."""
-    entries = env.get("CUDA_VISIBLE_DEVICES")
-    if entries is None:
-        return list(gpus)
-    found: list[GpuFacts] = []
-    for entry in (part.strip() for part in entries.split(",")):
-        if entry.isascii() and entry.isdigit():
-            named = [gpu for gpu in gpus if gpu.index == int(entry)]
-        else:
-            named = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
-        if len(named) != 1:
-            break
-        found += named
-    return found
 
 
 def kept_away(patient: Patient, made: Profiled) -> list[Finding]:

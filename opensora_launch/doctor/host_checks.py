@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opensora_launch.doctor.host_facts import Disk, HostFacts
 from opensora_launch.doctor.results import Finding, Level, free, gib, ok
+from opensora_launch.machine.host import Disk, HostFacts
 
 LEAST_SHM = 64 * 2**20  # what a container gets unasked, and NCCL and data loaders do not get along with
 SHM_PER_RANK = 32 * 2**20  # NCCL's rings between GPUs without peer access

@@ -54,17 +54,25 @@ class Gpu:
         found: dict[str, Any] = {"index": self.index, "uuid": self.uuid, "name": self.name}
         if self.parent:
             found["mig_of"] = self.parent.uuid
-        for name, reading in FACTS.items():
-            found |= self.read(name, reading)
+        for name in FACTS:
+            found |= self.read(name)
         return found
 
-    def read(self, name: str, reading: Reading) -> dict[str, Any]:
-        """One reading; empty, and its reason in `refused`, where the driver does not give it."""
+    @property
+    def pci_address(self) -> str:
+        """As /sys writes it: NVML's domain has eight digits, the kernel's four. "" where the driver refuses it."""
+        try:
+            return _text(pynvml.nvmlDeviceGetPciInfo((self.parent or self).handle).busId).lower()[-12:]
+        except pynvml.NVMLError:
+            return ""
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Take one reading; empty where the driver refuses it, with the reason in `refused`."""
         if self.failures.get(name, 0) >= TRIES:
             return {}
         try:
-            found = reading(self.handle)
-        except Exception as error:  # noqa: BLE001 one that breaks does not take the others with it
+            found = READINGS[name](self.handle)
+        except Exception as error:  # noqa: BLE001 the other readings go on
             gone = getattr(error, "value", None) in FOR_GOOD
             self.failures[name] = TRIES if gone else self.failures.get(name, 0) + 1
             self.refused[name] = _why(error)
@@ -91,8 +99,8 @@ class Gpus:
         samples = []
         for gpu in self.gpus:
             found: dict[str, Any] = {"gpu": gpu.index}
-            for name, reading in readings.items():
-                found |= gpu.read(name, reading)
+            for name in readings:
+                found |= gpu.read(name)
             samples.append(found)
         return samples
 
@@ -262,7 +270,8 @@ SLOW: dict[str, Reading] = {
     "processes": _processes,
 }
 FACTS: dict[str, Reading] = {
-    "memory": lambda handle: {"memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)},
+    "memory size": lambda handle: {"memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)},
     "power limit": lambda handle: {"power_limit_w": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000},
     "clock limit": lambda handle: {"sm_mhz_max": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)},
 }
+READINGS = FAST | SLOW | FACTS

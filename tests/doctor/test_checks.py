@@ -5,16 +5,15 @@ from dataclasses import replace
 import pytest
 
 from opensora_launch.doctor.build_checks import builds
-from opensora_launch.doctor.examine import visible
 from opensora_launch.doctor.gpu_checks import gpu_memory, gpu_state, links
 from opensora_launch.doctor.host_checks import Needs, limits, memory_and_disk
-from opensora_launch.doctor.host_facts import Clock, Disk, HostFacts
 from opensora_launch.doctor.results import Finding, Level, gib, lines, ok, worst
 from opensora_launch.doctor.torch_facts import TorchFacts, version_number
+from opensora_launch.machine.host import Disk, HostFacts, KernelClock
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
 
 GIB = 2**30
-HOST = HostFacts(64 * GIB, 8 * GIB, (Disk("runs", 100 * GIB, True),), 65536, -1, -1, Clock(True, 0.01))
+HOST = HostFacts(64 * GIB, 8 * GIB, (Disk("runs", 100 * GIB, True),), 65536, -1, -1, KernelClock(True, 0.01))
 NEEDS = Needs(ranks=4, nodes=1, on_gpu=True)
 GPU = GpuFacts(
     0, "GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0), True, 0, False, (), False, (), 700.0, 700.0,
@@ -59,8 +58,8 @@ def test_memory_and_disk(host: HostFacts, needs: Needs, expected: str) -> None:
         (replace(HOST, processes=512), NEEDS, "warn limits"),
         (replace(HOST, locked_bytes=65536), replace(NEEDS, nodes=2), "warn limits"),
         (replace(HOST, locked_bytes=65536), NEEDS, "ok limits"),
-        (replace(HOST, clock=Clock(False, 16.0)), replace(NEEDS, nodes=2), "warn clock"),
-        (replace(HOST, clock=Clock(True, 0.9)), replace(NEEDS, nodes=2), "warn clock"),
+        (replace(HOST, clock=KernelClock(False, 16.0)), replace(NEEDS, nodes=2), "warn clock"),
+        (replace(HOST, clock=KernelClock(True, 0.9)), replace(NEEDS, nodes=2), "warn clock"),
     ],
 )
 def test_limits(host: HostFacts, needs: Needs, expected: str) -> None:
@@ -171,16 +170,6 @@ def test_versions() -> None:
     assert version_number("2.13.0+cpu") == (2, 13)
     assert version_number("570.86.10") == (570, 86)
     assert version_number("dev") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "indices"),
-    [(None, [0, 1]), ("", []), ("1", [1]), ("1,0", [1, 0]), ("GPU-b", [1]), ("GPU-", []), ("0,7,1", [0]), ("-1", [])],
-)
-def test_visible(text: str | None, indices: list[int]) -> None:
-    gpus = [GPU, replace(GPU, index=1, uuid="GPU-b")]
-    env = {} if text is None else {"CUDA_VISIBLE_DEVICES": text}
-    assert [gpu.index for gpu in visible(gpus, env)] == indices
 
 
 def test_lines_are_aligned_and_hosts_named_where_there_are_several() -> None:
