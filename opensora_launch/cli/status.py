@@ -13,6 +13,7 @@ from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir
+from opensora_launch.runs.alive import is_rank_alive, rank_state
 from opensora_launch.runs.files import missing_videos, read_run, stored_steps
 from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import (
@@ -20,12 +21,10 @@ from opensora_launch.runs.state import (
     JobAnswer,
     Launched,
     RunState,
-    is_alive,
     launcher_alive,
     read_attempts,
     read_state,
     record_launch,
-    state_of,
 )
 from opensora_launch.slurm.query import cancel as scancel
 from opensora_launch.telemetry.stall import Beat
@@ -120,7 +119,7 @@ def _in_words(attempt: AttemptState, state: RunState) -> str:
 
 def _rank_line(attempt: AttemptState, beat: Beat, at_work: bool) -> str:
     log = attempt.folder.log(beat.rank)
-    state = state_of(beat) if at_work or beat.state != "running" else "lost"
+    state = rank_state(beat) if at_work or beat.state != "running" else "lost"
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"
@@ -147,7 +146,7 @@ def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
 def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
     """What was ended, and what could not be."""
     launched = attempt.launched
-    alive = [beat for beat in attempt.beats if is_alive(beat)]
+    alive = [beat for beat in attempt.beats if is_rank_alive(beat)]
     own = [beat.pid for beat in alive if beat.host == socket.gethostname()]
     if launched and launcher_alive(launched):
         own = [launched.pid]  # which ends its ranks

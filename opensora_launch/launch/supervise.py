@@ -25,6 +25,7 @@ from opensora_launch.launch.verdict import (
 )
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.alive import is_process_gone
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
@@ -122,7 +123,7 @@ def _look(task: Task, watch: _Watch, beats: Sequence[Beat], code: int | None, lo
     now, waited = time.time(), time.monotonic() - watch.started_s
     said = read_failure(task.attempt)
     if watch.failed_s is None:
-        watch.lost |= {b.rank for b in beats if _is_lost(b)}
+        watch.lost |= {b.rank for b in beats if is_process_gone(b)}
     if said or watch.lost or code is not None:
         watch.failed_s = watch.failed_s or time.monotonic()
     if watch.failed_s is not None:
@@ -134,10 +135,6 @@ def _look(task: Task, watch: _Watch, beats: Sequence[Beat], code: int | None, lo
     return silent_failure(beats, now, task.timeout_s) or (
         missing_failure(beats, task.ranks, waited) if waited > limit_s else None
     )
-
-
-def _is_lost(beat: Beat) -> bool:
-    return beat.state == "running" and beat.host == socket.gethostname() and not processes.is_alive(beat.pid)
 
 
 @contextmanager
@@ -169,8 +166,8 @@ def _ours(task: Task, before: set[int]) -> set[int]:
     here = [b for b in read_heartbeats(task.attempt.heartbeats) if b.host == socket.gethostname()]
     named = {b.pid for b in here if b.state == "running" and _is_worker(b.pid, task.attempt)}
     found = (processes.descendants(os.getpid()) - before) | named
-    processes.reap(pid for pid in found if not processes.is_alive(pid))
-    return {pid for pid in found if processes.is_alive(pid)}
+    processes.reap(pid for pid in found if not processes.is_running(pid))
+    return {pid for pid in found if processes.is_running(pid)}
 
 
 def _is_worker(pid: int, attempt: AttemptDir) -> bool:

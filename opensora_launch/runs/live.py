@@ -2,17 +2,15 @@
 that `generate` shows.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.state import state_of
+from opensora_launch.runs.alive import rank_state
+from opensora_launch.telemetry.events import Meta, read_meta
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, read_samples
 from opensora_launch.telemetry.stall import Beat, find_guilty
-from opensora_launch.telemetry.typed import is_number
 
 TAIL_BYTES = 64 * 1024  # of a node's file, which grows all the time: some of its last samples
 CPU_SAMPLES = 4  # over which a process's use of the CPU is taken
@@ -41,7 +39,7 @@ def rank_uses(attempt: AttemptDir, beats: Sequence[Beat]) -> dict[int, Use]:
     """What each rank uses by the last samples of its node; a rank that no node's file knows is left out."""
     nodes = {node.host: node for node in _nodes(attempt)}
     metas = rank_metas(attempt)
-    return {b.rank: _use(b.rank, nodes[b.host], metas.get(b.rank, {})) for b in beats if b.host in nodes}
+    return {b.rank: _use(b.rank, nodes[b.host], metas.get(b.rank)) for b in beats if b.host in nodes}
 
 
 def together(uses: Iterable[Use]) -> Use:
@@ -58,14 +56,14 @@ def together(uses: Iterable[Use]) -> Use:
     )
 
 
-def rank_metas(attempt: AttemptDir) -> dict[int, Mapping[str, Any]]:
-    """The first line of each rank's events, if it is whole; the rest may be long."""
-    return {m["rank"]: m for p in attempt.all_events() if (m := _meta(p))}
+def rank_metas(attempt: AttemptDir) -> dict[int, Meta]:
+    """What each rank wrote about itself when it began."""
+    return {meta.rank: meta for path in attempt.all_events() if (meta := read_meta(path))}
 
 
 def stuck_s(beat: Beat, now: float) -> float | None:
     """For how long a rank has waited in one collective, where that is worth a word."""
-    waits = beat.inside and now - beat.progress_s > STUCK_S and state_of(beat) == "running"
+    waits = beat.inside and now - beat.progress_s > STUCK_S and rank_state(beat) == "running"
     return now - beat.progress_s if waits else None
 
 
@@ -77,9 +75,9 @@ def waiting(beats: Sequence[Beat], now: float) -> tuple[int, int | None]:
     return len(stuck), find_guilty(beats, now, min(stuck, key=lambda b: b.progress_s).rank).rank
 
 
-def _use(rank: int, node: NodeSamples, meta: Mapping[str, Any]) -> Use:
+def _use(rank: int, node: NodeSamples, meta: Meta | None) -> Use:
     last = node.samples[-1]
-    own = bare_uuid(meta.get("device_uuid") or "none")
+    own = bare_uuid((meta and meta.device_uuid) or "none")
     place = next((n for n, gpu in enumerate(node.gpus) if bare_uuid(gpu["uuid"]) == own), None)
     if place is not None and place < len(last["gpus"]):
         gpu: Mapping[str, Any] = last["gpus"][place]
@@ -101,12 +99,3 @@ def _nodes(attempt: AttemptDir) -> Iterator[NodeSamples]:
             continue
         if node and node.samples:
             yield node
-
-
-def _meta(path: Path) -> Mapping[str, Any] | None:
-    try:
-        with path.open(encoding="utf-8") as file:
-            found: dict[str, Any] = json.loads(file.readline())
-        return found if is_number(found["rank"]) and is_number(found["start_epoch_s"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -8,7 +8,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.files import read_plan
-from opensora_launch.telemetry.events import Step, read_first_step
+from opensora_launch.telemetry.events import Step, read_first_step, read_meta
 from opensora_launch.telemetry.stall import Beat
 
 LEAST_SHARE = 0.02  # must be done since work began before the rest is estimated
@@ -68,7 +68,8 @@ def seconds_left(share: float | None, start: WorkStart | None, now: float) -> fl
 
 def work_start(attempts: Sequence[AttemptDir]) -> WorkStart | None:
     """When work began, by the ranks' events; None before any rank has finished a step."""
-    found = [first for attempt in attempts for path in attempt.all_events() if (first := read_first_step(path))]
+    paths = [path for attempt in attempts for path in attempt.all_events()]
+    found = [(meta, step) for path in paths if (step := read_first_step(path)) and (meta := read_meta(path))]
     if not found:
         return None
     try:

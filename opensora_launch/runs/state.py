@@ -1,20 +1,19 @@
 """Who works on a run: attempts, launchers and ranks by the run's folder, jobs by Slurm."""
 
-import json
 import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+import msgspec
 
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir, RunDir, write_whole
+from opensora_launch.runs.alive import is_rank_alive
 from opensora_launch.slurm.query import JobState, NoAnswer, job_states
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
-
-FRESH_S = 30.0  # sixty heartbeats: a shared disk may show them late
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class RunState:
         if attempt.failure or attempt.ended or self.requeued(attempt):
             return False
         state = self.job_state(attempt)
-        return not (state and state.over) and any(is_alive(beat) for beat in attempt.beats)
+        return not (state and state.over) and any(is_rank_alive(beat) for beat in attempt.beats)
 
     def job_state(self, attempt: AttemptState) -> JobState | None:
         """Of the job, or the array's task, that has started an attempt."""
@@ -95,7 +94,7 @@ class RunState:
 
 
 def record_launch(attempt: AttemptDir, launched: Launched) -> None:
-    write_whole(attempt.launcher, json.dumps(asdict(launched)) + "\n")
+    write_whole(attempt.launcher, msgspec.json.encode(launched).decode() + "\n")
 
 
 def this_process(kind: str) -> Launched:
@@ -128,28 +127,33 @@ def _answers(jobs: Sequence[str]) -> Iterator[JobAnswer]:
             yield JobAnswer(job, (), str(error))
 
 
-def is_alive(beat: Beat) -> bool:
-    """By its own word not long ago; on this host by its process too."""
-    if beat.state != "running" or time.time() - beat.time_s > FRESH_S:
-        return False
-    return beat.host != socket.gethostname() or processes.is_alive(beat.pid)
-
-
-def state_of(beat: Beat) -> str:
-    """Its last word, or "lost" where that is too long ago or its process is gone."""
-    return "lost" if beat.state == "running" and not is_alive(beat) else beat.state
-
-
 def launcher_alive(launched: Launched) -> bool | None:
     """Whether the process that started an attempt is still there; None where it is another host's."""
     if launched.host != socket.gethostname():
         return None
-    return processes.is_alive(launched.pid) and processes.start_ticks(launched.pid) == launched.started
+    return processes.is_running(launched.pid) and processes.start_ticks(launched.pid) == launched.started
+
+
+def is_over(attempt: AttemptState) -> bool:
+    """Whether no rank of an attempt is alive and none will be: its launcher has ended, or its job is over."""
+    if attempt.failure is None and any(is_rank_alive(beat) for beat in attempt.beats):
+        return False
+    launched = attempt.launched
+    if launched is None:
+        return bool(attempt.beats)
+    if launched.job:
+        try:
+            states = job_states(launched.job)
+        except NoAnswer:
+            states = []
+        return all(state.over for state in states) if states else bool(attempt.beats)
+    alive = launcher_alive(launched)
+    return not alive if alive is not None else bool(attempt.beats)
 
 
 def _read(folder: AttemptDir) -> AttemptState:
     try:
-        launched = Launched(**json.loads(folder.launcher.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        launched = msgspec.json.decode(folder.launcher.read_bytes(), type=Launched)
+    except (OSError, msgspec.MsgspecError):
         launched = None
     return AttemptState(folder, launched, tuple(read_heartbeats(folder.heartbeats)), read_failure(folder))

@@ -4,7 +4,6 @@ A thread writes `heartbeat/rank<R>.json`. The recorder moves the attributes of `
 replaced whole, and a beat that mixes two moments is put right by the next.
 """
 
-import json
 import os
 import threading
 import time
@@ -12,15 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from opensora_launch.rundir import write_whole
 from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, find_guilty
-from opensora_launch.telemetry.typed import fits
 
 INTERVAL_S = 0.5
 UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for long while nothing else tells of it
 LONGEST_S = 3600.0  # of such a phase: beyond it a rank that is busy may just as well turn in a circle
 
-Watch = tuple[float, Callable[[Verdict], None]]
+_BEAT = msgspec.json.Decoder(Beat)
+_Watch = tuple[float, Callable[[Verdict], None]]
 
 
 class Heartbeat:
@@ -49,7 +50,7 @@ class Heartbeat:
         self._phase = ("", 0.0)  # and since when
         self._last: tuple[Any, ...] = ()
         self._progress_s = self.now()
-        self._watch: Watch | None = None
+        self._watch: _Watch | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -132,7 +133,7 @@ class Heartbeat:
     def write(self, beat: Beat) -> None:
         """Rewrite the file; a full disk is remembered in `write_error` and tried again at the next beat."""
         try:
-            write_whole(self._path, json.dumps(vars(beat), ensure_ascii=False))
+            write_whole(self._path, msgspec.json.encode(beat).decode())
         except OSError as e:
             self.write_error = str(e)
 
@@ -166,8 +167,6 @@ def read_heartbeats(folder: Path) -> list[Beat]:
 def read_beat(path: Path) -> Beat | None:
     """The last beat in one file, if it can be read."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        beat = Beat(**(data | {"ranks": tuple(data["ranks"])}))
-        return beat if fits(beat) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return _BEAT.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
         return None

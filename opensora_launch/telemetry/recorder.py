@@ -17,9 +17,9 @@ from opensora_launch.telemetry.events import (
     Collective,
     End,
     Meta,
-    Span,
+    PhaseSpan,
     Step,
-    Work,
+    WorkSpan,
     end_line,
     line_of,
     meta_line,
@@ -71,13 +71,13 @@ class Recorder:
 
     def work(self, part: str, start: Any) -> None:
         """Something that a step computed is over; `start` is the mark taken when it began."""
-        self.done.append((Work, part, start, self.mark()))
+        self.done.append((WorkSpan, part, start, self.mark()))
 
     def flush(self) -> None:
         """Write what is over, by the device's clock too. Steps and spans do it at their end."""
         clock, lines = self.clock, []
         for kind, *values in self.done:
-            if clock.name == "device" and kind is not Span:
+            if clock.name == "device" and kind is not PhaseSpan:
                 if not clock.ready(values[-1]):
                     break
                 values[-2:] = map(clock.seconds, values[-2:])
@@ -121,7 +121,7 @@ class _Span:
         recorder = self.recorder
         if kind is None:
             recorder.clock.wait()
-        recorder.done.append((Span, self.phase, self.start_s, time.monotonic(), self.video))
+        recorder.done.append((PhaseSpan, self.phase, self.start_s, time.monotonic(), self.video))
         recorder.flush()
 
 

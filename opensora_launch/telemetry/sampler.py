@@ -17,7 +17,7 @@ from opensora_launch.machine.host import host_sample, rank_samples
 from opensora_launch.machine.nvml import Gpus, open_gpus
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import read_heartbeats
-from opensora_launch.telemetry.samples import SCHEMA
+from opensora_launch.telemetry.samples import SAMPLES_SCHEMA
 
 INTERVAL_S = 0.25
 SHUT_S = 5.0  # a driver may hang in a call; the run does not wait for it longer
@@ -80,7 +80,7 @@ class Sampler:
 
     def _meta(self, gpus: Gpus | None, why_not: str | None) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
+            "schema": SAMPLES_SCHEMA,
             "host": self._host,
             "interval_s": self._interval_s,
             "driver": gpus.driver if gpus else None,

@@ -8,7 +8,6 @@ Whether an owner lives is seen by watching its heartbeat: one that was written a
 """
 
 import json
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from typing import Any, NamedTuple
 
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, create_once
+from opensora_launch.runs.alive import ALIVE_S, is_process_gone
 from opensora_launch.telemetry.heartbeat import read_beat
-from opensora_launch.worker.start import lives
 
-STALE_S = 30.0  # without a heartbeat, of which there are two a second: its host is gone
 LOOK_S = 0.5  # between two looks at a heartbeat that must move or go stale
 WATCHED_S = 5.0  # an older look at a heartbeat says nothing of now
 WAIT = -1  # of `take`: ask again in a moment
@@ -92,7 +90,7 @@ class Queue:
         if last >= 0:
             path = folder / f"{name}.{last}.json"
             claim = _read(path)
-            if not claim and time.time() - path.stat().st_mtime < STALE_S:
+            if not claim and time.time() - path.stat().st_mtime < ALIVE_S:
                 return None  # it is being written
             owner = Claimant(*(str(claim.get(name)) for name in Claimant._fields))
             if owner not in known:
@@ -110,12 +108,12 @@ class Queue:
             return True  # if it dies, so do we
         if self._owner.job and owner.job == self._owner.job:
             return False  # an earlier start of our own job, which cannot run twice
-        if beat.host == socket.gethostname() and not lives(beat.pid):
+        if is_process_gone(beat):
             return False
         return self._moves(owner, beat.time_s)
 
     def _moves(self, owner: Claimant, time_s: float) -> bool | None:
-        """Whether a heartbeat has moved since the last look; False once it stands for STALE_S, by its clock or ours."""
+        """Whether a heartbeat has moved since the last look; False once it stands for ALIVE_S, by its clock or ours."""
         now = time.monotonic()
         look = self._looks.get(owner)
         if look and now - look.last_s < WATCHED_S:
@@ -126,7 +124,7 @@ class Queue:
         self._looks[owner] = _Look(time_s, since_s, now)
         if moved:
             return True
-        return False if max(time.time() - time_s, now - since_s) >= STALE_S else None
+        return False if max(time.time() - time_s, now - since_s) >= ALIVE_S else None
 
 
 def finished(run_dir: RunDir, videos: Sequence[VideoRequest]) -> bool:

@@ -20,9 +20,10 @@ import torch.distributed as dist
 from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.alive import is_process_gone
 from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.slurm import task_env as slurm_env
-from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
+from opensora_launch.telemetry.failure import Failure, failure_at, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat, read_heartbeats
 from opensora_launch.telemetry.stall import find_guilty
 from opensora_launch.worker import rendezvous
@@ -228,41 +229,14 @@ def peer_failure(attempt: AttemptDir, me: Rank) -> Failure | None:
             return None
         time.sleep(0.05)
     beats = read_heartbeats(attempt.heartbeats)
-    if dead := [b for b in beats if b.state == "running" and b.host == socket.gethostname() and not lives(b.pid)]:
-        gone = dead[0]
-        where = f"phase {gone.phase}" + (f", step {gone.step} of {gone.video}" if gone.step is not None else "")
-        return stalled_failure(
-            attempt,
-            gone.rank,
-            f"rank {gone.rank} (pid {gone.pid}) died without a word in {where}: killed, or out of memory",
-        )
-    verdict = find_guilty(beats, time.time(), me.rank)
+    verdict = find_guilty(beats, time.time(), me.rank, gone=[b.rank for b in beats if is_process_gone(b)])
     return stalled_failure(attempt, verdict.rank, verdict.message)
 
 
 def stalled_failure(attempt: AttemptDir, rank: int | None, message: str) -> Failure:
-    """The record of a rank that cannot write its own, with what its last heartbeat says."""
+    """The failure of a rank that cannot report it itself, at the place of its last heartbeat."""
     beat = next((b for b in read_heartbeats(attempt.heartbeats) if b.rank == rank), None)
-    if rank is None or beat is None:
-        return Failure(rank=-1 if rank is None else rank, host="unknown", kind="stalled", message=message)
-    return Failure(
-        rank=rank,
-        host=beat.host,
-        kind="stalled",
-        message=message,
-        phase=beat.phase,
-        step=beat.step,
-        collective=beat.collective,
-    )
-
-
-def lives(pid: int) -> bool:
-    """Whether a process of this host still runs; a zombie does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+    return failure_at(-1 if rank is None else rank, beat, "stalled", message)
 
 
 def leave(code: int) -> NoReturn:

@@ -104,7 +104,7 @@ def test_a_rank_of_a_step_that_is_killed(running: tuple[subprocess.Popen[str], P
     assert process.wait(120) == 1
     assert json.loads((run / "attempts/0/error.json").read_text())["rank"] == 1
     said = (run.parents[1] / "said").read_text()
-    assert re.search(r"error: rank 1 \(pid \d+\) was killed by SIGKILL.* step \d+ of 4000", said), said
+    assert re.search(r"error: rank 1 on host \S+ \(pid \d+\) was killed by SIGKILL.* step \d+ of 4000", said), said
     wait_for(lambda: not ranks_of(run), 60)
 
 
