@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TextIO
 
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.live import Use, rank_uses, together, waiting
+from opensora_launch.runs.live import DeviceUse, rank_uses, together, waiting
 from opensora_launch.runs.progress import Pace
 from opensora_launch.telemetry.stall import Beat
 
@@ -36,7 +36,7 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     with Progress(*columns, console=Console(file=stream), auto_refresh=False, expand=True) as bar:
         task = bar.add_task("starting", total=None, more="")
         paces, since_s = dict[AttemptDir, Pace](), dict[AttemptDir, float]()
-        use, used_s = Use(), -LOOK_S
+        use, used_s = DeviceUse(), -LOOK_S
 
         def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
             nonlocal use, used_s
@@ -71,7 +71,7 @@ def describe(beats: Sequence[Beat]) -> str:
     return f"{beat.phase}{video}{step}"
 
 
-def _short_words(beats: Sequence[Beat], use: Use, pace: Pace, passed_s: float) -> Iterator[str]:
+def _short_words(beats: Sequence[Beat], use: DeviceUse, pace: Pace, passed_s: float) -> Iterator[str]:
     """For a terminal of 80 columns: time, who waits for whom, and use, memory and power."""
     to_go_s = pace.seconds_left(time.time())
     yield _clock(passed_s) if to_go_s is None else f"ETA {_clock(to_go_s)}"
@@ -82,7 +82,7 @@ def _short_words(beats: Sequence[Beat], use: Use, pace: Pace, passed_s: float) -
     yield from filter(None, [busy and f"{'GPU' if use.of_gpu else 'CPU'} {busy}", memory, power])
 
 
-def _long_words(beats: Sequence[Beat], use: Use, pace: Pace) -> Iterator[str]:
+def _long_words(beats: Sequence[Beat], use: DeviceUse, pace: Pace) -> Iterator[str]:
     """The same in words, for a pipe."""
     yield describe(beats)
     to_go_s = pace.seconds_left(time.time())

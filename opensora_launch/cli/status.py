@@ -14,7 +14,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir
 from opensora_launch.runs.alive import is_rank_alive, rank_state
-from opensora_launch.runs.files import missing_videos, read_run, stored_steps
+from opensora_launch.runs.files import missing_videos, read_request, stored_steps
 from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import (
     AttemptState,
@@ -26,7 +26,7 @@ from opensora_launch.runs.state import (
     read_state,
     record_launch,
 )
-from opensora_launch.slurm.query import cancel as scancel
+from opensora_launch.slurm.query import cancel_job
 from opensora_launch.telemetry.stall import Beat
 
 END_S = 15.0  # for a launcher to end its ranks
@@ -35,7 +35,7 @@ END_S = 15.0  # for a launcher to end its ranks
 def status(parsed: Parsed) -> int:
     """Print what is known of a run; 0."""
     run_dir = _run_dir("status", parsed)
-    plan, _, _ = read_run(run_dir)
+    plan, _, _ = read_request(run_dir)
     print("\n".join(status_lines(run_dir, plan)))
     return 0
 
@@ -43,7 +43,7 @@ def status(parsed: Parsed) -> int:
 def cancel(parsed: Parsed) -> int:
     """End all that works on a run; 0, or 1 where something goes on."""
     run_dir = _run_dir("cancel", parsed)
-    read_run(run_dir)
+    read_request(run_dir)
     said, left = [], []
     state = read_state(run_dir)
     by_hand = [a for a in state.attempts if not (a.launched and a.launched.job)]
@@ -139,7 +139,7 @@ def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
         ]
     if answer.over:
         return [], []
-    problems = scancel(answer.job)
+    problems = cancel_job(answer.job)
     return ([] if problems else [f"job {answer.job} is cancelled"]), problems
 
 

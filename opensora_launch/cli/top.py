@@ -9,7 +9,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.alive import rank_state
-from opensora_launch.runs.live import Use, rank_metas, rank_uses, stuck_s
+from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, stuck_s
 from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import is_over, read_attempts
 from opensora_launch.telemetry.stall import Beat
@@ -48,7 +48,7 @@ def rank_lines(attempt: AttemptDir, beats: Sequence[Beat], now: float) -> list[s
     uses = rank_uses(attempt, beats)
     started = min((m.start_epoch_s for m in rank_metas(attempt).values()), default=now)
     head = ["rank", "host", "doing", "step", "use", "memory", "power", "stuck since"]
-    rows = [head, *(_row(b, uses.get(b.rank, Use()), now) for b in beats)]
+    rows = [head, *(_row(b, uses.get(b.rank, DeviceUse()), now) for b in beats)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     pace = Pace([attempt])
@@ -68,7 +68,7 @@ def summary(beats: Sequence[Beat], passed_s: float, share: float, left_s: float 
     return f"{at_work}, {share:.0%} done after {passed_s:.0f} s{eta}"
 
 
-def _row(beat: Beat, use: Use, now: float) -> list[str]:
+def _row(beat: Beat, use: DeviceUse, now: float) -> list[str]:
     state = rank_state(beat)
     doing = beat.phase if state == "running" else f"{state} in {beat.phase}" if state == "lost" else state
     stuck = stuck_s(beat, now)

@@ -52,25 +52,25 @@ def was_preempted(exits: Sequence[Exit]) -> bool:
 
 
 def first_failure(
-    said: Failure | None, beats: Sequence[Beat], exits: Sequence[Exit], lost: Collection[int], code: int | None
+    reported: Failure | None, beats: Sequence[Beat], exits: Sequence[Exit], lost: Collection[int], code: int | None
 ) -> Failure:
     """The verdict.
 
-    `said` is error.json; `lost` are ranks whose process was gone while its heartbeat still ran; `code` is the exit code
-    of their starter.
+    `reported` is error.json; `lost` are ranks whose process is gone without a last heartbeat; `code` is
+    the exit code of their starter.
     """
-    if said and (said.kind == "user" or said.traceback):
-        return said
+    if reported and (reported.kind == "user" or reported.traceback):
+        return reported
     by_rank = {beat.rank: beat for beat in beats}
     killed = [e for e in exits if e.code < 0 and -e.code not in _ENDED_BY_US]
     ended = killed or [e for e in exits if e.code not in (0, -signal.SIGTERM, -signal.SIGINT)]
-    if ended and not (said and not killed):
+    if ended and not (reported and not killed):
         first = min(ended, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
         beat, how = by_rank.get(first.rank), how_it_ended(first.code)
         message = f"{name_of(beat)} {how}; {last_seen(beat)}" if beat else how
         return failure_at(first.rank, beat, "failure", message)
-    if said:
-        return said
+    if reported:
+        return reported
     if gone := oldest([beat for beat in beats if beat.rank in lost]):
         return failure_at(gone.rank, gone, "failure", gone_message(gone))
     message = f"the ranks ended without an error message (exit code of their starter: {code})"

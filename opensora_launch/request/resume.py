@@ -15,7 +15,7 @@ from opensora_launch.request.hardware import settle_hardware
 from opensora_launch.request.prepare import PACKAGE, Problems, finish_config, machine_of, weight_problems
 from opensora_launch.rundir import RunDir
 from opensora_launch.runs.alive import is_rank_alive
-from opensora_launch.runs.files import missing_videos, read_run
+from opensora_launch.runs.files import missing_videos, read_request
 from opensora_launch.runs.state import read_state
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.schema.plain import plain
@@ -46,7 +46,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
     problems.add(
         [f"{name} does not go with --resume: the videos are the run's own" for name in OF_THE_RUN if parsed.has(name)]
     )
-    plan, config, argv = read_run(run_dir)
+    plan, config, argv = read_request(run_dir)
     problems.add(still_running(run_dir))
     asked = _asked(argv, parsed.rest)
     with problems.collect():
@@ -77,7 +77,7 @@ def _same_folders(run: RunConfig, config: Mapping[str, Any], new: Set[str]) -> N
 
 def words_of(parsed: Parsed) -> Parsed:
     """The run's own words, with the overrides that are given beside --resume."""
-    _, _, argv = read_run(_run_dir(parsed))
+    _, _, argv = read_request(_run_dir(parsed))
     return _asked(argv, parsed.rest)
 
 

@@ -11,7 +11,7 @@ from opensora_launch.runs.files import read_plan
 from opensora_launch.telemetry.events import Step, read_first_step, read_meta
 from opensora_launch.telemetry.stall import Beat
 
-LEAST_SHARE = 0.02  # must be done since work began before the rest is estimated
+_LEAST_SHARE = 0.02  # must be done since work began before the rest is estimated
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def share_done(beats: Sequence[Beat]) -> float | None:
 
 def seconds_left(share: float | None, start: WorkStart | None, now: float) -> float | None:
     """Seconds left at the pace since the first step, excluding loading; None if unknown or if nothing remains."""
-    if share is None or start is None or share >= 1 or share - start.share < LEAST_SHARE:
+    if share is None or start is None or share >= 1 or share - start.share < _LEAST_SHARE:
         return None
     return (now - start.time_s) * (1 - share) / (share - start.share)
 

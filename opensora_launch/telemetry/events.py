@@ -14,7 +14,7 @@ import msgspec
 
 from opensora_launch.telemetry.lines import read_lines
 
-SCHEMA = 2
+EVENTS_SCHEMA = 2
 READABLE = (1, 2)  # schema 1 has no work events, process ids, device ids and clock offsets
 PHASES = ("setup", "load", "text", "denoise", "vae", "save")
 
@@ -148,7 +148,7 @@ def line_of(kind: type[Event], values: Sequence[Any]) -> str:
 
 
 def meta_line(meta: Meta) -> str:
-    return _line("meta", {"schema": SCHEMA} | _fields(meta))
+    return _line("meta", {"schema": EVENTS_SCHEMA} | _fields(meta))
 
 
 def end_line(end: End) -> str:

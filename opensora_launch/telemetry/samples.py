@@ -59,7 +59,7 @@ class RankSample(TypedDict, total=False):
     starved_s: Number  # its main thread waiting for one
 
 
-class Sample(TypedDict):
+class NodeSample(TypedDict):
     time_s: float
     host: dict[str, Number]
     ranks: list[RankSample]
@@ -92,7 +92,7 @@ class _Problem(msgspec.Struct):
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
     "meta": msgspec.json.Decoder(_Meta),
-    "sample": msgspec.json.Decoder(Sample),
+    "sample": msgspec.json.Decoder(NodeSample),
     "xid": msgspec.json.Decoder(Xid),
     "refused": msgspec.json.Decoder(_Refused),
     "problem": msgspec.json.Decoder(_Problem),
@@ -111,7 +111,7 @@ class NodeSamples:
     host: str
     driver: str | None
     no_gpus: str | None  # why no GPU was seen
-    gpus: tuple[Mapping[str, Any], ...]  # GpuIdentity, and Sample and Xid below
+    gpus: tuple[Mapping[str, Any], ...]  # GpuIdentity, and NodeSample and Xid below
     samples: tuple[Mapping[str, Any], ...]
     xids: tuple[Mapping[str, Any], ...]
     refused: Mapping[str, str]  # reading -> why the driver refused it

@@ -142,7 +142,8 @@ def _together(one: Beat, other: Beat) -> bool:
 
 def _link(together: Sequence[Beat], now: float) -> Verdict:
     beat = max(together, key=lambda b: b.progress_s)  # the last to arrive
-    text = f"{_ranks(beat.ranks)} are all in collective {_collective(beat)}, which does not end: the link between them hangs"
+    name = _collective(beat)
+    text = f"{_ranks(beat.ranks)} are all in collective {name}, which does not end: the link between them hangs"
     return Verdict(None, "link", f"{text}; {last_seen(beat)}", now - beat.progress_s)
 
 
@@ -160,8 +161,8 @@ def _knot(knot: Sequence[Beat], now: float) -> Verdict:
     stalled_s = min(now - b.progress_s for b in knot)
     if len({b.ranks for b in knot}) == 1:
         last = min(knot, key=lambda b: b.sequence)
-        text = f"{name_of(last)} is behind the others and has not moved for {_ago(now, last.progress_s)}; {last_seen(last)}"
-        return Verdict(last.rank, "behind", text, stalled_s)
+        text = f"{name_of(last)} is behind the others and has not moved for {_ago(now, last.progress_s)}"
+        return Verdict(last.rank, "behind", f"{text}; {last_seen(last)}", stalled_s)
     each = "; ".join(
         f"{name_of(b)} in {_collective(b)} of {_ranks(b.ranks)}" for b in sorted(knot, key=lambda b: b.rank)
     )

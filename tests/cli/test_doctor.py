@@ -10,8 +10,8 @@ import pytest
 
 from opensora_launch.cli import generate, main
 from opensora_launch.doctor import examine as launch_doctor
+from opensora_launch.doctor.check_result import CheckResult, Level
 from opensora_launch.doctor.nodes import from_line, node_command, nodes_of_job, to_line
-from opensora_launch.doctor.results import Finding, Level
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
 from tests.nvml_stub import build_stub
@@ -94,7 +94,7 @@ def test_nodes_of_a_job() -> None:
     assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}) == 1
     assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == 4
     assert node_command(2, ["--quick", "a=b c"])[-4:] == ["doctor", "--here", "--quick", "a=b c"]
-    finding = Finding(Level.warn, "env", "é\n", "f", "c", "h")
+    finding = CheckResult(Level.warn, "env", "é\n", "f", "c", "h")
     assert from_line(to_line(finding)) == finding
     assert "\n" not in to_line(finding)
 
@@ -157,15 +157,15 @@ def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, caps
     import time
 
     took: list[float] = []
-    look = launch_doctor.quick
+    look = launch_doctor.quick_checks
 
-    def timed(patient: launch_doctor.Patient) -> list[Finding]:
+    def timed(patient: launch_doctor.CheckTarget) -> list[CheckResult]:
         begun = time.process_time()
         found = look(patient)
         took.append(time.process_time() - begun)
         return found
 
-    monkeypatch.setattr("opensora_launch.doctor.preflight.quick", timed)
+    monkeypatch.setattr("opensora_launch.doctor.preflight.quick_checks", timed)
     started(monkeypatch)
     assert main(["generate", "--prompt", "x", *TINY]) == 0
     assert capsys.readouterr().err == ""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.doctor.alloc_conf import LEAST_SPLIT_MB, alloc_findings, parse
+from opensora_launch.doctor.alloc_conf import LEAST_SPLIT_MB, check_allocator, parse_alloc_conf
+from opensora_launch.doctor.check_result import CheckResult, Level
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
-from opensora_launch.doctor.interfaces import Interface, infiniband_up, interfaces, nccl_matches, socket_findings
-from opensora_launch.doctor.results import Finding, Level
+from opensora_launch.doctor.interfaces import Interface, check_socket_names, infiniband_up, interfaces, nccl_matches
 from opensora_launch.launch.env_profile import applied, profile_problems, profiled
 from opensora_launch.schema.config import EnvConfig
 
@@ -33,7 +33,7 @@ GUIDE = {
 }
 
 
-def named(found: list[Finding]) -> list[str]:
+def named(found: list[CheckResult]) -> list[str]:
     return sorted(f"{f.level.value} {f.what.split('=')[0].split(':')[0]}" for f in found)
 
 
@@ -132,19 +132,19 @@ def test_no_complaint(env: dict[str, str], here: Surroundings) -> None:
     ],
 )
 def test_allocator_options(text: str, level: Level, said: str) -> None:
-    (finding,) = alloc_findings({CONF: text}, (2, 13))
+    (finding,) = check_allocator({CONF: text}, (2, 13))
     assert finding.level is level
     assert said in finding.what
 
 
 def test_allocator_names() -> None:
     new = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert alloc_findings(new, (2, 9)) == []
-    (old,) = alloc_findings(new, (2, 6))
+    assert check_allocator(new, (2, 9)) == []
+    (old,) = check_allocator(new, (2, 6))
     assert "torch 2.6 ignores that name" in old.what
-    (both,) = alloc_findings({**new, CONF: "max_split_size_mb:512"}, (2, 13))
+    (both,) = check_allocator({**new, CONF: "max_split_size_mb:512"}, (2, 13))
     assert "PYTORCH_ALLOC_CONF is ignored" in both.what
-    assert parse("a:[1:2,3:4],b:c,d") == {"a": "[1:2,3:4]", "b": "c", "d": ""}
+    assert parse_alloc_conf("a:[1:2,3:4],b:c,d") == {"a": "[1:2,3:4]", "b": "c", "d": ""}
 
 
 def test_the_installed_torch_agrees() -> None:
@@ -168,7 +168,8 @@ def test_the_installed_torch_agrees() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     told = [
-        "stops" if any(f.level is Level.fail for f in alloc_findings({CONF: text}, (2, 13))) else "ok" for text in texts
+        "stops" if any(f.level is Level.fail for f in check_allocator({CONF: text}, (2, 13))) else "ok"
+        for text in texts
     ]
     assert dict(zip(texts, told, strict=True)) == dict(zip(texts, done.stdout.split(), strict=True)), done.stderr
     assert 10 < told.count("ok") < len(told) - 10
@@ -195,7 +196,7 @@ def test_socket_findings() -> None:
     name = "NCCL_SOCKET_IFNAME"
 
     def said(env: dict[str, str], nodes: int = 1, gpus: int = 8) -> list[str]:
-        return [f"{f.level.value} {f.what}" for f in socket_findings(env, here, nodes=nodes, gpus=gpus)]
+        return [f"{f.level.value} {f.what}" for f in check_socket_names(env, here, nodes=nodes, gpus=gpus)]
 
     assert "fail NCCL_SOCKET_IFNAME=wlan names no interface of this host (eth0, ib0, lo)" in said({name: "wlan"})[0]
     assert "warn NCCL_SOCKET_IFNAME=eth0: eth0 is down" in said({name: "eth0"})
