@@ -62,7 +62,7 @@ def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface]
             CheckResult(
                 Level.fail,
                 "env",
-                f"{name}={spec} matches no interface of this host ({listed}), so ranks cannot connect",
+                f"{name}={spec} matches no interface of this host ({listed}): ranks cannot connect",
                 f"unset {name}; the right interface is found automatically",
                 NEXT_START,
             )
@@ -71,14 +71,14 @@ def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface]
     if len(down) == len(matched):
         return [
             _warn(
-                f"{name}={spec}, but {', '.join(down)} {'is' if len(down) == 1 else 'are'} down",
+                f"{name}={spec}: {', '.join(down)} {'is' if len(down) == 1 else 'are'} down",
                 f"unset {name}, or name one that is up",
             )
         ]
     if nodes > 1 and any(m.startswith(LOCAL) for m in matched):
         local = ", ".join(m for m in matched if m.startswith(LOCAL))
         return [
-            _warn(f"{name}={spec} includes {local}, which reaches no other node", f"unset {name}, or use ^lo,docker0")
+            _warn(f"{name}={spec}: it includes {local}, which reaches no other node", f"unset {name}, or use ^lo,docker0")
         ]
     return []
 

@@ -105,7 +105,7 @@ def test_links() -> None:
     host = replace(MACHINE, pairs=pairs)
     fast, slow, through = check_links(host, {0, 1, 2})
     assert (fast.level, fast.what) == (Level.ok, "GPUs 0-1: NV18, peer access ok")
-    assert (slow.level, slow.fix) == (Level.warn, "none: this kind of card has no peer access")
+    assert (slow.level, slow.fix) == (Level.warn, "none; this kind of card has no peer access")
     assert through.level is Level.ok
     assert len(check_links(host, {0, 1})) == 1
     (off,) = check_links(replace(MACHINE, pairs=(PairFacts(0, 1, "PHB", "chipset not supported"),)), {0, 1})
@@ -127,7 +127,7 @@ def test_builds_that_fit() -> None:
             MACHINE,
             replace(TORCH, cuda=None, nccl=None, available=False),
             "fail torch",
-            "for the CPU only, and there are 1 GPUs",
+            "for the CPU only, but this host has 1 GPU",
         ),
         (MACHINE, replace(TORCH, available=False), "fail torch", "sees no GPU"),
         (replace(MACHINE, driver="470.57.02", cuda=(11, 4)), TORCH, "fail driver", "CUDA 12.8 needs 525.60"),

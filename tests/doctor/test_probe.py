@@ -57,7 +57,7 @@ def test_two_ranks_on_one_gpu() -> None:
     first, _ = check_probe(seen("GPU-x", "GPU-x"), "", {})
     assert (first.level, "share a GPU: GPU-x on a" in first.what) == (Level.fail, True)
     first, _ = check_probe(seen("GPU-x", "GPU-x", hosts="ab"), "", {})
-    assert (first.level, first.what) == (Level.ok, "2 came up on 2 hosts, each on its own GPU")
+    assert (first.level, first.what) == (Level.ok, "2 started on 2 hosts, each on its own GPU")
 
 
 @pytest.mark.parametrize(("expected", "level"), [(150.0, Level.ok), (450.0, Level.warn)])
@@ -79,6 +79,6 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(probe, "probe_command", lambda machine, folder: ["false"])
     assert run_probe(Machine("cpu", 1, 2, 2), spec(Layout(1, 1, 1, 2)), os.environ) == (
-        None, "the ranks ended without a word",
+        None, "the ranks ended without an error message",
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
