@@ -1,15 +1,15 @@
 """The part that all batch scripts share, after their settings."""
 
-BODY = r"""# ---- From here on, all scripts are the same.
+BODY = r"""# ---- identical in every script
 set -uo pipefail
 export SLURM_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-me=${me:-$SLURM_JOB_ID} # the last task of an array has the number of the whole array here
-asked='' attempt='' # asked: to store the progress and stop
+me=${me:-$SLURM_JOB_ID} # for an array's last task this is the number of the whole array
+asked='' attempt='' # asked: set when the job is asked to store and stop
 trap 'asked=1; [ -z "$attempt" ] || : >"$attempt/stop"' USR1
-trap : TERM # the ranks get it too; this script waits for them
+trap : TERM # the ranks receive the signal too; this script waits for them
 
-# Rendezvous: the first node, where this script runs, and a port of this job that is free there.
+# Rendezvous: this script runs on the first node and chooses a free port there for this job.
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR=$host$host_suffix MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 for ((i = 0; i < 99; i++)); do
@@ -17,7 +17,7 @@ for ((i = 0; i < 99; i++)); do
   MASTER_PORT=$((20000 + (MASTER_PORT - 20000 + 101) % 10000))
 done
 
-# The folder of this attempt, whose plan.json tells the ranks what to do. A restarted job gets a new one.
+# The folder of this attempt; its plan.json tells the ranks what to do. A job that starts again gets a new folder.
 here=("${python[@]}") # Python on this node
 if [ ${#container[@]} -gt 0 ]; then
   here=(srun --nodes=1 --ntasks=1 --overlap --nodelist="$host" "${container[@]}" "${here[@]}")
@@ -26,23 +26,23 @@ attempt=$("${here[@]}" -m opensora_launch.request.slurm_task FIND_ATTEMPT) || ex
 [ -z "$asked" ] || : >"$attempt/stop"
 echo "job $me on $SLURM_JOB_NODELIST: $attempt"
 
-run_ranks() { # run the ranks of the attempt until they end; rc is their exit code
+run_ranks() { # run the attempt's ranks until they end; rc becomes their exit code
   local step=(--kill-on-bad-exit=1 --wait=60 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append
     --output="${attempt//%/%%}/logs/rank%t.log" "${container[@]}") ranks
   START_RANKS
   ranks=$!
-  while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done # a signal interrupts `wait`
+  while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done # a signal interrupts a wait
   wait "$ranks"
   rc=$?
   case $rc in
     0 | 2 | 75) ;;
-    *) # ask for the ranks' own exit code: torchrun turns every code into 1, and srun reports 143 for those it ended
+    *) # ask the ranks' own files: torchrun turns every code into 1, and srun reports 143 for ranks that it ends
       rc=$("${here[@]}" -m opensora_launch.request.slurm_task --code "$attempt") || rc=1
       ;;
   esac
 }
 run_ranks
-if [ "$rc" = 1 ]; then # out of memory: continue once, with less of the weights on a GPU
+if [ "$rc" = 1 ]; then # out of memory: continue once from the last step, with fewer weights on each GPU
   if less=$("${here[@]}" -m opensora_launch.request.slurm_task --with-less "$attempt"); then
     attempt=$less
     echo "continuing with less memory: $attempt"
@@ -51,8 +51,7 @@ if [ "$rc" = 1 ]; then # out of memory: continue once, with less of the weights 
   fi
 fi
 
-# 75: the ranks have stored their progress. After other failures, requeue only if a node is lost: on healthy nodes they
-# would fail again.
+# 75: the ranks have stored their state. Requeue other failures only if a node is lost; on good nodes they would recur.
 nodes_answer() {
   timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 \
     --output=/dev/null true 2>/dev/null
@@ -65,7 +64,7 @@ case $rc in
 esac
 if [ "$again" = 1 ] && [ "$may_requeue" = 1 ] && running; then
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_restarts" ]; then
-    echo "not requeued: this job has used all of its restarts (max_restarts=$max_restarts)"
+    echo "this job was restarted $max_restarts times and is not restarted again"
   elif scontrol requeue "$me"; then
     echo "requeued after exit code $rc"
     sleep 600 # Slurm ends this script

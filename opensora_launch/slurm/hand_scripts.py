@@ -4,22 +4,21 @@ from opensora_launch.schema.slurm import Container, SlurmConfig, Starter
 from opensora_launch.slurm.script import hand_script
 
 _USE = """\
-Make videos on the GPUs of a cluster. Edit the options above, then submit with the arguments of `generate`:
+Make videos on a cluster. Edit the options above, then submit with the arguments of `opensora-launch generate`:
 
     sbatch slurm/{name} video=768px --prompt "raining, sea"
     sbatch slurm/{name} video=256px --prompts list.csv sampling.num_steps=30
 
-Options on the command line override those above: sbatch --nodes=4 slurm/{name} ...
-The run's folder is created in runs/ of the folder where you submit, or in runs_dir=... See docs/slurm.md."""
+Options on the command line take precedence over those above: sbatch --nodes=4 slurm/{name} ...
+The run's folder is under runs/ in the folder where you submit, or in runs_dir=... docs/slurm.md explains the rest."""
 _ABOUT = {
     "generate.sbatch": "",
-    "generate-array.sbatch": "This is an array: its tasks take prompts from one list until none is left.\n"
-    "A task that is slow or dies does not block the rest. Its videos are made when it is requeued, or by\n"
-    "`opensora-launch generate --resume RUN`.",
-    "generate-torchrun.sbatch": "One torchrun per node instead of one task per GPU, for sites that need it.\n"
-    "With one task per GPU, a job ends sooner after a failure.",
-    "generate-pyxis.sbatch": "In a container, with the pyxis plugin of enroot (srun --container-image).",
-    "generate-apptainer.sbatch": "In a container, with Apptainer.",
+    "generate-array.sbatch": "The tasks of the array take prompts from one list until none is left. A slow or dead "
+    "task does not block\nthe others. Its videos are made when it is requeued, or by `generate --resume RUN`.",
+    "generate-torchrun.sbatch": "Starts one torchrun per node instead of one task per GPU, for sites that require it. "
+    "After a failure, srun alone ends sooner.",
+    "generate-pyxis.sbatch": "Runs in a container, with the pyxis plugin of enroot (srun --container-image).",
+    "generate-apptainer.sbatch": "Runs in a container, with Apptainer.",
 }
 _IMAGE, _MOUNT = "/images/opensora-launch", "/data:/data"
 

@@ -80,7 +80,7 @@ def job_script(job: SlurmJob) -> str:
         *_options(job),
         "",
         "# shellcheck disable=SC2016,SC2034",
-        "# Made by opensora-launch. To make the videos that are missing, submit this file again: sbatch FILE",
+        "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
         *_settings(settings, ranks, job.python),
         *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
@@ -104,7 +104,7 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
         *_settings(settings, ranks_per_node, job.python, by_hand=True),
         *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
         "",
-        "# All tasks of an array, and all restarts of a job, work on one run. This file holds the path of its folder.",
+        "# All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.",
         "run_file=${SLURM_SUBMIT_DIR:-$PWD}/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}.run",
     ]
     find = '--run-file "$run_file" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
