@@ -77,11 +77,8 @@ def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface]
         ]
     if nodes > 1 and any(m.startswith(LOCAL) for m in matched):
         local = ", ".join(m for m in matched if m.startswith(LOCAL))
-        return [
-            _warn(
-                f"{name}={spec}: it includes {local}, which reaches no other node", f"unset {name}, or use ^lo,docker0"
-            )
-        ]
+        what = f"{name}={spec}: it includes {local}, which reaches no other node"
+        return [_warn(what, f"unset {name}, or use ^lo,docker0")]
     return []
 
 

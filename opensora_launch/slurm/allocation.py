@@ -35,7 +35,7 @@ def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tupl
     if ranks > cpus:
         problems.append(f"topology.gpus_per_node={ranks} ranks need a CPU each, but the allocation has {cpus} per node")
     if device == "cuda" and gpus is not None and ranks > gpus:
-        problems.append(f"topology.gpus_per_node={ranks}, but the allocation has {gpus} per node")
+        problems.append(f"topology.gpus_per_node={ranks}, but the allocation has {gpus} GPUs per node")
     return Machine(device, topology.nodes, ranks, max(cpus, ranks)), problems
 
 

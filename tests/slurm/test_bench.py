@@ -59,8 +59,8 @@ def test_one_allocation_holds_all_runs(cluster: Cluster, tmp_path: Path) -> None
     assert {(each["kind"], each["job"]) for each in launched} == {("srun", "")}
     too_many = cluster.run(*words, "opensora_launch.cli", "bench", *CPU, *SHORT, "gpus=[3x1,9]", cwd=tmp_path)
     assert too_many.returncode == 2
-    assert "topology.nodes=3, and the allocation has 2" in too_many.stderr
-    assert "topology.gpus_per_node=9 ranks need a CPU each, and the allocation has 2 a node" in too_many.stderr
+    assert "topology.nodes=3, but the allocation has 2" in too_many.stderr
+    assert "topology.gpus_per_node=9 ranks need a CPU each, but the allocation has 2 per node" in too_many.stderr
 
 
 @pytest.fixture
