@@ -44,9 +44,7 @@ def no_sbatch() -> list[str]:
     """The reason why this host cannot submit jobs, if there is one."""
     if shutil.which("sbatch"):
         return []
-    return [
-        "launcher=slurm: there is no sbatch on this host; run on a login node, or show the script with dry_run=true"
-    ]
+    return ["launcher=slurm: there is no sbatch on this host; use a login node, or show the script with dry_run=true"]
 
 
 def submit_job(script: Path) -> str:

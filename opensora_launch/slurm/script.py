@@ -58,7 +58,7 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
         problems.append(f"launcher.slurm.connect_timeout_s={settings.connect_timeout_s} must be more than 0 seconds")
     for entry in settings.env:
         if not VARIABLE_NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
-            problems.append(f"launcher.slurm.env: {entry!r} is not VARIABLE_NAME=VALUE")
+            problems.append(f"launcher.slurm.env: {entry!r} is not NAME=VALUE")
     for entry in settings.extra:
         if not entry.startswith("-"):
             problems.append(f"launcher.slurm.extra: {entry!r} is not an option of sbatch; write it like --comment=x")

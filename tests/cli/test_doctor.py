@@ -187,7 +187,7 @@ def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
     assert said("fail", "torch", "built for the CPU only, but this host has 2 GPUs")
     assert said("ok", "driver", "570.86.10, runs CUDA up to 12.8")
     assert said("fail", "ecc", "GPU 1 (Stub GPU): 2 uncorrected memory errors")
-    assert said("warn", "throttled", "GPU 1 (Stub GPU): too hot (driver)")
+    assert said("warn", "throttled", "GPU 1 (Stub GPU): clocks are reduced (too hot (driver))")
     assert said("warn", "pcie", "4 of 16 PCIe lanes")
     assert said("warn", "gpu memory", "process 4242 (10.0 GiB)")
     assert said("warn", "links", "GPUs 0-1: PHB, peer access chipset not supported")
