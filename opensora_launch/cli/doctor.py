@@ -10,10 +10,10 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.cli.picture import Bar, picture_file, write_bars
 from opensora_launch.cli.terminal import show
-from opensora_launch.doctor.examine import between_nodes, full, here, kept_away, quick
+from opensora_launch.doctor.check_result import CheckResult, Level, lines, ok, worst
+from opensora_launch.doctor.examine import check_between_nodes, full_checks, profile_results, quick_checks, with_host
 from opensora_launch.doctor.nodes import ask_nodes, nodes_of_job, to_line
-from opensora_launch.doctor.preflight import patient
-from opensora_launch.doctor.results import Finding, Level, lines, ok, worst
+from opensora_launch.doctor.preflight import target_of
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.machine.find_machine import found_gpus
@@ -42,7 +42,7 @@ def doctor(parsed: Parsed) -> int:
     if nodes > 1 and not parsed.has("--here"):
         found = [*ask_nodes(nodes, _words(parsed), os.environ), *_together(point, parsed)]
     else:
-        found = here(_examine(point, parsed))
+        found = with_host(_examine(point, parsed))
     if parsed.has("--here"):
         sys.stdout.writelines(f"{to_line(finding)}\n" for finding in found)
     elif parsed.has("--json"):
@@ -54,33 +54,33 @@ def doctor(parsed: Parsed) -> int:
     return 1 if worst(found) is Level.fail else 0
 
 
-def _examine(point: Point, parsed: Parsed) -> list[Finding]:
+def _examine(point: Point, parsed: Parsed) -> list[CheckResult]:
     run = point.run
     machine, _ = machine_of(run, None)  # what is missing is a finding of its own
     made = profiled(os.environ, run.env)
     plan, found = _plan(point, machine)
-    who = patient(run, plan, made.env)
-    found += kept_away(who, made)
+    who = target_of(run, plan, made.env)
+    found += profile_results(who, made)
     if parsed.has("--quick"):
-        return [*quick(who), *found] or [ok("quick", "nothing to complain of")]
+        return [*quick_checks(who), *found] or [ok("quick", "nothing to complain of")]
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
     nvlink = run.hardware.nvlink_gb_s if run.hardware.known else None
-    return [*full(who, plan.layouts[-1][1], ranks=ranks, nvlink_gb_s=nvlink), *found, *_files(run)]
+    return [*full_checks(who, plan.layouts[-1][1], ranks=ranks, nvlink_gb_s=nvlink), *found, *_files(run)]
 
 
-def _together(point: Point, parsed: Parsed) -> list[Finding]:
+def _together(point: Point, parsed: Parsed) -> list[CheckResult]:
     """What only all nodes of a Slurm job can show: their clocks, and the links between them."""
     machine, _ = machine_of(point.run, None)
     if machine.nodes == 1 or parsed.has("--quick") or parsed.has("--no-ranks"):
         return []
     plan, _ = _plan(point, machine)
-    who = patient(point.run, plan, profiled(os.environ, point.run.env).env)
+    who = target_of(point.run, plan, profiled(os.environ, point.run.env).env)
     link_gb_s = point.run.topology.node_link_gb_s
-    found = between_nodes(who, plan.layouts[-1][1], link_gb_s, Path(point.run.runs_dir))
+    found = check_between_nodes(who, plan.layouts[-1][1], link_gb_s, Path(point.run.runs_dir))
     return [replace(finding, host="all") for finding in found]
 
 
-def _plan(point: Point, machine: Machine) -> tuple[Plan, list[Finding]]:
+def _plan(point: Point, machine: Machine) -> tuple[Plan, list[CheckResult]]:
     """The plan of one text-to-video request, with a finding where its memory does not fit the card."""
     videos = ask([PromptEntry(0, "a video", (), PromptSettings(), "doctor")], [(0, point)]).videos[:1]
     try:
@@ -92,14 +92,14 @@ def _plan(point: Point, machine: Machine) -> tuple[Plan, list[Finding]]:
         plan = make_plan(point.run, machine, videos, __version__)  # refuses what is wrong apart from memory
         point.run.hardware = card
         fix = "as it says; opensora-launch plan shows more"
-        return plan, [Finding(Level.fail, "plan", line, fix, "no cost") for line in error.problems]
+        return plan, [CheckResult(Level.fail, "plan", line, fix, "no cost") for line in error.problems]
 
 
-def _files(run: RunConfig) -> list[Finding]:
+def _files(run: RunConfig) -> list[CheckResult]:
     """Weight files: there, whole by their headers, and of the config's shapes."""
     problems = weight_problems(run)
     if problems:
-        return [Finding(Level.fail, "files", line, "as it says", "a download") for line in problems]
+        return [CheckResult(Level.fail, "files", line, "as it says", "a download") for line in problems]
     random = run.model.init is Init.random
     return [ok("files", f"{run.model.name}: " + ("random weights, no files" if random else "all there and whole"))]
 
@@ -111,7 +111,7 @@ def _words(parsed: Parsed) -> list[str]:
     return [*flags, *(["--config-dir", os.path.abspath(folder)] if folder else []), *parsed.rest]
 
 
-def _as_json(found: Sequence[Finding]) -> dict[str, object]:
+def _as_json(found: Sequence[CheckResult]) -> dict[str, object]:
     return {
         "schema": 1,
         "version": __version__,
@@ -120,13 +120,13 @@ def _as_json(found: Sequence[Finding]) -> dict[str, object]:
     }
 
 
-def _bars(found: Sequence[Finding]) -> list[Bar]:
+def _bars(found: Sequence[CheckResult]) -> list[Bar]:
     """Memory and disk that are free, and the bandwidth of each axis."""
     measured = [(f"{f.host} " if f.host == "all" else "", f) for f in found if f.value is not None]
     return [(f"{where}{f.what.split(': ')[0][:44]}", f.value or 0.0, f.unit) for where, f in measured]
 
 
-def _print(found: Sequence[Finding]) -> None:
+def _print(found: Sequence[CheckResult]) -> None:
     colours = {Level.ok: "green", Level.warn: "yellow", Level.fail: "bold red"}
     counts = {level: sum(f.level is level for f in found) for level in Level}
     summary = f"{counts[Level.ok]} ok, {counts[Level.warn]} to look at, {counts[Level.fail]} that stop a run"

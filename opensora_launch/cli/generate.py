@@ -22,7 +22,7 @@ from opensora_launch.request.prepare import Job, prepare_jobs
 from opensora_launch.request.resume import Resumed, prepare_resume, words_of
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import LauncherKind, RunConfig
-from opensora_launch.slurm.query import estimate
+from opensora_launch.slurm.query import estimate_start
 
 # On request; by SIGHUP, Ctrl-C or SIGTERM: these end a whole sweep.
 ENDED = (exit_codes.PREEMPTED, 129, exit_codes.INTERRUPTED, 143)
@@ -63,7 +63,8 @@ def _resume(parsed: Parsed) -> int:
     if resumed.run.dry_run:
         _print_dry_run(resumed.run, resumed.plan, resumed.run_dir, resumed.unfit)
         return 0
-    (made,) = preflight([(resumed.run, resumed.plan)])
+    (made,), warnings = preflight([(resumed.run, resumed.plan)])
+    _print_warnings(warnings)
     attempt = new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
     return _start(resumed.run, resumed.plan, attempt, made)
 
@@ -73,7 +74,8 @@ def _run_all(jobs: Sequence[Job]) -> int:
     worst exit code.
     """
     codes = []
-    environments = preflight([(job.run, job.plan) for job in jobs])
+    environments, warnings = preflight([(job.run, job.plan) for job in jobs])
+    _print_warnings(warnings)
     for number, (job, made) in enumerate(zip(jobs, environments, strict=True), start=1):
         if len(jobs) > 1:
             print(f"run {number} of {len(jobs)}: {_points(job)}", flush=True)
@@ -91,6 +93,11 @@ def _run_all(jobs: Sequence[Job]) -> int:
     if codes and _ended(jobs[len(codes) - 1], codes[-1]):
         return codes[-1]
     return next((code for code in (1, 2) if code in codes), max(codes, default=0))
+
+
+def _print_warnings(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _ended(job: Job, code: int) -> bool:
@@ -120,7 +127,7 @@ def _print_dry_run(run: RunConfig, plan: Plan, run_dir: RunDir, unfit: Sequence[
     print(f"plan:\n{plan_table(plan)}")
     if kind is LauncherKind.slurm:
         script = script_of(run, plan, attempt, profiled(os.environ, run.env))
-        print("\n".join([f"{attempt.batch_script.name}:", script, *estimate(script)]))
+        print("\n".join([f"{attempt.batch_script.name}:", script, *estimate_start(script)]))
     else:
         print(f"command:\n{command_lines(command(kind, plan.machine, attempt))}")
     if unfit:

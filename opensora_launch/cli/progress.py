@@ -4,18 +4,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from typing import TextIO
 
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.live import Use, rank_uses, share_done, together, waiting
+from opensora_launch.runs.live import DeviceUse, rank_uses, together, waiting
+from opensora_launch.runs.progress import Pace
 from opensora_launch.telemetry.stall import Beat
 
 LINE_EVERY_S = 30.0
 LOOK_S = 1.0  # between two looks at the samples
-LEAST_SHARE = 0.02  # done in sight, before the rest is guessed
 BAR_CHARS = 8  # at least: a blank, a dash, the percentage, and a blank on both sides of it
 LARGE_BYTES = 1e8  # of weights, whose loading one may want to watch
 OnBeats = Callable[[AttemptDir, Sequence[Beat]], None]
@@ -36,18 +35,20 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     # No thread of rich: the launcher starts the ranks from here, and a fork with threads is a risk.
     with Progress(*columns, console=Console(file=stream), auto_refresh=False, expand=True) as bar:
         task = bar.add_task("starting", total=None, more="")
-        paces, use, used_s = dict[AttemptDir, Pace](), Use(), -LOOK_S
+        paces, since_s = dict[AttemptDir, Pace](), dict[AttemptDir, float]()
+        use, used_s = DeviceUse(), -LOOK_S
 
         def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
             nonlocal use, used_s
             if beats:
                 now = time.monotonic()
-                pace = paces.setdefault(attempt, Pace(now))
-                pace.look(beats, now)
+                pace = paces.setdefault(attempt, Pace([attempt]))
+                pace.look(beats)
+                passed_s = now - since_s.setdefault(attempt, now)
                 if now - used_s >= LOOK_S:
                     use, used_s = together(rank_uses(attempt, beats).values()), now
                 doing = describe(beats).replace(", video", "").replace(" of ", "/")
-                more = _fitting(_short_words(beats, use, pace, now), bar.console.width - len(doing) - BAR_CHARS)
+                more = _fitting(_short_words(beats, use, pace, passed_s), bar.console.width - len(doing) - BAR_CHARS)
                 total = None if pace.share is None else 1.0
                 bar.update(task, description=doing, completed=pace.share or 0.0, total=total, more=more)
             bar.refresh()
@@ -70,34 +71,10 @@ def describe(beats: Sequence[Beat]) -> str:
     return f"{beat.phase}{video}{step}"
 
 
-@dataclass
-class Pace:
-    """Of an attempt that is watched: what is done, which never goes back, and how fast since work was first seen."""
-
-    started_s: float
-    share: float | None = None
-    work: tuple[float, float] | None = None  # when a step was first seen, and what was done by then
-
-    def look(self, beats: Sequence[Beat], now: float) -> None:
-        share = share_done(beats)
-        if share is None:
-            return
-        self.share = max(share, self.share or 0.0)  # a video that is denoised and not yet saved has no step
-        if self.work is None and any(beat.step is not None for beat in beats):
-            self.work = now, self.share
-
-    def to_go_s(self, now: float) -> float | None:
-        """If the rest takes as long as what was seen of the work, of which loading is no part; None of no rest."""
-        if self.work is None or self.share is None or self.share == 1 or self.share - self.work[1] < LEAST_SHARE:
-            return None
-        began_s, before = self.work
-        return (now - began_s) * (1 - self.share) / (self.share - before)
-
-
-def _short_words(beats: Sequence[Beat], use: Use, pace: Pace, now: float) -> Iterator[str]:
+def _short_words(beats: Sequence[Beat], use: DeviceUse, pace: Pace, passed_s: float) -> Iterator[str]:
     """For a terminal of 80 columns: time, who waits for whom, and use, memory and power."""
-    to_go_s = pace.to_go_s(now)
-    yield _clock(now - pace.started_s) if to_go_s is None else f"ETA {_clock(to_go_s)}"
+    to_go_s = pace.seconds_left(time.time())
+    yield _clock(passed_s) if to_go_s is None else f"ETA {_clock(to_go_s)}"
     count, slowest = waiting(beats, time.time())
     if count:
         yield f"{count} wait" + ("" if slowest is None else f" for {slowest}")
@@ -105,10 +82,10 @@ def _short_words(beats: Sequence[Beat], use: Use, pace: Pace, now: float) -> Ite
     yield from filter(None, [busy and f"{'GPU' if use.of_gpu else 'CPU'} {busy}", memory, power])
 
 
-def _long_words(beats: Sequence[Beat], use: Use, pace: Pace, now: float) -> Iterator[str]:
+def _long_words(beats: Sequence[Beat], use: DeviceUse, pace: Pace) -> Iterator[str]:
     """The same in words, for a pipe."""
     yield describe(beats)
-    to_go_s = pace.to_go_s(now)
+    to_go_s = pace.seconds_left(time.time())
     if to_go_s is not None:
         yield f"about {to_go_s:.0f} s to go"
     busy, memory, power = use.cells
@@ -137,12 +114,12 @@ def _plain_lines(stream: TextIO) -> OnBeats:
         if not beats:
             return
         now = time.monotonic()
-        pace = paces.setdefault(attempt, Pace(now))
-        pace.look(beats, now)
+        pace = paces.setdefault(attempt, Pace([attempt]))
+        pace.look(beats)
         phase = describe(beats).partition(",")[0]
         if phase != last_phase or now - last_s >= LINE_EVERY_S:
             last_phase, last_s = phase, now
             use = together(rank_uses(attempt, beats).values())
-            print("; ".join(_long_words(beats, use, pace, now)), file=stream, flush=True)
+            print("; ".join(_long_words(beats, use, pace)), file=stream, flush=True)
 
     return show

@@ -13,21 +13,20 @@ from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir
-from opensora_launch.runs.files import missing_videos, read_run, stored_steps
+from opensora_launch.runs.alive import is_rank_alive, rank_state
+from opensora_launch.runs.files import missing_videos, read_request, stored_steps
+from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import (
     AttemptState,
     JobAnswer,
     Launched,
     RunState,
-    is_alive,
     launcher_alive,
     read_attempts,
     read_state,
     record_launch,
-    seconds_left,
-    state_of,
 )
-from opensora_launch.slurm.query import cancel as scancel
+from opensora_launch.slurm.query import cancel_job
 from opensora_launch.telemetry.stall import Beat
 
 END_S = 15.0  # for a launcher to end its ranks
@@ -36,7 +35,7 @@ END_S = 15.0  # for a launcher to end its ranks
 def status(parsed: Parsed) -> int:
     """Print what is known of a run; 0."""
     run_dir = _run_dir("status", parsed)
-    plan, _, _ = read_run(run_dir)
+    plan, _, _ = read_request(run_dir)
     print("\n".join(status_lines(run_dir, plan)))
     return 0
 
@@ -44,7 +43,7 @@ def status(parsed: Parsed) -> int:
 def cancel(parsed: Parsed) -> int:
     """End all that works on a run; 0, or 1 where something goes on."""
     run_dir = _run_dir("cancel", parsed)
-    read_run(run_dir)
+    read_request(run_dir)
     said, left = [], []
     state = read_state(run_dir)
     by_hand = [a for a in state.attempts if not (a.launched and a.launched.job)]
@@ -59,17 +58,14 @@ def status_lines(run_dir: RunDir, plan: Plan) -> Iterator[str]:
     """State, step, time left, nodes and logs of the ranks, and the last error."""
     missing = missing_videos(run_dir, plan.videos)
     yield f"run: {run_dir}"
-    yield f"videos: {len(plan.videos) - len(missing)} of {len(plan.videos)} done"
     state = read_state(run_dir)
+    at_work = state.at_work
+    yield f"videos: {len(plan.videos) - len(missing)} of {len(plan.videos)} done{_time_left(at_work)}"
     for answer in state.jobs:
         yield from _job_lines(answer)
-    at_work = state.at_work
     for attempt in at_work or [a for a in state.attempts if a.beats][-1:]:
         yield f"attempt {attempt.number}: {_in_words(attempt, state)}"
         yield from (f"  {_rank_line(attempt, beat, attempt in at_work)}" for beat in attempt.beats)
-        left_s = seconds_left(attempt, _steps_to_come(at_work, plan, run_dir)) if attempt in at_work else None
-        if left_s is not None:
-            yield f"  about {time.strftime('%H:%M:%S', time.gmtime(left_s))} of denoising left"
     if missing:
         yield from stored_lines(run_dir) if not at_work else ()
         yield from attempt_errors(run_dir)
@@ -123,17 +119,17 @@ def _in_words(attempt: AttemptState, state: RunState) -> str:
 
 def _rank_line(attempt: AttemptState, beat: Beat, at_work: bool) -> str:
     log = attempt.folder.log(beat.rank)
-    state = state_of(beat) if at_work or beat.state != "running" else "lost"
+    state = rank_state(beat) if at_work or beat.state != "running" else "lost"
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"
 
 
-def _steps_to_come(at_work: Sequence[AttemptState], plan: Plan, run_dir: RunDir) -> list[int]:
-    """Steps of the videos that nobody makes yet, as they fall to one of the groups of ranks that are at work."""
-    now = {beat.video for attempt in at_work for beat in attempt.beats if is_alive(beat)}
-    waiting = [v.guidance.num_steps for v in missing_videos(run_dir, plan.videos) if v.name not in now]
-    return waiting[:: plan.dp * max(1, len(at_work))]
+def _time_left(at_work: Sequence[AttemptState]) -> str:
+    pace = Pace([attempt.folder for attempt in at_work])
+    pace.look([beat for attempt in at_work for beat in attempt.beats])
+    left_s = pace.seconds_left(time.time())
+    return "" if left_s is None else f", about {time.strftime('%H:%M:%S', time.gmtime(left_s))} left"
 
 
 def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
@@ -143,14 +139,14 @@ def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
         ]
     if answer.over:
         return [], []
-    problems = scancel(answer.job)
+    problems = cancel_job(answer.job)
     return ([] if problems else [f"job {answer.job} is cancelled"]), problems
 
 
 def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
     """What was ended, and what could not be."""
     launched = attempt.launched
-    alive = [beat for beat in attempt.beats if is_alive(beat)]
+    alive = [beat for beat in attempt.beats if is_rank_alive(beat)]
     own = [beat.pid for beat in alive if beat.host == socket.gethostname()]
     if launched and launcher_alive(launched):
         own = [launched.pid]  # which ends its ranks

@@ -17,8 +17,7 @@ from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.runs.files import cut_prompts, missing_videos, sample_files
 from opensora_launch.runs.state import Launched, read_attempts, read_state, record_launch
 from opensora_launch.schema.config import RunConfig
-from opensora_launch.slurm.query import JobState, NoAnswer, exit_code, final_states, job_states
-from opensora_launch.slurm.query import submit as sbatch
+from opensora_launch.slurm.query import JobState, NoAnswer, exit_code, final_states, job_states, submit_job
 from opensora_launch.telemetry.stall import Beat
 
 LOOK_S = 2.0
@@ -41,7 +40,7 @@ def submit(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> i
             raise UserError(f"runs_dir={run.runs_dir!r} holds a line break, which no option of sbatch can")
         write_whole(script, script_of(run, plan, attempt, made))
         attempts += [attempt_like(attempt, plan) for _ in range(1, array)]  # of the array's other tasks
-        job = sbatch(script)
+        job = submit_job(script)
     except UserError as error:
         for folder in attempts:
             shutil.rmtree(folder)

@@ -81,7 +81,7 @@ def _card(file: Path, numbers: Collection[str]) -> Card:
 def match(gpu_name: str, cards: dict[str, Card]) -> Card | None:
     """The card that the driver calls `gpu_name`: the longest of the catalogue's names in it."""
     words = f" {gpu_name.removeprefix('NVIDIA ')} "
-    if " Laptop " in words:  # the same name, another chip
+    if " Laptop " in words or " MIG " in words:  # the same name, but another chip, or a part of it
         return None
     hits = [(len(name), card) for card in cards.values() for name in card.nvml_names if f" {name} " in words]
     return max(hits, key=lambda hit: hit[0])[1] if hits else None

@@ -1,7 +1,6 @@
 """`--resume RUN`: the same run, only what is missing, perhaps on other ranks."""
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.request.hardware import settle_hardware
 from opensora_launch.request.prepare import PACKAGE, finish_config, machine_of, weight_problems
 from opensora_launch.rundir import RunDir
-from opensora_launch.runs.files import missing_videos, read_run
-from opensora_launch.runs.state import is_alive, read_state
+from opensora_launch.runs.alive import is_rank_alive
+from opensora_launch.runs.files import missing_videos, read_request
+from opensora_launch.runs.state import read_state
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.schema.plain import plain
 
@@ -27,7 +27,6 @@ FREE = (
     "hardware", "text_cache", "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
-FRESH_S = 10.0  # twenty heartbeats
 OF_THE_RUN = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun", "--config-dir")
 
 
@@ -48,7 +47,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
     problems.add(
         [f"{name} does not go with --resume: the videos are the run's own" for name in OF_THE_RUN if parsed.has(name)]
     )
-    plan, config, argv = read_run(run_dir)
+    plan, config, argv = read_request(run_dir)
     problems.add(still_running(run_dir))
     asked = _asked(argv, parsed.rest)
     with problems.collect():
@@ -79,7 +78,7 @@ def _same_folders(run: RunConfig, config: Mapping[str, Any], new: Set[str]) -> N
 
 def words_of(parsed: Parsed) -> Parsed:
     """The run's own words, with the overrides that are given beside --resume."""
-    _, _, argv = read_run(_run_dir(parsed))
+    _, _, argv = read_request(_run_dir(parsed))
     return _asked(argv, parsed.rest)
 
 
@@ -97,8 +96,7 @@ def still_running(run_dir: RunDir) -> list[str]:
     state = read_state(run_dir)
     if queued := [s for answer in state.jobs for s in answer.states if not s.over]:
         return [f"job {queued[0].job} is {queued[0].state}: opensora-launch cancel {run_dir} ends it"]
-    beats = [beat for attempt in state.at_work for beat in attempt.beats if is_alive(beat)]
-    alive = [beat for beat in beats if time.time() - beat.time_s < FRESH_S]
+    alive = [beat for attempt in state.at_work for beat in attempt.beats if is_rank_alive(beat)]
     return [f"it is still being made: rank {b.rank} runs on {b.host} (pid {b.pid}); end that first" for b in alive[:1]]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
-from opensora_launch.machine.find_machine import gpu_uuids
+from opensora_launch.machine.find_gpus import find_gpus
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.write_run import attempt_like
 from opensora_launch.rundir import AttemptDir, RunDir, create_once, write_whole
@@ -65,7 +65,7 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
 
     if not run_file.exists():
         cpus = int(env.get("SLURM_CPUS_ON_NODE", "1"))
-        machine = Machine("cuda" if gpu_uuids() else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
+        machine = Machine("cuda" if find_gpus().gpus else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
         attempt = prepare_attempt(words, machine)
         _use(attempt)
         record_launch(attempt, _this_job(env))

@@ -14,7 +14,7 @@ from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.prepare import prepare_jobs
 from opensora_launch.rundir import SweepDir, write_whole
 from opensora_launch.schema.config import LauncherKind
-from opensora_launch.slurm.allocation import cpus_a_node, in_allocation
+from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 
 OWN = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}
 COUNTS = r"\d+(?:x\d+)?"
@@ -105,7 +105,7 @@ def read_words(words: Sequence[str], config_dir: Path | None) -> Asked:
         rest.append("launcher=srun")
     if not any(w.startswith("launcher.threads_per_rank=") for w in rest):  # as many on every count: it is equal work
         most = max(int(text.rpartition("x")[2]) for text in counts)
-        cpus = cpus_a_node(os.environ) if inside else count_cpus()
+        cpus = cpus_per_node(os.environ) if inside else count_cpus()
         rest.append(f"launcher.threads_per_rank={max(1, cpus // most)}")
     points = compose(rest, multirun=True, config_dir=config_dir).points
     spots = tuple(_spot(point, text, own["scaling"] == "weak") for point in points for text in counts)
