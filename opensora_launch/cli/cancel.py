@@ -8,17 +8,17 @@ from opensora_launch import exit_codes
 from opensora_launch.cli.status import one_run
 from opensora_launch.machine import processes
 from opensora_launch.request.flags import Parsed
-from opensora_launch.runs.files import read_run
+from opensora_launch.runs.alive import is_rank_alive
+from opensora_launch.runs.files import read_request
 from opensora_launch.runs.state import (
     AttemptState,
     JobAnswer,
     Launched,
-    is_alive,
     launcher_alive,
     read_state,
     record_launch,
 )
-from opensora_launch.slurm import query
+from opensora_launch.slurm.query import cancel_job
 
 END_S = 15.0  # for a launcher to stop its ranks
 
@@ -26,7 +26,7 @@ END_S = 15.0  # for a launcher to stop its ranks
 def cancel_verb(parsed: Parsed) -> int:
     """Stop everything that works on a run; the exit code."""
     run_dir = one_run("cancel", parsed)
-    read_run(run_dir)
+    read_request(run_dir)
     stopped, problems = list[str](), list[str]()
     state = read_state(run_dir)
     without_job = [a for a in state.attempts if not (a.launched and a.launched.job)]
@@ -45,14 +45,14 @@ def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
         ]
     if answer.over:
         return [], []
-    problems = query.cancel(answer.job)
+    problems = cancel_job(answer.job)
     return ([] if problems else [f"job {answer.job} is cancelled"]), problems
 
 
 def _cancel_attempt(attempt: AttemptState) -> tuple[list[str], list[str]]:
     """The same for an attempt without a job: its launcher, or its ranks on this host."""
     launched = attempt.launched
-    alive = [beat for beat in attempt.beats if is_alive(beat)]
+    alive = [beat for beat in attempt.beats if is_rank_alive(beat)]
     pids = [beat.pid for beat in alive if beat.host == socket.gethostname()]
     if launched and launcher_alive(launched):
         pids = [launched.pid]  # which stops its ranks

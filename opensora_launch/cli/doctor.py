@@ -8,8 +8,8 @@ from opensora_launch import __version__, exit_codes
 from opensora_launch.cli.bar_picture import Bar, picture_file, write_bars
 from opensora_launch.cli.ending import print_errors
 from opensora_launch.cli.view import print_lines
+from opensora_launch.doctor.check_result import CheckResult, Level, lines, worst
 from opensora_launch.doctor.nodes import to_line
-from opensora_launch.doctor.results import Finding, Level, lines, worst
 from opensora_launch.request.checkup import examine, prepare_checkup
 from opensora_launch.request.flags import Parsed
 
@@ -33,7 +33,7 @@ def doctor_verb(parsed: Parsed) -> int:
     return exit_codes.FAILURE if worst(found) is Level.fail else exit_codes.DONE
 
 
-def _as_json(found: Sequence[Finding]) -> dict[str, object]:
+def _as_json(found: Sequence[CheckResult]) -> dict[str, object]:
     return {
         "schema": 1,
         "version": __version__,
@@ -42,13 +42,13 @@ def _as_json(found: Sequence[Finding]) -> dict[str, object]:
     }
 
 
-def _bars(found: Sequence[Finding]) -> list[Bar]:
+def _bars(found: Sequence[CheckResult]) -> list[Bar]:
     """Free memory, free disk, and the bandwidth of each axis."""
     measured = [(f"{f.host} " if f.host == "all" else "", f) for f in found if f.value is not None]
     return [(f"{where}{f.what.split(': ')[0][:44]}", f.value or 0.0, f.unit) for where, f in measured]
 
 
-def _print(found: Sequence[Finding]) -> None:
+def _print(found: Sequence[CheckResult]) -> None:
     counts = {level: sum(f.level is level for f in found) for level in Level}
     summary = f"{counts[Level.ok]} ok, {_count(counts[Level.warn], 'warning')}, {_count(counts[Level.fail], 'failure')}"
     each = zip(found, lines(found), strict=True)

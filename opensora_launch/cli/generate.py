@@ -23,7 +23,7 @@ from opensora_launch.request.resume import prepare_resume, resumed_words
 from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import LauncherKind, RunConfig
-from opensora_launch.slurm import query
+from opensora_launch.slurm.query import estimate_start
 
 # A request to stop, SIGHUP, Ctrl-C and SIGTERM stop a whole sweep.
 STOPPED = (exit_codes.PREEMPTED, exit_codes.BY_SIGNAL + 1, exit_codes.INTERRUPTED, exit_codes.BY_SIGNAL + 15)
@@ -124,7 +124,7 @@ def _print_dry_run(run: RunConfig, plan: Plan, run_dir: RunDir, unfit: Sequence[
     print(f"plan:\n{plan_summary(plan)}")
     if kind is LauncherKind.slurm:
         script = script_of(run, plan, attempt, profiled(os.environ, run.env))
-        print("\n".join([f"{attempt.batch_script.name}:", script, *query.estimate(script)]))
+        print("\n".join([f"{attempt.batch_script.name}:", script, *estimate_start(script)]))
     else:
         print(f"command:\n{command_lines(command(kind, plan.machine, attempt))}")
     if unfit:

@@ -11,14 +11,14 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir
-from opensora_launch.runs.files import missing_videos, read_run
+from opensora_launch.runs.alive import rank_state
+from opensora_launch.runs.files import missing_videos, read_request
 from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import (
     AttemptState,
     JobAnswer,
     RunState,
     read_state,
-    state_of,
 )
 from opensora_launch.telemetry.stall import Beat
 
@@ -26,7 +26,7 @@ from opensora_launch.telemetry.stall import Beat
 def status_verb(parsed: Parsed) -> int:
     """Print the state of a run; the exit code."""
     run_dir = one_run("status", parsed)
-    plan, _, _ = read_run(run_dir)
+    plan, _, _ = read_request(run_dir)
     print("\n".join(status_lines(run_dir, plan)))
     return exit_codes.DONE
 
@@ -79,7 +79,7 @@ def _in_words(attempt: AttemptState, state: RunState) -> str:
 
 def _rank_line(attempt: AttemptState, beat: Beat, at_work: bool) -> str:
     log = attempt.folder.log(beat.rank)
-    state = state_of(beat) if at_work or beat.state != "running" else "lost"
+    state = rank_state(beat) if at_work or beat.state != "running" else "lost"
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"

@@ -16,8 +16,7 @@ from opensora_launch.request.write_run import attempt_like
 from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.schema.config import RunConfig
-from opensora_launch.slurm import query
-from opensora_launch.slurm.query import JobState, NoAnswer
+from opensora_launch.slurm.query import JobState, NoAnswer, exit_code, final_states, job_states, submit_job
 from opensora_launch.telemetry.stall import Beat
 
 LOOK_S = 2.0
@@ -40,7 +39,7 @@ def submit_run(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) 
             raise UserError(f"runs_dir={run.runs_dir!r} contains a line break, which no option of sbatch can")
         write_whole(script, script_of(run, plan, attempt, made))
         attempts += [attempt_like(attempt, plan) for _ in range(1, array)]  # for the other tasks of the array
-        job = query.submit(script)
+        job = submit_job(script)
     except UserError as error:
         for folder in attempts:
             shutil.rmtree(folder)
@@ -67,7 +66,7 @@ def follow(job: str, plan: Plan, attempt: AttemptDir) -> int:
         print_errors([f"job {job} continues", *_next_commands(run_dir)])
         raise
     try:
-        code = query.exit_code(query.final_states(job))
+        code = exit_code(final_states(job))
     except NoAnswer as silence:
         print_errors([f"job {job} may still run: Slurm cannot be asked ({silence})"])
         code = exit_codes.FAILURE
@@ -97,7 +96,7 @@ def _watch(job: str, run_dir: RunDir, first: int) -> None:
 
 def _states(job: str) -> list[JobState]:
     try:
-        return query.job_states(job)
+        return job_states(job)
     except NoAnswer:
         return []
 

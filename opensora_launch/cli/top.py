@@ -11,8 +11,7 @@ from opensora_launch.cli.view import LINE_EVERY_S, RunView, rank_lines, rank_tab
 from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import AttemptDir, RunDir
-from opensora_launch.runs.state import AttemptState, is_alive, launcher_alive, read_attempts
-from opensora_launch.slurm.query import NoAnswer, job_states
+from opensora_launch.runs.state import is_over, read_attempts
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,23 +44,6 @@ def top_verb(parsed: Parsed) -> int:
             if ended or parsed.has("--once"):
                 return exit_codes.DONE
             time.sleep(LOOK_S)
-
-
-def is_over(attempt: AttemptState) -> bool:
-    """Whether no rank is alive, and none will be: the launcher has ended, or the job is over."""
-    if attempt.failure is None and any(is_alive(beat) for beat in attempt.beats):
-        return False
-    launched = attempt.launched
-    if launched is None:
-        return bool(attempt.beats)
-    if launched.job:
-        try:
-            states = job_states(launched.job)
-        except NoAnswer:
-            states = []
-        return all(state.over for state in states) if states else bool(attempt.beats)
-    alive = launcher_alive(launched)
-    return not alive if alive is not None else bool(attempt.beats)
 
 
 def _picture(view: RunView, console: "Console") -> "RenderableType":

@@ -13,9 +13,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, TextIO
 
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.live import Use, rank_metas, rank_uses, stuck_s, together, waiting
+from opensora_launch.runs.alive import rank_state
+from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, stuck_s, together, waiting
 from opensora_launch.runs.progress import Pace
-from opensora_launch.runs.state import state_of
 from opensora_launch.telemetry.stall import Beat
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RunView:
     attempt: AttemptDir
     since_s: float = field(default_factory=time.monotonic)
     beats: Sequence[Beat] = ()
-    uses: dict[int, Use] = field(default_factory=dict)
+    uses: dict[int, DeviceUse] = field(default_factory=dict)
     uses_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -90,16 +90,16 @@ class RunView:
         return [[str(cell) for cell in self._rank(beat)] for beat in self.beats]
 
     def _rank(self, beat: Beat) -> Iterator[object]:
-        state, stuck = state_of(beat), stuck_s(beat, time.time())
+        state, stuck = rank_state(beat), stuck_s(beat, time.time())
         doing = beat.phase if state == "running" else f"{state} in {beat.phase}" if state == "lost" else state
         yield from (beat.rank, beat.host, f"{doing} {beat.video or ''}".strip())
         yield f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
-        yield from self.uses.get(beat.rank, Use()).cells
+        yield from self.uses.get(beat.rank, DeviceUse()).cells
         yield "" if stuck is None else f"{stuck:.0f} s in {beat.collective}"
 
     def summary(self) -> str:
         """How many ranks work, the share of the videos that is done, and the time left."""
-        states = [state_of(beat) for beat in self.beats]
+        states = [rank_state(beat) for beat in self.beats]
         running = states.count("running")
         ends = [(states.count("failed"), "failed"), (states.count("lost"), "lost")]
         lines = [f"{count} {how}" for count, how in ends if count]
@@ -107,7 +107,7 @@ class RunView:
             return ", ".join(
                 [f"all {len(states)} ranks have ended" if len(states) > 1 else "the rank has ended", *lines]
             )
-        started = min((meta["start_epoch_s"] for meta in rank_metas(self.attempt).values()), default=time.time())
+        started = min((meta.start_epoch_s for meta in rank_metas(self.attempt).values()), default=time.time())
         left = self.seconds_left
         done = f"{self.pace.share or 0.0:.0%} done after {time.time() - started:.0f} s"
         return ", ".join(

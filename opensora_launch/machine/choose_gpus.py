@@ -61,9 +61,9 @@ def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFac
 
 
 def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
-    """Who uses a GPU, or "" for nobody."""
+    """Why a GPU cannot be taken: who uses it; "" if nobody does."""
     if gpu.mig:
-        return "it is divided into MIG instances; name them in CUDA_VISIBLE_DEVICES"
+        return "it is divided into MIG instances; name one of them in CUDA_VISIBLE_DEVICES"
     others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
     holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
     return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
@@ -74,7 +74,7 @@ def _size(used: int | None) -> str:
 
 
 def owner(pid: int) -> str:
-    """ "process 4711 (python of kim)"; only the number where the process cannot be looked at."""
+    """Describe a process: "process 4711 (python of kim)", or only its number if it cannot be read."""
     folder = Path(f"/proc/{pid}")
     try:
         name, uid = (folder / "comm").read_text(encoding="utf-8").strip(), folder.stat().st_uid
@@ -87,7 +87,7 @@ def owner(pid: int) -> str:
 
 
 def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
-    """What was found: "4 x NVIDIA H100 80GB HBM3, 79.6 GiB each, pairs joined by NV18"."""
+    """Describe GPUs: "found 4 x NVIDIA H100 80GB HBM3, 79.6 GiB each; joined: 6 pairs by NV18"."""
     if not gpus:
         return []
     cards = Counter((gpu.name, gpu.total_bytes) for gpu in gpus)
@@ -99,7 +99,7 @@ def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
 
 
 def link_of(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> str:
-    """ "nvlink" where every pair has it, "pcie" where one has not, "auto" for one GPU."""
+    """The link that all pairs have: "nvlink" if every pair has it, else "pcie"; "auto" for one GPU."""
     used = {gpu.index for gpu in gpus}
     mine = [pair for pair in pairs if {pair.first, pair.second} <= used]
     if not mine:

@@ -1,4 +1,4 @@
-"""What Linux knows about this host and its processes: CPUs, memory, disks, limits, clock. Missing facts are left out."""
+"""What Linux knows about this host and its processes: CPUs, memory, disks, limits, clock. Unknowns are left out."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ from typing import Any
 PROC = Path("/proc")
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 TICKS = os.sysconf("SC_CLK_TCK")
-SHM = Path("/dev/shm")
+_SHM = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 NUMBERS_OF_TIMEX = 64  # more than struct timex has
@@ -97,7 +97,7 @@ def host_facts(disks: Iterable[Path]) -> HostFacts:
     room = _cgroup_room()
     return HostFacts(
         available_bytes=min(available, room) if available is not None and room is not None else available,
-        shm_bytes=_free(SHM),
+        shm_bytes=_free(_SHM),
         disks=tuple(_disk(path) for path in disks),
         open_files=_limit(resource.RLIMIT_NOFILE),
         locked_bytes=_limit(resource.RLIMIT_MEMLOCK),

@@ -17,10 +17,10 @@ class _HasUuid(Protocol):
     def uuid(self) -> str: ...
 
 
-T = TypeVar("T", bound=_HasUuid)
+_T = TypeVar("_T", bound=_HasUuid)
 
 
-def visible_gpus(gpus: Sequence[T], setting: str | None) -> tuple[T, ...]:
+def visible_gpus(gpus: Sequence[_T], setting: str | None) -> tuple[_T, ...]:
     """The GPUs that CUDA shows, in CUDA's order.
 
     `gpus` are those of the host in the order of their PCI addresses, with MIG instances anywhere among them; `setting`
@@ -35,7 +35,7 @@ def visible_gpus(gpus: Sequence[T], setting: str | None) -> tuple[T, ...]:
         return tuple(whole)
     entries = [entry.strip() for entry in setting.split(",")]
     kind = next((prefix for prefix in ("GPU-", MIG) if entries[0].startswith(prefix)), "")
-    shown: list[T] = []
+    shown: list[_T] = []
     for entry in entries:
         if kind:
             hits = [gpu for gpu in gpus if entry.startswith(kind) and gpu.uuid.startswith(entry)]

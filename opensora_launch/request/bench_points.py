@@ -16,7 +16,7 @@ from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.request.prepare import prepare_runs
 from opensora_launch.runs.sweep_state import BenchPoint, Sweep
 from opensora_launch.schema.config import LauncherKind
-from opensora_launch.slurm.allocation import cpus_a_node, in_allocation
+from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 
 BENCH_KEYS = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}  # of bench alone, with defaults
 COUNT = r"\d+(?:x\d+)?"
@@ -58,7 +58,7 @@ def read_words(words: Sequence[str], config_dir: Path | None) -> BenchRequest:
         rest.append("launcher=srun")
     if not any(w.startswith("launcher.threads_per_rank=") for w in rest):  # equal for every count: equal work
         most = max(int(text.rpartition("x")[2]) for text in counts)
-        cpus = cpus_a_node(os.environ) if inside else count_cpus()
+        cpus = cpus_per_node(os.environ) if inside else count_cpus()
         rest.append(f"launcher.threads_per_rank={max(1, cpus // most)}")
     composed = compose(rest, multirun=True, config_dir=config_dir).points
     points = tuple(_point(point, text, weak) for point in composed for text in counts)

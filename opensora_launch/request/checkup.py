@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.doctor.examine import between_nodes, full, here, kept_away, quick
+from opensora_launch.doctor.check_result import CheckResult, Level, ok
+from opensora_launch.doctor.examine import check_between_nodes, full_checks, profile_results, quick_checks, with_host
 from opensora_launch.doctor.nodes import ask_nodes, nodes_of_job
-from opensora_launch.doctor.preflight import patient
-from opensora_launch.doctor.results import Finding, Level, ok
+from opensora_launch.doctor.preflight import target_of
 from opensora_launch.errors import Problems, UserError
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.machine.find_machine import found_gpus
@@ -30,7 +30,7 @@ class Checkup:
     run: RunConfig
     found: RanksMachine
     plan: Plan
-    misfits: tuple[Finding, ...]
+    misfits: tuple[CheckResult, ...]
 
 
 def prepare_checkup(parsed: Parsed) -> Checkup:
@@ -46,15 +46,15 @@ def prepare_checkup(parsed: Parsed) -> Checkup:
     return Checkup(run, found, *_plan(run, found))
 
 
-def examine(checkup: Checkup, parsed: Parsed) -> list[Finding]:
+def examine(checkup: Checkup, parsed: Parsed) -> list[CheckResult]:
     """Every finding about this host, or about every node of the Slurm job that this process is in."""
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
         return [*ask_nodes(nodes, _words(parsed), os.environ), *_between_nodes(checkup, parsed)]
-    return here(_this_host(checkup, parsed))
+    return with_host(_this_host(checkup, parsed))
 
 
-def _plan(run: RunConfig, found: RanksMachine) -> tuple[Plan, tuple[Finding, ...]]:
+def _plan(run: RunConfig, found: RanksMachine) -> tuple[Plan, tuple[CheckResult, ...]]:
     """The plan of one text-to-video request, and findings if its memory does not fit the card."""
     videos = videos_like(run)[:1]
     try:
@@ -64,35 +64,35 @@ def _plan(run: RunConfig, found: RanksMachine) -> tuple[Plan, tuple[Finding, ...
             run, found.machine, videos, __version__, by_rule=True
         )  # refuses what is wrong apart from memory
         fix = "as it says; opensora-launch plan shows more"
-        return plan, tuple(Finding(Level.fail, "plan", line, fix, "no cost") for line in error.problems)
+        return plan, tuple(CheckResult(Level.fail, "plan", line, fix, "no cost") for line in error.problems)
 
 
-def _this_host(checkup: Checkup, parsed: Parsed) -> Sequence[Finding]:
+def _this_host(checkup: Checkup, parsed: Parsed) -> Sequence[CheckResult]:
     run, machine, plan = checkup.run, checkup.found.machine, checkup.plan
     made = profiled(os.environ, run.env)
-    who = patient(run, plan, made.env)
-    more = [*checkup.misfits, *kept_away(who, made)]
+    target = target_of(run, plan, made.env)
+    more = [*checkup.misfits, *profile_results(target, made)]
     if parsed.has("--quick"):
-        return [*quick(who), *more] or [ok("quick", "no problem found")]
+        return [*quick_checks(target), *more] or [ok("quick", "no problem found")]
     ranks = machine.ranks > 1 and machine.nodes == 1 and not parsed.has("--no-ranks")
     nvlink = run.hardware.nvlink_gb_s if run.hardware.known else None
-    return [*full(who, plan.layouts[-1][1], ranks=ranks, nvlink_gb_s=nvlink), *more, *_files(run)]
+    return [*full_checks(target, plan.layouts[-1][1], ranks=ranks, nvlink_gb_s=nvlink), *more, *_files(run)]
 
 
-def _between_nodes(checkup: Checkup, parsed: Parsed) -> list[Finding]:
+def _between_nodes(checkup: Checkup, parsed: Parsed) -> list[CheckResult]:
     """What only all nodes of a Slurm job together can show: their clocks, and the links between them."""
     run, plan = checkup.run, checkup.plan
     if checkup.found.machine.nodes == 1 or parsed.has("--quick") or parsed.has("--no-ranks"):
         return []
-    who = patient(run, plan, profiled(os.environ, run.env).env)
-    found = between_nodes(who, plan.layouts[-1][1], run.topology.node_link_gb_s, Path(run.runs_dir))
-    return [replace(finding, host="all") for finding in found]
+    target = target_of(run, plan, profiled(os.environ, run.env).env)
+    found = check_between_nodes(target, plan.layouts[-1][1], run.topology.node_link_gb_s, Path(run.runs_dir))
+    return [replace(result, host="all") for result in found]
 
 
-def _files(run: RunConfig) -> list[Finding]:
+def _files(run: RunConfig) -> list[CheckResult]:
     """Whether the weight files are there, complete by their headers, and of the config's shapes."""
     if problems := weight_problems(run):
-        return [Finding(Level.fail, "files", line, "as it says", "a download") for line in problems]
+        return [CheckResult(Level.fail, "files", line, "as it says", "a download") for line in problems]
     random = run.model.init is Init.random
     return [
         ok(

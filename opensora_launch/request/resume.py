@@ -15,8 +15,9 @@ from opensora_launch.request.final_config import PACKAGE, final_config
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.request.prepare import ranks_machine, weight_problems
 from opensora_launch.rundir import RunDir
-from opensora_launch.runs.files import missing_videos, read_run
-from opensora_launch.runs.state import is_alive, read_state
+from opensora_launch.runs.alive import is_rank_alive
+from opensora_launch.runs.files import missing_videos, read_request
+from opensora_launch.runs.state import read_state
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.schema.plain import plain
 
@@ -51,7 +52,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
     problems.add(
         f"{name} does not go with --resume: the run has its own videos" for name in NEW_RUN_FLAGS if parsed.has(name)
     )
-    plan, config, argv = read_run(run_dir)
+    plan, config, argv = read_request(run_dir)
     problems.add(still_running(run_dir))
     words = _merged_words(argv, parsed.rest)
     with problems.collect():
@@ -87,7 +88,7 @@ def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[s
 
 def resumed_words(parsed: Parsed) -> Parsed:
     """The flags and overrides that made the run, with the overrides that are given beside --resume."""
-    _, _, argv = read_run(_run_dir(parsed))
+    _, _, argv = read_request(_run_dir(parsed))
     return _merged_words(argv, parsed.rest)
 
 
@@ -105,7 +106,7 @@ def still_running(run_dir: RunDir) -> list[str]:
     state = read_state(run_dir)
     if queued := [s for answer in state.jobs for s in answer.states if not s.over]:
         return [f"job {queued[0].job} is {queued[0].state}: opensora-launch cancel {run_dir} ends it"]
-    alive = [beat for attempt in state.at_work for beat in attempt.beats if is_alive(beat)]
+    alive = [beat for attempt in state.at_work for beat in attempt.beats if is_rank_alive(beat)]
     return [f"it is still running: rank {b.rank} on {b.host} (pid {b.pid}); end it first" for b in alive[:1]]
 
 

@@ -8,10 +8,10 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.files import read_plan
-from opensora_launch.telemetry.events import Step, read_first_step
+from opensora_launch.telemetry.events import Step, read_first_step, read_meta
 from opensora_launch.telemetry.stall import Beat
 
-LEAST_SHARE = 0.02  # must be done since work began before the rest is estimated
+_LEAST_SHARE = 0.02  # must be done since work began before the rest is estimated
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ def share_done(beats: Sequence[Beat]) -> float | None:
 
 def seconds_left(share: float | None, start: WorkStart | None, now: float) -> float | None:
     """Seconds left at the pace since the first step, excluding loading; None if unknown or if nothing remains."""
-    if share is None or start is None or share >= 1 or share - start.share < LEAST_SHARE:
+    if share is None or start is None or share >= 1 or share - start.share < _LEAST_SHARE:
         return None
     return (now - start.time_s) * (1 - share) / (share - start.share)
 
 
 def work_start(attempts: Sequence[AttemptDir]) -> WorkStart | None:
     """When work began, by the ranks' events; None before any rank has finished a step."""
-    found = [first for attempt in attempts for path in attempt.all_events() if (first := read_first_step(path))]
+    paths = [path for attempt in attempts for path in attempt.all_events()]
+    found = [(meta, step) for path in paths if (step := read_first_step(path)) and (meta := read_meta(path))]
     if not found:
         return None
     try:

@@ -47,5 +47,12 @@ def work_began(attempt: Path, start_epoch_s: float, *steps: int, rank: int = 0) 
 
 
 def _meta(rank: int, start_epoch_s: float, **more: Any) -> Meta:
-    facts = {"world": 2, "local_rank": rank, "host": "h", "device": "cpu", "device_name": "c", "threads": 1}
+    facts: dict[str, Any] = {
+        "world": 2,
+        "local_rank": rank,
+        "host": "h",
+        "device": "cpu",
+        "device_name": "c",
+        "threads": 1,
+    }
     return Meta(rank=rank, start_s=0.0, start_epoch_s=start_epoch_s, layouts={}, **facts, **more)

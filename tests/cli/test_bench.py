@@ -76,7 +76,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         (["gpus=[]"], "gpus=[] must be counts of GPUs"),
         (["repeats=²"], "repeats=² must be a whole number"),
         (["sampling.num_steps=0"], "sampling.num_steps=0 must be at least 1"),
-        (["gpus=[2x2]"], "topology.nodes=2: launcher=torchrun starts the ranks of one machine"),
+        (["gpus=[2x2]"], "topology.nodes=2: launcher=torchrun starts ranks on one machine"),
         (["layout.ring=3"], "ring"),
         (["--prompts", "none.txt"], "none.txt: no such file"),
     ],

@@ -230,7 +230,7 @@ def test_a_full_disk_costs_the_report_and_not_the_run(
     assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
     said = capsys.readouterr()
     assert f"no report, Is a directory; make room, then: opensora-launch report {run}\n" in said.out
-    assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are not seen\n"
+    assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are ignored\n"
 
 
 def test_a_disk_that_is_full_from_the_start(empty_folder: Path) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.top import is_over
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.live import TAIL_BYTES
-from opensora_launch.runs.state import Launched, read_attempts, record_launch
+from opensora_launch.runs.state import Launched, is_over, read_attempts, record_launch
 from opensora_launch.telemetry.samples import read_samples
 from opensora_launch.telemetry.stall import Beat
 from tests.cli.runs import made_run, on_gpus, sampled

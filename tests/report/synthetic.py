@@ -18,8 +18,8 @@ from opensora_launch.telemetry.events import (
     End,
     Event,
     Meta,
+    PhaseSpan,
     RankEvents,
-    Span,
     Step,
     end_line,
     event_line,
@@ -45,7 +45,7 @@ class Simulation:
         self.zero = {name: 5000.0 + 977.0 * n for n, name in enumerate(names)}  # each host's own clock
         self.now = [0.0] * self.world  # true seconds since the first rank's start
         self.start = [0.0] * self.world
-        self.spans: list[list[Span]] = [[] for _ in range(self.world)]
+        self.spans: list[list[PhaseSpan]] = [[] for _ in range(self.world)]
         self.steps: list[list[Step]] = [[] for _ in range(self.world)]
         self.collectives: list[list[Collective]] = [[] for _ in range(self.world)]
         self.counts: dict[tuple[int, ...], int] = defaultdict(int)
@@ -61,7 +61,7 @@ class Simulation:
         self.truth[rank][part] += seconds
 
     def phase(self, rank: int, phase: str, begun: float, video: str | None = None) -> None:
-        self.spans[rank].append(Span(phase, self.clock(rank, begun), self.clock(rank, self.now[rank]), video))
+        self.spans[rank].append(PhaseSpan(phase, self.clock(rank, begun), self.clock(rank, self.now[rank]), video))
 
     def meet(self, axis: str, ranks: tuple[int, ...], seconds: float, idle: Sequence[int] = ()) -> None:
         """A collective: all wait for the last, then all are in it for `seconds`. It is idle time on `idle` ranks."""

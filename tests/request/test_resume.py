@@ -152,8 +152,8 @@ def test_a_dry_run_of_what_is_missing(run: Path, capsys: pytest.CaptureFixture[s
         ("plan.json", '{"schema": 1, "a": 1}', "Object missing required field `version`"),
         ("plan.json", '{"schema": 1, "version": 2}', "Expected `str`, got `int` - at `$.version`"),
         ("config.yaml", "a: [1,\nb: {", "while parsing a flow"),
-        ("config.yaml", "- a", "it holds no keys"),
-        ("overrides.json", '{"a": 1}', "it is no list of words"),
+        ("config.yaml", "- a", "it has no keys"),
+        ("overrides.json", '{"a": 1}', "it is not a list of words"),
     ],
 )
 def test_a_damaged_run_is_told(name: str, text: str, said: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

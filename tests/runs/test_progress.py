@@ -16,7 +16,15 @@ from tests.cli.runs import work_began
 
 
 def beat(phase: str = "denoise", **more: Any) -> Beat:
-    given = {"rank": 0, "host": "h", "pid": 1, "time_s": 1.0, "state": "running", "phase": phase, "videos": 4}
+    given: dict[str, Any] = {
+        "rank": 0,
+        "host": "h",
+        "pid": 1,
+        "time_s": 1.0,
+        "state": "running",
+        "phase": phase,
+        "videos": 4,
+    }
     return Beat(**(given | more))
 
 

@@ -44,7 +44,7 @@ def test_the_rank(env: dict[str, str], rank: Rank) -> None:
 
 @pytest.mark.parametrize("step", [STEP, ONE_A_NODE])
 def test_two_worlds_are_refused(step: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="one torchrun a node"):
+    with pytest.raises(UserError, match="one torchrun per node"):
         Rank.from_env(TORCHRUN | step)
 
 
