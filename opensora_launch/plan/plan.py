@@ -158,8 +158,13 @@ def rows_per_step(video: VideoRequest, latent_frames: int, prune: bool) -> tuple
     return row_counts(video.guidance, video.text == video.negative, has_condition, latent_frames, prune)
 
 
-def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str) -> Plan:
-    """Resolve a request. Raise a UserError with every problem if it cannot be planned."""
+def make_plan(
+    run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str, *, by_rule: bool = False
+) -> Plan:
+    """Resolve a request. Raise a UserError with every problem if it cannot be planned.
+
+    `by_rule` chooses the layout by rule, as for an unknown card: then no problem is about memory.
+    """
     problems = geometry_problems(run.video, run.model.mmdit) + placement_problems(run.placement)
     problems += early_problems(run, machine.device, machine.ranks, machine.gpus_per_node)
     if problems:
@@ -167,7 +172,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
     precision = _precision(run, machine)
     geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
     threads = run.launcher.threads_per_rank
-    layouts, placement, batch = _arranged(run, machine, geometry, videos)
+    layouts, placement, batch = _arranged(run, machine, geometry, videos, by_rule)
     return Plan(
         schema=SCHEMA,
         version=version,
@@ -201,7 +206,7 @@ def _precision(run: RunConfig, machine: Machine) -> str:
 
 
 def _arranged(
-    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest]
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest], by_rule: bool
 ) -> tuple[tuple[tuple[int, Layout], ...], Placement, int]:
     """Choose layouts, placement and batch size.
 
@@ -219,9 +224,9 @@ def _arranged(
         total_tokens=geometry.total_tokens,
         rules=rules_of(run.model.mmdit, run.engine, first),
     )
-    by_rule = layouts_by_rows(facts, fixed)  # raises if no layout is possible
-    if not (run.hardware.known and machine.device == "cuda" and videos):
-        return by_rule, first, size
+    layouts = layouts_by_rows(facts, fixed)  # raises if no layout is possible
+    if by_rule or not (run.hardware.known and machine.device == "cuda" and videos):
+        return layouts, first, size
     work, size, found = _best_batch(run, machine, geometry, videos)
     if problems := fit_problems(work, fixed, found):
         raise UserError("this run does not fit in GPU memory", problems)

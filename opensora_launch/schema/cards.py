@@ -1,6 +1,9 @@
 """GPU cards: the schema of the `hardware` group, which configs/hardware/*.yaml fill."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
+from typing import Any
+
+from opensora_launch.schema.settings import settings
 
 # Efficiency of a card for which none was fitted: the share of its peak up to EFFICIENT_TFLOPS. Larger cards reach less.
 EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0
@@ -8,7 +11,7 @@ LINK_EFFICIENCY = {"nvlink": 0.45, "pcie": 0.629}
 PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # per generation: 16 lanes, one way
 
 
-@dataclass
+@settings
 class Card:
     """A card; `name` null stands for the one that NVML finds.
 
@@ -54,16 +57,12 @@ def slowest(cards: list[Card]) -> Card:
     first = cards[0]
     if len(cards) == 1:
         return first
-    merged = Card(name="+".join(str(card.name) for card in cards), form_factor=first.form_factor)
-    for item in fields(Card):
-        values = [getattr(card, item.name) for card in cards]
-        if item.name in ("name", "nvml_names", "mixed", "form_factor"):
-            continue
-        if item.name == "tdp_w":
-            merged.tdp_w = sum(values) / len(values)
-        elif item.name == "price_usd":
-            merged.price_usd = None if None in values else sum(values) / len(values)
-        else:
-            setattr(merged, item.name, None if None in values else min(values))
-    merged.nvlink_gpus = first.nvlink_gpus if merged.nvlink_gb_s else 1
-    return merged
+    merged: dict[str, Any] = {"name": "+".join(str(card.name) for card in cards), "form_factor": first.form_factor}
+    for name in (item.name for item in fields(Card)):
+        values = [getattr(card, name) for card in cards]
+        if name in ("tdp_w", "price_usd"):
+            merged[name] = None if None in values else sum(values) / len(values)
+        elif name not in ("name", "nvml_names", "mixed", "form_factor"):
+            merged[name] = None if None in values else min(values)
+    merged["nvlink_gpus"] = first.nvlink_gpus if merged["nvlink_gb_s"] else 1
+    return Card(**merged)

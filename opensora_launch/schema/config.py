@@ -1,14 +1,15 @@
 """The config of a run: the schema against which Hydra checks every YAML file and override.
 
-The dataclasses are not frozen, because Hydra writes overrides into them. The next step turns them into a frozen `Plan`,
-and no code after `plan` reads a config. Units are part of the names. `None` means that the launcher decides.
+The dataclasses are final once constructed (`settings`). The next step turns them into a `Plan`, and no code after
+`plan` reads a config. Units are part of the names. `None` means that the launcher decides.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.prices import EstimateConfig
+from opensora_launch.schema.settings import settings
 from opensora_launch.schema.slurm import SlurmConfig
 
 MAX_COUNT = 10_000  # steps and samples, for a run and for one prompt: more is a typing error
@@ -92,7 +93,7 @@ class AttentionKind(StrEnum):
     reference = "reference"
 
 
-@dataclass
+@settings
 class MmditConfig:
     """The transformer, with Open-Sora's public names and Open-Sora 2.0's values as defaults."""
 
@@ -114,7 +115,7 @@ class MmditConfig:
     patch_size: int = 2
 
 
-@dataclass
+@settings
 class VaeConfig:
     """The Hunyuan causal VAE. A video that is smaller than a tile is not tiled."""
 
@@ -132,7 +133,7 @@ class VaeConfig:
     tile_overlap: float = 0.25
 
 
-@dataclass
+@settings
 class TextConfig:
     """Lengths to which the text encoders pad or cut a prompt, in tokens."""
 
@@ -140,7 +141,7 @@ class TextConfig:
     clip_max_length: int = 77
 
 
-@dataclass
+@settings
 class ModelConfig:
     """The networks and their files; paths are relative to `folder`."""
 
@@ -158,7 +159,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
 
-@dataclass
+@settings
 class VideoConfig:
     """The size of the videos, from the public size table; `resolution` null: `height_px` and `width_px` give it."""
 
@@ -170,7 +171,7 @@ class VideoConfig:
     fps: int = 24
 
 
-@dataclass
+@settings
 class TopologyConfig:
     """The ranks: one per GPU, or CPU processes on a machine without GPUs."""
 
@@ -183,7 +184,7 @@ class TopologyConfig:
     node_link_gb_s: float = 25.0  # from a GPU to other nodes, one way; 25 is 200 Gbit/s
 
 
-@dataclass
+@settings
 class LayoutConfig:
     """Degrees of the mesh axes; null: the planner chooses. Their product is the number of ranks."""
 
@@ -194,7 +195,7 @@ class LayoutConfig:
     tp: int | None = None  # ranks share the weights, by heads and feed-forward; needs the fastest links
 
 
-@dataclass
+@settings
 class PlacementConfig:
     """Where the transformer's weights are kept; null: the planner chooses (`fit`). It does not change the video."""
 
@@ -205,7 +206,7 @@ class PlacementConfig:
     storage: Storage = Storage.full
 
 
-@dataclass
+@settings
 class NumericsConfig:
     """How matrix products are computed on a GPU. These settings replace torch's defaults."""
 
@@ -213,7 +214,7 @@ class NumericsConfig:
     reduced_sums: bool = True  # bf16 and fp16 products may add partial sums in that type, as the reference does
 
 
-@dataclass
+@settings
 class SamplingConfig:
     """How videos are sampled; defaults are Open-Sora 2.0's."""
 
@@ -236,7 +237,7 @@ class SamplingConfig:
     state_dtype: str = "fp32"  # bf16: round latents and timesteps as the reference does
 
 
-@dataclass
+@settings
 class LauncherConfig:
     """How ranks are started and watched."""
 
@@ -247,7 +248,7 @@ class LauncherConfig:
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
-@dataclass
+@settings
 class EnvConfig:
     """The ranks' environment: `set` gives values for unset variables, `unset` lists variables to remove."""
 
@@ -266,7 +267,7 @@ class EnvConfig:
     )
 
 
-@dataclass
+@settings
 class RunConfig:
     """The whole config of a run; each field is a group or a top-level key of Hydra's config."""
 

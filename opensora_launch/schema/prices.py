@@ -1,7 +1,9 @@
 """Prices and demand for estimates: the part of the schema under `estimate`."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+
+from opensora_launch.schema.settings import settings
 
 
 class CardOrder(StrEnum):
@@ -11,7 +13,7 @@ class CardOrder(StrEnum):
     memory = "memory"
 
 
-@dataclass
+@settings
 class EstimateConfig:
     """Inputs of `opensora-launch estimate`; no other verb reads them. Money is in US dollars."""
 

@@ -1,7 +1,9 @@
 """Options of a batch job on a cluster: the part of the schema under `launcher.slurm`."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+
+from opensora_launch.schema.settings import settings
 
 
 class Starter(StrEnum):
@@ -23,7 +25,7 @@ class Container(StrEnum):
     apptainer = "apptainer"
 
 
-@dataclass
+@settings
 class SlurmConfig:
     """The batch job. The topology gives nodes and ranks; null leaves an option to the site's default."""
 

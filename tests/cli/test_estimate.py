@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.estimate_print import show
-from opensora_launch.cli.picture import bars_svg
+from opensora_launch.cli.bar_picture import bars_svg
+from opensora_launch.cli.estimate_text import value_text
 from opensora_launch.estimate.figures import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +207,7 @@ def test_wrong_questions(argv: list[str], said: str, capsys: pytest.CaptureFixtu
     ],
 )
 def test_numbers_as_people_read_them(value: float | str | None, unit: str, text: str) -> None:
-    assert show(Figure("k", "l", value, unit)) == text
+    assert value_text(Figure("k", "l", value, unit)) == text
 
 
 def test_it_is_quick_and_needs_no_torch(empty_folder: Path) -> None:

@@ -19,13 +19,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_launch.engines.native import Source, load_transformer
-from opensora_launch.engines.tensor_parallel import cut_transformer
+from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.placed_weights import place_transformer
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.parallel.attention import sharded_attention
 from opensora_launch.parallel.mesh import Axis, build_meshes
+from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
@@ -79,8 +80,8 @@ def forward_peak(case: dict[str, Any]) -> int:
     text, video = min(TEXT, own), max(0, own - TEXT)
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in MMDiT(cfg).state_dict().items()}
-    target = (torch.device("cpu"), dtype)
-    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, target, lambda nbytes: None)
+    cpu = torch.device("cpu")
+    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, cpu, dtype, lambda nbytes: None)
     inputs = {
         "img": torch.zeros(rows, video, cfg.in_channels),
         "img_ids": torch.zeros(rows, video, 3),
@@ -104,8 +105,8 @@ def placed_peak(case: dict[str, Any]) -> int:
     placement, ranks, rows = msgspec.convert(case["placement"], Placement), case["ranks"], 1
     vars(mmdit)["TOKENS_AT_ONCE"] = 512
     axis = Axis("weights", tuple(range(ranks)), 0, dist.new_group(list(range(ranks))), lambda *_: nullcontext())
-    source = Source(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
-    loaded = load_transformer(source, placement, (axis, axis), lambda nbytes: None)
+    source = WeightSource(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
+    loaded = place_transformer(source, placement, axis, axis, lambda nbytes: None)
     held = sum(p.numel() * p.element_size() for p in loaded.module.parameters())
     for x in loaded.blocks.placed if loaded.blocks else ():
         held += x.share.numel() if x.resident or placement.offload is Offload.none else 0

@@ -36,6 +36,7 @@ from opensora_launch.schema.config import (
     TopologyConfig,
     VideoConfig,
 )
+from tests.configs import changed
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plans.txt"
@@ -133,9 +134,7 @@ def test_short_videos_are_made_in_batches() -> None:
     short = VideoConfig("256px", num_frames=1)
 
     def run(**more: Any) -> RunConfig:
-        made = run_of("h100_sxm", **more)
-        made.video = short
-        return made
+        return changed(run_of("h100_sxm", **more), video=short)
 
     work, (best, *_) = predict(run(), machine(1), videos(8))
     one = predict(run(sampling=SamplingConfig(batch_size=1)), machine(1), videos(8))[1][0]
@@ -156,8 +155,7 @@ def test_the_refusal_says_what_would_fit() -> None:
     many = run_of("rtx4090", placement=PlacementConfig(offload=Offload.host, resident_blocks=57))
     with pytest.raises(UserError, match=r"; placement\.offload=host placement\.resident_blocks=\d+ fits in"):
         make_plan(many, machine(1), videos(), "0")
-    small = run_of("rtx3080")
-    small.hardware.memory_gib = 6.0
+    small = changed(run_of("rtx3080"), hardware__memory_gib=6.0)
     work, found = predict(small, machine(1), videos())
     assert not ways_to_fit(work, LayoutConfig())
     (line,) = fit_problems(work, LayoutConfig(), found)
@@ -166,8 +164,8 @@ def test_the_refusal_says_what_would_fit() -> None:
 
 def test_remedies_suggest_common_numbers_of_gpus() -> None:
     """The suggested number is the first common number of GPUs that fits."""
-    asked = run_of("l4")
-    asked.video.num_frames, asked.model.vae.tile_frames, asked.hardware.memory_gib = 1025, 64, 16.0
+    changes = {"video__num_frames": 1025, "model__vae__tile_frames": 64, "hardware__memory_gib": 16.0}
+    asked = changed(run_of("l4"), **changes)
     work, found = predict(asked, machine(1), videos())
     (line,) = fit_problems(work, LayoutConfig(), found)
     offered = re.search(r"; (\d+) GPUs fit with placement", line)

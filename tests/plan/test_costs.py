@@ -105,9 +105,7 @@ def test_traffic_of_a_row_on_eight_gpus() -> None:
     assert row_traffic(OPEN_SORA_2, LARGE, Layout(cfg=8)) == row_traffic(OPEN_SORA_2, LARGE, Layout())
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(NETWORKS) - {"mochi_1"})
-)  # its text stream is not in the blocks
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"mochi_1"}))  # its text stream is not in the blocks
 def test_published_parameters_are_near_the_blocks(name: str) -> None:
     net = NETWORKS[name]
     assert weight_count(replace(net, parameters=None)) == pytest.approx(weight_count(net), rel=0.3)
