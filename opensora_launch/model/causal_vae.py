@@ -3,7 +3,7 @@
     B videos   C channels   T frames   H height   W width, all at the level of the layer
 
 For a tile of 129 frames of 256 x 256 pixels, an activation of the last layers takes 2 GiB in bf16, and some have more
-than 2^31 numbers. So above CHUNK_NUMBERS, norm, upsampling and convolution run together on some of the frames at a
+than 2^31 numbers. So above VAE_CHUNK_NUMBERS, norm, upsampling and convolution run together on some of the frames at a
 time, and a convolution overwrites its input from the last frames to the first, since outputs only look back. At most
 three activations of 128 channels are alive. Attention runs frame by frame: a frame sees itself and earlier frames, so
 no mask of (T H W)^2 is ever built. (The class of diffusers has the same weights and results, without these savings.)
@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opensora_launch.schema.config import VaeConfig
+from opensora_launch.schema.model_constants import VAE_CHUNK_NUMBERS
 
 _NORM_EPS = 1e-6
-CHUNK_NUMBERS = 2**27  # numbers of a convolution's input or output at once
 SPACE_LEVELS, TIME_LEVELS = (0, 1, 2), (1, 2)  # blocks that halve or double space and time: 8 and 4 in all
 
 
@@ -50,7 +50,7 @@ class CausalConv3d(nn.Module):
         out_height, out_width = ((n - 1) // s + 1 for n, s in zip((height, width), self.stride[1:], strict=True))
         inputs = batch * self.conv.in_channels * (height + around) * (width + around)
         outputs = batch * self.conv.out_channels * out_height * out_width
-        at_once = max(1, (CHUNK_NUMBERS // max(inputs, outputs) - around) // self.stride[0])
+        at_once = max(1, (VAE_CHUNK_NUMBERS // max(inputs, outputs) - around) // self.stride[0])
         count = (length - 1) // self.stride[0] + 1
         if count <= at_once:
             return self._some(frames, 0, count)
@@ -75,7 +75,7 @@ class CausalConv3d(nn.Module):
 
 def normed_conv(norm: nn.GroupNorm, conv: CausalConv3d, x: Tensor, into: Tensor | None = None) -> Tensor:
     """Compute conv(silu(norm(x))), B C T H W to B D t h w. `into` may be overwritten, and may be x itself."""
-    if x.numel() <= CHUNK_NUMBERS:
+    if x.numel() <= VAE_CHUNK_NUMBERS:
         normed = F.silu(norm(x), inplace=True)
         return conv.over(x.shape, lambda first, stop: normed[:, :, first:stop], into)
     scale, shift = scale_and_shift(norm, x)
@@ -118,7 +118,7 @@ class ResnetBlock(nn.Module):
         hidden = normed_conv(self.norm2, self.conv2, hidden, into=hidden)
         if self.conv_shortcut is None:
             return hidden.add_(x)
-        at_once = max(1, CHUNK_NUMBERS // x[:, :, 0].numel())
+        at_once = max(1, VAE_CHUNK_NUMBERS // x[:, :, 0].numel())
         for out, part in zip(hidden.split(at_once, dim=2), x.split(at_once, dim=2), strict=True):
             out += self.conv_shortcut(part)
         return hidden

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opensora_launch.schema.config import TIME_CHANNELS
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 _NORM_EPS = 1e-6
 

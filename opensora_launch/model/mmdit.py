@@ -26,7 +26,8 @@ from opensora_launch.model.layers import (
     modulate,
     timestep_embedding,
 )
-from opensora_launch.schema.config import TIME_CHANNELS, TOKENS_AT_ONCE, MmditConfig
+from opensora_launch.schema.config import MmditConfig
+from opensora_launch.schema.model_constants import TIME_CHANNELS, TOKENS_AT_ONCE
 
 QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
 

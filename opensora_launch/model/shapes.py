@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from opensora_launch.model.tiles import SPACE, tile_problems, tiles_of
-from opensora_launch.schema.config import TIME_CHANNELS, MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.schema.config import MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 TensorShape = tuple[int, ...]
 Shapes = dict[str, TensorShape]

@@ -1,4 +1,4 @@
-"""What every batch script of ours runs, once its settings are said."""
+"""The part that all batch scripts share, after their settings."""
 
 BODY = r"""# ---- identical in every script
 set -uo pipefail

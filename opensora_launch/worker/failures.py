@@ -13,9 +13,9 @@ import torch
 
 from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
-from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
+from opensora_launch.runs.alive import is_process_gone
+from opensora_launch.telemetry.failure import Failure, failure_at, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat, read_heartbeats
 from opensora_launch.telemetry.stall import Verdict, find_guilty
 from opensora_launch.worker.rank import Rank
@@ -107,27 +107,11 @@ def _peer_failure(attempt: AttemptDir, me: Rank) -> Failure | None:
             return None
         time.sleep(0.05)
     beats = read_heartbeats(attempt.heartbeats)
-    here = [b for b in beats if b.state == "running" and b.host == socket.gethostname()]
-    if dead := [b for b in here if not processes.is_alive(b.pid)]:
-        gone = dead[0]
-        where = f"phase {gone.phase}" + (f", step {gone.step} of {gone.video}" if gone.step is not None else "")
-        message = f"rank {gone.rank} (pid {gone.pid}) died without a word in {where}: killed, or out of memory"
-        return _failure_of(attempt, Verdict(gone.rank, "gone", message, 0.0))
-    return _failure_of(attempt, find_guilty(beats, time.time(), me.rank))
+    gone = [b.rank for b in beats if is_process_gone(b)]
+    return _failure_of(attempt, find_guilty(beats, time.time(), me.rank, gone=gone))
 
 
 def _failure_of(attempt: AttemptDir, verdict: Verdict) -> Failure:
-    """Return the record of a rank that cannot write its own, with what its last heartbeat says."""
-    rank = verdict.rank
-    beat = next((b for b in read_heartbeats(attempt.heartbeats) if b.rank == rank), None)
-    if rank is None or beat is None:
-        return Failure(rank=-1 if rank is None else rank, host="unknown", kind="stalled", message=verdict.message)
-    return Failure(
-        rank=rank,
-        host=beat.host,
-        kind="stalled",
-        message=verdict.message,
-        phase=beat.phase,
-        step=beat.step,
-        collective=beat.collective,
-    )
+    """Return the record of a rank that cannot write its own, at the place of its last heartbeat."""
+    beat = next((b for b in read_heartbeats(attempt.heartbeats) if b.rank == verdict.rank), None)
+    return failure_at(-1 if verdict.rank is None else verdict.rank, beat, "stalled", verdict.message)

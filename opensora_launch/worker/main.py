@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch.distributed as dist
 
 from opensora_launch import exit_codes
@@ -102,7 +103,7 @@ def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[AttemptDir, P
     attempt.path.mkdir(parents=True, exist_ok=True)  # this host may not share the first rank's disk
     data = json.loads(text)
     if verify:
-        return attempt, VerifySpec.from_dict(data)
+        return attempt, msgspec.convert(data, VerifySpec)
     plan = Plan.from_dict(data)
     if plan.machine.ranks != me.world:
         raise UserError(

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     me = Rank.from_env(os.environ)
     redirect_output(folder / f"rank{me.rank}.log")
     try:
-        spec = ProbeSpec.from_dict(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
+        spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=ProbeSpec)
         set_numerics(spec.threads_per_rank, NumericsConfig())
         device = pick_device(spec.device, me)
         join(me)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         leave(exit_codes.FAILURE)
     if me.rank == 0:
-        (folder / "probe.json").write_text(json.dumps(result.to_dict()), encoding="utf-8")
+        (folder / "probe.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
     dist.destroy_process_group()
     return 0
 

@@ -8,22 +8,20 @@ Whether an owner is alive shows only by watching its heartbeat: one written a mo
 """
 
 import json
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opensora_launch.machine import processes
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, create_once
+from opensora_launch.runs.alive import ALIVE_S, is_process_gone
 from opensora_launch.telemetry.heartbeat import read_beat
 
-STALE_S = 30.0  # without a heartbeat, of which there are two per second: its host is gone
-QUEUE_POLL_S = 0.5  # between two looks at a heartbeat that must move or become stale
+QUEUE_POLL_S = 0.5  # between two looks at a heartbeat that must move or go stale
 WATCHED_S = 5.0  # an older look at a heartbeat says nothing about now
-WAIT = -1  # `take` returns it to be asked again in a moment
+WAIT = -1  # of `take`: ask again in a moment
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ class Queue:
         if last >= 0:
             path = folder / f"{name}.{last}.json"
             claim = _read(path)
-            if not claim and time.time() - path.stat().st_mtime < STALE_S:
-                return None  # somebody is writing it
+            if not claim and time.time() - path.stat().st_mtime < ALIVE_S:
+                return None  # it is being written
             owner = Claimant(*(str(claim.get(name)) for name in Claimant._fields))
             if owner not in known:
                 known[owner] = self._lives(owner)
@@ -111,12 +109,12 @@ class Queue:
             return True  # if it dies, this rank ends too
         if self._owner.job and owner.job == self._owner.job:
             return False  # an earlier start of our own job, which cannot run twice
-        if beat.host == socket.gethostname() and not processes.is_alive(beat.pid):
+        if is_process_gone(beat):
             return False
         return self._moves(owner, beat.time_s)
 
     def _moves(self, owner: Claimant, time_s: float) -> bool | None:
-        """Whether a heartbeat moved since the last look; False once it stood for STALE_S, by its clock or ours."""
+        """Whether a heartbeat has moved since the last look; False once it stands for ALIVE_S, by its clock or ours."""
         now = time.monotonic()
         look = self._looks.get(owner)
         if look and now - look.last_s < WATCHED_S:
@@ -127,7 +125,7 @@ class Queue:
         self._looks[owner] = _Look(time_s, since_s, now)
         if moved:
             return True
-        return False if max(time.time() - time_s, now - since_s) >= STALE_S else None
+        return False if max(time.time() - time_s, now - since_s) >= ALIVE_S else None
 
 
 def finished(run_dir: RunDir, videos: Sequence[VideoRequest]) -> bool:

@@ -24,7 +24,7 @@ from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.costs import tensor_parallel_bytes, tensor_parallel_calls
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import VideoSize, memory_of
-from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig
@@ -103,7 +103,7 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(tmp_path):
     held = []
     for tp in (2, 5):
         results = run_ranks(tp, tmp_path, on_rank, Layout(tp=tp), rows, SMALL)
-        counted = rows * tensor_parallel_bytes(net, Shape(2, 9, TEXT), tp, element_bytes=8)
+        counted = rows * tensor_parallel_bytes(net, TokenGrid(2, 9, TEXT), tp, element_bytes=8)
         for distance, sent, _ in results:
             assert distance < 1e-12
             assert len(sent["tp"]) == tensor_parallel_calls(net)
@@ -114,7 +114,7 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(tmp_path):
         held.append([parameters for _, _, parameters in results])
     for tp, most in ((2, max(held[0])), (5, max(held[1]))):
         memory = memory_of(
-            net, Shape(2, 9, TEXT), Layout(tp=tp), VideoSize(16, 16, 5, None),
+            net, TokenGrid(2, 9, TEXT), Layout(tp=tp), VideoSize(16, 16, 5, None),
             rows=1, gpus_per_node=tp, placement=Placement(), element_bytes=1,
         )  # fmt: skip
         assert memory.weights == pytest.approx(most, rel=0.05)  # the biases are not counted as cut

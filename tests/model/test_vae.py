@@ -197,7 +197,7 @@ def test_a_convolution_in_parts_of_the_frames_is_the_same(
     x = torch.randn(1, 2, frames, 5, 6, dtype=torch.float64)
     whole = conv(x)
     for at_once in (1, 2, 3):
-        monkeypatch.setattr(causal_vae, "CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
+        monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
         torch.testing.assert_close(conv(x), whole, atol=1e-14, rtol=0)
 
 
@@ -211,7 +211,7 @@ def test_layers_in_parts_of_the_frames_are_the_same(
     latent, pixels = TENSORS["latent"][..., :4, :5].to(dtype), TENSORS["pixels"][..., :40, :32].to(dtype)
     want = [decode_latents(whole, CFG, latent, UNTILED), encode_pixels(whole, pixels, UNTILED)]
     for numbers in (1, 3000, 30000):
-        monkeypatch.setattr(causal_vae, "CHUNK_NUMBERS", numbers)
+        monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", numbers)
         got = [decode_latents(whole, CFG, latent, UNTILED), encode_pixels(whole, pixels, UNTILED)]
         bound = 1e-12 if dtype == torch.float64 else 3e-5
         for a, b in zip(got, want, strict=True):

@@ -58,7 +58,7 @@ def test_requeued_by_hand_and_by_a_partition_that_goes_first(
     followed.process.send_signal(signal.SIGINT)
     code, said = followed.end()
     assert code == 130
-    assert f"job {followed.run.job} goes on\n" in said
+    assert f"job {followed.run.job} continues\n" in said
     assert f"cancel: opensora-launch cancel {followed.run.folder}\n" in said
     assert cluster.run("scontrol", "requeue", followed.run.job).returncode == 0
     low.wait_for_step(15)
@@ -99,7 +99,7 @@ def test_a_job_whose_rank_is_killed(cluster: Cluster, long_picture: bytes, tmp_p
     code, said = followed.end()
     assert code == 1
     assert f"job {run.job}: FAILED n1" in said
-    assert "1 of 1 videos are missing" in said
+    assert "1 of 1 videos is missing" in said
     status = run.status()
     assert "attempt 0: over, its job is FAILED" in status
     assert "rank 0 on n1: lost" in status

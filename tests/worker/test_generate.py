@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -47,7 +48,7 @@ def make(plan: Plan, run_dir: Path) -> dict[str, bytes]:
 def prepare(plan: Plan, run_dir: Path) -> Path:
     attempt = run_dir / "attempts" / "0"
     attempt.mkdir(parents=True)
-    text = json.dumps(plan.to_dict())
+    text = json.dumps(asdict(plan))
     (run_dir / "plan.json").write_text(text)
     (attempt / "plan.json").write_text(text)
     return attempt

@@ -110,7 +110,7 @@ def test_the_launcher_goes_on_with_shares_under_a_real_limit(tmp_path: Path) -> 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "ran out of memory in phase load\ngoing on from there with weights spread over a node\n" in run.stderr
+    assert "ran out of memory in phase load\ncontinuing from there with weights spread over a node\n" in run.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     first, second = (json.loads((folder / "attempts" / k / "plan.json").read_text()) for k in ("0", "1"))
     assert (first["placement"]["shard"], second["placement"]["shard"]) == ("none", "node")

@@ -18,7 +18,7 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.placement import Placement, in_words
+from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.plan import Plan
 from opensora_launch.schema.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
 from opensora_launch.worker.cases import Ranks, read_case, run_case
@@ -86,7 +86,9 @@ def cases_on_rank(ranks: int) -> dict[str, bool]:
         want = run_case(case, Ranks(by_rows, node, Placement(), kernel), unrecorded)
         for placement in AS_PLACED:
             got = run_case(case, Ranks(by_rows, node, placement, kernel), unrecorded)
-            same[f"{path.stem} {in_words(placement)}"] = all(torch.equal(got[name], x) for name, x in want.items())
+            same[f"{path.stem} {placement_text(placement)}"] = all(
+                torch.equal(got[name], x) for name, x in want.items()
+            )
     return same
 
 
@@ -135,7 +137,7 @@ def stored(tmp_path: Path) -> ModelConfig:
     return replace(TINY, init=Init.checkpoint, folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("placement", [Placement(), *AS_PLACED], ids=in_words)
+@pytest.mark.parametrize("placement", [Placement(), *AS_PLACED], ids=placement_text)
 def test_a_checkpoint_is_read_in_parts(placement, stored, tmp_path):
     """What three ranks put together from their shares of a file is what one reads whole."""
     (want,) = run_ranks(1, tmp_path, output_on_rank, stored, Placement())

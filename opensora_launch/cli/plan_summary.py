@@ -1,22 +1,22 @@
-"""A plan as text: what will be made, with how much work, arranged how."""
+"""A plan as text: what is made, how much work it is, and how the ranks share it."""
 
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from opensora_launch.plan.placement import in_words
+from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.rows import NUM_ROWS
 
 
-def plan_table(plan: Plan) -> str:
+def plan_summary(plan: Plan) -> str:
     """The plan in aligned lines of "name   value"."""
     lines = list(_facts(plan))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
 
 
-def row_forwards(plan: Plan) -> tuple[int, int]:
+def _row_forwards(plan: Plan) -> tuple[int, int]:
     """Row-forwards of all videos as planned, and as the reference computes them."""
     ours = sum(sum(_rows(plan, i)) for i in range(len(plan.videos)))
     theirs = sum(v.guidance.num_steps * (1 if v.guidance.distilled else NUM_ROWS) for v in plan.videos)
@@ -37,7 +37,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} video"
     yield from _videos(plan)
     yield from _work(plan)
-    yield "weights", in_words(plan.placement)
+    yield "weights", placement_text(plan.placement)
     for rows, layout in plan.layouts:
         yield f"layout, {rows} row{'s' if rows > 1 else ''}", str(layout)
     nodes = f" on {machine.nodes} nodes" if machine.nodes > 1 else ""
@@ -63,11 +63,11 @@ def _videos(plan: Plan) -> Iterator[tuple[str, str]]:
 def _work(plan: Plan) -> Iterator[tuple[str, str]]:
     steps = Counter(rows for i in range(len(plan.videos)) for rows in _rows(plan, i))
     each = ", ".join(f"{count} steps of {rows}" for rows, count in sorted(steps.items(), reverse=True))
-    ours, theirs = row_forwards(plan)
+    ours, theirs = _row_forwards(plan)
     fewer = f", {theirs / ours:.3f}x fewer" if theirs > ours else ""
     yield "rows", f"{each}: {ours} row-forwards; the reference computes {theirs}{fewer}"
 
 
 def command_lines(argv: Sequence[str]) -> str:
-    """The command as a shell takes it."""
+    """The command, quoted for a shell."""
     return f"  {shlex.join(argv)}"

@@ -2,26 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 
-from opensora_launch.cli import terminal
-from opensora_launch.estimate.per_card import FITS, NOT, CardEstimate
-from opensora_launch.estimate.topics import Line
-from opensora_launch.plan.work import Work
+from opensora_launch.cli.view import StyledLine
+from opensora_launch.estimate.card_ranking import FITS, NOT, CardEstimate
+from opensora_launch.estimate.figures import Figure
+from opensora_launch.plan.workload import Workload
 
 
-def lines_text(lines: Sequence[Line], title: str) -> Iterator[terminal.Line]:
-    """Label, value, and the arithmetic."""
+def figures_text(figures: Sequence[Figure], title: str) -> Iterator[StyledLine]:
+    """One line per figure: label, value, and the arithmetic."""
     label, value = (
-        max(len(text) for text in column) for column in zip(*((x.label, show(x)) for x in lines), strict=True)
+        max(len(text) for text in column)
+        for column in zip(*((one.label, value_text(one)) for one in figures), strict=True)
     )
     yield [(title, "bold")]
-    for line in lines:
+    for line in figures:
         how = f"  {line.how}" if line.how else ""
-        yield [(f"  {line.label:<{label}}  ", ""), (f"{show(line):>{value}}", "bold"), (how, "dim")]
+        yield [(f"  {line.label:<{label}}  ", ""), (f"{value_text(line):>{value}}", "bold"), (how, "dim")]
 
 
-def show(line: Line) -> str:
-    """A value as people read it."""
-    value, unit = line.value, line.unit
+def value_text(figure: Figure) -> str:
+    """A value with its unit."""
+    value, unit = figure.value, figure.unit
     if value is None or isinstance(value, str):
         return str(value or "-")
     if unit == "FLOP":
@@ -34,8 +35,8 @@ def show(line: Line) -> str:
     return f"{number} {unit}".strip()
 
 
-def cards_text(found: Sequence[CardEstimate], work: Work) -> Iterator[terminal.Line]:
-    """One line a card: memory first, then what the order asks for."""
+def cards_text(found: Sequence[CardEstimate], work: Workload) -> Iterator[StyledLine]:
+    """One line per card, in the given order."""
     size = work.video
     title = (
         f"{work.net.name}, {size.width_px} x {size.height_px}, {size.num_frames} frames, on {work.ranks} of each card"

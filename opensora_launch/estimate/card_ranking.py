@@ -1,4 +1,4 @@
-"""Which cards run this video, by predicted time, cost and watts; memory first: what does not fit runs nothing."""
+"""Rank cards for a video by predicted time, cost and power. Memory comes first, because it decides what runs at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,39 +10,41 @@ from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.fit import fit_problems, phase_of
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides
-from opensora_launch.plan.work import Work
-from opensora_launch.schema.config import CardOrder, EstimateConfig, HardwareConfig, LayoutConfig
+from opensora_launch.plan.workload import Workload
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import LayoutConfig
+from opensora_launch.schema.prices import CardOrder, EstimateConfig
 
 FITS, WITH_HELP, NOT = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class CardEstimate:
-    """One video on so many of one card. `seconds` and `cost` are None where it does not fit; usd where no price is."""
+    """One video on `gpus` of one card. `seconds` and `cost` are None if it does not fit, `usd` without a price."""
 
-    card: HardwareConfig
+    card: Card
     gpus: int
-    fit: int  # FITS replicated, WITH_HELP where the weights are placed otherwise, NOT at all
-    how: str  # the placement that makes it fit, or what it lacks
+    fit: int  # FITS (replicated), WITH_HELP (by another placement of the weights) or NOT
+    how: str  # the placement that makes it fit, or what is missing
     peak_gib: float
     seconds: float | None
     cost: OutputCost | None
     usd: float | None
-    watts: float  # of the whole machine at work
+    watts: float  # of all machines at full load
 
     @property
     def spare_gib(self) -> float:
         return self.card.memory_gib - self.peak_gib
 
 
-def video_flops(work: Work) -> float:
-    """FLOPs of the denoising of one video: steps x rows x FLOPs a row, as a batch of this size shares them."""
+def video_flops(work: Workload) -> float:
+    """Return the FLOPs for denoising one video: steps x rows x FLOPs per row, divided among the videos of a batch."""
     rows = sum(rows * count for rows, count in work.steps)
-    return rows * row_work(work.net, work.shape).flops * work.batches / max(work.videos, 1)
+    return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1)
 
 
-def build_of(card: HardwareConfig, gpus: int, prices: EstimateConfig) -> Build:
-    """A machine of such cards. Without a price for the card its parts have none either (see `has_price`)."""
+def build_of(card: Card, gpus: int, prices: EstimateConfig) -> Build:
+    """Describe a machine with these cards. The price is only valid if the card has one (see `has_price`)."""
     each = prices.gpu_usd if prices.gpu_usd is not None else card.price_usd or 0.0
     parts = (
         (f"{gpus} x {card.name}", gpus * each),
@@ -54,12 +56,13 @@ def build_of(card: HardwareConfig, gpus: int, prices: EstimateConfig) -> Build:
     return Build(gpus, float(card.tdp_w), prices.cpu_w, prices.other_w, parts)
 
 
-def has_price(card: HardwareConfig, prices: EstimateConfig) -> bool:
+def has_price(card: Card, prices: EstimateConfig) -> bool:
+    """Return whether a price for the card is configured or in the catalogue."""
     return prices.gpu_usd is not None or card.price_usd is not None
 
 
 def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, priced: bool) -> Running:
-    """What one GPU of the machine costs an hour: rent where it is given or there is no price, else the purchase."""
+    """Return the rates of one GPU: the rent if configured or if there is no price, else the price over the lifetime."""
     rent = prices.usd_per_gpu_hour
     if rent is None:
         owned = usd_per_gpu_hour(build, prices.life_months, prices.hours_per_month)
@@ -67,8 +70,8 @@ def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, pric
     return Running(flops_per_s, build.draw_w / build.gpus, rent, prices.usd_per_kwh)
 
 
-def estimate_card(work: Work, fixed: LayoutConfig, card: HardwareConfig, prices: EstimateConfig) -> CardEstimate:
-    """The best layout of this card, its weights placed so that they fit."""
+def estimate_card(work: Workload, fixed: LayoutConfig, card: Card, prices: EstimateConfig) -> CardEstimate:
+    """Estimate the best layout on this card, with the weights placed so that they fit."""
     mine = replace(work, card=card)
     found = options(mine, fixed)
     build = build_of(card, work.gpus_per_node, prices)
@@ -91,7 +94,7 @@ def estimate_card(work: Work, fixed: LayoutConfig, card: HardwareConfig, prices:
     return CardEstimate(card, work.ranks, fit, how, peak, seconds, cost, usd, watts)
 
 
-def _lacks(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> str:
+def _lacks(work: Workload, fixed: LayoutConfig, found: Sequence[Option]) -> str:
     least = min(found, key=lambda option: option.memory.peak)
     problems = fit_problems(work, fixed, found)
     remedy = problems[0].rpartition("; ")[2] if problems else ""
@@ -99,7 +102,7 @@ def _lacks(work: Work, fixed: LayoutConfig, found: Sequence[Option]) -> str:
 
 
 def rank_cards(found: Sequence[CardEstimate], order: CardOrder) -> list[CardEstimate]:
-    """Memory first: replicated, then placed otherwise, then not at all; within each by time, cost, watts or room."""
+    """Sort by how the video fits (FITS, WITH_HELP, NOT), and within each by time, cost, watts or spare memory."""
 
     def key(one: CardEstimate) -> tuple[int, float, float]:
         time = one.seconds if one.seconds is not None else one.peak_gib - one.card.memory_gib

@@ -1,19 +1,20 @@
-"""What is to be made, on what: all that the cost functions read. Pure."""
+"""The workload that the cost functions read: what is made, and on which machine. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 from opensora_launch.plan.memory import VideoSize
-from opensora_launch.plan.networks import Network, Shape
-from opensora_launch.schema.config import Engine, Fit, HardwareConfig, PlacementConfig, TopologyConfig
+from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Engine, Fit, PlacementConfig, TopologyConfig
 
 
 @dataclass(frozen=True)
-class Work:
-    """`steps` are (rows, how many steps have them) of a batch; `placement` is as it was asked for."""
+class Workload:
+    """Videos to make and the machine to make them on. `steps` are (rows, number of such steps) of one batch."""
 
     net: Network
-    shape: Shape
+    grid: TokenGrid
     video: VideoSize
     steps: tuple[tuple[int, int], ...]
     batches: int
@@ -21,9 +22,9 @@ class Work:
     ranks: int
     gpus_per_node: int
     element_bytes: int
-    placement: PlacementConfig  # as it was asked for
+    placement: PlacementConfig  # as configured
     fit: Fit
-    card: HardwareConfig
+    card: Card
     topology: TopologyConfig
     engine: Engine = Engine.native
 
@@ -33,6 +34,6 @@ class Work:
 
 
 def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
-    """(rows, how many steps have them), for 1 row to the most."""
+    """Count steps: (rows, number of steps with so many rows), from 1 row to the most."""
     counts = Counter(rows)
     return tuple((number, counts[number]) for number in range(1, max(rows, default=1) + 1))

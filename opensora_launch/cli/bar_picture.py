@@ -1,4 +1,4 @@
-"""Pictures: where `--plot FILE` may go, said before anything is reckoned; and horizontal bars."""
+"""Pictures: the check of `--plot FILE` before any other work, and horizontal bars."""
 
 import importlib.util
 import os
@@ -15,15 +15,16 @@ Bar = tuple[str, float, str]  # label, value, unit
 
 
 def picture_file(parsed: Parsed, *, svg_is_ours: bool) -> Path | None:
-    """The file of --plot. UserError where it cannot be written, for an ending that is no format of ours, and for one
-    that needs matplotlib where there is none; with `svg_is_ours` an .svg does not need it.
+    """The file of --plot, if any. With `svg_is_ours` an .svg does not need matplotlib.
+
+    Raises UserError if it cannot be written, if its suffix is not a known format, and if matplotlib is missing.
     """
     text = parsed.one("--plot")
     if text is None:
         return None
     file, problems = Path(text), []
     if file.suffix.lower() not in FORMATS:
-        problems.append(f"--plot {text}: the ending says the format; use one of {', '.join(FORMATS)}")
+        problems.append(f"--plot {text}: the suffix must be one of {', '.join(FORMATS)}")
     elif not (svg_is_ours and file.suffix.lower() == ".svg") and importlib.util.find_spec("matplotlib") is None:
         more = "; an .svg does not" if svg_is_ours else ""
         problems.append(f"--plot needs matplotlib: pip install 'opensora-launch[figures]'{more}")
@@ -39,7 +40,7 @@ def picture_file(parsed: Parsed, *, svg_is_ours: bool) -> Path | None:
 
 
 def write_bars(file: Path, title: str, rows: Sequence[Bar]) -> None:
-    """Bars in the format that the file's ending says."""
+    """Draw bars in the format of the file's suffix."""
     if file.suffix.lower() == ".svg":
         file.write_text(bars_svg(title, rows), encoding="utf-8")
     else:
@@ -47,7 +48,7 @@ def write_bars(file: Path, title: str, rows: Sequence[Bar]) -> None:
 
 
 def bars_svg(title: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars, each to its own largest of the same unit; no library needed."""
+    """Horizontal bars as SVG, without a library. The longest bar of each unit has full length."""
     width, height = LABEL_PX + BAR_PX + VALUE_PX, ROW_PX * (len(rows) + 2)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
@@ -65,7 +66,7 @@ def bars_svg(title: str, rows: Sequence[Bar]) -> str:
 
 
 def _shares(rows: Sequence[Bar]) -> list[float]:
-    """Length of each bar, of the longest with its unit."""
+    """The length of each bar as a share of the longest with its unit."""
     most = {unit: max(value for _, value, u in rows if u == unit) or 1.0 for _, _, unit in rows}
     return [max(value, 0.0) / most[unit] for _, value, unit in rows]
 

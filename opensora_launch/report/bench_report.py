@@ -7,8 +7,8 @@ from opensora_launch import __version__
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.sweep import Point, sweep
-from opensora_launch.request.sweep_plan import Sweep
 from opensora_launch.rundir import SweepDir
+from opensora_launch.runs.sweep_state import Sweep
 
 CROWDED = 0.2  # of the CPUs, that others used before a run
 
@@ -17,8 +17,8 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     """Write the sweep's reports, and return what they say; None where no run that counts has ended well."""
     reports = {d.run: read_report(folder.run(d.run).path) for d in plan.done}
     points, unknown, counted = list[Point](), _weaknesses(plan), list[dict[str, Any]]()
-    for place, spot in enumerate(plan.spots):
-        runs = [d.run for d in plan.done if d.spot == place and d.round >= plan.warmup and reports[d.run]["times"]]
+    for place, spot in enumerate(plan.points):
+        runs = [d.run for d in plan.done if d.point == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
             unknown.append(f"{spot.series} on {spot.size} has no run that ended well")
             continue

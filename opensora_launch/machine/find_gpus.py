@@ -1,6 +1,6 @@
-"""What NVIDIA's management library tells of this host before a run: GPUs, their state, and the links of each pair.
+"""GPUs of this host before a run, by NVML: their state, and the links of each pair.
 
-Readings that a driver refuses are None. Nothing here raises, and without a driver there are no GPUs and a reason.
+Nothing here raises. Without a driver there are no GPUs, and a reason.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from typing import Any
 import pynvml
 
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
-from opensora_launch.machine.nvml import FAST, SLOW, Gpu, open_gpus
+from opensora_launch.machine.nvml import Gpu, open_gpus
 
 MAX_NVLINKS = 18
-P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which nvidia-ml-py has as a tuple by mistake
+P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which is a tuple in nvidia-ml-py by mistake
 P2P = {  # nvmlGpuP2PStatus_t
     pynvml.NVML_P2P_STATUS_OK: "ok",
     pynvml.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED: "chipset not supported",
@@ -22,7 +22,7 @@ P2P = {  # nvmlGpuP2PStatus_t
     pynvml.NVML_P2P_STATUS_DISABLED_BY_REGKEY: "turned off in the driver",
     pynvml.NVML_P2P_STATUS_NOT_SUPPORTED: "not supported",
 }
-PATHS = {  # nvmlGpuTopologyLevel_t, in nvidia-smi's words
+PATHS = {  # nvmlGpuTopologyLevel_t, as nvidia-smi names them
     pynvml.NVML_TOPOLOGY_INTERNAL: "one board",
     pynvml.NVML_TOPOLOGY_SINGLE: "PIX",
     pynvml.NVML_TOPOLOGY_MULTIPLE: "PXB",
@@ -33,20 +33,25 @@ PATHS = {  # nvmlGpuTopologyLevel_t, in nvidia-smi's words
 
 
 def find_gpus() -> HostGpus:
-    """Look at every GPU of this host, whole ones only: MIG instances are told by their card."""
+    """Read the state of every GPU and MIG instance of this host."""
     opened, problem = open_gpus()
     if opened is None:
-        return HostGpus((), (), None, None, problem)
+        return HostGpus(problem=problem)
     try:
         whole = [gpu for gpu in opened.gpus if gpu.parent is None]
-        pairs = tuple(_pair(a, b) for a, b in combinations(whole, 2))
-        return HostGpus(tuple(_facts(gpu) for gpu in whole), pairs, opened.driver, _cuda(), None)
+        return HostGpus(
+            gpus=tuple(map(_facts, whole)),
+            pairs=tuple(_pair(a, b) for a, b in combinations(whole, 2)),
+            driver=opened.driver,
+            cuda=_cuda(),
+            instances=tuple(_facts(gpu) for gpu in opened.gpus if gpu.parent),
+        )
     finally:
         opened.close()
 
 
 def _try(reading: Callable[..., Any], *args: Any) -> Any:
-    """What a reading gives, or None where the driver refuses it or does not have it."""
+    """A reading, or None where the driver refuses it or does not have it."""
     try:
         return reading(*args)
     except pynvml.NVMLError:
@@ -59,7 +64,6 @@ def _facts(gpu: Gpu) -> GpuFacts:
     ecc = _try(pynvml.nvmlDeviceGetEccMode, handle)
     remapped = _try(pynvml.nvmlDeviceGetRemappedRows, handle)
     mig = _try(pynvml.nvmlDeviceGetMigMode, handle)
-    limit = _try(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     default = _try(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
     return GpuFacts(
         index=gpu.index,
@@ -69,21 +73,15 @@ def _facts(gpu: Gpu) -> GpuFacts:
         free_bytes=int(memory.free) if memory else None,
         capability=_try(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
         ecc=bool(ecc[0]) if ecc else None,
-        ecc_errors=_ecc_errors(handle),
+        ecc_errors=gpu.read("ecc").get("ecc_uncorrected"),
         remap_pending=bool(remapped[2] or remapped[3]) if remapped else None,
-        throttled=tuple(gpu.read("throttling", FAST["throttling"]).get("throttled", ())),
+        throttled=tuple(gpu.read("throttling").get("throttled", ())),
         mig=bool(mig and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE),
-        processes=tuple((pid, used) for pid, used in gpu.read("processes", SLOW["processes"]).get("processes", ())),
-        power_limit_w=limit / 1000 if limit else None,
+        processes=tuple((pid, used) for pid, used in gpu.read("processes").get("processes", ())),
+        power_limit_w=gpu.read("power limit").get("power_limit_w"),
         power_default_w=default / 1000 if default else None,
         pcie=_pcie(handle),
     )
-
-
-def _ecc_errors(handle: Any) -> int | None:
-    kind, since_boot = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
-    count: int | None = _try(pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_boot)
-    return count
 
 
 def _pcie(handle: Any) -> tuple[int, int, int, int] | None:
@@ -112,7 +110,7 @@ def _pair(a: Gpu, b: Gpu) -> PairFacts:
 
 
 def _nvlinks(a: Gpu, b: Gpu) -> int:
-    """Active NVLinks that lead from one to the other; those to a switch lead to every GPU on it."""
+    """Count the active NVLinks between two GPUs; a link to a switch reaches every GPU on it."""
     if _try(pynvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) not in (0, None):
         return 0
     bus = _try(pynvml.nvmlDeviceGetPciInfo, b.handle)
