@@ -23,9 +23,9 @@ from opensora_launch.telemetry.events import (
     RankEvents,
     Step,
     end_line,
-    event_line,
     meta_line,
 )
+from tests.telemetry.lines import event_line
 
 EPOCH_S = 1_700_000_000.0
 
