@@ -21,11 +21,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from opensora_launch.engines.choice import attention_of, engine_transformer
-from opensora_launch.engines.native import Source
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.parallel.mesh import Mesh, build_meshes
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
@@ -70,18 +70,19 @@ def layouts_of(world: int) -> dict[str, Layout]:
     return plain | {"tp 2 x all_to_all 2": Layout(ulysses=2, tp=2)} if world == 4 else plain
 
 
-def source_of(mmdit: MmditConfig, place: Place, folder: str | None = None) -> Source:
+def source_of(mmdit: MmditConfig, place: Place, folder: str | None = None) -> WeightSource:
     if folder is None:
-        return Source(ModelConfig(init=Init.random, mmdit=mmdit), place.device, place.dtype)
-    return Source(ModelConfig(folder=folder, mmdit_file=INDEX, mmdit=mmdit), place.device, place.dtype)
+        return WeightSource(ModelConfig(init=Init.random, mmdit=mmdit), place.device, place.dtype)
+    return WeightSource(ModelConfig(folder=folder, mmdit_file=INDEX, mmdit=mmdit), place.device, place.dtype)
 
 
-def built(source: Source, engine: Engine, mesh: Mesh) -> ShardedModel:
+def built(source: WeightSource, engine: Engine, mesh: Mesh) -> ShardedModel:
     cfg = source.model.mmdit
-    loaded = engine_transformer(source, engine, Placement(), mesh.video, mesh, lambda nbytes: None)
+    chosen = choose_engine(engine)
+    loaded = chosen.load_transformer(source, Placement(), mesh.video, mesh, lambda nbytes: None)
     head_dim = cfg.hidden_size // cfg.num_heads
-    kernel = choose_attention("auto", device=source.device, dtype=source.dtype, head_dim=head_dim).call
-    return ShardedModel(loaded.module.forward, kernel, {1: mesh}, attention=attention_of(engine))
+    kernel = choose_kernel("auto", device=source.device, dtype=source.dtype, head_dim=head_dim).call
+    return ShardedModel(loaded.module.forward, kernel, {1: mesh}, attention=chosen.attention)
 
 
 def inputs(cfg: MmditConfig, place: Place) -> tuple[Tensor, Tensor, list[RowInputs]]:
@@ -179,7 +180,7 @@ def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
     if engine is Engine.colossalai:
-        import opensora_launch.engines.colossal.transformer  # noqa: F401
+        import opensora_launch.engines.colossal.cut_mmdit  # noqa: F401
     imported = time.monotonic()
     model = built(source_of(STARTED, place, folder), engine, mesh)
     place.wait()
@@ -203,14 +204,13 @@ def pss() -> int:
 
 def store(place: Place, folder: str) -> None:
     """Write the checkpoint for the starts with ColossalAI's own writer."""
-    from opensora_launch.engines.colossal.checkpoint import save_checkpoint
-    from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
-    from opensora_launch.engines.tensor_parallel import reader
+    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, load_by_layer
+    from opensora_launch.engines.colossal.sharded_checkpoint import save_checkpoint
 
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
-    wrapped = cut_by_policy(STARTED, mesh, (place.device, place.dtype))
-    fill(wrapped.unwrap(), reader(source_of(STARTED, place)), lambda nbytes: None)
+    wrapped = cut_by_policy(STARTED, mesh, place.device, place.dtype)
+    load_by_layer(wrapped.unwrap(), source_of(STARTED, place).reader(), lambda nbytes: None)
     save_checkpoint(wrapped, Path(folder), mesh, megabytes=64)
     dist.barrier()
 

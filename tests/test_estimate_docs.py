@@ -10,8 +10,8 @@ import yaml
 from opensora_launch.estimate import cost as e
 from opensora_launch.estimate.builds import Build, gpu_cap_w, purchase_or_cloud
 from opensora_launch.plan.costs import row_work
-from opensora_launch.plan.networks import NETWORKS, shape_of
-from opensora_launch.schema.config import EstimateConfig
+from opensora_launch.plan.networks import NETWORKS, token_grid
+from opensora_launch.schema.prices import EstimateConfig
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "estimate.md"
@@ -55,7 +55,7 @@ def sora(p: EstimateConfig) -> Iterator[Figure]:
     yield Figure("Sora: a minute of video", "2.832e15 x 250 steps", minute, 708e15, 1e-3, ".4g")
     yield Figure("Sora: minutes per hour and H100", "989.4e12 x 3600 / 708e15", rate, 5.0, 0.01, ".2f")
     for factor, flops, months, minutes in ((4.0, 1.1e25, 4211, 15.3e6), (10.0, 2.7e25, 10528, 38.1e6)):
-        training = e.scaled_training_flops(1e21, 30.0, factor, 180.0, 0.5)
+        training = 1e21 * 30 * factor * 180 * 0.5
         assert training in p.training_flops
         yield Figure(
             f"Sora: training, data x {factor:g}", f"1e21 x 30 x {factor:g} x 180 x 50%", training, flops, 0.02, ".3g"
@@ -121,9 +121,9 @@ def test_the_table_is_what_the_code_makes(request: pytest.FixtureRequest) -> Non
 
 def test_what_the_page_says_of_the_documents_own_assumptions() -> None:
     """A multiply-add is two FLOPs, and attention does not grow in step with the frames."""
-    step = row_work(NETWORKS["dit_xl_2"], shape_of(NETWORKS["dit_xl_2"], 512, 512, 1)).flops
+    step = row_work(NETWORKS["dit_xl_2"], token_grid(NETWORKS["dit_xl_2"], 512, 512, 1)).flops
     assert step / 524.48e9 == pytest.approx(2.0, rel=1e-3)
-    guess = row_work(NETWORKS["sora_guess"], shape_of(NETWORKS["sora_guess"], 512, 512, 1440))
+    guess = row_work(NETWORKS["sora_guess"], token_grid(NETWORKS["sora_guess"], 512, 512, 1440))
     assert guess.flops == pytest.approx(4.4e16, rel=0.01)
     assert guess.attention_share == pytest.approx(0.83, abs=0.01)
     text = PAGE.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.launch.command import environment
 from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
 from opensora_launch.plan.memory import memory_of
-from opensora_launch.plan.plan import Plan, work_of
+from opensora_launch.plan.plan import Plan, workload_of
 from opensora_launch.schema.config import Init, LauncherKind, RunConfig
 
 VIDEO_SHARE = 0.1  # the most that a saved video takes of its raw pixels
@@ -57,10 +57,10 @@ def target_of(run: RunConfig, plan: Plan, env: Mapping[str, str]) -> CheckTarget
 
 def _with_memory(needs: Needs, run: RunConfig, plan: Plan) -> Needs:
     """Add the needs of the busiest GPU and of the host. With CPU ranks, the host holds every rank's weights."""
-    work = work_of(run, plan.machine, plan.geometry, plan.videos, plan.sampling.batch_size or 1)
+    work = workload_of(run, plan.machine, plan.geometry, plan.videos, plan.sampling.batch_size or 1)
     found = [
         memory_of(
-            work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
+            work.net, work.grid, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
             placement=plan.placement, element_bytes=work.element_bytes,
         )
         for rows, layout in plan.layouts

@@ -7,15 +7,17 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import msgspec
 
 from opensora_launch.doctor.check_result import CheckResult, Level, ok
 from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec
 from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 
-MODULE = "opensora_launch.worker.probe"
+MODULE = "opensora_launch.worker.probe_rank"
 _SLOW_SHARE = 0.35  # of the link's bandwidth in the catalogue; good exchanges reach half of it
 CLOCK_S = 0.1
 
@@ -40,7 +42,7 @@ def run_probe(
         env = {name: value for name, value in env.items() if not name.startswith("SLURM_")}
     with tempfile.TemporaryDirectory(prefix=".opensora-doctor-", dir=shared) as name:
         folder = Path(name)
-        (folder / "spec.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+        (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
         with (folder / "torchrun.log").open("wb") as log:
             argv = probe_command(machine, folder)
             process = subprocess.Popen(
@@ -49,7 +51,7 @@ def run_probe(
             why = _wait(process, spec.timeout_s)
         written = folder / "probe.json"
         if written.exists() and not why:
-            return ProbeResult.from_dict(json.loads(written.read_text(encoding="utf-8"))), ""
+            return msgspec.json.decode(written.read_bytes(), type=ProbeResult), ""
         return None, why or _last_error(folder)
 
 

@@ -1,9 +1,7 @@
 """The request of `doctor` to its test ranks (spec.json), and their measurements (probe.json)."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
 
-from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
 
 
@@ -17,13 +15,6 @@ class ProbeSpec:
     nbytes: int
     repeats: int
     timeout_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ProbeSpec":
-        return cast(ProbeSpec, decode(cls, data))
 
 
 @dataclass(frozen=True)
@@ -56,10 +47,3 @@ class AxisSpeed:
 class ProbeResult:
     ranks: tuple[RankSeen, ...]
     speeds: tuple[AxisSpeed, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ProbeResult":
-        return cast(ProbeResult, decode(cls, data))

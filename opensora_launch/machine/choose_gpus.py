@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.plan.memory import GIB
 
-BUSY_BYTES = 512 * 2**20  # a process that holds less is a display server or a monitor
-_GIB = 2**30
+BUSY_BYTES = 512 * 2**20  # a process that holds less is a display or a monitor
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
 
 
 def _size(used: int | None) -> str:
-    return "memory" if used is None else f"{used / _GIB:.1f} GiB"
+    return "memory" if used is None else f"{used / GIB:.1f} GiB"
 
 
 def owner(pid: int) -> str:
@@ -91,7 +91,7 @@ def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
     if not gpus:
         return []
     cards = Counter((gpu.name, gpu.total_bytes) for gpu in gpus)
-    each = [f"{n} x {name}" + (f", {total / _GIB:.1f} GiB each" if total else "") for (name, total), n in cards.items()]
+    each = [f"{n} x {name}" + (f", {total / GIB:.1f} GiB each" if total else "") for (name, total), n in cards.items()]
     used = {gpu.index for gpu in gpus}
     paths = Counter(pair.path for pair in pairs if {pair.first, pair.second} <= used)
     links = [f"{n} pair{'s' * (n > 1)} by {path}" for path, n in paths.most_common()]

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.plan.codec import decode
-from opensora_launch.schema.cards import PCIE_GB_S, HardwareConfig
+import msgspec
+
+from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Card:
+class CardPeaks:
     """Rates one way and dense; None is not known."""
 
     name: str
@@ -29,20 +30,20 @@ def read_config(run_dir: Path) -> RunConfig | None:
     import yaml
 
     try:
-        found: RunConfig = decode(RunConfig, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+        data = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        return msgspec.convert(data, RunConfig)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
         return None
-    return found
 
 
-def card_of(config: RunConfig | None) -> Card | None:
+def card_of(config: RunConfig | None) -> CardPeaks | None:
     """None on CPUs and for cards that are not in configs/hardware."""
     if config is None or not config.hardware.known:
         return None
-    card: HardwareConfig = config.hardware
+    card: Card = config.hardware
     rates = {"bf16": card.bf16_tflops, "fp16": card.fp16_tflops}
     nvlink, pcie = card.nvlink_gb_s, PCIE_GB_S.get(card.pcie_generation)
-    return Card(
+    return CardPeaks(
         name=str(card.name),
         flops_per_s={precision: rate * 1e12 for precision, rate in rates.items() if rate},
         nvlink_bytes_per_s=nvlink * 1e9 if nvlink else None,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opensora_launch.plan.placement import in_words
+from opensora_launch.plan.placement import placement_text
 from opensora_launch.report.accounting import PARTS, Accounts, RankAccount, account, waited_for
 from opensora_launch.report.advice import advise
 from opensora_launch.report.cards import card_of
@@ -218,7 +218,7 @@ def _attempt(read: Read) -> dict[str, Any]:
         "started_epoch_s": min((e.meta.start_epoch_s for e in attempt.events), default=None),
         "wall_s": accounts.wall_s if accounts else None,
         "videos": [v.name for v in attempt.plan.videos],
-        "placement": in_words(attempt.plan.placement),
+        "placement": placement_text(attempt.plan.placement),
         "ranks": [_rank(r) for r in ranks],
         "missing_ranks": list(attempt.missing_ranks),
         "steps": [asdict(s) for s in step_times(attempt.events, ranks)],

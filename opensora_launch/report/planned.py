@@ -9,9 +9,9 @@ from typing import Any
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
-from opensora_launch.plan.placement import as_changes, in_words
+from opensora_launch.plan.placement import as_changes, placement_text
 from opensora_launch.plan.plan import Plan, predict
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.workload import Workload
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.schema.config import Fit, LayoutConfig, PlacementConfig, RunConfig
 
@@ -24,7 +24,7 @@ class Predicted:
     """A run as it was, by the planner."""
 
     config: RunConfig  # with everything that the plan has settled
-    work: Work
+    work: Workload
     option: Option
 
 
@@ -110,7 +110,7 @@ def _both(one: RunConfig, other: RunConfig, name: str) -> RunConfig:
     return replace(one, sampling=replace(one.sampling, **{key: getattr(other.sampling, key)}))
 
 
-def _best(config: RunConfig, plan: Plan) -> tuple[Work | None, Option | None]:
+def _best(config: RunConfig, plan: Plan) -> tuple[Workload | None, Option | None]:
     try:
         work, found = predict(config, plan.machine, plan.videos)
     except (UserError, ValueError, KeyError, ZeroDivisionError):
@@ -118,11 +118,12 @@ def _best(config: RunConfig, plan: Plan) -> tuple[Work | None, Option | None]:
     return work, found[0] if found and found[0].fits else None
 
 
-def _what(name: str, ran: Predicted, work: Work | None, best: Option) -> str:
+def _what(name: str, ran: Predicted, work: Workload | None, best: Option) -> str:
     if name == "layout":
         return f"another layout than {ran.option.layout} is predicted to be faster"
     if name == "placement":
-        return f"{in_words(ran.option.placement)}: {in_words(best.placement)} would fit and is predicted to be faster"
+        asked = placement_text(ran.option.placement)
+        return f"{asked}: {placement_text(best.placement)} would fit and is predicted to be faster"
     if name == "rows":
         return "rows were computed that the videos do not need"
     assert work is not None

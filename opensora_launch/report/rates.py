@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from opensora_launch.plan.costs import row_work
-from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import Accounts
-from opensora_launch.report.cards import Card
+from opensora_launch.report.cards import CardPeaks
 
 JOULES_PER_KWH = 3.6e6
 
@@ -20,10 +20,10 @@ def row_flops(plan: Plan) -> float:
     """FLOPs of one row of one forward of the diffusion transformer, as it was planned."""
     shape = plan.geometry
     net = network_of(plan.model.mmdit, shape.text_tokens, plan.model.name)
-    return row_work(net, Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
+    return row_work(net, TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
 
 
-def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Card | None) -> dict[str, Any]:
+def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: CardPeaks | None) -> dict[str, Any]:
     """FLOP/s of a rank while it computed, and MFU: over the denoise phases whole, waiting and all. No text, no VAE."""
     flops = row_flops(plan) * row_forwards
     computing = sum(r.parts["compute"] for r in accounts.ranks)
@@ -40,7 +40,7 @@ def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Card 
     }
 
 
-def _no_peak(plan: Plan, accounts: Accounts, card: Card | None) -> str:
+def _no_peak(plan: Plan, accounts: Accounts, card: CardPeaks | None) -> str:
     if plan.machine.device == "cpu":
         return "a CPU's peak rate is not known here"
     if card is None:
@@ -48,7 +48,7 @@ def _no_peak(plan: Plan, accounts: Accounts, card: Card | None) -> str:
     return f"the data sheet of {card.name} gives no rate for {plan.precision}"
 
 
-def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[str, Any]]:
+def link_rates(plan: Plan, accounts: Accounts, card: CardPeaks | None) -> list[dict[str, Any]]:
     """By axis: what a rank sent, in how many seconds that it could not compute in, and the share of the link."""
     axes = sorted({axis for r in accounts.ranks for axis in r.bytes_by_axis})
     found = []

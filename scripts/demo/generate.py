@@ -15,7 +15,7 @@ from opensora_launch.media.prompts import with_suffixes
 from opensora_launch.model import load_mmdit, vae
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.model.text import TextEncoders, load_text_encoders
+from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
 from opensora_launch.model.tiles import tiles_of
 from opensora_launch.model.weights import read_tensors
 from opensora_launch.plan.rows import Guidance
@@ -65,7 +65,7 @@ def load(config: ModelConfig) -> Networks:
 
 def encode(networks: Networks, pixels: Tensor) -> Tensor:
     """Encode pixels [V, 3, frames, H, W] to latents [V, C, t, h, w]: a seeded draw from the posterior."""
-    moments = vae.encode(networks.vae, pixels, tiles_of(networks.config.vae))
+    moments = vae.encode_pixels(networks.vae, pixels, tiles_of(networks.config.vae))
     assert moments is not None, "all tiles are computed here"
     return vae.posterior_sample(networks.config.vae, moments, torch.Generator().manual_seed(POSTERIOR_SEED))
 
@@ -74,7 +74,7 @@ def decode(networks: Networks, latents: Tensor) -> Tensor:
     """Decode latents [V, C, T, h, w] to clips [V, 3, frames, H, W] in [-1, 1]."""
     parts = []
     for part in latents.split(8):
-        pixels = vae.decode(networks.vae, networks.config.vae, part, tiles_of(networks.config.vae))
+        pixels = vae.decode_latents(networks.vae, networks.config.vae, part, tiles_of(networks.config.vae))
         assert pixels is not None, "all tiles are computed here"
         parts.append(pixels.clamp(-1, 1))
     return torch.cat(parts)

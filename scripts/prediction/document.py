@@ -3,18 +3,19 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import yaml
 
-from opensora_launch.estimate.per_card import video_flops
+from opensora_launch.estimate.card_ranking import video_flops
 from opensora_launch.plan.choose import Option
 from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.table import short, waterfall
+from opensora_launch.plan.table import layout_text
 from opensora_launch.plan.times import rates_of
-from opensora_launch.plan.work import Work
-from opensora_launch.schema.cards import default_efficiency
-from opensora_launch.schema.config import HardwareConfig, RunConfig, VideoConfig
+from opensora_launch.plan.workload import Workload
+from opensora_launch.schema.cards import Card, default_efficiency
+from opensora_launch.schema.config import RunConfig, VideoConfig
 from prediction.fit import SHARED, Fitted, chip_of, fit
 from prediction.published import ROOT, Measurement, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
@@ -84,8 +85,8 @@ def summary(scored: Sequence[Scored]) -> Iterator[str]:
     for pair in wrong:
         a, b = pair.slower, pair.faster
         yield (
-            f"In the wrong order: {a.row.table}, {a.row.gpus} GPUs: {short(a.row.layout)} takes {a.row.seconds:g} s "
-            f"and {short(b.row.layout)} {b.row.seconds:g} s (published)."
+            f"In the wrong order: {a.row.table}, {a.row.gpus} GPUs: {layout_text(a.row.layout)} takes "
+            f"{a.row.seconds:g} s and {layout_text(b.row.layout)} {b.row.seconds:g} s (published)."
         )
 
 
@@ -122,7 +123,7 @@ def constants(fitted: Fitted) -> Iterator[str]:
         yield f"| {name} | {fitted.value(name):.3g} | {mean:g} |"
 
 
-def card_constants(fitted: Fitted, cards: dict[str, HardwareConfig]) -> dict[str, tuple[float, float, float]]:
+def card_constants(fitted: Fitted, cards: dict[str, Card]) -> dict[str, tuple[float, float, float]]:
     """Return, for each card with measurements, the shares of its peak in products and in attention, and of its link."""
     found = {}
     for name, card in cards.items():
@@ -144,7 +145,7 @@ def open_sora() -> Iterator[str]:
         options = {n: ours(size, n) for n in (1, 2, 4, 8)}
         for n, option in options.items():
             old = published.get(n)
-            layouts = ", ".join(short(layout) for _, layout in reversed(option.layouts))
+            layouts = ", ".join(layout_text(layout) for _, layout in reversed(option.layouts))
             before = f"{old} | {percent(published[1] / (n * old))}" if old else " | "
             faster = f"{old / option.phases.making:.2f}x" if old else ""
             predicted, peak = option.phases.making, option.memory.peak / 2**30
@@ -187,8 +188,8 @@ def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str
         f"prediction is {quick[8].phases.making:.0f} s on 8 at {percent(quick[8].efficiency)}, and {gains} on 1, 2 and "
         f"4. On 8 GPUs the largest losses are {causes} GPU-seconds (see the table below). The published tables show "
         f"links of {link:.0f} of the H100's {work.card.nvlink_gb_s:.0f} GB/s. At that speed, steps of two guidance "
-        f"rows are fastest as {short(options[8].layout)}, whose partial results cost compute. Of {work.video.tiles} "
-        f"VAE tiles, the busiest of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
+        f"rows are fastest as {layout_text(options[8].layout)}, whose partial results cost compute. Of "
+        f"{work.video.tiles} VAE tiles, the busiest of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
     )
     yield ""
 
@@ -200,6 +201,12 @@ def _missed(share: float, unit: str = "%") -> str:
 def _header(names: str) -> Iterator[str]:
     yield f"| {' | '.join(names.split(', '))} |"
     yield "|---" * len(names.split(", ")) + "|"
+
+
+def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
+    """GPU-seconds lost against one GPU of unlimited memory, by cause. They add up to n t(n) - t(1)."""
+    for name in ("ulysses", "ring", "tensor", "gather", "launch", "vae", "save", "compute"):
+        yield name, option.layout.ranks * getattr(option.phases, name) - getattr(alone.phases, name)
 
 
 def _waterfall(options: dict[int, Option]) -> Iterator[str]:
@@ -219,12 +226,12 @@ def ours(size: str, gpus: int) -> Option:
     return _planned(size, gpus)[1][0]
 
 
-def _planned(size: str, gpus: int, scale: float = 1.0) -> tuple[Work, tuple[Option, ...]]:
+def _planned(size: str, gpus: int, scale: float = 1.0) -> tuple[Workload, tuple[Option, ...]]:
     """Return the work and all its layouts, with kernels that are `scale` times as fast."""
-    card = HardwareConfig(**yaml.safe_load((ROOT / "configs" / "hardware" / "h100_sxm.yaml").read_text()))
-    for name in ("matmul_efficiency", "attention_efficiency", "bandwidth_gb_s"):
-        setattr(card, name, getattr(card, name) * scale)
-    run = RunConfig(video=VideoConfig(size), hardware=card)
+    card = Card(**yaml.safe_load((ROOT / "configs" / "hardware" / "h100_sxm.yaml").read_text()))
+    names = ("matmul_efficiency", "attention_efficiency", "bandwidth_gb_s")
+    faster = replace(card, **{name: getattr(card, name) * scale for name in names})
+    run = RunConfig(video=VideoConfig(size), hardware=faster)
     video = VideoRequest("0000_0", "", "a", "", (), "t2v", 0, OURS)
     return predict(run, Machine("cuda", 1, gpus, 8), [video])
 
@@ -244,7 +251,7 @@ def every_row(scored: Sequence[Scored]) -> Iterator[str]:
 
 def _row(item: Scored) -> str:
     row = item.row
-    layout = short(row.layout)
+    layout = layout_text(row.layout)
     compiled = {True: "yes", False: "no", None: ""}[row.compiled]
     start = f"| {row.gpus} | {layout} | {compiled} | {row.seconds:g} |"
     if item.twin:

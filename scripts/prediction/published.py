@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import NETWORKS, Network, Shape, shape_of
-from opensora_launch.plan.times import Counts, Load, step_counts
+from opensora_launch.plan.networks import NETWORKS, Network, TokenGrid, token_grid
+from opensora_launch.plan.times import StepCounts, StepLoad, step_counts
 from opensora_launch.plan.vaes import VAES
-from opensora_launch.schema.cards import HardwareConfig
+from opensora_launch.schema.cards import Card
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "benchmarks" / "published_scaling.json"
@@ -57,7 +57,7 @@ CARDS = {  # words in an entry's GPU -> card, with NVLink and with PCIe
     r"6000 ada": ("rtx6000_ada", "rtx6000_ada"),
     r"a6000": ("rtx_a6000", "rtx_a6000"),
 }
-UNKNOWN_CARD = HardwareConfig(name="unknown", memory_gib=80, bandwidth_gb_s=2000, bf16_tflops=300, nvlink_gb_s=300)
+UNKNOWN_CARD = Card(name="unknown", memory_gib=80, bandwidth_gb_s=2000, bf16_tflops=300, nvlink_gb_s=300)
 VAE_FLOPS = {name: vae.equal_flops for name, vae in VAES.items()}
 VAE_FLOPS["hunyuan"] *= 1.6  # its tiles overlap
 VAE_FLOPS_ELSE = 10e6
@@ -72,7 +72,7 @@ class Measurement:
     index: int
     table: str
     program: str
-    card: HardwareConfig
+    card: Card
     link: str
     nodes: int
     gpus: int
@@ -82,7 +82,7 @@ class Measurement:
     config: str
     seconds: float
     steps: int
-    counts: Counts | None
+    counts: StepCounts | None
     vae_flops: float  # 0 if the time excludes decoding
     end_to_end: bool
 
@@ -137,12 +137,12 @@ def _is_count(value: Any) -> bool:
     return _is_number(value) and value == int(value)
 
 
-def catalogue() -> dict[str, HardwareConfig]:
+def catalogue() -> dict[str, Card]:
     files = sorted((ROOT / "configs" / "hardware").glob("*.yaml"))
-    return {f.stem: HardwareConfig(**yaml.safe_load(f.read_text())) for f in files if f.stem != "auto"}
+    return {f.stem: Card(**yaml.safe_load(f.read_text())) for f in files if f.stem != "auto"}
 
 
-def card_of(gpu: str, link: str, cards: Mapping[str, HardwareConfig]) -> HardwareConfig:
+def card_of(gpu: str, link: str, cards: Mapping[str, Card]) -> Card:
     """Return the catalogue's card; an unknown card gets plain rates, which must be fitted."""
     name = next((pair[link == "pcie"] for words, pair in CARDS.items() if re.search(words, gpu.lower())), None)
     return cards[name] if name else replace(UNKNOWN_CARD, name=re.sub(r"\W+", "_", gpu.lower()))
@@ -180,7 +180,7 @@ def _parameters(text: Any) -> float | None:
     return float(found[-1]) * 1e9 if found else None
 
 
-def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig]) -> Measurement:
+def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, Card]) -> Measurement:
     layout, link = data["layout"], data["link"]
     if (layout.get("pipefusion") or 1) > 1:
         raise ValueError("PipeFusion is not modelled")
@@ -189,9 +189,9 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
     gpus = data["n_gpus"]
     pixels = float((data.get("width") or 0) * (data.get("height") or 0) * (data.get("frames") or 1))
     net = Network("vae", 128, 1, 128, 128) if kind == "vae_decode" else network_of_row(data)
-    load = Load(
+    load = StepLoad(
         net=net,
-        shape=_shape(net, data),
+        grid=_grid(net, data),
         rows=data.get("cfg_branches") or (1 if kind == "attention" else net.rows),
         layout=replace(degrees, dp=1),
         gpus_per_node=max(1, gpus // nodes),
@@ -212,17 +212,17 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
     )  # fmt: skip
 
 
-def _shape(net: Network, data: Mapping[str, Any]) -> Shape:
+def _grid(net: Network, data: Mapping[str, Any]) -> TokenGrid:
     tokens = data.get("tokens_computed")
     text = net.text_tokens
     if not tokens and data.get("tokens"):
         tokens, text = data["tokens"], 0
     if not tokens:
-        return shape_of(net, data["width"], data["height"], data.get("frames") or 1)
+        return token_grid(net, data["width"], data["height"], data.get("frames") or 1)
     if net.spatial_blocks:
-        frames = shape_of(net, data["width"], data["height"], data["frames"]).latent_frames
-        return Shape(frames, max(1, tokens // frames), text)
-    return Shape(1, int(tokens), text)
+        frames = token_grid(net, data["width"], data["height"], data["frames"]).latent_frames
+        return TokenGrid(frames, max(1, tokens // frames), text)
+    return TokenGrid(1, int(tokens), text)
 
 
 def twins(rows: Sequence[Measurement]) -> dict[int, str]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import main, start
-from opensora_launch.cli.progress import describe, progress
-from opensora_launch.cli.start import failure_lines
+from opensora_launch.cli.ending import failure_lines
+from opensora_launch.cli.view import describe, progress
 from opensora_launch.launch.supervise import Outcome
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.attempt import by_hand, prepare_attempt
@@ -72,10 +72,10 @@ def test_a_pipe_gets_a_line_for_each_phase(attempt: Path) -> None:
         work_began(attempt, time.time() - 5, 0)
         for at in (beat(step=3, steps=9), beat("vae")):
             show(folder, [at])
-    assert re.sub(r"\d+ s to go", "N s to go", out.read_text()).splitlines() == [
+    assert re.sub(r"\d+ s left", "N s left", out.read_text()).splitlines() == [
         "text, video 1 of 4",
         "denoise, video 1 of 4, step 1 of 9",
-        "vae, video 1 of 4; about N s to go",
+        "vae, video 1 of 4; about N s left",
     ]
 
 
@@ -185,17 +185,17 @@ def test_the_end_of_a_run_that_failed(
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     failure = Failure(rank=1, host="h", kind="failure", message="rank 1 was killed")
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(1, failure))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 1
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
     assert "error: rank 1 was killed" in said.err
-    assert f"1 of 2 videos are missing; go on with --resume {run}" in said.err
+    assert f"1 of 2 videos are missing; continue with --resume {run}" in said.err
 
 
 def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 130
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 130
     assert "ended by SIGINT" in capsys.readouterr().err
 
 
@@ -210,10 +210,10 @@ def test_ranks_that_end_well_and_leave_videos(
     heart = Heartbeat(run / "attempts/7/heartbeat/rank0.json", rank=0, host="elsewhere")
     (run / "attempts/7/heartbeat").mkdir(parents=True)
     heart.write(heart.beat(heart.now(), "running" if others else "done"))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == code
-    goes_on = f"and others are at work on them: opensora-launch status {run}"
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == code
+    goes_on = f"and others work on them: opensora-launch status {run}"
     assert capsys.readouterr().err == (
-        f"2 of 2 videos are missing{f', {goes_on}' if others else f'; go on with --resume {run}'}\n"
+        f"2 of 2 videos are missing{f', {goes_on}' if others else f'; continue with --resume {run}'}\n"
     )
 
 
@@ -227,7 +227,7 @@ def test_a_full_disk_costs_the_report_and_not_the_run(
     (run / "report.json").mkdir()  # so that it cannot be written
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(0))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
     said = capsys.readouterr()
     assert f"no report, Is a directory; make room, then: opensora-launch report {run}\n" in said.out
     assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are ignored\n"

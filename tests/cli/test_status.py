@@ -58,7 +58,7 @@ def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> Non
     log = attempt / "logs"
     assert f"rank 0 on {HERE}: running, denoise, video 1 of 2, step 3 of 6; {log / 'rank0.log'}" in text
     assert "rank 1 on n7: lost, silent for 99 s, denoise, video 1 of 2, step 3 of 6" in text
-    left = re.search(r"videos: 0 of 2 done, about 00:(\d\d):(\d\d) left", text)
+    left = re.search(r"videos: 0 of 2 done, about 0:(\d\d):(\d\d) left", text)
     assert left
     assert 499 <= 60 * int(left[1]) + int(left[2]) <= 560, "100 s for 2 of 12 steps"
 
@@ -73,7 +73,11 @@ def test_a_run_that_failed(attempt: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("states", "said"),
-    [(("done", "done"), "done"), (("preempted", "done"), "preempted"), (("running", "done"), "stopped without a word")],
+    [
+        (("done", "done"), "done"),
+        (("preempted", "done"), "preempted"),
+        (("running", "done"), "stopped without a report"),
+    ],
 )
 def test_a_run_that_is_over(
     states: tuple[str, str], said: str, attempt: Path, capsys: pytest.CaptureFixture[str]
@@ -95,7 +99,7 @@ def test_cancel_ends_the_launcher_and_not_another_process_of_its_id(
             AttemptDir(attempt), Launched("torchrun", HERE, launcher.pid, processes.start_ticks(launcher.pid))
         )
         assert main(["cancel", str(run)]) == 0
-        assert capsys.readouterr().out == "attempt 0 is ended\n"
+        assert capsys.readouterr().out == "attempt 0 is stopped\n"
         assert launcher.wait() == -15
     write_beats(attempt, beat(host="n7"))
     assert main(["cancel", str(run)]) == 1
@@ -177,7 +181,7 @@ def test_without_slurm_nothing_is_known(
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert main(["cancel", str(two_jobs)]) == 1
     why = "Slurm cannot be asked (there is no squeue on this host)"
-    assert capsys.readouterr().out == "".join(f"job {n} may go on: {why}; scancel {n} ends it\n" for n in (7, 8))
+    assert capsys.readouterr().out == "".join(f"job {n} may still run: {why}; scancel {n} stops it\n" for n in (7, 8))
     assert f"job 7: {why}\njob 8: {why}\n" in shown(capsys, two_jobs)
 
 
@@ -188,12 +192,8 @@ def test_a_slurm_that_does_not_answer_is_waited_for_once(
     (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\necho asked >>{fake_slurm}/asked\nexec sleep 60\n")
     assert main(["cancel", str(two_jobs)]) == 1
     said = capsys.readouterr().out
-    assert [
-        f"job {n} may go on: Slurm cannot be asked (squeue does not answer within 1 s)" in said for n in (7, 8)
-    ] == [
-        True,
-        True,
-    ]
+    silence = "Slurm cannot be asked (squeue does not answer within 1 s)"
+    assert all(f"job {n} may still run: {silence}" in said for n in (7, 8))
     assert (fake_slurm / "asked").read_text() == "asked\n"
 
 
@@ -277,6 +277,6 @@ def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[s
     for each, name in ((first, "0000_0"), (second, "0001_0")):
         write_beats(each, beat(video=name, step=1, videos=7))
         work_began(each, time.time() - 10, 0)
-    said = re.findall(r"videos: 0 of 7 done, about 00:(\d\d):(\d\d) left", shown(capsys, first.parents[1]))
+    said = re.findall(r"videos: 0 of 7 done, about 0:(\d\d):(\d\d) left", shown(capsys, first.parents[1]))
     assert len(said) == 1
     assert 199 <= 60 * int(said[0][0]) + int(said[0][1]) <= 260

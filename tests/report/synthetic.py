@@ -3,8 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +24,7 @@ from opensora_launch.telemetry.events import (
     end_line,
     meta_line,
 )
+from tests.configs import changed
 from tests.telemetry.lines import event_line
 
 EPOCH_S = 1_700_000_000.0
@@ -193,12 +193,7 @@ def plain_simulation(world: int, *, slow: Sequence[float] | None = None, scale: 
 
 
 def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes: Any) -> Plan:
-    run = RunConfig()
-    run.launcher.threads_per_rank = 1
-    run.layout.ulysses = world
-    for name, value in changes.items():
-        *parts, key = name.split("__")
-        setattr(reduce(getattr, parts, run), key, value)
+    run = changed(RunConfig(), **{"launcher__threads_per_rank": 1, "layout__ulysses": world} | changes)
     guidance = Guidance(run.sampling.num_steps, 7.5, 3.0, True, True, False)
     videos = [
         VideoRequest(f"{n:04d}_0", prompt, prompt, "", (), "t2v", 42, guidance) for n, prompt in enumerate(prompts)
@@ -209,7 +204,7 @@ def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes:
 def write_run(run: Path, plan: Plan, attempts: Sequence[Sequence[RankEvents]], *, done: Sequence[str] = ()) -> Path:
     """A run directory as the launcher and the worker leave it."""
     (run / "samples").mkdir(parents=True)
-    text = json.dumps(plan.to_dict())
+    text = json.dumps(asdict(plan))
     (run / "plan.json").write_text(text)
     (run / "overrides.json").write_text(json.dumps(["video=256px", "topology=cpu2"]))
     (run / "prompts.jsonl").write_text("".join(json.dumps({"text": video.prompt}) + "\n" for video in plan.videos))

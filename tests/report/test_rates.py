@@ -15,8 +15,8 @@ from opensora_launch.report.accounting import account
 from opensora_launch.report.cards import card_of, read_config
 from opensora_launch.report.document import Prices
 from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
-from opensora_launch.schema.cards import HardwareConfig
-from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import LayoutConfig, RunConfig
 from opensora_launch.schema.plain import config_yaml
 from opensora_launch.telemetry.events import Collective, RankEvents, WorkSpan
 from tests.report.checked import build
@@ -26,10 +26,7 @@ CARD = Path(__file__).parents[2] / "configs" / "hardware" / "h100_sxm.yaml"
 
 
 def config() -> RunConfig:
-    run = RunConfig()
-    run.layout.ulysses = 2
-    run.hardware = HardwareConfig(**yaml.safe_load(CARD.read_text()))
-    return run
+    return RunConfig(layout=LayoutConfig(ulysses=2), hardware=Card(**yaml.safe_load(CARD.read_text())))
 
 
 def test_row_flops_are_the_published_models() -> None:

@@ -13,8 +13,8 @@ import torch
 from opensora_launch.errors import UserError
 from opensora_launch.machine.numa import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
 from opensora_launch.slurm import task_env as slurm_env
+from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rendezvous import Unreachable, meet
-from opensora_launch.worker.start import Rank, pick_device
 from tests.nvml_stub import build_stub
 
 STEP = {
@@ -149,5 +149,5 @@ def test_ranks_that_do_not_come_are_named() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    with pytest.raises(Unreachable, match="did not come: 1, 2;"):
-        meet(0, 3, "127.0.0.1", port, come_up_s=0.5)
+    with pytest.raises(Unreachable, match="did not connect: 1, 2;"):
+        meet(0, 3, "127.0.0.1", port, start_s=0.5)
