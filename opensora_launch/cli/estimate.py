@@ -7,7 +7,7 @@ from typing import Any
 from opensora_launch import __version__, exit_codes
 from opensora_launch.cli.bar_picture import picture_file, write_bars
 from opensora_launch.cli.estimate_text import cards_text, figures_text
-from opensora_launch.cli.view import print_lines
+from opensora_launch.cli.terminal import print_lines
 from opensora_launch.estimate.card_ranking import CardEstimate
 from opensora_launch.request.estimation import EstimateRequest, answer, prepare_estimate, ranked_cards
 from opensora_launch.request.flags import Parsed

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from opensora_launch.cli.view import StyledLine
+from opensora_launch.cli.terminal import StyledLine
 from opensora_launch.estimate.card_ranking import FITS, NOT, CardEstimate
 from opensora_launch.estimate.figures import Figure
 from opensora_launch.plan.workload import Workload

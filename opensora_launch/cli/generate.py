@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.ending import print_errors
 from opensora_launch.cli.plan_summary import command_lines, plan_summary
 from opensora_launch.cli.start import start_run
 from opensora_launch.cli.submit import NotSubmitted, submit_run
+from opensora_launch.cli.terminal import print_errors
 from opensora_launch.doctor.preflight import preflight
 from opensora_launch.launch.command import command
 from opensora_launch.launch.env_profile import Profiled, profiled
