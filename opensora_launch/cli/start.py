@@ -84,7 +84,8 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: Path, outcome: Outcome) 
 
 def report_lines(run_dir: Path, baseline: Path | None = None) -> list[str]:
     """Write the run's report, and return its summary."""
-    from opensora_launch.report.build import build_report, summary_lines
+    from opensora_launch.report.build import build_report
+    from opensora_launch.report.markdown import summary_lines
 
     return list(summary_lines(build_report(run_dir, baseline=baseline)))
 

@@ -116,7 +116,8 @@ def _prepare(argv: Sequence[str], me: Rank) -> Path:
 
 def _report(attempt: Path) -> None:
     """Ranks that were started by hand have no launcher that would build the report."""
-    from opensora_launch.report.build import build_report, summary_lines
+    from opensora_launch.report.build import build_report
+    from opensora_launch.report.markdown import summary_lines
 
     run_dir = attempt.parent.parent
     sys.stdout.write("\n".join([*summary_lines(build_report(run_dir)), f"run: {run_dir}", ""]))
