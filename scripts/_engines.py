@@ -21,15 +21,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from opensora_launch.config import Engine, Init, MmditConfig, ModelConfig
+from opensora_launch.engines.choice import attention_of, engine_transformer
+from opensora_launch.engines.native import Source
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.parallel.mesh import Mesh, build_meshes
 from opensora_launch.parallel.rows import RowInputs, ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
-from opensora_launch.worker.engine import attention_of, engine_transformer
-from opensora_launch.worker.transformer import Source
+from opensora_launch.schema.config import Engine, Init, MmditConfig, ModelConfig
 
 RACED = MmditConfig(
     in_channels=16, vec_in_dim=64, context_in_dim=128, hidden_size=256, num_heads=4, depth=2, depth_single_blocks=4,
@@ -179,7 +179,7 @@ def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
     if engine is Engine.colossalai:
-        import opensora_launch.colossal.transformer  # noqa: F401
+        import opensora_launch.engines.colossal.transformer  # noqa: F401
     imported = time.monotonic()
     model = built(source_of(STARTED, place, folder), engine, mesh)
     place.wait()
@@ -203,9 +203,9 @@ def pss() -> int:
 
 def store(place: Place, folder: str) -> None:
     """The checkpoint of the starts, by ColossalAI's own writer."""
-    from opensora_launch.colossal.checkpoint import save_checkpoint
-    from opensora_launch.colossal.transformer import cut_by_policy, fill
-    from opensora_launch.worker.cut import reader
+    from opensora_launch.engines.colossal.checkpoint import save_checkpoint
+    from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
+    from opensora_launch.engines.tensor_parallel import reader
 
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]

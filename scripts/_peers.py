@@ -25,8 +25,8 @@ from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.experimental._attention import set_rotate_method  # it has no public name
 from torch.distributed.tensor.experimental._context_parallel._attention import _cp_options
 
-from opensora_launch.config import MmditConfig
 from opensora_launch.model.attention import Attend
+from opensora_launch.schema.config import MmditConfig
 
 
 @contextmanager

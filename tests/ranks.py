@@ -19,7 +19,7 @@ PRELOAD = [
     "tests.ranks",
     "pytest",
     "torch.distributed.tensor",
-    "opensora_launch.worker.rank",
+    "opensora_launch.worker.main",
     "opensora_launch.parallel.rows",
 ]
 get_context("forkserver").set_forkserver_preload(PRELOAD)

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from opensora_launch.cli.compose import compose
-from opensora_launch.cli.jobs import finish_config
-from opensora_launch.config import RunConfig
 from opensora_launch.model.files import check_files
+from opensora_launch.request.compose import compose
+from opensora_launch.request.prepare import finish_config
+from opensora_launch.schema.config import RunConfig
 
 CKPTS = Path(__file__).parent.parent / "opensora_launch/demo/ckpts"
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from opensora_launch.cli.catalog import Group, groups
+from opensora_launch.request.catalogue import Group, groups
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

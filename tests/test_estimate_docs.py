@@ -7,11 +7,11 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from opensora_launch.config import EstimateConfig
-from opensora_launch.plan import estimate as e
+from opensora_launch.estimate import cost as e
+from opensora_launch.estimate.builds import Build, gpu_cap_w, purchase_or_cloud
 from opensora_launch.plan.costs import row_work
-from opensora_launch.plan.estimate_build import Build, gpu_cap_w, purchase_or_cloud
 from opensora_launch.plan.networks import NETWORKS, shape_of
+from opensora_launch.schema.config import EstimateConfig
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "estimate.md"

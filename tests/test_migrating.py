@@ -5,9 +5,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from opensora_launch.config import RunConfig
 from opensora_launch.media.prompt_files import IGNORED_COLUMNS
 from opensora_launch.media.prompts import COLUMNS, COND_TYPES
+from opensora_launch.schema.config import RunConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
 GROUPS = {"model", "video", "topology", "layout", "sampling", "launcher"}

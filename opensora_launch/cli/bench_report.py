@@ -1,23 +1,23 @@
 """Make one report from all runs of a sweep that count."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
-from opensora_launch.cli.bench_plan import STATE, Sweep
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.sweep import SweepPoint, size, sweep_report
 from opensora_launch.report.wording import Message, message
+from opensora_launch.request.sweep_plan import Sweep
+from opensora_launch.rundir import SweepDir
 
 CROWDED = 0.2  # of the CPUs that other programs used before a run
 
 
-def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any] | None:
+def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     """Write the sweep's reports, and return what they say; None if no run that counts was successful."""
-    reports = {d.run: read_report(folder / d.run) for d in plan.done}
+    reports = {d.run: read_report(folder.run(d.run).path) for d in plan.done}
     points, unknown, counted = list[SweepPoint](), _limits(plan), list[dict[str, Any]]()
     for place, spot in enumerate(plan.spots):
         runs = [d.run for d in plan.done if d.spot == place and d.round >= plan.warmup and reports[d.run]["times"]]
@@ -33,16 +33,16 @@ def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any] | None:
     if not points:
         return None
     data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
-    build_sweep(folder, data)
+    build_sweep(folder.path, data)
     return data
 
 
 def _sweep(
-    folder: Path, plan: Sweep, points: list[SweepPoint], unknown: list[Message], first: Mapping[str, Any]
+    folder: SweepDir, plan: Sweep, points: list[SweepPoint], unknown: list[Message], first: Mapping[str, Any]
 ) -> dict[str, Any]:
-    command = folder / "command.txt"
+    command = folder.command
     return sweep_report(
-        folder.resolve().name,
+        folder.path.resolve().name,
         points,
         version=__version__,
         weak=plan.weak,
@@ -93,5 +93,5 @@ def _changes(reports: Sequence[Mapping[str, Any]]) -> list[Message]:
     return found
 
 
-def is_sweep(folder: Path) -> bool:
-    return (folder / STATE).is_file()
+def is_sweep(folder: SweepDir) -> bool:
+    return folder.state.is_file()

@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from opensora_launch.cli.flags import Parsed
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import Change, compare_reports, read_either
+from opensora_launch.request.flags import Parsed
 
 THRESHOLD_PERCENT = 5.0
 

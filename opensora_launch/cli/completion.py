@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from opensora_launch.cli.catalog import groups, keys
-from opensora_launch.cli.flags import FLAGS
 from opensora_launch.errors import UserError
+from opensora_launch.request.catalogue import groups, keys
+from opensora_launch.request.flags import FLAGS
 
 # "=" and ":" break words in bash, and our words hold them: a reply is the part behind what bash took for a word.
 SCRIPT = r"""_opensora_launch() {

@@ -8,23 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.cli.compose import Point, compose
-from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.hardware import settle_hardware
-from opensora_launch.cli.jobs import finish_config, machine_of, weight_problems
 from opensora_launch.cli.picture import Bar, picture_file, write_bars
-from opensora_launch.cli.preflight import patient
-from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import show
-from opensora_launch.config import HardwareConfig, Init, RunConfig
+from opensora_launch.doctor.examine import between_nodes, full, here, kept_away, quick
+from opensora_launch.doctor.nodes import ask_nodes, nodes_of_job, to_line
+from opensora_launch.doctor.preflight import patient
+from opensora_launch.doctor.results import Finding, Level, lines, ok, worst
 from opensora_launch.errors import UserError
-from opensora_launch.launch.doctor import between_nodes, full, here, kept_away, quick
-from opensora_launch.launch.doctor_nodes import ask_nodes, nodes_of_job, to_line
 from opensora_launch.launch.env_profile import profile_problems, profiled
-from opensora_launch.launch.findings import Finding, Level, lines, ok, worst
-from opensora_launch.launch.machine import found_gpus
+from opensora_launch.machine.find_machine import found_gpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan.plan import Machine, Plan, make_plan
+from opensora_launch.request.compose import Point, compose
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.hardware import settle_hardware
+from opensora_launch.request.prepare import finish_config, machine_of, weight_problems
+from opensora_launch.request.videos import ask, prompt_setting_problems
+from opensora_launch.schema.config import HardwareConfig, Init, RunConfig
 
 
 def doctor(parsed: Parsed) -> int:

@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
-from opensora_launch.cli.compose import Point, compose
 from opensora_launch.cli.estimate_print import cards_text, lines_text
-from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
 from opensora_launch.cli.picture import picture_file, write_bars
 from opensora_launch.cli.plan import machine_asked, with_default_model
-from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import show
-from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.estimate import topics as topics
+from opensora_launch.estimate.per_card import CardEstimate, build_of, estimate_card, has_price, rank_cards
+from opensora_launch.estimate.subject import counted_subject, document_subject
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
-from opensora_launch.plan import estimate_topics as topics
 from opensora_launch.plan.checks import card_problems, topology_problems
-from opensora_launch.plan.estimate_card import CardEstimate, build_of, estimate_card, has_price, rank_cards
-from opensora_launch.plan.estimate_subject import counted_subject, document_subject
 from opensora_launch.plan.networks import NETWORKS, shape_of
 from opensora_launch.plan.plan import make_plan, predict
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.plan.vaes import VAES
 from opensora_launch.plan.work import Work, steps_of
+from opensora_launch.request.compose import Point, compose
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.hardware import catalogue, look_here, settle_hardware
+from opensora_launch.request.videos import ask, prompt_setting_problems
+from opensora_launch.schema.config import Device, HardwareConfig, LayoutConfig, RunConfig
 
 TOPICS = ("video", "fleet", "breakeven", "card", "build")
 ASSUMED = "h100_sxm"

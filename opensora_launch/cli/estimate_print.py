@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from opensora_launch.cli import terminal
-from opensora_launch.plan.estimate_card import FITS, NOT, CardEstimate
-from opensora_launch.plan.estimate_topics import Line
+from opensora_launch.estimate.per_card import FITS, NOT, CardEstimate
+from opensora_launch.estimate.topics import Line
 from opensora_launch.plan.work import Work
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from opensora_launch import __version__
-from opensora_launch.cli.catalog import Group, Key, as_text, config_folder, groups, keys
-from opensora_launch.cli.flags import (
+from opensora_launch.request.catalogue import Group, Key, as_text, config_folder, groups, keys
+from opensora_launch.request.flags import (
     BENCH_FLAGS,
     COMPARE_FLAGS,
     DOCTOR_FLAGS,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from opensora_launch.cli.flags import Parsed
 from opensora_launch.errors import UserError
+from opensora_launch.request.flags import Parsed
 
 FORMATS = (".svg", ".png", ".pdf")
 BAR_PX, ROW_PX, LABEL_PX, VALUE_PX = 420, 22, 300, 140

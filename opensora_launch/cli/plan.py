@@ -6,24 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.cli.catalog import DEFAULT_MODEL
-from opensora_launch.cli.compose import Point, compose
-from opensora_launch.cli.flags import Parsed
-from opensora_launch.cli.hardware import catalogue, look_here, settle_hardware
-from opensora_launch.cli.jobs import Problems, finish_config
 from opensora_launch.cli.picture import picture_file
-from opensora_launch.cli.requests import ask, prompt_setting_problems
 from opensora_launch.cli.terminal import Line, show
-from opensora_launch.config import Device, HardwareConfig, LayoutConfig, RunConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.machine import NOTHING
+from opensora_launch.machine.find_machine import NOTHING
+from opensora_launch.machine.host import count_cpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan.checks import card_problems
 from opensora_launch.plan.choose import passed_over
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.table import plan_json, plan_text
-from opensora_launch.telemetry.host import count_cpus
+from opensora_launch.request.catalogue import DEFAULT_MODEL
+from opensora_launch.request.compose import Point, compose
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.hardware import catalogue, look_here, settle_hardware
+from opensora_launch.request.prepare import Problems, finish_config
+from opensora_launch.request.videos import ask, prompt_setting_problems
+from opensora_launch.schema.config import Device, HardwareConfig, LayoutConfig, RunConfig
 
 
 def plan(parsed: Parsed) -> int:

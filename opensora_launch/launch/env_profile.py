@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from opensora_launch.config import EnvConfig
+from opensora_launch.schema.config import EnvConfig
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RECORDED = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "GLOO_", "NVIDIA_")  # never a secret

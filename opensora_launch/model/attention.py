@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.config import AttentionKind
 from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.model import kernels
 from opensora_launch.model.kernels import AttendLse
+from opensora_launch.schema.config import AttentionKind
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v, each B S N D -> B S N D
 

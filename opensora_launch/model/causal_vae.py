@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opensora_launch.config import VaeConfig
+from opensora_launch.schema.config import VaeConfig
 
 NORM_EPS = 1e-6
 CHUNK_NUMBERS = 2**27  # of a convolution's input or output at once

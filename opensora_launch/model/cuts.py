@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from opensora_launch.config import MmditConfig
+from opensora_launch.schema.config import MmditConfig
 
 
 class Kind(StrEnum):

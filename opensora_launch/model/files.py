@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.config import Init, ModelConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model.shapes import Shape, Shapes, config_problems, mismatches, mmdit_shapes, vae_shapes
+from opensora_launch.schema.config import Init, ModelConfig
 
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # of weights that are numbers as they stand

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensora_launch.config import MmditConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import mismatches
+from opensora_launch.schema.config import MmditConfig
 
 
 def mmdit_config(config: Mapping[str, Any]) -> MmditConfig:

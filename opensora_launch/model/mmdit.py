@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opensora_launch.config import MmditConfig
 from opensora_launch.model.attention import Attend, attend_alone
 from opensora_launch.model.layers import (
     TIME_CHANNELS,
@@ -28,6 +27,7 @@ from opensora_launch.model.layers import (
     modulate,
     timestep_embedding,
 )
+from opensora_launch.schema.config import MmditConfig
 
 TOKENS_AT_ONCE = 8192  # rows x tokens: a few hundred MB of widened activations, and products large enough for any GPU
 

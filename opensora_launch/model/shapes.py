@@ -5,8 +5,8 @@ with the header of a file before anything starts. Tests hold them to the modules
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from opensora_launch.config import MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.model.tiles import SPACE, tile_problems, tiles_of
+from opensora_launch.schema.config import MmditConfig, ModelConfig, VaeConfig
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from opensora_launch.config import ModelConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model.files import missing, weight_files
 from opensora_launch.model.load import fill
 from opensora_launch.model.weights import read_pickle, read_tensors
+from opensora_launch.schema.config import ModelConfig
 
 CLIP_PREFIX = "text_model."  # of the public names; transformers 5 leaves it out of the module's
 TIED = ("shared.weight", "encoder.embed_tokens.weight")  # T5's token embedding; files have one name or both

@@ -7,7 +7,7 @@ temporal ones). Positions are [start, stop) in what is cut: latents to decode, p
 
 from dataclasses import dataclass
 
-from opensora_launch.config import VaeConfig
+from opensora_launch.schema.config import VaeConfig
 
 SPACE, TIME = 8, 4  # pixels a latent, frames a latent (the first frame has a latent of its own)
 

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.config import VaeConfig
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.load import fill
 from opensora_launch.model.tiles import Tile, TileGrid, Tiles, decode_grid, encode_grid
+from opensora_launch.schema.config import VaeConfig
 
 RunTiles = Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]
 

@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator
 
-from opensora_launch.cards import PCIE_GB_S
-from opensora_launch.config import (
+from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows, rules_of
+from opensora_launch.plan.placement import placements
+from opensora_launch.schema.cards import PCIE_GB_S
+from opensora_launch.schema.config import (
     AttentionKind,
     HardwareConfig,
     LauncherConfig,
@@ -14,9 +17,6 @@ from opensora_launch.config import (
     SamplingConfig,
     TopologyConfig,
 )
-from opensora_launch.errors import UserError, must_be_one_of
-from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows, rules_of
-from opensora_launch.plan.placement import placements
 
 ANYWHERE = (AttentionKind.auto, AttentionKind.reference)
 MOST = 10_000  # steps and samples, of a run as of a line of a prompt file: a zero too many

@@ -4,15 +4,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from opensora_launch.config import (
-    Engine,
-    Fit,
-    LayoutConfig,
-    Offload,
-    PlacementConfig,
-    Shard,
-    Storage,
-)
 from opensora_launch.plan.layout import Layout, Rules, all_layouts, asked_degrees, layout_problem
 from opensora_launch.plan.memory import (
     FP8_BYTES,
@@ -28,6 +19,7 @@ from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
 from opensora_launch.plan.vaes import VAES
 from opensora_launch.plan.work import Work
+from opensora_launch.schema.config import Engine, Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
 
 HOST_PRICE = 0.02  # of the time, that weights from host memory must save: they take its memory and its pins
 DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from opensora_launch.config import Fit, LayoutConfig, Offload, PlacementConfig
 from opensora_launch.plan.choose import Option, may_fit, options, ways_to_fit
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement, as_overrides, in_words
 from opensora_launch.plan.work import Work
+from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig
 
 COUNTS = (*range(1, 9), *range(16, 65, 8))  # of GPUs that people have: a machine's, then whole machines
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from opensora_launch.config import MmditConfig, VideoConfig
 from opensora_launch.errors import must_be_one_of, must_step
+from opensora_launch.schema.config import MmditConfig, VideoConfig
 
 VAE_STRIDE_PX = 8
 VAE_STRIDE_FRAMES = 4

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from opensora_launch.config import Engine, LayoutConfig, MmditConfig, RunConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.placement import Placement, next_smaller
+from opensora_launch.schema.config import Engine, LayoutConfig, MmditConfig, RunConfig
 
 # Rough costs of an axis, as a share of compute time, until the planner's performance model replaces them.
 ULYSSES_COST, RING_COST, CFG_COST, CROSS_NODE_COST = 0.03, 0.12, 0.004, 0.5

@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from opensora_launch.config import Offload, Shard, Storage
 from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.plan.vaes import VAES
+from opensora_launch.schema.config import Offload, Shard, Storage
 
 GIB = 2.0**30
 USABLE = (

@@ -6,7 +6,7 @@ Numbers are those of each model's published config file or paper, named beside i
 
 from dataclasses import dataclass, replace
 
-from opensora_launch.config import MmditConfig
+from opensora_launch.schema.config import MmditConfig
 
 TIME_CHANNELS = 256  # of the timestep embedding
 

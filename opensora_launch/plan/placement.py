@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 
-from opensora_launch.config import Fit, Offload, PlacementConfig, Shard, Storage
+from opensora_launch.schema.config import Fit, Offload, PlacementConfig, Shard, Storage
 
 
 @dataclass(frozen=True)

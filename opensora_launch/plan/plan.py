@@ -8,19 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
-from opensora_launch.config import (
-    Engine,
-    LauncherConfig,
-    LauncherKind,
-    LayoutConfig,
-    ModelConfig,
-    NumericsConfig,
-    PlacementConfig,
-    Precision,
-    RunConfig,
-    SamplingConfig,
-    Storage,
-)
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, options
@@ -33,6 +20,19 @@ from opensora_launch.plan.networks import Shape, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
 from opensora_launch.plan.work import Work, steps_of
+from opensora_launch.schema.config import (
+    Engine,
+    LauncherConfig,
+    LauncherKind,
+    LayoutConfig,
+    ModelConfig,
+    NumericsConfig,
+    PlacementConfig,
+    Precision,
+    RunConfig,
+    SamplingConfig,
+    Storage,
+)
 
 SCHEMA = 1
 BATCH_SIZES = (2, 4, 8)

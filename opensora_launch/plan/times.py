@@ -14,8 +14,6 @@ Rates are per card: data-sheet peaks times efficiencies fitted to published tabl
 import math
 from dataclasses import dataclass
 
-from opensora_launch.cards import LINK_EFFICIENCY, PCIE_GB_S, default_efficiency
-from opensora_launch.config import HardwareConfig, Link, TopologyConfig
 from opensora_launch.plan.costs import (
     elementwise_bytes,
     latent_bytes,
@@ -30,6 +28,8 @@ from opensora_launch.plan.costs import (
 )
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.schema.cards import LINK_EFFICIENCY, PCIE_GB_S, default_efficiency
+from opensora_launch.schema.config import HardwareConfig, Link, TopologyConfig
 
 MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.417, 0.847, 0.0498  # fitted over all cards
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from opensora_launch.config import Engine, Fit, HardwareConfig, PlacementConfig, TopologyConfig
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.schema.config import Engine, Fit, HardwareConfig, PlacementConfig, TopologyConfig
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Make the reports of a run from its files. Everything comes from files, so they can be made again at any time."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from opensora_launch.report.run_files import read_report, read_run_record
 from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline
 from opensora_launch.report.wording import LANGUAGES, templates
+from opensora_launch.rundir import RunDir, write_whole
 
 PAGE_FILES = ("page.css", "words.js", "draw.js", "charts.js", "timeline.js", "page.js")
 NO_PRICES = Prices()
@@ -26,17 +26,18 @@ def build_report(run_dir: Path, *, baseline: Path | None = None, prices: Prices 
     `baseline` is another run's folder or report.json; without one the baseline is predicted. UserError if `run_dir` is
     no run, or if the baseline did other work.
     """
-    run = read_run_record(run_dir)
+    folder = RunDir(run_dir)
+    run = read_run_record(folder)
     analyses = [AttemptAnalysis.of(attempt) for attempt in run.attempts]
     report = document(run, analyses, read_report(baseline) if baseline else None, prices)
-    write_whole(run_dir / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-    write_whole(run_dir / "report.md", run_markdown(report))
-    write_whole(run_dir / "report.html", page(run_data(report, analyses)))
-    write_whole(run_dir / "metrics.prom", metrics(report))
-    write_whole(run_dir / "ranks.csv", ranks_csv(report))
+    write_whole(folder.report_json, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    write_whole(folder.report_markdown, run_markdown(report))
+    write_whole(folder.report_page, page(run_data(report, analyses)))
+    write_whole(folder.metrics, metrics(report))
+    write_whole(folder.ranks_csv, ranks_csv(report))
     if last := next((a for a in reversed(analyses) if a.accounts), None):
         assert last.accounts is not None
-        write_whole(run_dir / "trace.json", "".join(trace(last.attempt.events, last.accounts, last.nodes)))
+        write_whole(folder.trace, "".join(trace(last.attempt.events, last.accounts, last.nodes)))
     return report
 
 
@@ -102,10 +103,3 @@ def _in_script(data: Mapping[str, Any]) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees all of it or nothing."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

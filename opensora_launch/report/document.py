@@ -26,7 +26,7 @@ from opensora_launch.report.prediction import (
     predict_run,
 )
 from opensora_launch.report.rates import compute_rates, cost, energy, imbalance, karp_flatt, link_rates
-from opensora_launch.report.run_files import REPORT_SCHEMA, AttemptRecord, RunRecord
+from opensora_launch.report.run_files import REPORT_SCHEMA, AttemptRecord, EnvironmentRecord, RunRecord
 from opensora_launch.report.steps import count_row_forwards, step_times
 from opensora_launch.report.wording import Message, message
 
@@ -123,13 +123,15 @@ def _report(run: RunRecord, analyses: Sequence[AttemptAnalysis]) -> dict[str, An
 def _environment(run: RunRecord) -> dict[str, Any]:
     """Versions and variables of the ranks, from the last attempt that left them."""
     versions = [e.meta.versions for a in run.attempts for e in a.events if e.meta.versions]
-    last = next((a.environment for a in reversed(run.attempts) if a.environment), {})
+    last = next((a.environment for a in reversed(run.attempts) if a.environment), EnvironmentRecord())
     return {
         "versions": dict(versions[-1]) if versions else {},
         "drivers": sorted({n.driver for a in run.attempts for n in a.nodes if n.driver}),
-        "profile": last.get("profile"),
-        "variables": dict(last.get("environment", {})),
-        **{key: dict(last.get(key, {})) for key in ("set", "taken_away", "kept")},
+        "profile": last.profile,
+        "variables": last.environment,
+        "set": last.set,
+        "taken_away": last.taken_away,
+        "kept": last.kept,
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opensora_launch.config import Fit, LayoutConfig, Offload, PlacementConfig, RunConfig, Shard, Storage
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
 from opensora_launch.plan.placement import Placement, as_changes
@@ -15,6 +14,7 @@ from opensora_launch.plan.plan import Plan, predict
 from opensora_launch.plan.work import Work
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.wording import Message, message
+from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, RunConfig, Shard, Storage
 
 LEAST_GAIN_TOGETHER = 0.02  # of the time, that all changes must save beyond the best of them
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from opensora_launch.cards import PCIE_GB_S, HardwareConfig
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.networks import Shape, network_of
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.wording import Message, label, message
+from opensora_launch.schema.cards import PCIE_GB_S, HardwareConfig
 
 JOULES_PER_KWH = 3.6e6
 

@@ -3,21 +3,34 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.config import RunConfig
+import msgspec
+
 from opensora_launch.errors import UserError
-from opensora_launch.plan.codec import decode
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.wording import Message, message
+from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
 REPORT_SCHEMA = 4
 READABLE = (3, 4)  # 3 has texts where 4 has messages; what baselines and comparisons need is the same
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """environment.json: the profile's changes, and the ranks' variables."""
+
+    profile: str | None = None
+    set: Mapping[str, str] = field(default_factory=dict)
+    taken_away: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class AttemptRecord:
     events: tuple[RankEvents, ...]  # by rank; a rank may have left none
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
-    environment: Mapping[str, Any] | None = None  # environment.json: the profile's changes, and the ranks' variables
+    environment: EnvironmentRecord | None = None
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -63,20 +76,18 @@ class RunRecord:
     unknown: tuple[Message, ...] = ()  # about damaged files
 
 
-def read_run_record(run_dir: Path) -> RunRecord:
-    """Read everything that a report needs; UserError if `run_dir` is no run."""
-    plan = _read_plan(run_dir / "plan.json")
-    folders = [p for p in (run_dir / "attempts").glob("*") if p.name.isdigit() and (p / "plan.json").exists()]
-    attempts = tuple(_read_attempt(p) for p in sorted(folders, key=lambda p: int(p.name)))
-    words = _read_overrides(run_dir / "overrides.json")
-    damaged = words is None and (run_dir / "overrides.json").exists()
+def read_run_record(folder: RunDir) -> RunRecord:
+    """Read everything that a report needs; UserError if `folder` is no run."""
+    plan = _read_plan(folder.plan)
+    overrides = _decoded(folder.overrides, list[str])
+    damaged = overrides is None and folder.overrides.exists()
     return RunRecord(
-        name=run_dir.resolve().name,
-        command=None if words is None else _command(run_dir, words),
+        name=folder.path.resolve().name,
+        command=None if overrides is None else _command(folder, overrides),
         plan=plan,
-        attempts=attempts,
-        videos=_videos(run_dir, plan),
-        config=_config(run_dir),
+        attempts=tuple(_read_attempt(attempt) for attempt in folder.attempts() if attempt.plan.exists()),
+        videos=_videos(folder, plan),
+        config=_config(folder),
         unknown=(message("command_unknown"),) if damaged else (),
     )
 
@@ -109,72 +120,48 @@ def _read_plan(path: Path) -> Plan:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _read_attempt(folder: Path) -> AttemptRecord:
-    found = [read_events(p) for p in (folder / "telemetry").glob("rank*.jsonl")]
+def _read_attempt(folder: AttemptDir) -> AttemptRecord:
+    found = [read_events(path) for path in folder.all_events()]
     return AttemptRecord(
-        number=int(folder.name),
-        command=_read_text(folder / "command.txt"),
-        plan=_read_plan(folder / "plan.json"),
+        number=folder.number,
+        command=folder.command.read_text(encoding="utf-8").strip() if folder.command.exists() else None,
+        plan=_read_plan(folder.plan),
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
         failure=read_failure(folder),
-        nodes=tuple(n for p in sorted((folder / "telemetry").glob("node-*.jsonl")) if (n := read_samples(p))),
-        environment=_environment(folder / "environment.json"),
+        nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
+        environment=_decoded(folder.environment, EnvironmentRecord),
     )
 
 
-def _read_text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
-
-
-def _read_overrides(path: Path) -> list[str] | None:
-    """Read the user's command line, without prompts; None where the file is missing or damaged."""
-    found = _json(path)
-    return found if isinstance(found, list) and all(isinstance(word, str) for word in found) else None
-
-
-def _command(run_dir: Path, words: Sequence[str]) -> str:
-    """The command that makes the run again: its prompts.jsonl is a prompt file too, and has the seeds."""
-    prompts = run_dir.resolve() / "prompts.jsonl"
-    again = ["--prompts", str(prompts)] if prompts.exists() else []
-    return shlex.join(["opensora-launch", "generate", *words, *again])
-
-
-def _environment(path: Path) -> dict[str, Any] | None:
-    """Read environment.json; None unless it is what the launcher writes."""
-    found = _json(path)
-    if not isinstance(found, dict):
-        return None
-    parts = {name: found.get(name, {}) for name in ("set", "taken_away", "kept", "environment")}
-    whole = all(isinstance(part, dict) and all(isinstance(v, str) for v in part.values()) for part in parts.values())
-    return {"profile": str(found.get("profile", "")), **parts} if whole else None
-
-
-def _json(path: Path) -> Any:
+def _decoded(path: Path, kind: Any) -> Any:
+    """Decode a JSON file; None where it is missing, damaged or of another form."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _videos(run_dir: Path, plan: Plan) -> tuple[VideoRecord, ...]:
-    """A video is finished when its JSON file exists, which is written last."""
-    folder = run_dir / "samples"
+def _command(folder: RunDir, overrides: Sequence[str]) -> str:
+    """The command that makes the run again: its prompts.jsonl is a prompt file too, and has the seeds."""
+    prompts = folder.prompts.resolve()
+    again = ["--prompts", str(prompts)] if prompts.exists() else []
+    return shlex.join(["opensora-launch", "generate", *overrides, *again])
+
+
+def _videos(folder: RunDir, plan: Plan) -> tuple[VideoRecord, ...]:
     videos = []
     for video in plan.videos:
-        done = (folder / f"{video.name}.json").exists()
-        files = sorted(
-            f"samples/{video.name}{end}" for end in (".mp4", ".png") if (folder / f"{video.name}{end}").exists()
-        )
-        videos.append(VideoRecord(video.name, video.prompt, video.seed, tuple(files) if done else ()))
+        names = [f"{video.name}.mp4", f"{video.name}.png"] if folder.record(video.name).exists() else []
+        files = tuple(f"{folder.samples.name}/{name}" for name in names if (folder.samples / name).exists())
+        videos.append(VideoRecord(video.name, video.prompt, video.seed, files))
     return tuple(videos)
 
 
-def _config(run_dir: Path) -> RunConfig | None:
+def _config(folder: RunDir) -> RunConfig | None:
     """The config that the run was made from; None where this version cannot read it."""
     import yaml
 
     try:
-        found: RunConfig = decode(RunConfig, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return msgspec.convert(yaml.safe_load(folder.config.read_text(encoding="utf-8")), RunConfig)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError):
         return None
-    return found

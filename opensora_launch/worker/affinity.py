@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pynvml
 
-from opensora_launch.worker.slurm_env import read_step
+from opensora_launch.slurm.task_env import read_step
 
 NODES = Path("/sys/devices/system/node")
 PCI = Path("/sys/bus/pci/devices")

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora_launch.config import Engine, MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.engines.choice import attention_of, engine_transformer
+from opensora_launch.engines.native import Source
 from opensora_launch.errors import UserError
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.load import mmdit_config
@@ -27,13 +28,12 @@ from opensora_launch.parallel.tiles import spread_tiles
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.verify import VerifyLine
+from opensora_launch.plan.verify_spec import VerifyLine
 from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
+from opensora_launch.schema.config import Engine, MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
-from opensora_launch.worker.engine import attention_of, engine_transformer
-from opensora_launch.worker.transformer import Source
 
 KINDS = ("mmdit", "vae", "sampling")
 

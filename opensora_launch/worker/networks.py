@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from opensora_launch.config import Engine, Init
+from opensora_launch.engines.choice import engine_transformer
+from opensora_launch.engines.native import Source, Tick
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import load_vae
@@ -13,8 +14,7 @@ from opensora_launch.model.weights import random_tensors, read_tensors
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.placement import StreamedBlocks
 from opensora_launch.plan.placement import Placement
-from opensora_launch.worker.engine import engine_transformer
-from opensora_launch.worker.transformer import Source, Tick
+from opensora_launch.schema.config import Engine, Init
 
 
 @dataclass(frozen=True)

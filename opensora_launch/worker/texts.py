@@ -4,29 +4,25 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from opensora_launch.config import Init, ModelConfig
+from opensora_launch.engines.text_team import CPU
 from opensora_launch.model.files import weight_files
-from opensora_launch.model.text import TextEncoders, TextRows, load_text_encoders, random_embeddings
+from opensora_launch.model.text import TextRows, random_embeddings
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.packing import Packing
-from opensora_launch.parallel.placement import Placed, StreamedBlocks
 from opensora_launch.parallel.tiles import broadcast
 from opensora_launch.plan.plan import VideoRequest
-
-ROOM = 1.2  # free memory that whole encoders need, as a multiple of their weights
-CPU = torch.device("cpu")
+from opensora_launch.rundir import aside
+from opensora_launch.schema.config import Init, ModelConfig
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -73,12 +69,11 @@ class TextCache:
     def write(self, text: str, embedding: Embedding) -> None:
         """A full or read-only disk costs the next run some time, not this one its video."""
         path = self._file(text)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tensors = {"t5": embedding.t5, "clip": embedding.clip, "cut": torch.tensor(embedding.cut)}
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-            aside.replace(path)
+            with aside(path) as beside:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
         except (OSError, SafetensorError) as error:
             log.warning("the text embeddings are not kept in %s: %s", self.folder, error)
 
@@ -118,42 +113,6 @@ def encode_texts(
         if embedding.cut:
             log.warning("the last %d tokens of this prompt do not fit and are not seen: %s", embedding.cut, text)
     return found
-
-
-def fitting_encoders(model: ModelConfig, axis: Axis, device: torch.device, dtype: torch.dtype) -> TextEncoders:
-    """The text encoders on the device, or T5 layer by layer where it does not fit there whole."""
-    if device.type == "cuda":
-        weights = sum(file.stat().st_size for file in weight_files(Path(model.folder) / model.t5_folder))
-        if torch.cuda.mem_get_info(device)[0] < ROOM * weights:
-            log.info("T5 (%.1f GiB) does not fit on this GPU whole: its layers pass through it", weights / 2**30)
-            return stream_t5(load_text_encoders(model, device=CPU, dtype=dtype), axis, device)
-    return load_text_encoders(model, device=device, dtype=dtype)
-
-
-def stream_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextEncoders:
-    """Encoders loaded on the CPU, for the device: of T5's layers only two are there at a time."""
-    network: Any = encoders.t5.network
-    layers: list[nn.Module] = list(network.encoder.block)
-    packings = [Packing.of(layer) for layer in layers]
-    placed = [
-        Placed(layer, packing, _packed(layer, packing, pinned=device.type == "cuda"), resident=False)
-        for layer, packing in zip(layers, packings, strict=True)
-    ]
-    alone = replace(axis, ranks=(axis.ranks[axis.index],), index=0)
-    for layer in layers:
-        layer.to("meta")
-    StreamedBlocks(placed, alone, device)  # held by its hooks
-    for part in (network.shared, network.encoder.final_layer_norm, encoders.clip.network):
-        part.to(device)
-    return encoders
-
-
-def _packed(layer: nn.Module, packing: Packing, *, pinned: bool) -> UInt8[Tensor, "n"]:
-    state = layer.state_dict()
-    flat = torch.zeros(packing.share(1), dtype=torch.uint8, pin_memory=pinned)
-    for name, view in packing.views(flat).items():
-        view.copy_(state[name])
-    return flat
 
 
 def share_embeddings(axis: Axis, texts: Sequence[str], encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora_launch.config import Engine, NumericsConfig
+from opensora_launch.engines.native import Source
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.vae import assemble
 from opensora_launch.parallel.attention import Kernel
@@ -21,7 +21,9 @@ from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
-from opensora_launch.plan.verify import VerifyLine, VerifySpec
+from opensora_launch.plan.verify_spec import VerifyLine, VerifySpec
+from opensora_launch.rundir import AttemptDir
+from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.cases import Case, Ranks, compare, distance, read_case, run_case, within
@@ -30,13 +32,12 @@ from opensora_launch.worker.networks import Networks, read_networks
 from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
 from opensora_launch.worker.start import Rank
 from opensora_launch.worker.texts import Embedding
-from opensora_launch.worker.transformer import Source
 
 # Between layouts only rounding may differ; over the steps guidance makes it larger.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
 
 
-def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> None:
+def run_verify(spec: VerifySpec, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> None:
     """Write verify.jsonl, a line per compared tensor, from the first rank."""
     start.set_numerics(spec.threads_per_rank, NumericsConfig())
     device = start.pick_device(spec.machine.device, me)
@@ -49,7 +50,7 @@ def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> No
         lines += _verify_plan(spec.plan, attempt, me, beat)
     if me.rank == 0:
         text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-        (attempt / "verify.jsonl").write_text(text, encoding="utf-8")
+        attempt.verify_lines.write_text(text, encoding="utf-8")
     dist.barrier(everyone)
 
 
@@ -86,7 +87,7 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     return compare(case, got, by_one, layouts[-1][1])
 
 
-def _verify_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat) -> list[VerifyLine]:
+def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> list[VerifyLine]:
     """The plan's first batch in its layouts and on one rank, to latents and to pixels."""
     alone = Layout(dp=me.world)
     site = settle(plan, attempt, me, beat, (time.monotonic(), time.time()), more=[alone])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from demo import clips
-from opensora_launch.config import ModelConfig
 from opensora_launch.media.prompts import with_suffixes
 from opensora_launch.model import load_mmdit, vae
 from opensora_launch.model.causal_vae import CausalVae
@@ -24,6 +23,7 @@ from opensora_launch.sampling.conditions import condition, pack_condition, resto
 from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
+from opensora_launch.schema.config import ModelConfig
 
 CPU = torch.device("cpu")
 POSTERIOR_SEED = 1

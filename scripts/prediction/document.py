@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from opensora_launch.cards import default_efficiency
-from opensora_launch.config import HardwareConfig, RunConfig, VideoConfig
+from opensora_launch.estimate.per_card import video_flops
 from opensora_launch.plan.choose import Option
-from opensora_launch.plan.estimate_card import video_flops
 from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import short, waterfall
 from opensora_launch.plan.times import rates_of
 from opensora_launch.plan.work import Work
+from opensora_launch.schema.cards import default_efficiency
+from opensora_launch.schema.config import HardwareConfig, RunConfig, VideoConfig
 from prediction.fit import SHARED, Fitted, chip_of, fit
 from prediction.rows import ROOT, Row, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share

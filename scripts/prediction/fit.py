@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opensora_launch.cards import PCIE_GB_S, default_efficiency
 from opensora_launch.plan.times import Rates, step_time
+from opensora_launch.schema.cards import PCIE_GB_S, default_efficiency
 from prediction.rows import Row
 
 SPREAD = 0.04  # of one measurement, as a share: two runs of one program differ by that much

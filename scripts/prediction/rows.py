@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from opensora_launch.cards import HardwareConfig
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import NETWORKS, Network, Shape, shape_of
 from opensora_launch.plan.times import Counts, Load, step_counts
 from opensora_launch.plan.vaes import VAES
+from opensora_launch.schema.cards import HardwareConfig
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "benchmarks" / "published_scaling.json"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.config import AttentionKind, Offload, Precision
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.sweep import Point, sweep
+from opensora_launch.schema.config import AttentionKind, Offload, Precision
 from tests.cli.runs import made_run
 from tests.report.sweeps import read_sweep_report
 

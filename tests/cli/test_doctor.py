@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.cli import generate, main
-from opensora_launch.launch import doctor as launch_doctor
-from opensora_launch.launch.doctor_nodes import from_line, node_command, nodes_of_job, to_line
+from opensora_launch.doctor import examine as launch_doctor
+from opensora_launch.doctor.nodes import from_line, node_command, nodes_of_job, to_line
+from opensora_launch.doctor.results import Finding, Level
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.launch.findings import Finding, Level
 from opensora_launch.plan.plan import Plan
 from tests.nvml_stub import build_stub
 
@@ -165,7 +165,7 @@ def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, caps
         took.append(time.process_time() - begun)
         return found
 
-    monkeypatch.setattr("opensora_launch.cli.preflight.quick", timed)
+    monkeypatch.setattr("opensora_launch.doctor.preflight.quick", timed)
     started(monkeypatch)
     assert main(["generate", "--prompt", "x", *TINY]) == 0
     assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ import pytest
 from opensora_launch.cli import main
 from opensora_launch.cli.estimate_print import show
 from opensora_launch.cli.picture import bars_svg
-from opensora_launch.plan.estimate_topics import Line
+from opensora_launch.estimate.topics import Line
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,9 @@ import pytest
 
 from opensora_launch import __version__
 from opensora_launch.cli import main
-from opensora_launch.cli.catalog import groups, keys
 from opensora_launch.cli.completion import SCRIPT, candidates
-from opensora_launch.cli.flags import GENERATE_FLAGS
+from opensora_launch.request.catalogue import groups, keys
+from opensora_launch.request.flags import GENERATE_FLAGS
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.hardware import catalogue, match, settle_hardware
-from opensora_launch.config import HardwareConfig, Link, RunConfig, TopologyConfig
 from opensora_launch.errors import UserError
-from opensora_launch.launch.host_gpus import HostGpus, PairFacts
-from opensora_launch.launch.machine import NOTHING
-from opensora_launch.launch.pick_gpus import Picked, pick_gpus
-from tests.launch.test_pick_gpus import gpu, host
+from opensora_launch.machine.choose_gpus import Picked, pick_gpus
+from opensora_launch.machine.find_machine import NOTHING
+from opensora_launch.machine.host_gpus import HostGpus, PairFacts
+from opensora_launch.request.hardware import catalogue, match, settle_hardware
+from opensora_launch.schema.config import HardwareConfig, Link, RunConfig, TopologyConfig
+from tests.machine.test_choose_gpus import gpu, host
 
 ROOT = Path(__file__).parents[2]
 H100 = ["plan", "video=768px", "topology=8gpu", "hardware=h100_sxm"]

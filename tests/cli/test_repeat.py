@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from opensora_launch.cli import main, prepare
+from opensora_launch.cli import main
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.run_files import read_run
+from opensora_launch.request.attempt import prepare_attempt
 
 TINY = ("model=tiny", "video.num_frames=17", "topology=custom", "topology.device=cpu", "topology.gpus_per_node=1")
 HOSTILE = 'it\'s "50%" $HOME, `ls` #1; été\n(two lines) {a: 1} ${oc.env:HOME} \u2028'
 
 
 def planned(words: list[str]) -> tuple[Path, Plan]:
-    attempt = prepare(words)
+    attempt = prepare_attempt(words).path
     return attempt.parents[1], Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.launch import slurm_query
+from opensora_launch.slurm import query as slurm_query
 
 WORDS = ("generate", "--prompt", "x", "topology=2x8", "launcher=slurm", "video=768px", "model=open_sora_v2")
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.cli import generate, jobs, main
-from opensora_launch.cli.flags import GENERATE_FLAGS, parse
-from opensora_launch.cli.jobs import Job, prepare_jobs
+from opensora_launch.cli import generate, main
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
+from opensora_launch.request import prepare as jobs
+from opensora_launch.request.flags import GENERATE_FLAGS, parse
+from opensora_launch.request.prepare import Job, prepare_jobs
 
 ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
 

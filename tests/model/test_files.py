@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opensora_launch.config import Init, MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.files import check_files, convert_command, read_header
 from opensora_launch.model.load import shapes
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import config_problems, mmdit_shapes, vae_shapes
 from opensora_launch.model.weights import read_tensors
+from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, VaeConfig
 from tests.model.text_folders import make_clip, make_t5
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from opensora_launch.config import MmditConfig
 from opensora_launch.model import load_mmdit, mmdit
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
+from opensora_launch.schema.config import MmditConfig
 
 SMALL: dict[str, Any] = {
     "in_channels": 4,

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from opensora_launch.config import ModelConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model.text import TextEncoders, load_text_encoders, random_embeddings
+from opensora_launch.schema.config import ModelConfig
 from tests.model.text_folders import make_clip, make_t5, tiny_model
 
 CPU, FP32 = torch.device("cpu"), torch.float32

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora_launch.config import VaeConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model import causal_vae
 from opensora_launch.model.causal_vae import CausalConv3d, CausalVae, FrameAttention, Upsample
@@ -34,6 +33,7 @@ from opensora_launch.model.vae import (
     posterior_mean,
     posterior_sample,
 )
+from opensora_launch.schema.config import VaeConfig
 
 CASE = Path(__file__).parents[1] / "reference" / "vae_tiny.json"
 INFO = json.loads(CASE.read_text())

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opensora_launch.config import MmditConfig, VaeConfig
 from opensora_launch.errors import UserError
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.causal_vae import CausalVae
@@ -16,6 +15,7 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.tiles import UNTILED
 from opensora_launch.model.vae import decode, load_vae
 from opensora_launch.model.weights import random_tensors, read_pickle, read_tensors
+from opensora_launch.schema.config import MmditConfig, VaeConfig
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 TINY: dict[str, Any] = {

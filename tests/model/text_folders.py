@@ -9,7 +9,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, T5Config, T5ForConditionalGeneration
 
-from opensora_launch.config import MmditConfig, ModelConfig, TextConfig
+from opensora_launch.schema.config import MmditConfig, ModelConfig, TextConfig
 
 WORDS = [
     "a cat walks on the beach",

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from opensora_launch.config import Engine, LayoutConfig, MmditConfig
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.mmdit import MMDiT
@@ -22,6 +21,7 @@ from opensora_launch.parallel.rows import RowInputs, ShardedModel
 from opensora_launch.plan.layout import LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
+from opensora_launch.schema.config import Engine, LayoutConfig, MmditConfig
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.config import Engine, LayoutConfig, MmditConfig
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.mmdit import MMDiT
@@ -21,6 +20,7 @@ from opensora_launch.parallel.tiles import broadcast, deal, spread_tiles
 from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
+from opensora_launch.schema.config import Engine, LayoutConfig, MmditConfig
 from tests.ranks import run_ranks
 
 SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]

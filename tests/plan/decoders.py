@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLMochi, AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
-from opensora_launch.config import VaeConfig
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.schema.config import VaeConfig
 from tests.plan.peaks import LiveBytes
 
 SIDE, FRAMES = 256, 49

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from opensora_launch.config import HardwareConfig, RunConfig, VideoConfig
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import in_words
 from opensora_launch.plan.plan import Machine, VideoRequest, predict
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import short
+from opensora_launch.schema.config import HardwareConfig, RunConfig, VideoConfig
 
 FOLDER = Path(__file__).parents[2] / "configs" / "hardware"
 COUNTS = (1, 2, 3, 4, 8, 16, 32, 64)

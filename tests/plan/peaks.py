@@ -18,7 +18,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_launch.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
+from opensora_launch.engines.native import Source, load_transformer
+from opensora_launch.engines.tensor_parallel import cut_transformer
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
@@ -27,8 +28,7 @@ from opensora_launch.parallel.mesh import Axis, build_meshes
 from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
-from opensora_launch.worker.cut import cut_transformer
-from opensora_launch.worker.transformer import Source, load_transformer
+from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
 
 TOKENS, TEXT = 2048, 8  # of all ranks; the first rank holds all of the text
 

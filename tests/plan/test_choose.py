@@ -12,19 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from opensora_launch.cards import HardwareConfig, slowest
-from opensora_launch.config import (
-    Fit,
-    LayoutConfig,
-    Offload,
-    PlacementConfig,
-    RunConfig,
-    SamplingConfig,
-    Shard,
-    Storage,
-    TopologyConfig,
-    VideoConfig,
-)
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.fit import COUNTS, fit_problems
@@ -36,6 +23,19 @@ from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import plan_text, waterfall
 from opensora_launch.plan.times import rates_of, uses_nvlink
 from opensora_launch.plan.work import Work
+from opensora_launch.schema.cards import HardwareConfig, slowest
+from opensora_launch.schema.config import (
+    Fit,
+    LayoutConfig,
+    Offload,
+    PlacementConfig,
+    RunConfig,
+    SamplingConfig,
+    Shard,
+    Storage,
+    TopologyConfig,
+    VideoConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plans.txt"

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from opensora_launch.config import MmditConfig
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import mmdit_shapes
 from opensora_launch.plan.costs import (
@@ -20,6 +19,7 @@ from opensora_launch.plan.costs import (
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import blocks_bytes
 from opensora_launch.plan.networks import NETWORKS, OPEN_SORA_2, Shape, network_of, shape_of
+from opensora_launch.schema.config import MmditConfig
 
 LARGE, SMALL = Shape(33, 2304, 512), Shape(33, 252, 512)
 TINY = MmditConfig(

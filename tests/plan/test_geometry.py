@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.config import MmditConfig, VideoConfig
 from opensora_launch.plan.geometry import geometry, geometry_problems, pixel_size
+from opensora_launch.schema.config import MmditConfig, VideoConfig
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 TABLES = json.loads((REFERENCE / "resolutions.json").read_text())["tables"]

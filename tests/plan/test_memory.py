@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.config import MmditConfig, Offload, Shard, Storage, VaeConfig
 from opensora_launch.model import causal_vae, mmdit
 from opensora_launch.model.tiles import decode_grid, tiles_of
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
@@ -30,6 +29,7 @@ from opensora_launch.plan.memory import (
 )
 from opensora_launch.plan.networks import OPEN_SORA_2, Shape, network_of
 from opensora_launch.plan.placement import Placement
+from opensora_launch.schema.config import MmditConfig, Offload, Shard, Storage, VaeConfig
 
 ROOT = Path(__file__).parents[2]
 CASES: list[dict[str, Any]] = [

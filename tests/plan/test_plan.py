@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.config import LayoutConfig, RunConfig, SamplingConfig, VideoConfig
 from opensora_launch.errors import UserError
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, batches, make_plan, rows_per_step
 from opensora_launch.plan.rows import Guidance
+from opensora_launch.schema.config import LayoutConfig, RunConfig, SamplingConfig, VideoConfig
 
 SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]
 T2V = Guidance(50, 7.5, 3.0, True, True, False)

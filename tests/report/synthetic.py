@@ -9,11 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from opensora_launch.config import RunConfig
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.report.accounting import PARTS
+from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import (
     Collective,
     End,

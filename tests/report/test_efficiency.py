@@ -2,7 +2,6 @@
 
 import pytest
 
-from opensora_launch.config import AttentionKind, Offload, Precision, Shard, Storage
 from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import account
 from opensora_launch.report.efficiency import (
@@ -15,6 +14,7 @@ from opensora_launch.report.efficiency import (
     refuse_other_work,
     work_of,
 )
+from opensora_launch.schema.config import AttentionKind, Offload, Precision, Shard, Storage
 from tests.report.synthetic import a_plan, plain_simulation, random_simulation
 
 

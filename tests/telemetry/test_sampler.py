@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.errors import UserError
-from opensora_launch.telemetry.host import host_sample, process_sample, rank_samples
-from opensora_launch.telemetry.nvml import TRIES, Gpu
+from opensora_launch.machine.host import host_sample, process_sample, rank_samples
+from opensora_launch.machine.nvml import TRIES, Gpu
 from opensora_launch.telemetry.sampler import Sampler
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 from tests.nvml_stub import build_stub

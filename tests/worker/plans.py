@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from opensora_launch.config import (
+from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
+from opensora_launch.plan.rows import Guidance
+from opensora_launch.schema.config import (
     Init,
     LayoutConfig,
     MmditConfig,
@@ -15,8 +17,6 @@ from opensora_launch.config import (
     VaeConfig,
     VideoConfig,
 )
-from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
-from opensora_launch.plan.rows import Guidance
 
 TINY = ModelConfig(
     name="tiny",

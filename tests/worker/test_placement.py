@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
+from opensora_launch.engines.native import Source, blocks_of, load_transformer
 from opensora_launch.model.attention import choose_attention
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
@@ -19,8 +19,8 @@ from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement, in_words
 from opensora_launch.plan.plan import Plan
+from opensora_launch.schema.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
 from opensora_launch.worker.cases import Ranks, read_case, run_case
-from opensora_launch.worker.transformer import Source, blocks_of, load_transformer
 from opensora_launch.worker.verify import unrecorded
 from tests.ranks import run_ranks
 from tests.worker.plans import TINY, small_plan, video

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.config import Init, ModelConfig
+from opensora_launch.engines.text_team import fitting_encoders, stream_t5
 from opensora_launch.model.text import TextRows, load_text_encoders
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.worker.texts import TextCache, encode_texts, fitting_encoders, share_embeddings, stream_t5
+from opensora_launch.schema.config import Init, ModelConfig
+from opensora_launch.worker.texts import TextCache, encode_texts, share_embeddings
 from tests.model.text_folders import WORDS, make_clip, make_t5, tiny_model
 from tests.ranks import run_ranks
 
@@ -70,7 +71,7 @@ def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):
 
         return replace(encoders, t5=replace(encoders.t5, tokenizer=tokenizer))
 
-    monkeypatch.setattr("opensora_launch.worker.texts.load_text_encoders", watched)
+    monkeypatch.setattr("opensora_launch.engines.text_team.load_text_encoders", watched)
     second = encode_texts(model, texts, encoder(model), torch.float32, cache)
     assert set(asked) == {"raining, sea"}, "the others came from the disk"
     for got in (first, second):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from opensora_launch.machine.nvml import open_gpus
 from opensora_launch.report.build import build_report
 from opensora_launch.telemetry.events import read_events
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.telemetry.nvml import open_gpus
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.samples import bare_uuid, read_samples
 from opensora_launch.worker.watch import device_uuid, watch_blocks

@@ -1,0 +1,1 @@
+"""Costs, fleets, builds and cards, reckoned from a plan. Pure functions."""

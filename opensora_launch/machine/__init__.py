@@ -1,0 +1,1 @@
+"""What this host is: GPUs by NVML, CPUs, memory, processes, and which GPUs a run takes."""

@@ -1,0 +1,124 @@
+"""Which GPUs of this host a run takes: those it names, or all that nobody uses; and what they are, in words."""
+
+import os
+import pwd
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+
+BUSY_BYTES = 512 * 2**20  # a process that holds less is a display or a monitor
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Picked:
+    """`lines` tell what was found and what was left out; `problems` are the user's mistakes."""
+
+    gpus: tuple[GpuFacts, ...]
+    lines: tuple[str, ...]
+    problems: tuple[str, ...]
+    pairs: tuple[PairFacts, ...] = ()  # of the host: how its GPUs are joined
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(gpu.name for gpu in self.gpus)
+
+
+def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Callable[[int], str]) -> Picked:
+    """GPUs by number or UUID where `asked` names any, else the free ones of those that CUDA would show.
+
+    `visible` is CUDA_VISIBLE_DEVICES; `who` tells who owns a process.
+    """
+    shown = _visible(host.gpus, visible)
+    if asked:
+        found, problems = _named(shown, asked)
+        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems), host.pairs)
+    skipped = {gpu.uuid: why for gpu in shown if (why := _busy(gpu, who))}
+    free = tuple(gpu for gpu in shown if gpu.uuid not in skipped)
+    lines = [f"GPU {gpu.index} ({gpu.name}) is left out: {skipped[gpu.uuid]}" for gpu in shown if gpu.uuid in skipped]
+    return Picked(free, (*_about(free, host.pairs), *lines), (), host.pairs)
+
+
+def _visible(gpus: Sequence[GpuFacts], visible: str | None) -> tuple[GpuFacts, ...]:
+    """In CUDA's order: entries are numbers or the start of UUIDs, and the first that names no GPU ends the list."""
+    if visible is None:
+        return tuple(gpus)
+    shown: list[GpuFacts] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        hits = _hits(gpus, entry)
+        if len(hits) != 1:
+            break
+        shown += hits
+    return tuple(shown)
+
+
+def _hits(gpus: Sequence[GpuFacts], entry: str) -> list[GpuFacts]:
+    if entry.isascii() and entry.isdigit():
+        return [gpu for gpu in gpus if gpu.index == int(entry)]
+    return [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
+
+
+def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFacts, ...], list[str]]:
+    found: list[GpuFacts] = []
+    problems = []
+    there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
+    for entry in (str(word) for word in asked):
+        hits = _hits(gpus, entry)
+        if len(hits) != 1:
+            count = "no GPU" if not hits else f"{len(hits)} GPUs"
+            problems.append(f"topology.gpus: {entry} names {count} here; there are: {there}")
+        elif hits[0] in found:
+            problems.append(f"topology.gpus: {entry} is named twice")
+        else:
+            found += hits
+    return tuple(found), problems
+
+
+def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
+    """Who uses a GPU, or "" for nobody."""
+    if gpu.mig:
+        return "it is divided into MIG instances; name them in CUDA_VISIBLE_DEVICES"
+    others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
+    holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
+    return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
+
+
+def _size(used: int | None) -> str:
+    return "memory" if used is None else f"{used / GIB:.1f} GiB"
+
+
+def owner(pid: int) -> str:
+    """ "process 4711 (python of kim)"; only the number where the process cannot be looked at."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        name, uid = (folder / "comm").read_text(encoding="utf-8").strip(), folder.stat().st_uid
+    except OSError:
+        return f"process {pid}"
+    try:
+        return f"process {pid} ({name} of {pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        return f"process {pid} ({name} of user {uid})"
+
+
+def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
+    """What was found: "4 x NVIDIA H100 80GB HBM3, 79.6 GiB each, pairs joined by NV18"."""
+    if not gpus:
+        return []
+    cards = Counter((gpu.name, gpu.total_bytes) for gpu in gpus)
+    each = [f"{n} x {name}" + (f", {total / GIB:.1f} GiB each" if total else "") for (name, total), n in cards.items()]
+    used = {gpu.index for gpu in gpus}
+    paths = Counter(pair.path for pair in pairs if {pair.first, pair.second} <= used)
+    links = [f"{n} pair{'s' * (n > 1)} by {path}" for path, n in paths.most_common()]
+    return ["found " + "; ".join(each) + (f"; joined: {', '.join(links)}" if links else "")]
+
+
+def link_of(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> str:
+    """ "nvlink" where every pair has it, "pcie" where one has not, "auto" for one GPU."""
+    used = {gpu.index for gpu in gpus}
+    mine = [pair for pair in pairs if {pair.first, pair.second} <= used]
+    if not mine:
+        return "auto"
+    return "nvlink" if all(pair.nvlink for pair in mine) else "pcie"

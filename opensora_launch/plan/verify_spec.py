@@ -1,0 +1,53 @@
+"""What `verify` asks of the ranks: verify.json in the attempt's folder."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from opensora_launch.plan.codec import decode
+from opensora_launch.plan.placement import Placement
+from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.schema.config import Engine, LayoutConfig
+
+
+@dataclass(frozen=True)
+class VerifySpec:
+    """Stored cases, or else a plan of the current model on a reduced video, on these ranks and on one."""
+
+    machine: Machine
+    layout: LayoutConfig  # what the user fixed
+    attention: str
+    threads_per_rank: int
+    timeout_s: float
+    cases: tuple[str, ...]  # absolute paths
+    plan: Plan | None = None  # where there are no cases
+    placement: Placement = field(default_factory=Placement)  # of the cases' transformers
+    engine: Engine = Engine.native  # of the cases
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "VerifySpec":
+        return cast(VerifySpec, decode(cls, data))
+
+
+@dataclass(frozen=True)
+class VerifyLine:
+    """One compared tensor; distances are the largest of any element."""
+
+    case: str
+    kind: str
+    ranks: int
+    layout: str
+    tensor: str
+    max_abs_stored: float | None  # None where nothing is stored
+    max_abs_one_rank: float
+    ok: bool
+
+    def __str__(self) -> str:
+        stored = "none" if self.max_abs_stored is None else f"{self.max_abs_stored:.3e}"
+        return (
+            f"case={self.case} kind={self.kind} ranks={self.ranks} layout={self.layout.replace(' ', ',')} "
+            f"tensor={self.tensor} max_abs_stored={stored} max_abs_one_rank={self.max_abs_one_rank:.3e} "
+            f"ok={'true' if self.ok else 'false'}"
+        )

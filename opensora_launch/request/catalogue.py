@@ -1,0 +1,115 @@
+"""What can be set: config groups with their choices, and every key of the schema. Read without Hydra: it is quick."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import opensora_launch
+from opensora_launch.schema.config import RunConfig
+
+DEFAULT_MODEL = "open_sora_v2"  # of configs/config.yaml
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema: `path` is dotted, `allowed` are an enum's names or true and false, else empty."""
+
+    path: str
+    kind: str  # in words: "a whole number or null"
+    default: Any
+    allowed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    name: str
+    about: str  # the comment in its first line
+
+
+@dataclass(frozen=True)
+class Group:
+    name: str
+    default: str
+    choices: tuple[Choice, ...]
+
+
+def config_folder() -> Path:
+    """The folder of config.yaml: beside the package in a checkout, inside it where it was installed from a wheel."""
+    package = Path(opensora_launch.__file__).resolve().parent
+    inside, beside = package / "configs", package.parent / "configs"
+    return inside if inside.is_dir() else beside
+
+
+def groups(extra: Sequence[Path] = ()) -> tuple[Group, ...]:
+    """The config groups, in the order of config.yaml's defaults; `extra` are folders given by --config-dir."""
+    defaults = default_choices()
+    folders = [config_folder(), *extra]
+    names = [*defaults, *sorted(_subfolders(folders) - set(defaults))]
+    return tuple(Group(name, defaults.get(name, ""), _choices(name, folders)) for name in names)
+
+
+def default_choices() -> dict[str, str]:
+    """Group -> choice, as config.yaml has it."""
+    import yaml
+
+    listed = yaml.safe_load((config_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {name: choice for entry in listed if isinstance(entry, dict) for name, choice in entry.items()}
+
+
+def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[Key]:
+    """Every key that holds a value, in the order of the schema."""
+    hints = get_type_hints(schema)
+    made = schema()
+    for item in fields(schema):
+        hint, path = hints[item.name], f"{prefix}{item.name}"
+        if is_dataclass(hint) and isinstance(hint, type):
+            yield from keys(hint, f"{path}.")
+        else:
+            yield Key(path, _in_words(hint), getattr(made, item.name), _allowed(hint))
+
+
+def as_text(value: Any) -> str:
+    """A value as an override would write it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return str(value.value)
+    return "''" if value == "" else str(value)
+
+
+def _choices(group: str, folders: Sequence[Path]) -> tuple[Choice, ...]:
+    files = {path.stem: path for folder in reversed(folders) for path in (folder / group).glob("*.yaml")}
+    return tuple(Choice(name, _about(files[name])) for name in sorted(files))
+
+
+def _about(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    return first.removeprefix("#").strip() if first.startswith("# ") else ""
+
+
+def _subfolders(folders: Sequence[Path]) -> set[str]:
+    return {sub.name for folder in folders for sub in folder.iterdir() if sub.is_dir() and any(sub.glob("*.yaml"))}
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join("null" if part is type(None) else _in_words(part) for part in get_args(hint))
+    if get_origin(hint) is list:
+        return "a list, as [4,6,6]"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(member.name for member in hint)
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
+
+
+def _allowed(hint: Any) -> tuple[str, ...]:
+    if hint is bool:
+        return ("true", "false")
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return tuple(member.name for member in hint)
+    return ()

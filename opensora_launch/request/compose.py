@@ -1,0 +1,188 @@
+"""Hydra, once: overrides and YAML files to a checked RunConfig, for one run or for each point of a sweep."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from opensora_launch.errors import UserError
+from opensora_launch.request.catalogue import DEFAULT_MODEL, config_folder, groups
+from opensora_launch.request.override_checks import MAX_POINTS, override_problems, plain_reason
+from opensora_launch.schema.config import RunConfig
+
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep, or the only one. `swept` are those of its overrides that the sweep chose."""
+
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    run: RunConfig
+
+
+@dataclass(frozen=True)
+class Composed:
+    """All points, and why the model is what it is where the user named none (else empty)."""
+
+    points: tuple[Point, ...]
+    model_note: str
+
+
+@contextmanager
+def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
+    """Hydra with our schema and YAML files; `config_dir` adds a user's own."""
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
+    version.setbase(VERSION_BASE)
+    ConfigStore.instance().store("schema", RunConfig)
+    path = create_config_search_path(str(config_folder()))
+    if config_dir is not None:
+        path.prepend("command-line", f"file://{config_dir.absolute()}", anchor="schema")
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("opensora-launch", path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose(overrides: Sequence[str], *, multirun: bool, config_dir: Path | None) -> Composed:
+    """The config of every point. Raises UserError with every override that is wrong."""
+    with hydra_session(config_dir) as hydra:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        expanded = _expand(hydra, overrides, multirun)
+        return Composed(tuple(Point(texts, swept, _compose_one(hydra, texts)) for texts, swept in expanded), note)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `--cfg` asks for: "job", "hydra" or "all", perhaps only the part under `package`, with ${...} replaced."""
+
+    kind: str
+    package: str | None
+    resolve: bool
+
+
+def show(overrides: Sequence[str], what: Shown, *, multirun: bool, config_dir: Path | None) -> str:
+    """Print the composed config as YAML, of every point of a sweep; return why the model is what it is."""
+    with hydra_session(config_dir) as hydra:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        for texts, swept in _expand(hydra, overrides, multirun):
+            _check_package(hydra, texts, what.package)
+            if swept:
+                print(f"---\n# {' '.join(swept)}")
+            with _as_user_error():
+                hydra.show_cfg(CONFIG_NAME, list(texts), what.kind, what.package, what.resolve)
+        return note
+
+
+def _check_package(hydra: Hydra, overrides: Sequence[str], package: str | None) -> None:
+    if package in (None, "_global_"):
+        return
+    with _as_user_error():
+        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+    if OmegaConf.select(config, package) is None:
+        raise UserError(f"--package {package}: there is no such part of the config, or it is null")
+
+
+def show_info(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> str:
+    """Hydra's own account of where a config comes from."""
+    with hydra_session(config_dir) as hydra:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        with _as_user_error():
+            hydra.show_info(info, CONFIG_NAME, list(overrides), RunMode.MULTIRUN if multirun else RunMode.RUN)
+        return note
+
+
+def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) -> tuple[tuple[str, ...], str]:
+    """The overrides with a model that can run here, and why, where the user named none.
+
+    Open-Sora's checkpoint is used where it is; else the small trained model where this installation has it, else
+    the tiny one with random weights.
+    """
+    parser = OverridesParser.create()
+    try:
+        if any(parser.parse_override(text).key_or_group == "model" for text in overrides):
+            return tuple(overrides), ""
+        folder = Path(_compose_one(hydra, [text for text in overrides if text.startswith("model.")]).model.folder)
+    except (HydraException, UserError):
+        return tuple(overrides), ""  # said properly by the checks that follow
+    missing = folder / RunConfig().model.mmdit_file
+    if missing.exists() or missing.with_name(f"{missing.name}.index.json").exists():
+        return (f"model={DEFAULT_MODEL}", *overrides), ""
+    here = {choice.name for group in groups([config_dir] if config_dir else []) for choice in group.choices}
+    model = "demo" if "demo" in here else "tiny"
+    return (
+        (f"model={model}", *overrides),
+        f"model={model} is used: there is no {missing} (model={DEFAULT_MODEL} says how to download it)",
+    )
+
+
+def _expand(
+    hydra: Hydra, overrides: Sequence[str], multirun: bool
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """(all overrides, those that the sweep chose) of every point."""
+    _check(hydra, overrides, multirun=multirun)
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    options: list[list[tuple[str, bool]]] = []
+    for text, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            options.append([(f"{key}={value}", True) for value in override.sweep_string_iterator()])
+        else:
+            options.append([(text, False)])
+    if (points := math.prod(map(len, options))) > MAX_POINTS:
+        raise UserError(f"this sweep has {points} points, and {MAX_POINTS} is the most; a prompt file holds more")
+    for chosen in itertools.product(*options):
+        yield tuple(text for text, _ in chosen), tuple(text for text, swept in chosen if swept)
+
+
+def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:
+    with _as_user_error():
+        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN)
+        with open_dict(config):
+            del config["hydra"]
+        return cast(RunConfig, OmegaConf.to_object(config))
+
+
+def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
+    loader = hydra.config_loader
+    search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # more folders with choices
+
+    def choices(group: str) -> list[str] | None:
+        if not search and isinstance(loader, ConfigLoaderImpl):  # the same at once: the other way copies all it knows
+            return loader.repository.get_group_options(group, ObjectType.CONFIG) or None
+        return loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
+
+    parser = OverridesParser.create(config_loader=loader)
+    if problems := override_problems(overrides, parser, choices, multirun=multirun):
+        raise UserError("these overrides cannot be used", problems)
+
+
+@contextmanager
+def _as_user_error() -> Iterator[None]:
+    """What Hydra finds later than our own checks, in a YAML file for one, as a UserError of one line."""
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise UserError("this config cannot be composed", [plain_reason(error)]) from error

@@ -1,0 +1,186 @@
+"""Why overrides cannot be used, all of them at once and with what would be right, before Hydra sees them.
+
+Hydra stops at the first, and answers a typing mistake with advice to add a new key.
+"""
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opensora_launch.request.catalogue import Key, default_choices, keys
+from opensora_launch.schema.config import RunConfig
+
+PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # flags: free text and paths
+MAX_POINTS = 1000  # of a sweep: each is composed and planned before the first starts
+Choices = Callable[[str], list[str] | None]  # group -> names of its choices, None where there is no such group
+
+
+def override_problems(
+    overrides: Sequence[str], parser: OverridesParser, choices: Choices, *, multirun: bool
+) -> list[str]:
+    """One line for each override that cannot be used."""
+    return [line for text in overrides for line in _problems(text, parser, choices, multirun)]
+
+
+def plain_reason(error: BaseException) -> str:
+    """What Hydra or OmegaConf says, in one line that names the allowed keys where a key is wrong."""
+    inner = error.__cause__ or error.__context__
+    said = " ".join(str(error).split("\nConfig search path:")[0].split()) or type(error).__name__
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        said = f"{error.full_key}: {said}"
+    elif isinstance(inner, OmegaConfBaseException) and not str(inner.full_key).startswith("hydra"):
+        first = str(inner).splitlines()[0]
+        said = said if first in said else f"{said}: {first}"
+        path = inner.full_key or str(inner.key or "")
+        if path and "not in" in first and path not in _by_path():
+            said = f"{said.split(': ')[0]}: {_unknown_key(path)}"
+        elif path in _by_path():
+            said += f"; {path} takes {_by_path()[path].kind}"
+    return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S+", "", said)
+
+
+def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bool) -> Iterator[str]:
+    try:
+        (override,) = parser.parse_overrides([text])  # parse_override would leave out what glob() needs
+    except HydraException as error:
+        yield _not_parsed(text, error)
+        return
+    if override.key_or_group in PROMPT_KEYS:
+        yield _is_a_flag(text)
+        return
+    if override.is_sweep_override() and (unusable := _no_sweep(text, override, multirun)):
+        yield f"{text} {unusable}"
+        return
+    key = override.key_or_group
+    if override.is_hydra_override() or override.is_delete():
+        return  # Hydra's own checks are clear there
+    if not key:
+        yield _no_override(text)
+        return
+    values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+    allowed = choices(key)
+    if allowed is not None and override.is_add() and override.package is None and key in default_choices():
+        yield f"{text}: {key} has a choice already; leave out the plus"
+    elif allowed is not None:
+        yield from _wrong_choices(key, override, values, allowed)
+    elif override.is_add() or override.is_force_add():
+        return  # a plus says: this key is mine
+    elif not _is_key(key):
+        yield f"{text}: {_unknown_key(key, choices)}"
+    elif values is None:
+        yield from _wrong_value(text, key, override.value())
+    else:
+        for value in values:
+            yield from _wrong_value(f"{key}={value}", key, parser.parse_override(f"{key}={value}").value())
+
+
+def _no_sweep(text: str, override: Override, multirun: bool) -> str:
+    """Why a sweep cannot be made, seen before its values are counted out."""
+    if not multirun:
+        return f"holds several values: add -m for a sweep over them, or quote the value: {_quoted(text)}"
+    if override.is_interval_sweep():
+        return "is every number between two: name some, as in 1,1.5,2 or range(1,2,0.5)"
+    swept = override.value()
+    if not isinstance(swept, RangeSweep):
+        return ""
+    start, stop = swept.start or 0, swept.stop or 0
+    points = math.ceil((stop - start) / swept.step) if swept.step else 0
+    if points < 1:
+        return "holds no values: range(START,STOP,STEP) ends before STOP"
+    return f"holds {points} values: a sweep has {MAX_POINTS} points at most" if points > MAX_POINTS else ""
+
+
+def _not_parsed(text: str, error: HydraException) -> str:
+    key, equals, _ = text.partition("=")
+    if not equals and not text.startswith("~"):
+        return _no_override(text)
+    if key in PROMPT_KEYS:
+        return _is_a_flag(text)
+    reason = str(error).splitlines()[0]
+    return f"{text!r} cannot be read ({reason}); quote the value: {_quoted(text)}"
+
+
+def _no_override(text: str) -> str:
+    return f"{text!r} is neither a flag nor KEY=VALUE; a prompt goes behind --prompt"
+
+
+def _is_a_flag(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{text!r}: give it as --{key.replace('_', '-')} {value!r}; no character of it is special there"
+
+
+def _quoted(text: str) -> str:
+    """The override with its value quoted for Hydra, and the whole for the shell."""
+    key, _, value = text.partition("=")
+    return shlex.quote(f"{key}={hydra_quoted(value)}")
+
+
+def hydra_quoted(value: str) -> str:
+    """Any text as a value of Hydra's grammar."""
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value).replace("${", "\\${")
+    return f'"{escaped}"'
+
+
+def _wrong_choices(group: str, override: Override, values: list[str] | None, allowed: Sequence[str]) -> Iterator[str]:
+    value = override.value() if values is None else None
+    if isinstance(value, dict):
+        return
+    asked = values if values is not None else value if isinstance(value, list) else [value]
+    for name in asked:
+        if name is None or str(name) not in allowed:
+            said = "null" if name is None else name
+            yield f"{group}={said} is not known{_nearest(str(name), allowed)} Use one of {', '.join(allowed)}"
+
+
+def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
+    """Lines for a value that the schema's type refuses. An interpolation is looked at when it is resolved."""
+    try:
+        OmegaConf.update(OmegaConf.structured(RunConfig), path, value, merge=True)
+    except OmegaConfBaseException:
+        known = _by_path().get(path)
+        takes = known.kind if known else f"keys: {', '.join(_keys_under(path))}"
+        yield f"{text}: {path} takes {takes}"
+
+
+def _by_path() -> dict[str, Key]:
+    return {key.path: key for key in keys()}
+
+
+def _keys_under(prefix: str) -> list[str]:
+    """The next names below a dotted prefix; "" is the root."""
+    start = f"{prefix}." if prefix else ""
+    return list(dict.fromkeys(k.path[len(start) :].split(".")[0] for k in keys() if k.path.startswith(start)))
+
+
+def _is_key(path: str) -> bool:
+    known = _by_path()
+    parent = known.get(path.rpartition(".")[0])
+    return path in known or bool(_keys_under(path)) or (parent is not None and isinstance(parent.default, list))
+
+
+def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
+    """What to write instead of a key that is not there."""
+    parent = path.rpartition(".")[0]
+    while parent and not _keys_under(parent):
+        parent = parent.rpartition(".")[0]
+    every = [key.path for key in keys()]
+    same_leaf = [p for p in every if p.rpartition(".")[2] == path.rpartition(".")[2]]
+    near = same_leaf or difflib.get_close_matches(path, [*every, *_keys_under("")], n=1, cutoff=0.6)
+    near = near or [p for p in every for leaf in [p.rpartition(".")[2]] if difflib.get_close_matches(path, [leaf], 1)]
+    hint = f"did you mean {near[0]}? " if near else ""
+    return (
+        f"no such key; {hint}{f'the keys of {parent}' if parent else 'the keys'} are {', '.join(_keys_under(parent))}"
+    )
+
+
+def _nearest(name: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else "."

@@ -1,0 +1,126 @@
+"""Prompts and sampling settings become the videos to make."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from opensora_launch.media.prompts import (
+    PromptEntry,
+    check_cond_type,
+    check_motion_score,
+    cond_type_of,
+    with_suffixes,
+)
+from opensora_launch.plan.checks import count_problems
+from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.plan.rows import Guidance
+from opensora_launch.request.compose import Point
+from opensora_launch.schema.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Videos of a job, and the line of prompts.jsonl of each of their prompts."""
+
+    videos: tuple[VideoRequest, ...]
+    prompts: tuple[dict[str, Any], ...]
+
+
+def settle_cond_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[PromptEntry, ...]:
+    """Two references and no condition type mean a loop from the first to the second."""
+    return tuple(
+        replace(entry, settings=replace(entry.settings, cond_type="i2v_loop"))
+        if len(entry.refs) == 2 and not (entry.settings.cond_type or run.sampling.cond_type)
+        else entry
+        for entry in entries
+    )
+
+
+def prompt_setting_problems(run: RunConfig) -> list[str]:
+    """What is wrong with settings that prompts may set for themselves too, where the plan does not see it in time."""
+    scales = {"guidance": run.sampling.guidance, "guidance_img": run.sampling.guidance_img}
+    problems = [
+        f"sampling.{name}={scale} must be a number of at least 0"
+        for name, scale in scales.items()
+        if not (math.isfinite(scale) and scale >= 0)
+    ]
+    problems += count_problems(run.sampling)
+    for check, value in ((check_cond_type, run.sampling.cond_type), (check_motion_score, run.sampling.motion_score)):
+        try:
+            if value is not None:
+                check(value)
+        except ValueError as error:
+            problems.append(f"sampling.{error}")
+    return problems
+
+
+def ask(entries: Sequence[PromptEntry], points: Sequence[tuple[int, Point]]) -> Asked:
+    """The videos of every prompt at every point of a sweep. Prompt p of point k is number k * len(entries) + p.
+
+    A name is "<number>_<sample>". prompts.jsonl has one line a number: the prompt, where it comes from, its point and
+    what the sweep chose there.
+    """
+    most_samples = max((_samples(entry, point.run) for entry in entries for _, point in points), default=1)
+    widths = (max(4, len(str(len(entries) * len(points) - 1))), len(str(most_samples - 1)))
+    videos: list[VideoRequest] = []
+    lines: list[dict[str, Any]] = []
+    for position, (number, point) in enumerate(points):
+        for entry in settle_cond_types(entries, point.run):
+            index = position * len(entries) + entry.index
+            made = _videos(entry, point.run, index, widths)
+            videos += made
+            line = {"index": index, "text": entry.text, "refs": list(entry.refs), "source": entry.source}
+            line |= {"name": entry.name} if entry.name else {}
+            line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
+            line |= {"seed": made[0].seed, "videos": [video.name for video in made]}
+            lines.append(line | (_of_point(number, point) if point.swept else {}))
+    return Asked(tuple(videos), tuple(lines))
+
+
+def _of_point(number: int, point: Point) -> dict[str, Any]:
+    """What a sweep chose for a line: as overrides, and those of the sampling settings as values."""
+    keys = [text.partition("=")[0].lstrip("+") for text in point.swept]
+    leaves = [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
+    chosen = {leaf: getattr(point.run.sampling, leaf) for leaf in leaves}
+    return {"point": number, "overrides": list(point.swept), "chosen": chosen}
+
+
+def _samples(entry: PromptEntry, run: RunConfig) -> int:
+    return entry.settings.num_samples or run.sampling.num_samples
+
+
+def _videos(entry: PromptEntry, run: RunConfig, index: int, widths: tuple[int, int]) -> list[VideoRequest]:
+    own, sampling = entry.settings, run.sampling
+    cond_type = cond_type_of(entry, sampling.cond_type)
+    seed = _first(own.seed, sampling.seed)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    guidance = Guidance(
+        num_steps=_first(own.num_steps, sampling.num_steps),
+        text_scale=_first(own.guidance, sampling.guidance),
+        image_scale=_first(own.guidance_img, sampling.guidance_img),
+        text_osci=sampling.text_osci,
+        image_osci=sampling.image_osci,
+        temporal_osci=sampling.scale_temporal_osci and "i2v" in cond_type,
+        distilled=run.model.mmdit.guidance_embed,
+    )
+    text = with_suffixes(entry.text, run.video.fps, _first(own.motion_score, sampling.motion_score))
+    number, sample_width = f"{index:0{widths[0]}d}", widths[1]
+    return [
+        VideoRequest(
+            name=f"{number}_{sample:0{sample_width}d}",
+            prompt=entry.text,
+            text=text,
+            negative=_first(own.negative_prompt, sampling.negative_prompt),
+            refs=entry.refs,
+            cond_type=cond_type,
+            seed=seed + sample,
+            guidance=guidance,
+        )
+        for sample in range(max(_samples(entry, run), 1))
+    ]
+
+
+def _first(own: Any, run: Any) -> Any:
+    return run if own is None else own

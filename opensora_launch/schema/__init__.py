@@ -1,0 +1,1 @@
+"""What Hydra checks: the dataclasses behind every YAML file and override."""

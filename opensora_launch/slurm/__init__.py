@@ -1,0 +1,1 @@
+"""Slurm: batch scripts, queries, allocations, and the environment of a task."""

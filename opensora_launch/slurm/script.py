@@ -1,0 +1,223 @@
+"""A batch job as text: what sbatch reads, and what it runs. Pure functions.
+
+Values never meet a shell unquoted, and overrides never meet one at all: a job made by the launcher starts its ranks
+with the folder of an attempt, whose plan.json has everything. In a script to submit by hand they are "$@".
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from opensora_launch.plan.plan import Machine
+from opensora_launch.schema.config import Device, TopologyConfig
+from opensora_launch.schema.slurm import Container, GpuOption, SlurmConfig, Starter
+from opensora_launch.slurm.body import BODY
+
+# Options of sbatch that are a key of the same name and nothing else.
+PLAIN = (
+    "job_name", "partition", "account", "qos", "time", "mem", "constraint", "switches", "reservation", "nodelist",
+    "exclude", "mail_user", "mail_type", "dependency",
+)  # fmt: skip
+PLAIN_WORD = re.compile(r"[A-Za-z0-9_./@%+-]+")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """What a script is made of. `attempt` is the folder that the first task of the array starts with."""
+
+    settings: SlurmConfig
+    machine: Machine
+    threads_per_rank: int
+    attempt: Path
+    python: str
+    exports: Mapping[str, str] = field(default_factory=dict)  # what the environment's profile sets
+    unsets: Sequence[str] = ()  # and takes away
+
+
+def slurm_machine(topology: TopologyConfig, settings: SlurmConfig) -> tuple[Machine, list[str]]:
+    """The machine that a job asks for: this host says nothing of it."""
+    device = "cpu" if topology.device is Device.cpu else "cuda"
+    ranks = topology.gpus_per_node
+    problems = [] if ranks else ["launcher=slurm needs to know the ranks of a node: topology=8gpu, topology=2x8, ..."]
+    machine = Machine(device, topology.nodes, ranks or 1, settings.cpus_per_rank * (ranks or 1))
+    return machine, problems + slurm_problems(settings, machine)
+
+
+def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
+    """Why these settings make no job."""
+    at_least = {"cpus_per_rank": 1, "array": 1, "array_limit": 1, "max_restarts": 0, "signal_lead_s": 0}
+    problems = [
+        f"launcher.slurm.{name}={value} must be at least {least}"
+        for name, least in at_least.items()
+        if (value := getattr(settings, name)) is not None and value < least
+    ]
+    if settings.connect_timeout_s <= 0:
+        problems.append(f"launcher.slurm.connect_timeout_s={settings.connect_timeout_s} must be more than 0 seconds")
+    for entry in settings.env:
+        if not NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
+            problems.append(f"launcher.slurm.env: {entry!r} is not NAME=VALUE")
+    for entry in settings.extra:
+        if not entry.startswith("-"):
+            problems.append(f"launcher.slurm.extra: {entry!r} is no option of sbatch; write it as --comment=x")
+    if settings.container is not Container.none and not settings.image:
+        problems.append(f"launcher.slurm.container={settings.container.value} needs launcher.slurm.image=FILE_OR_NAME")
+    if settings.gpu_type and (settings.gpus is GpuOption.none or machine.device == "cpu"):
+        problems.append("launcher.slurm.gpu_type is set and no GPUs are asked for: leave it out, or ask for GPUs")
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if item.name != "setup" and any("\n" in text for text in (value if isinstance(value, list) else [str(value)])):
+            problems.append(f"launcher.slurm.{item.name} holds a line break, which no option of sbatch can")
+    return problems
+
+
+def job_script(job: SlurmJob) -> str:
+    """The script that the launcher submits."""
+    settings, ranks = job.settings, job.machine.gpus_per_node
+    lines = [
+        *_options(job),
+        "",
+        "# shellcheck disable=SC2016,SC2034",
+        "# Made by opensora-launch. To submit it once more: sbatch and this file; what is missing is made.",
+        f"attempt_made={shlex.quote(str(job.attempt))}",
+        *_settings(settings, ranks, job.python),
+        *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
+        *(f"unset {name}" for name in job.unsets),
+    ]
+    find = '--attempt "$attempt_made"'
+    return _whole(lines, settings, find)
+
+
+def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node: int) -> str:
+    """A script for slurm/: its user edits the options and gives prompts and overrides on sbatch's command line."""
+    machine = Machine("cuda", nodes, ranks_per_node, ranks_per_node * settings.cpus_per_rank)
+    job = SlurmJob(settings, machine, settings.cpus_per_rank, Path("slurm-%j"), settings.python or "python3")
+    lines = [
+        *_options(job, by_hand=True),
+        "",
+        *(f"# {line}".rstrip() for line in about.splitlines()),
+        "",
+        "# shellcheck disable=SC2016,SC2034",
+        "# Edit from here: how Python is started on a node, and what it needs.",
+        *_settings(settings, ranks_per_node, job.python, by_hand=True),
+        *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
+        "",
+        "# All tasks of an array, and a job that is requeued, work on one run; its folder is written down here.",
+        "run_file=${SLURM_SUBMIT_DIR:-$PWD}/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}.run",
+    ]
+    find = '--run-file "$run_file" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
+    return _whole(lines, settings, find)
+
+
+def sbatch_value(text: str) -> str:
+    """A value as the parser of #SBATCH lines takes it: in double quotes, where only these and backslashes count."""
+    if re.fullmatch(r"[^\s\"'\\#]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
+def _words(words: Sequence[str]) -> str:
+    """The elements of an array."""
+    return " ".join(word if PLAIN_WORD.fullmatch(word) else _quoted(word) for word in words)
+
+
+def _quoted(text: str) -> str:
+    """In single quotes, always."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _options(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
+    """The first lines, which sbatch reads."""
+    yield "#!/bin/bash"
+    for name, value in _option_values(job, by_hand):
+        yield f"#SBATCH --{name}" + (f"={sbatch_value(value)}" if value is not None else "")
+    yield from (f"#SBATCH {_extra(entry)}" for entry in job.settings.extra)
+
+
+def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | None]]:
+    settings, ranks = job.settings, job.machine.gpus_per_node
+    tasks = 1 if settings.starter is Starter.torchrun else ranks
+    said = {name.replace("_", "-"): getattr(settings, name) for name in PLAIN}
+    yield "job-name", said.pop("job-name")
+    yield "nodes", str(job.machine.nodes)
+    yield "ntasks-per-node", str(tasks)
+    yield "cpus-per-task", str(settings.cpus_per_rank * ranks // tasks)
+    if job.machine.device == "cuda" and settings.gpus is not GpuOption.none:
+        count = f"{settings.gpu_type}:{ranks}" if settings.gpu_type else str(ranks)
+        by_gres = settings.gpus is GpuOption.gres
+        yield ("gres", f"gpu:{count}") if by_gres else ("gpus-per-node", count)
+    yield from ((name, value) for name, value in said.items() if value is not None)
+    if settings.exclusive:
+        yield "exclusive", None
+    if settings.array > 1:
+        limit = f"%{settings.array_limit}" if settings.array_limit else ""
+        yield "array", f"0-{settings.array - 1}{limit}"
+    yield ("requeue" if settings.requeue else "no-requeue"), None
+    yield "signal", f"B:USR1@{settings.signal_lead_s}"
+    yield "open-mode", "append"
+    task = ".%a" if settings.array > 1 else ""
+    if by_hand:
+        yield "output", f"slurm-%{'A_%a' if settings.array > 1 else 'j'}.log"
+    else:
+        yield "output", f"{str(job.attempt / 'logs').replace('%', '%%')}/job{task}.log"
+
+
+def _extra(entry: str) -> str:
+    name, equals, value = entry.partition("=")
+    return f"{name}{equals}{sbatch_value(value)}"
+
+
+def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool = False) -> Iterator[str]:
+    """Variables that the body reads."""
+    mounts = ",".join(settings.mounts)
+    inside = settings.python or "python3"
+    container: Sequence[str] = ()
+    if settings.container is Container.pyxis:
+        container = [f"--container-image={settings.image}", *([f"--container-mounts={mounts}"] if mounts else [])]
+        argv = [inside]
+    elif settings.container is Container.apptainer:
+        argv = ["apptainer", "exec", "--nv", *(["--bind", mounts] if mounts else []), str(settings.image), inside]
+    else:
+        argv = [python]
+    yield f"python=({_words(argv)})"
+    yield f"container=({_words(container)}) # options of srun"
+    one_task_a_rank = by_hand and settings.starter is Starter.srun
+    yield f"ranks_per_node=${{SLURM_NTASKS_PER_NODE:-{ranks}}}" if one_task_a_rank else f"ranks_per_node={ranks}"
+    yield f"host_suffix={shlex.quote(settings.host_suffix)}"
+    yield f"may_requeue={int(settings.requeue)} max_restarts={settings.max_restarts}"
+
+
+def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[str]:
+    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1", **threads}
+    own["CONNECT_TIMEOUT_S"] = f"{settings.connect_timeout_s:g}"
+    if settings.interface:  # NCCL takes the start of a name, and after "=" the whole; gloo takes the whole
+        own |= {"NCCL_SOCKET_IFNAME": f"={settings.interface}", "GLOO_SOCKET_IFNAME": settings.interface}
+    given = dict(entry.split("=", 1) for entry in settings.env)
+    yield from (f"export {name}={_quoted(value)}" for name, value in {**own, **given}.items())
+    if settings.modules:
+        yield f"module load {shlex.join(settings.modules)}"
+    yield from settings.setup
+
+
+def _whole(lines: Sequence[str], settings: SlurmConfig, find: str) -> str:
+    head = "\n".join(lines)
+    return f"{head}\n\n{BODY.replace('FIND_ATTEMPT', find).replace('START_RANKS', _start(settings))}"
+
+
+def _start(settings: SlurmConfig) -> str:
+    """The line that starts the ranks."""
+    worker = '-m opensora_launch.worker --attempt "$attempt"'
+    if settings.starter is Starter.srun:
+        return f'srun "${{step[@]}}" "${{python[@]}}" {worker} &'
+    agent = (
+        '-m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$ranks_per_node" '
+        '--node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT"'
+    )
+    # Expanded on each node: SLURM_NODEID is its own. The rest comes as variables and arguments.
+    return (
+        "export attempt ranks_per_node\n"
+        f'  # shellcheck disable=SC2016\n  srun "${{step[@]}}" bash -c \'exec "$@" {agent} \\\n'
+        f'    {worker}\' bash "${{python[@]}}" &'
+    )

@@ -1,0 +1,84 @@
+"""doctor's short test on real ranks, and what is made of its answer."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.doctor import probe
+from opensora_launch.doctor.probe import probe_findings, run_probe
+from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
+from opensora_launch.doctor.results import Level
+from opensora_launch.machine.processes import descendants
+from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.plan import Machine
+
+
+def spec(layout: Layout, timeout_s: float = 60.0, device: str = "cpu") -> ProbeSpec:
+    return ProbeSpec(device, layout, 1, nbytes=1 << 20, repeats=3, timeout_s=timeout_s)
+
+
+def test_each_axis_on_real_ranks() -> None:
+    result, why_not = run_probe(Machine("cpu", 1, 4, 2), spec(Layout(1, 1, 2, 2)), os.environ)
+    assert result, why_not
+    assert [rank.rank for rank in result.ranks] == [0, 1, 2, 3]
+    assert len({rank.host for rank in result.ranks}) == 1
+    sent = {(speed.axis, speed.op, speed.ranks): speed.sent_bytes for speed in result.speeds}
+    assert sent == {("ulysses", "all_to_all", 2): 1 << 19, ("ring", "ring", 2): 1 << 20}
+    assert all(0 < speed.seconds < 10 for speed in result.speeds)
+    assert ProbeResult.from_dict(result.to_dict()) == result
+    assert [f.check for f in probe_findings(result, "", {})] == ["ranks", "bandwidth", "bandwidth"]
+
+
+def test_ranks_that_cannot_start_say_why() -> None:
+    result, why_not = run_probe(Machine("cuda", 1, 1, 2), spec(Layout(), device="cuda"), os.environ)
+    assert result is None
+    assert "torch sees no GPU" in why_not
+    (finding,) = probe_findings(result, why_not, {})
+    assert finding.level is Level.fail
+
+
+def test_ranks_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "probe_command", lambda machine, folder: ["sh", "-c", "setsid sleep 60 & sleep 60"])
+    before, begun = descendants(os.getpid()), time.monotonic()
+    result, why_not = run_probe(Machine("cpu", 1, 2, 2), spec(Layout(1, 1, 1, 2), timeout_s=0.5), os.environ)
+    assert (result, why_not) == (None, "no answer after 0.5 s")
+    assert time.monotonic() - begun < 5
+    assert descendants(os.getpid()) <= before
+
+
+def seen(*gpus: str | None, hosts: str = "aa", ahead: tuple[float | None, ...] = (None, None)) -> ProbeResult:
+    ranks = tuple(RankSeen(n, hosts[n], gpu, 4, ahead[n]) for n, gpu in enumerate(gpus))
+    return ProbeResult(ranks, (AxisSpeed("ulysses", "all_to_all", 2, 10**9, 0.01),))  # 100 GB/s
+
+
+def test_two_ranks_on_one_gpu() -> None:
+    first, _ = probe_findings(seen("GPU-x", "GPU-x"), "", {})
+    assert (first.level, "share a GPU: GPU-x on a" in first.what) == (Level.fail, True)
+    first, _ = probe_findings(seen("GPU-x", "GPU-x", hosts="ab"), "", {})
+    assert (first.level, first.what) == (Level.ok, "2 came up on 2 hosts, each on its own GPU")
+
+
+@pytest.mark.parametrize(("expected", "level"), [(150.0, Level.ok), (450.0, Level.warn)])
+def test_bandwidth_against_the_catalogue(expected: float, level: Level) -> None:
+    last = probe_findings(seen(None, None), "", {"ulysses": expected})[-1]
+    assert last.level is level
+    assert f"all-to-all 100.00 GB/s sent by each rank, {100 / expected:.0%} of the catalogue's" in last.what
+
+
+@pytest.mark.parametrize(("ahead", "level"), [((0.0, 0.02), Level.ok), ((0.0, -3.0), Level.warn)])
+def test_clocks(ahead: tuple[float, float], level: Level) -> None:
+    clock = probe_findings(seen("g", "h", hosts="ab", ahead=ahead), "", {})[1]
+    assert (clock.check, clock.level) == ("clock", level)
+    assert level is Level.ok or "b is off most" in clock.what
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(probe, "probe_command", lambda machine, folder: ["false"])
+    assert run_probe(Machine("cpu", 1, 2, 2), spec(Layout(1, 1, 1, 2)), os.environ) == (
+        None, "the ranks ended without a word",
+    )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,211 @@
+"""Which GPUs of a host are taken, and what is said of them; then the same through a stub of NVML."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from opensora_launch.launch.command import environment
+from opensora_launch.machine import find_machine as machine
+from opensora_launch.machine.choose_gpus import Picked, link_of, owner, pick_gpus
+from opensora_launch.machine.find_machine import find_machine
+from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.schema.config import TopologyConfig
+from tests.nvml_stub import build_stub
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+
+
+def gpu(index: int, *processes: tuple[int, int | None], name: str = "NVIDIA L20") -> GpuFacts:
+    return GpuFacts(
+        index=index, uuid=f"GPU-{index}{index}aa", name=name, total_bytes=48 * GIB, free_bytes=None, capability=(8, 9),
+        ecc=None, ecc_errors=None, remap_pending=None, throttled=(), mig=False, processes=processes, power_limit_w=None,
+        power_default_w=None, pcie=None,
+    )  # fmt: skip
+
+
+def host(*gpus: GpuFacts, path: str = "PHB") -> HostGpus:
+    pairs = [PairFacts(a.index, b.index, path, "ok") for i, a in enumerate(gpus) for b in gpus[i + 1 :]]
+    return HostGpus(gpus, tuple(pairs), "580", (13, 0), None)
+
+
+FOUR = host(gpu(0), gpu(1, (77, 12 * GIB)), gpu(2, (5, 9 * 2**20)), gpu(3, (78, None)))
+
+
+def picked(found: HostGpus, *asked: str, visible: str | None = None) -> Picked:
+    return pick_gpus(found, asked, visible, lambda pid: f"process {pid} (python of kim)")
+
+
+def taken(found: Picked) -> list[int]:
+    return [gpu.index for gpu in found.gpus]
+
+
+def test_busy_gpus_are_left_out_and_it_is_said_who_uses_them() -> None:
+    found = picked(FOUR)
+    assert taken(found) == [0, 2]  # a display's 9 MiB do not count
+    assert found.lines == (
+        "found 2 x NVIDIA L20, 48.0 GiB each; joined: 1 pair by PHB",
+        "GPU 1 (NVIDIA L20) is left out: process 77 (python of kim) holds 12.0 GiB",
+        "GPU 3 (NVIDIA L20) is left out: process 78 (python of kim) holds memory",
+    )
+    assert found.problems == ()
+
+
+def test_gpus_by_number_and_uuid_also_busy_ones() -> None:
+    assert taken(picked(FOUR, "3", "0")) == [3, 0]
+    assert taken(picked(FOUR, "GPU-11")) == [1]
+    assert taken(picked(FOUR, "GPU-22aa", "1")) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("7",), "7 names no GPU here; there are: 0 (GPU-00aa), 1 (GPU-11aa)"),
+        (("GPU-",), "GPU- names 4 GPUs here"),
+        (("1", "GPU-11"), "GPU-11 is named twice"),
+        (("x",), "x names no GPU"),
+    ],
+)
+def test_names_that_name_nothing(asked: tuple[str, ...], said: str) -> None:
+    assert said in picked(FOUR, *asked).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices"), [("2,0", [2, 0]), ("0,9,2", [0]), ("GPU-22", [2]), ("", []), ("GPU-0,1", [0])]
+)
+def test_only_what_cuda_would_show(visible: str, indices: list[int]) -> None:
+    assert taken(picked(FOUR, visible=visible)) == indices
+
+
+def test_mig_cards_are_not_taken_whole() -> None:
+    found = picked(host(replace(gpu(0), mig=True), gpu(1)))
+    assert taken(found) == [1]
+    assert "divided into MIG instances" in found.lines[1]
+
+
+def test_links_of_what_is_taken() -> None:
+    joined = host(gpu(0), gpu(1), gpu(2), path="NV18")
+    assert link_of(joined.gpus, joined.pairs) == "nvlink"
+    assert link_of(joined.gpus[:1], joined.pairs) == "auto"
+    assert link_of(FOUR.gpus, FOUR.pairs) == "pcie"
+    assert picked(joined).lines == ("found 3 x NVIDIA L20, 48.0 GiB each; joined: 3 pairs by NV18",)
+
+
+def test_an_owner_is_named() -> None:
+    assert owner(os.getpid()).startswith(f"process {os.getpid()} (")
+    assert owner(2**22 + 1) == f"process {2**22 + 1}"
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_uuids", lambda: tuple(gpu.uuid for gpu in FOUR.gpus))
+    monkeypatch.setattr("opensora_launch.machine.gpu_facts.find_gpus", lambda: FOUR)
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_topology_takes_the_free_ones() -> None:
+    found, problems = find_machine(TopologyConfig(), {})
+    assert (found.device, found.gpus_per_node, found.gpus, problems) == ("cuda", 2, ("GPU-00aa", "GPU-22aa"), [])
+    env = environment(2, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, found.gpus)
+    assert env["CUDA_VISIBLE_DEVICES"] == "GPU-00aa,GPU-22aa"
+    named, problems = find_machine(TopologyConfig(gpus=["3"]), {})
+    assert (named.gpus_per_node, named.gpus, problems) == (1, ("GPU-33aa",), [])
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_too_few_free_ones_are_told_with_who_has_the_others() -> None:
+    _, (line,) = find_machine(TopologyConfig(gpus_per_node=4), {})
+    assert line.startswith("topology.gpus_per_node=4 GPUs are asked and 2 free here; GPU 1 (NVIDIA L20) is left out")
+    assert "topology=2gpu" in line
+    _, (line,) = find_machine(TopologyConfig(gpus=["9"]), {})
+    assert "topology.gpus: 9 names no GPU here" in line
+
+
+ASK = """
+import sys
+from opensora_launch.schema.config import TopologyConfig
+from opensora_launch.machine.find_machine import find_machine, found_gpus
+print(find_machine(TopologyConfig(), {})[0].gpus)
+print(*found_gpus(TopologyConfig(), {}).lines, sep="\\n")
+"""
+
+
+def test_the_same_through_nvidias_own_bindings(tmp_path: Path) -> None:
+    env = build_stub(tmp_path, "GPUS=3", "NVLINKS=4", "BUSY")
+    done = subprocess.run([sys.executable, "-c", ASK], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    uuids, found, left_out = done.stdout.splitlines()
+    assert uuids == "('GPU-0000-0', 'GPU-0000-1')"
+    assert found.startswith("found 2 x ")
+    assert found.endswith("joined: 1 pair by NV4")
+    assert left_out.startswith("GPU 2 (")
+    assert "is left out: process 4242" in left_out
+
+
+H100 = 'NAME="NVIDIA H100 80GB HBM3"'
+
+
+def planned(folder: Path, options: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
+    env = build_stub(folder, *options)
+    argv = [sys.executable, "-m", "opensora_launch.cli", "plan", "video=256px", *words]
+    return subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("links", "said"), [(4, "NVLink at 124 GB/s"), (0, "PCIe 5 at 40 GB/s")])
+def test_plan_takes_the_card_and_the_links_that_are_here(tmp_path: Path, links: int, said: str) -> None:
+    done = planned(tmp_path, ("GPUS=2", f"NVLINKS={links}", H100))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith(f"2 x h100_sxm, {said}")
+    path = f"NV{links}" if links else "PHB"
+    assert lines[2] == f"found 2 x NVIDIA H100 80GB HBM3, 80.0 GiB each; joined: 1 pair by {path}"
+    assert lines[3] == "hardware=h100_sxm, found here"
+
+
+def test_plan_says_which_gpus_it_leaves_out(tmp_path: Path) -> None:
+    done = planned(tmp_path, ("GPUS=2", "BUSY", H100))
+    assert done.stdout.splitlines()[1].startswith("1 x h100_sxm, 79.7 GiB")
+    assert "GPU 1 (NVIDIA H100 80GB HBM3) is left out: process 4242 holds 10.0 GiB" in done.stdout.splitlines()
+    as_json = json.loads(planned(tmp_path, ("GPUS=2", "BUSY", H100), "--json").stdout)
+    assert "is left out: process 4242" in as_json["found_here"][1]
+    both = planned(tmp_path, ("GPUS=2", "BUSY", H100), "topology.gpus=[0,1]")
+    assert both.stdout.splitlines()[1].startswith("2 x h100_sxm, PCIe 5")
+
+
+def test_plan_asks_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    done = planned(tmp_path, ("GPUS=2", H100), "topology.gpus=[7]")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == [
+        "  - topology.gpus: 7 names no GPU here; there are: 0 (GPU-0000-0), 1 (GPU-0000-1)"
+    ]
+    busy = planned(tmp_path, ("GPUS=1", "BUSY", H100))
+    assert busy.returncode == 2
+    assert "GPU 0 (NVIDIA H100 80GB HBM3) is left out: process 4242 holds 10.0 GiB; which card?" in busy.stderr
+    unknown = planned(tmp_path, ("GPUS=1",))
+    assert "Stub GPU: not in configs/hardware, so layouts are chosen by rule; which card?" in unknown.stderr
+
+
+def test_a_named_card_is_another_machines(tmp_path: Path) -> None:
+    done = planned(tmp_path, ("GPUS=2", H100), "hardware=h100_sxm", "topology=2gpu")
+    assert "2 x h100_sxm, NVLink" in done.stdout
+    assert "found" not in done.stdout
+
+
+def test_a_run_takes_the_links_that_are_here_too(tmp_path: Path) -> None:
+    """Over PCIe another layout is fastest than over the NVLink that the catalogue has for the card."""
+    words = ["generate", "--prompt", "a", "model=open_sora_v2", "model.init=random", "video=768px", "dry_run=true"]
+    chosen = []
+    for links in (4, 0):
+        env = build_stub(tmp_path, "GPUS=8", f"NVLINKS={links}", H100)
+        argv = [sys.executable, "-m", "opensora_launch.cli", *words]
+        done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        chosen.append(next(line.split()[3:] for line in done.stdout.splitlines() if "layout, 1 row " in line))
+    nvlink, pcie = chosen
+    assert nvlink == ["dp1", "cfg1", "ring1", "ulysses8", "tp1"]
+    assert int(pcie[2].removeprefix("ring")) > 1

@@ -1,0 +1,153 @@
+"""Ranks out of Slurm's variables, their CPUs, and a first rank that cannot be reached."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora_launch.errors import UserError
+from opensora_launch.slurm import task_env as slurm_env
+from opensora_launch.worker.affinity import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
+from opensora_launch.worker.rendezvous import Unreachable, meet
+from opensora_launch.worker.start import Rank, pick_device
+from tests.nvml_stub import build_stub
+
+STEP = {
+    "SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
+}  # fmt: skip
+TORCHRUN = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1",
+}  # fmt: skip
+ONE_A_NODE = STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_NODEID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("env", "rank"),
+    [
+        ({}, Rank(0, 0, 1, 1)),
+        (STEP, Rank(4, 0, 5, 1, "srun")),
+        (STEP | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}, Rank(1, 1, 5, 2, "srun")),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, Rank(0, 0, 1, 1)),  # a batch script itself
+        (TORCHRUN, Rank(1, 1, 2, 2, "torchrun")),
+        (TORCHRUN | ONE_A_NODE | {"WORLD_SIZE": "4"}, Rank(1, 1, 4, 2, "torchrun")),
+    ],
+)
+def test_the_rank(env: dict[str, str], rank: Rank) -> None:
+    assert Rank.from_env(env) == rank
+
+
+@pytest.mark.parametrize("step", [STEP, ONE_A_NODE])
+def test_two_worlds_are_refused(step: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="one torchrun a node"):
+        Rank.from_env(TORCHRUN | step)
+
+
+def test_the_head() -> None:
+    assert slurm_env.head_port(STEP) == 22345
+    assert slurm_env.head_port(STEP | {"SLURM_STEP_ID": "2"}) == 22345 + 202
+    assert slurm_env.head_port(STEP | {"MASTER_PORT": "7"}) == 7
+    assert slurm_env.head_host(STEP | {"MASTER_ADDR": "n1-ib0"}) == "n1-ib0"
+
+
+@pytest.mark.parametrize(("visible", "local_rank", "index"), [(4, 3, 3), (8, 1, 1), (1, 3, 0)])
+def test_a_rank_takes_its_gpu_of_all_or_the_only_one(
+    visible: int, local_rank: int, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the node's are visible, or a site gives each task its own, which is then number 0 for every one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    assert pick_device("cuda", Rank(local_rank, local_rank, 4, 4)) == torch.device("cuda", index)
+
+
+def test_too_few_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"4 ranks on .* see only 2 GPUs"):
+        pick_device("cuda", Rank(0, 0, 4, 4))
+
+
+def test_a_job_has_one_name_through_its_restarts() -> None:
+    assert slurm_env.job_name({}) == ""
+    assert slurm_env.job_name(STEP) == "slurm 12345"
+    assert slurm_env.job_name(STEP | {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "slurm 12_3"
+
+
+def test_cpus_are_shared_out_along_numa_nodes() -> None:
+    numa = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert [own_cpus(range(8), numa, i, 2) for i in range(2)] == numa
+    assert [own_cpus(range(8), numa, i, 3) for i in range(3)] == [[0, 1], [2, 4, 5], [3, 6, 7]]
+    assert own_cpus([3, 9], numa, 2, 4) == [3, 9]
+    assert own_cpus([1, 9], numa, 1, 2) == [9]
+    assert parse_cpus("0-2,8,10-11\n") == [0, 1, 2, 8, 10, 11]
+    known = {cpu for cpus in numa_nodes().values() for cpu in cpus}
+    assert known >= (os.sched_getaffinity(0) if known else set())
+    assert numa_nodes(Path("/no such folder")) == {}
+
+
+def test_cpus_are_those_beside_the_gpu() -> None:
+    """Four GPUs, the first and the last on the second node, of which the job has not all CPUs."""
+    numa = {0: [0, 1, 2, 3], 2: [4, 5, 6, 7]}
+    places = [2, 0, 0, 2]
+    assert [cpus_near_gpu(range(8), numa, places, i, 4) for i in range(4)] == [[4, 5], [0, 1], [2, 3], [6, 7]]
+    assert [cpus_near_gpu([0, 1, 2, 5, 7], numa, places, i, 4) for i in range(4)] == [[5], [0], [1, 2], [7]]
+    assert cpus_near_gpu([0, 1, 2, 5], numa, places, 1, 4) == []  # two ranks at the one CPU of node 2
+    assert cpus_near_gpu(range(8), numa, [2, 0], 0, 4) == []  # GPUs of two ranks are not known
+    assert cpus_near_gpu(range(8), numa, [3, 0, 0, 3], 0, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "nodes"),
+    [
+        (None, [1, 0, 0, 1]),
+        ("3,1", [1, 0]),
+        ("GPU-0000-2,GPU-0000-0", [0, 1]),
+        ("MIG-0000-0", []),
+        ("GPU-0000", []),  # of all four
+        ("0,9", []),
+        ("", []),
+    ],
+)
+def test_the_numa_node_of_each_gpu(shown: str | None, nodes: list[int], tmp_path: Path) -> None:
+    """By NVML's address of it, in /sys."""
+    env = build_stub(tmp_path / "lib", "GPUS=4")
+    for gpu, node in enumerate([1, 0, 0, 1]):
+        folder = tmp_path / "pci" / f"0000:{0x1A + gpu:02x}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "numa_node").write_text(f"{node}\n")
+    given = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    code = (
+        "import sys; from pathlib import Path; from opensora_launch.worker.affinity import gpu_nodes; "
+        f"print(gpu_nodes({given!r}, Path(sys.argv[1])), gpu_nodes({given!r}, Path('/gone')))"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "pci")]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{nodes} []\n"
+    (tmp_path / "pci/0000:1a:00.0/numa_node").write_text("-1\n")
+    of_first = shown in (None, "GPU-0000-2,GPU-0000-0")
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[] if of_first else nodes} []\n"
+
+
+@pytest.mark.parametrize(("host", "said"), [("no-such-host.invalid", "no-such-host.invalid"), ("127.0.0.1", "refused")])
+def test_a_first_rank_that_is_not_there(host: str, said: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match=said) as caught:
+        meet(1, 2, host, port, 1.0, 1.0)
+    assert time.monotonic() - started < 10
+    assert f"{host}:{port}" in str(caught.value)
+
+
+def test_ranks_that_do_not_come_are_named() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(Unreachable, match="did not come: 1, 2;"):
+        meet(0, 3, "127.0.0.1", port, come_up_s=0.5)
