@@ -22,7 +22,7 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     for place, spot in enumerate(plan.spots):
         runs = [d.run for d in plan.done if d.spot == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
-            unknown.append(message("no_good_run", name=spot.series, size=size(spot.gpus, _unit(spot.device))))
+            unknown.append(message("no_successful_run", name=spot.series, size=size(spot.gpus, _unit(spot.device))))
             continue
         counted += (reports[run] for run in runs)
         first = reports[runs[0]]

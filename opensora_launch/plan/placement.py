@@ -70,7 +70,7 @@ def in_words(placement: Placement) -> str:
     said += ", in host memory" if in_host and placement.shard in spread else ""
     said += (f", {count} blocks resident" if count > 1 else ", 1 block resident") if count else ""
     said += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
-    return said + (", a row at a time" if placement.rows_at_once == 1 else "")
+    return said + (", one row at a time" if placement.rows_at_once == 1 else "")
 
 
 def as_overrides(placement: Placement) -> str:

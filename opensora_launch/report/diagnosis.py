@@ -270,7 +270,7 @@ def _node_findings(evidence: Evidence) -> list[Message]:
         of_gpus: list[Message] = []
         for gpu in gpu_uses(node, whole, evidence.accounts):
             for new in (*_heat(gpu), *_others(gpu), *_errors(gpu)):
-                same = {"ranks": [], "gpu": None}
+                same: Message = {"ranks": [], "gpu": None}
                 if before := next((f for f in of_gpus if f | same == new | same), None):
                     before["ranks"] += new["ranks"]
                 else:
@@ -309,5 +309,5 @@ def _others(gpu: Mapping[str, Any]) -> list[Message]:
 def _errors(gpu: Mapping[str, Any]) -> list[Message]:
     errors = [(message("xid", xid=xid), "xids") for xid in gpu["xids"]]
     if count := gpu["ecc_uncorrected"]:
-        errors.append((message("ecc", errors=count), "ecc_uncorrected"))
+        errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
     return [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]

@@ -203,7 +203,7 @@ def _slowest(attempt: Mapping[str, Any]) -> list[str]:
     who = f"{'ranks' if len(most['by']) > 1 else 'rank'} {', '.join(most['by'])}"
     return [
         f"Longest wait: {who} waited {secs(most['seconds'])} s for rank {most['rank']} on {most['host']}, "
-        f"which was in {while_in}."
+        f"which meanwhile was in: {while_in}."
     ]
 
 

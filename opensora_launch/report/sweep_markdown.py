@@ -50,4 +50,4 @@ def efficiency_text(entry: Mapping[str, Any]) -> str:
 
 def baseline_text(base: Mapping[str, Any], unit: str) -> str:
     """What a series is compared with, and where that comes from."""
-    return label(f"sweep_baseline_{base['kind']}", **base | {"size": size(base["gpus"], unit)})
+    return label(f"sweep_baseline_{base['kind']}", **{**base, "size": size(base["gpus"], unit)})

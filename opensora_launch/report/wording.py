@@ -15,7 +15,9 @@ from typing import Any
 LANGUAGES = ("en", "ko")
 PARAMETER = re.compile(r"\{(\w+)(?:([:?])([^{}]*))?\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
-EMPTY = (None, [], "")
+EMPTY: tuple[Any, ...] = (None, [], "")
+
+UNITS = {"MB": 1e6, "GiB": 2**30}
 
 Message = dict[str, Any]  # `code`, and the parameters
 
@@ -67,5 +69,8 @@ def _shown(value: Any, form: str, language: str) -> str:
         return say(value, form, language)
     if isinstance(value, list):
         return ", ".join(_shown(item, form, language) for item in value)
-    units = {"s": seconds_text, "GiB": lambda v: f"{v / 2**30:.1f} GiB", "MB": lambda v: f"{v / 1e6:.1f} MB"}
-    return units[form](value) if form in units else format(value, form) if form else str(value)
+    if form == "s":
+        return seconds_text(value)
+    if form in UNITS:
+        return f"{value / UNITS[form]:.1f} {form}"
+    return format(value, form) if form else str(value)
