@@ -7,9 +7,9 @@ from opensora_launch import __version__
 from opensora_launch.cli.bench_report import is_sweep, report_sweep
 from opensora_launch.errors import UserError
 from opensora_launch.report.build import build_report, build_sweep
-from opensora_launch.report.document import Prices
 from opensora_launch.report.markdown import summary_lines
 from opensora_launch.report.published import published
+from opensora_launch.report.rates import Prices
 from opensora_launch.report.sweep import size, sweep_report
 from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text
 from opensora_launch.report.wording import message, say

@@ -6,10 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.report.document import AttemptAnalysis, Prices, document, rounded
+from opensora_launch.report.document import AttemptAnalysis, document, rounded
 from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
 from opensora_launch.report.markdown import run_markdown
 from opensora_launch.report.published import peer_lines
+from opensora_launch.report.rates import Prices
 from opensora_launch.report.run_files import read_report, read_run_record
 from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline

@@ -12,11 +12,15 @@ from statistics import fmean, median
 from typing import Any
 
 from opensora_launch.report.accounting import Accounts
+from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid
 
 Window = tuple[float, float]
 FAULTS = "major_faults"
 THREAD_COUNTERS = {"ran_s", "starved_s", FAULTS}
+LEAST_SHARED = 0.5  # of the samples with another process
+LEAST_THROTTLED = 0.2  # of the samples
+HELD_DOWN = {"hardware_slowdown", "too_hot_driver", "too_hot_hardware", "power_brake"}  # heat, power, a fault
 
 
 @dataclass(frozen=True)
@@ -194,3 +198,47 @@ def _last(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
 def _over(samples: Sequence[Mapping[str, Any]], name: str, fold: Callable[[list[float]], float]) -> float | None:
     found = _values(samples, name)
     return float(fold(found)) if found else None
+
+
+def throttle_reasons(gpu: Mapping[str, Any]) -> list[Message]:
+    """Why a GPU was throttled, the most frequent reason first."""
+    return [message(why, share=share) for why, share in gpu["throttled"].items() if share >= LEAST_THROTTLED]
+
+
+def gpu_findings(gpu: Mapping[str, Any]) -> list[Message]:
+    """What is wrong with a GPU, whether or not a rank lost time by it, as findings (see diagnosis.py)."""
+    return [*_heat(gpu), *_others(gpu), *_errors(gpu)]
+
+
+def _of_gpu(gpu: Mapping[str, Any], reading: str) -> dict[str, Any]:
+    return {
+        "ranks": list(gpu["ranks"]),
+        "host": gpu["host"],
+        "gpu": gpu["uuid"],
+        "gpu_name": f"GPU {gpu['index']}",
+        "whole_card": message("whole_card") if reading in gpu["of_whole_card"] else None,
+        "seconds": None,
+    }
+
+
+def _heat(gpu: Mapping[str, Any]) -> list[Message]:
+    """Throttling by heat, power supply or a fault.
+
+    A power cap is normal under full load, and locked clocks are the owner's choice.
+    """
+    reasons = [reason for reason in throttle_reasons(gpu) if reason["code"] in HELD_DOWN]
+    clocks = {"sm_mhz": gpu["sm_mhz_median"] or None, "sm_mhz_max": gpu["sm_mhz_max"]}
+    return [message("throttled", reasons=reasons, **clocks, **_of_gpu(gpu, "throttled"))] if reasons else []
+
+
+def _others(gpu: Mapping[str, Any]) -> list[Message]:
+    if (share := gpu["others_share"] or 0.0) < LEAST_SHARED:
+        return []
+    return [message("shared_gpu", share=share, **_of_gpu(gpu, "others_share"))]
+
+
+def _errors(gpu: Mapping[str, Any]) -> list[Message]:
+    errors = [(message("xid", xid=xid), "xids") for xid in gpu["xids"]]
+    if count := gpu["ecc_uncorrected"]:
+        errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
+    return [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]

@@ -8,11 +8,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from opensora_launch.plan.layout import Layout
 from opensora_launch.report.accounting import Accounts, RankAccount, waited_for
-from opensora_launch.report.device_use import RankUse, SampledNode, Window, gpu_uses, host_use, rank_use
+from opensora_launch.report.device_use import (
+    HELD_DOWN,
+    LEAST_SHARED,
+    RankUse,
+    SampledNode,
+    Window,
+    gpu_findings,
+    gpu_uses,
+    host_use,
+    rank_use,
+    throttle_reasons,
+)
 from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.events import RankEvents
 from opensora_launch.telemetry.samples import bare_uuid
@@ -22,12 +32,12 @@ SLOW_COMPUTE = 1.25  # times the others' compute
 SLOW_LINK = 2.5  # times the others' seconds per byte
 LEAST_EXCHANGES = 8  # of a group, to judge its link
 LEAST_EXPLAINED = 0.5  # of what a rank lost, for a cause
-LEAST_SHARED = 0.5  # of the samples with another process
-LEAST_THROTTLED = 0.2  # of the samples
-HELD_DOWN = {"hardware_slowdown", "too_hot_driver", "too_hot_hardware", "power_brake"}  # heat, power, a fault
 SLOWER_CLOCK = 0.95
 FAULTS_PER_S = 200
 MEMORY_STALL = 0.05  # of the time that tasks waited for memory
+
+
+Ranks = Sequence[RankAccount]
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def _gpu_of(evidence: Evidence, r: RankAccount) -> tuple[str | None, str | None]
     return next(gpus, (r.device_uuid, r.device_uuid))
 
 
-def _cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Message:
+def _cause(evidence: Evidence, r: RankAccount, others: Ranks, excess_s: float) -> Message:
     """The first cause that can be shown."""
     for show in (_more_work, _slower_card, _gpu_cause, _cpu_cause):
         if found := show(evidence, r, others, excess_s):
@@ -159,7 +169,7 @@ def _gpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
         return None
     alike = [u for rank, u in uses.items() if rank != r.rank and u["name"] == mine["name"]]
     clocks = [u["sm_mhz_median"] for u in alike if u["sm_mhz_median"]]
-    reasons = _reasons(mine)
+    reasons = throttle_reasons(mine)
     slower = bool(clocks and mine["sm_mhz_median"]) and mine["sm_mhz_median"] < SLOWER_CLOCK * median(clocks)
     throttled = message(
         "gpu_throttled",
@@ -172,11 +182,6 @@ def _gpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
     if (mine["others_share"] or 0) >= LEAST_SHARED:
         return message("gpu_shared", share=mine["others_share"])
     return throttled if slower else None
-
-
-def _reasons(gpu: Mapping[str, Any]) -> list[Message]:
-    """Why a GPU was throttled, the most frequent reason first."""
-    return [message(why, share=share) for why, share in gpu["throttled"].items() if share >= LEAST_THROTTLED]
 
 
 def _cpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Message | None:
@@ -263,13 +268,12 @@ def _node_findings(evidence: Evidence) -> list[Message]:
     for node in evidence.nodes:
         use = host_use(node, whole)
         if (stall := use["memory_stall_s"] or 0.0) > MEMORY_STALL * evidence.accounts.wall_s:
-            free = use["least_available_bytes"]
-            found.append(
-                message("memory", ranks=[], host=node.host, gpu=None, seconds=stall, least_available_bytes=free)
-            )
+            least = use["least_available_bytes"]
+            new = message("memory", ranks=[], host=node.host, gpu=None, seconds=stall, least_available_bytes=least)
+            found.append(new)
         of_gpus: list[Message] = []
         for gpu in gpu_uses(node, whole, evidence.accounts):
-            for new in (*_heat(gpu), *_others(gpu), *_errors(gpu)):
+            for new in gpu_findings(gpu):
                 same: Message = {"ranks": [], "gpu": None}
                 if before := next((f for f in of_gpus if f | same == new | same), None):
                     before["ranks"] += new["ranks"]
@@ -277,37 +281,3 @@ def _node_findings(evidence: Evidence) -> list[Message]:
                     of_gpus.append(new)
         found += of_gpus
     return found
-
-
-def _of_gpu(gpu: Mapping[str, Any], reading: str) -> dict[str, Any]:
-    return {
-        "ranks": list(gpu["ranks"]),
-        "host": gpu["host"],
-        "gpu": gpu["uuid"],
-        "gpu_name": f"GPU {gpu['index']}",
-        "whole_card": message("whole_card") if reading in gpu["of_whole_card"] else None,
-        "seconds": None,
-    }
-
-
-def _heat(gpu: Mapping[str, Any]) -> list[Message]:
-    """Throttling by heat, power supply or a fault.
-
-    A power cap is normal under full load, and locked clocks are the owner's choice.
-    """
-    reasons = [reason for reason in _reasons(gpu) if reason["code"] in HELD_DOWN]
-    clocks = {"sm_mhz": gpu["sm_mhz_median"] or None, "sm_mhz_max": gpu["sm_mhz_max"]}
-    return [message("throttled", reasons=reasons, **clocks, **_of_gpu(gpu, "throttled"))] if reasons else []
-
-
-def _others(gpu: Mapping[str, Any]) -> list[Message]:
-    if (share := gpu["others_share"] or 0.0) < LEAST_SHARED:
-        return []
-    return [message("shared_gpu", share=share, **_of_gpu(gpu, "others_share"))]
-
-
-def _errors(gpu: Mapping[str, Any]) -> list[Message]:
-    errors = [(message("xid", xid=xid), "xids") for xid in gpu["xids"]]
-    if count := gpu["ecc_uncorrected"]:
-        errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
-    return [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]

@@ -25,21 +25,13 @@ from opensora_launch.report.prediction import (
     placement_message,
     predict_run,
 )
-from opensora_launch.report.rates import compute_rates, cost, energy, imbalance, karp_flatt, link_rates
+from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
 from opensora_launch.report.run_files import REPORT_SCHEMA, AttemptRecord, EnvironmentRecord, RunRecord
 from opensora_launch.report.steps import count_row_forwards, step_times
 from opensora_launch.report.wording import Message, message
 
 DIGITS = 6  # of seconds: microseconds
 MOST_DRIFT_S = 1e-3
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Prices that the user gives; None is unknown."""
-
-    usd_per_gpu_hour: float | None = None
-    usd_per_kwh: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,15 +115,12 @@ def _report(run: RunRecord, analyses: Sequence[AttemptAnalysis]) -> dict[str, An
 def _environment(run: RunRecord) -> dict[str, Any]:
     """Versions and variables of the ranks, from the last attempt that left them."""
     versions = [e.meta.versions for a in run.attempts for e in a.events if e.meta.versions]
-    last = next((a.environment for a in reversed(run.attempts) if a.environment), EnvironmentRecord())
+    last = asdict(next((a.environment for a in reversed(run.attempts) if a.environment), EnvironmentRecord()))
     return {
         "versions": dict(versions[-1]) if versions else {},
         "drivers": sorted({n.driver for a in run.attempts for n in a.nodes if n.driver}),
-        "profile": last.profile,
-        "variables": last.environment,
-        "set": last.set,
-        "taken_away": last.taken_away,
-        "kept": last.kept,
+        "variables": last.pop("environment"),
+        **last,
     }
 
 
@@ -258,19 +247,14 @@ def _attempt(analysis: AttemptAnalysis) -> dict[str, Any]:
 
 
 def _rank(r: RankAccount) -> dict[str, Any]:
+    as_they_are = ("rank", "host", "device_name", "device_uuid", "wall_s", "peak_memory_bytes", "complete")
     return {
-        "rank": r.rank,
-        "host": r.host,
-        "device_name": r.device_name,
-        "wall_s": r.wall_s,
+        **{name: getattr(r, name) for name in as_they_are},
         "parts": {part: r.parts[part] for part in WALL_PARTS},
         "communication_by_axis": dict(sorted(r.communication_by_axis.items())),
         "compute_by_kind": dict(r.compute_by_kind),
         "bytes_by_axis": dict(sorted(r.bytes_by_axis.items())),
-        "device_uuid": r.device_uuid,
         "own_row_forwards": r.row_forwards,
-        "peak_memory_bytes": r.peak_memory_bytes,
-        "complete": r.complete,
     }
 
 

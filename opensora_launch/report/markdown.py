@@ -77,9 +77,8 @@ def _header(report: Mapping[str, Any]) -> list[str]:
     hosts = f" on {', '.join(machine['hosts'])}" if machine["hosts"] else ""
     places = dict.fromkeys(say(attempt["placement"]) for attempt in report["attempts"])
     facts = [
-        f"Work: {work['model.name']}, {work['width_px']} x {work['height_px']} px, "
-        f"{_count(work['num_frames'], 'frame')}, {_count(work['num_steps'], 'step')}, "
-        f"{_count(work['row_forwards'], 'row-forward')}, {work['precision']}, attention {work['attention']}",
+        f"Work: {work['model.name']}, {label('size_px', **work)}, {label('work_steps', **work)}, "
+        f"{work['precision']}, attention {work['attention']}",
         f"Ranks: {machine['ranks']}{hosts}, each on {md_text(name)}{threads}",
         f"Layout: {layouts}; engine {report['engine']}",
         *([f"Weights: {', then '.join(md_text(place) for place in places)}"] if places else []),

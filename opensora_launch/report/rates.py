@@ -4,6 +4,7 @@ Unknown values are None, with a reason beside them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,14 @@ from opensora_launch.report.wording import Message, label, message
 from opensora_launch.schema.cards import PCIE_GB_S, HardwareConfig
 
 JOULES_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices that the user gives; None is unknown."""
+
+    usd_per_gpu_hour: float | None = None
+    usd_per_kwh: float | None = None
 
 
 def row_flops(plan: Plan) -> float:

@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from opensora_launch.machine.nvml import THROTTLES
 from opensora_launch.report.accounting import account
-from opensora_launch.report.device_use import SampledNode, nodes_of, rank_use, throttle_code
-from opensora_launch.report.diagnosis import HELD_DOWN, Evidence, findings
+from opensora_launch.report.device_use import HELD_DOWN, SampledNode, nodes_of, rank_use, throttle_code
+from opensora_launch.report.diagnosis import Evidence, findings
 from opensora_launch.report.wording import Message, message, say
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import Heartbeat
@@ -95,7 +95,7 @@ def work(attempt: str, fault: str) -> None:
 
 
 def starved(finding: Message) -> bool:
-    return finding["code"] == "slow_rank" and finding["cause"]["code"] == "starved"
+    return bool(finding["code"] == "slow_rank" and finding["cause"]["code"] == "starved")
 
 
 def found(tmp_path: Path, fault: str) -> tuple[list[Message], dict[str, Any]]:
@@ -154,8 +154,7 @@ def test_the_use_of_a_rank_is_that_of_its_window() -> None:
     )  # fmt: skip
     node = SampledNode(NodeSamples("h", None, None, (), samples, (), {}, 0), tuple(100.0 + n for n in range(5)))
     use, early = rank_use(node, 0, (101.5, 103.25)), rank_use(node, 0, (90.0, 101.0))
-    assert use is not None
-    assert early is not None
+    assert use and early
     assert (use.window, early.window) == ((101.5, 103.25), (100.0, 101.0))
     assert [use.ran_s, use.starved_s, use.major_faults] == pytest.approx([0.875, 0.175, 18])
     assert [early.ran_s, early.starved_s, early.major_faults] == pytest.approx([0.5, 0.1, 10])
@@ -235,9 +234,8 @@ def test_heat_power_and_faults_are_findings_on_every_card(why: str) -> None:
     assert say(found[0]) == f"Reasons: {why} in 100% of the samples. The median clock was 1980 of 1980 MHz."
 
 
-def test_every_reason_that_is_a_fault_is_one_of_the_samplers() -> None:
+def test_faults_that_throttle_are_reasons_of_the_driver() -> None:
     assert {throttle_code(why) for why in THROTTLES} > HELD_DOWN
-    assert len(HELD_DOWN) == 4
 
 
 @pytest.mark.parametrize(
@@ -273,8 +271,7 @@ def test_clocks_are_compared_among_cards_of_one_name() -> None:
 
 def test_more_work_is_the_cause_where_heads_do_not_divide() -> None:
     """Three heads on two ranks: the first has two of them, and takes twice as long."""
-    sim = plain_simulation(2, slow=[2.0, 1.0])
-    events = sim.events()
+    events = plain_simulation(2, slow=[2.0, 1.0]).events()
     accounts = account(events)
     (slow,) = findings(Evidence(events, accounts, (), 3))
     assert (slow["ranks"], slow["cause"]) == ([0], message("more_work", times=2.0))
@@ -282,8 +279,9 @@ def test_more_work_is_the_cause_where_heads_do_not_divide() -> None:
 
 
 def test_errors_of_a_gpu_and_a_host_short_of_memory() -> None:
-    events = plain_simulation(1).events()
-    events = [replace(events[0], meta=replace(events[0].meta, device="cuda", device_uuid="GPU-0"))]
+    events = [
+        replace(e, meta=replace(e.meta, device="cuda", device_uuid="GPU-0")) for e in plain_simulation(1).events()
+    ]
     accounts = account(events)
     facts = ({"index": 0, "uuid": "GPU-0", "name": "X"},)
     zero = events[0].meta.start_s

@@ -45,7 +45,7 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep on CPU ranks whose repeats spread, and where more ranks gained nothing."""
     folder = tmp_path_factory.mktemp("curve")
     points = [SweepPoint("tiny", n, (10.0 + n, 9.0 + n, 13.0 + n), "1: dp1", "a") for n in (1, 2, 4)]
-    more = {"unit": "CPU rank", "peers": peer_lines(), "unknown": [message("one_repeat")]}
+    more: dict[str, Any] = {"unit": "CPU rank", "peers": peer_lines(), "unknown": [message("one_repeat")]}
     build_sweep(folder, sweep_report("b", points, version="0", device="a CPU", **more))
     return folder / "report.html"
 

@@ -12,8 +12,7 @@ import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
-from opensora_launch.report.document import Prices
-from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
+from opensora_launch.report.rates import Prices, amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
 from opensora_launch.report.wording import message
 from opensora_launch.schema.cards import HardwareConfig
 from opensora_launch.schema.config import RunConfig

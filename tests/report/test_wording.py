@@ -12,10 +12,13 @@ import pytest
 
 from opensora_launch.machine.nvml import THROTTLES
 from opensora_launch.plan.placement import Placement, in_words
+from opensora_launch.report.build import build_report
 from opensora_launch.report.device_use import throttle_code
 from opensora_launch.report.prediction import placement_message
 from opensora_launch.report.wording import LANGUAGES, PARAMETER, message, say, templates
 from opensora_launch.schema.config import Offload, Shard, Storage
+from tests.report.browser import browser
+from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 ROOT = Path(__file__).parents[2]
 REPORT = ROOT / "opensora_launch" / "report"
@@ -141,3 +144,23 @@ def test_placements_are_worded_as_the_planner_does(shard: Shard) -> None:
     for offload, resident, rows, storage in product(Offload, (0, 1, 41), (0, 1), Storage):
         placement = Placement(shard, offload, resident if offload is Offload.host else 0, rows, storage)
         assert say(placement_message(placement)) == in_words(placement)
+
+
+@pytest.mark.browser
+def test_the_page_words_messages_as_python_does(tmp_path: Path) -> None:
+    """Every template of each language, with values of the kinds that it formats."""
+    run = write_run(tmp_path / "run", a_plan(1), [plain_simulation(1).events()], done=["0000_0"])
+    build_report(run)
+    values: dict[str, Any] = {}
+    cause = message("asleep", asleep_s=2.346)
+    for template in templates("en").values():
+        for name, kind, form in (found.groups() for found in PARAMETER.finditer(template)):
+            plain = cause if form in ("title", "remedy") else 1234.567 if form else f"<{name}>"
+            values[name] = 1 if kind == "?" or values.get(name) == 1 else plain
+    mixed = values | {"ranks": [3, 5], "share": 0.2566, "least_available_bytes": None, "in_host": None, "hosts": []}
+    with browser(tmp_path) as page:
+        for language, parameters in product(LANGUAGES, (values, mixed)):
+            page.open(run / "report.html", language=language)
+            made = {key: parameters | {"code": key} for key in templates(language)}
+            told = page.run(f"Object.fromEntries(Object.entries({json.dumps(made)}).map(([k, m]) => [k, say(m)]))")
+            assert told == {key: say(found, "", language) for key, found in made.items()}

@@ -52,7 +52,7 @@ function curve_of(curve) {
   const notes = curve.filter((l) => l.note).map((l) => el("p", { class: "soft" }, l.name, ": ", say(l.note)));
   const spread = names.some((l) => l.points.some((p) => p.low)) ? el("p", { class: "soft" }, t("spread_about")) : null;
   return section("curve", t("curve"), t("curve_about"), el("div", { class: "tools controls" }, ...modes), place, spread, own,
-    own && theirs ? el("details", {}, el("summary", {}, t("published")), theirs, ...notes) : theirs, ...(own && theirs ? [] : notes));
+    own && theirs ? el("details", {}, el("summary", {}, t("published_figures")), theirs, ...notes) : theirs, ...(own && theirs ? [] : notes));
 }
 function waterfall_of(r) {
   const a = last_attempt(r);
@@ -117,8 +117,8 @@ function prediction_of(r) {
 function environment_of(r) {
   const m = r.machine, w = r.work, env = r.environment, a = last_attempt(r), facts = [
     [t("made_by"), r.version], [t("devices"), `${m.ranks} × ${m.device_names.join(", ") || m.device}`], [t("hosts"), m.hosts.join(", ")],
-    [t("model"), w["model.name"]], [t("size"), `${w.width_px} × ${w.height_px} px, ${w.num_frames} ${t("frames")}`],
-    [t("work"), `${w.num_steps} ${t("count")}, ${w.row_forwards} ${t("row_forwards")}`], [t("precision"), w.precision], [t("attention_kernel"), w.attention],
+    [t("model"), w["model.name"]], [t("size"), t("size_px", w)],
+    [t("work"), t("work_steps", w)], [t("precision"), w.precision], [t("attention_kernel"), w.attention],
     [t("layout"), Object.entries(r.layouts).map(([n, l]) => `${n}: ${l}`).join("; ")], [t("engine"), r.engine], [t("threads"), m.device === "cpu" ? m.threads_per_rank : ""],
     [t("clock_error"), a && m.hosts.length > 1 && a.clock_error_s !== null ? `${(1000 * a.clock_error_s).toFixed(3)} ms` : ""],
     [t("placement_of"), a ? say(a.placement) : ""],
@@ -162,7 +162,7 @@ function sweep_page(data) {
     section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 9], quiet: true }), el("ul", {}, ...baselines)),
     data.command ? section("environment", t("environment"), null, el("pre", {}, data.command)) : null,
     data.unknown.length ? section("unknown", t("unknown"), null, el("ul", {}, ...data.unknown.map((l) => el("li", {}, say(l))))) : null];
-  return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", { runs: data.table.length, device: data.device })];
+  return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", { points: data.table.length, device: data.device })];
 }
 function draw_page() {
   views = [];
