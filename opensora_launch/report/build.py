@@ -11,7 +11,7 @@ from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
 from opensora_launch.report.markdown import run_markdown
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.rates import Prices
-from opensora_launch.report.run_files import read_report, read_run_record
+from opensora_launch.report.run_files import read_recorded_run, read_report
 from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline
 from opensora_launch.report.wording import LANGUAGES, templates
@@ -28,7 +28,7 @@ def build_report(run_dir: Path, *, baseline: Path | None = None, prices: Prices 
     no run, or if the baseline did other work.
     """
     folder = RunDir(run_dir)
-    run = read_run_record(folder)
+    run = read_recorded_run(folder)
     analyses = [AttemptAnalysis.of(attempt) for attempt in run.attempts]
     report = document(run, analyses, read_report(baseline) if baseline else None, prices)
     write_whole(folder.report_json, json.dumps(report, ensure_ascii=False, indent=1) + "\n")

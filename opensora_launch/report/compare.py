@@ -9,7 +9,7 @@ from typing import Any
 from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.report.efficiency import differences, engine_of, refuse_without_times
-from opensora_launch.report.run_files import READABLE
+from opensora_launch.report.run_files import READABLE_REPORTS
 from opensora_launch.report.sweep import size
 from opensora_launch.report.wording import say
 
@@ -39,7 +39,7 @@ def read_either(path: Path) -> dict[str, Any]:
         schema = data["schema"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} has no report ({type(error).__name__}: {error}); {again}") from error
-    if schema not in READABLE:  # sweeps have the same versions
+    if schema not in READABLE_REPORTS:  # sweeps have the same versions
         raise UserError(f"{file} has schema {schema}, which this version does not read; {again}")
     return data | {"of": "sweep" if "table" in data else "run"}
 

@@ -37,7 +37,7 @@ FAULTS_PER_S = 200
 MEMORY_STALL = 0.05  # of the time that tasks waited for memory
 
 
-Ranks = Sequence[RankAccount]
+OtherRanks = Sequence[RankAccount]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _gpu_of(evidence: Evidence, r: RankAccount) -> tuple[str | None, str | None]
     return next(gpus, (r.device_uuid, r.device_uuid))
 
 
-def _cause(evidence: Evidence, r: RankAccount, others: Ranks, excess_s: float) -> Message:
+def _cause(evidence: Evidence, r: RankAccount, others: OtherRanks, excess_s: float) -> Message:
     """The first cause that can be shown."""
     for show in (_more_work, _slower_card, _gpu_cause, _cpu_cause):
         if found := show(evidence, r, others, excess_s):

@@ -26,7 +26,7 @@ from opensora_launch.report.prediction import (
     predict_run,
 )
 from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
-from opensora_launch.report.run_files import REPORT_SCHEMA, AttemptRecord, EnvironmentRecord, RunRecord
+from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedAttempt, RecordedEnvironment, RecordedRun
 from opensora_launch.report.steps import count_row_forwards, step_times
 from opensora_launch.report.wording import Message, message
 
@@ -38,13 +38,13 @@ MOST_DRIFT_S = 1e-3
 class AttemptAnalysis:
     """An attempt with its accounts and nodes on one clock, and its findings."""
 
-    attempt: AttemptRecord
+    attempt: RecordedAttempt
     accounts: Accounts | None
     nodes: tuple[SampledNode, ...]
     findings: tuple[Message, ...]
 
     @classmethod
-    def of(cls, attempt: AttemptRecord) -> "AttemptAnalysis":
+    def of(cls, attempt: RecordedAttempt) -> "AttemptAnalysis":
         if not attempt.events:
             return cls(attempt, None, (), ())
         accounts = account(attempt.events)
@@ -63,7 +63,7 @@ def rounded(value: Any) -> Any:
 
 
 def document(
-    run: RunRecord,
+    run: RecordedRun,
     analyses: Sequence[AttemptAnalysis],
     baseline: Mapping[str, Any] | None,
     prices: Prices,
@@ -76,7 +76,7 @@ def document(
     return found
 
 
-def _report(run: RunRecord, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
+def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     metas = [e.meta for a in run.attempts for e in a.events]
     done = sum(bool(v.files) for v in run.videos)
     attentions = sorted({m.attention for m in metas if m.attention})
@@ -112,10 +112,10 @@ def _report(run: RunRecord, analyses: Sequence[AttemptAnalysis]) -> dict[str, An
     }
 
 
-def _environment(run: RunRecord) -> dict[str, Any]:
+def _environment(run: RecordedRun) -> dict[str, Any]:
     """Versions and variables of the ranks, from the last attempt that left them."""
     versions = [e.meta.versions for a in run.attempts for e in a.events if e.meta.versions]
-    last = asdict(next((a.environment for a in reversed(run.attempts) if a.environment), EnvironmentRecord()))
+    last = asdict(next((a.environment for a in reversed(run.attempts) if a.environment), RecordedEnvironment()))
     return {
         "versions": dict(versions[-1]) if versions else {},
         "drivers": sorted({n.driver for a in run.attempts for n in a.nodes if n.driver}),
@@ -124,13 +124,13 @@ def _environment(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _status(run: RunRecord, done: int) -> str:
+def _status(run: RecordedRun, done: int) -> str:
     if done == len(run.videos):
         return "complete"
     return "failed" if run.attempts and run.attempts[-1].status == "failed" else "incomplete"
 
 
-def _times(run: RunRecord, done: int, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
+def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
     """The times that can be compared: of a run that made all its videos in one attempt that ended well."""
     if len(run.attempts) != 1 or run.attempts[0].status != "complete" or done != len(run.videos):
         return None
@@ -177,7 +177,7 @@ def _add_efficiency(
     report["efficiency"] = asdict(efficiency(Times(**report["times"]), found))
 
 
-def _add_rates(report: dict[str, Any], run: RunRecord, analyses: Sequence[AttemptAnalysis], prices: Prices) -> None:
+def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[AttemptAnalysis], prices: Prices) -> None:
     """Add what describes the last attempt alone: rates, links, energy, cost, serial share, advice."""
     names = ("rates", "links", "energy", "cost", "imbalance", "serial_share", "advice", "prediction")
     report |= dict.fromkeys(names) | {"links": [], "advice": [], "prediction_reason": message("no_events")}
@@ -259,7 +259,7 @@ def _rank(r: RankAccount) -> dict[str, Any]:
 
 
 def _attempt_unknown(
-    attempt: AttemptRecord, accounts: Accounts | None, gpus: Sequence[Mapping[str, Any]]
+    attempt: RecordedAttempt, accounts: Accounts | None, gpus: Sequence[Mapping[str, Any]]
 ) -> list[Message]:
     unknown = list(accounts.unknown) if accounts else []
     if attempt.missing_ranks:
@@ -285,7 +285,7 @@ def _attempt_unknown(
     return unknown
 
 
-def _unknown(run: RunRecord, attention: bool) -> list[Message]:
+def _unknown(run: RecordedRun, attention: bool) -> list[Message]:
     unknown = [message("single_run"), *run.unknown, message("recording_starts_late")]
     if not attention and run.plan.attention == "auto":
         unknown.append(message("kernel_unknown"))

@@ -19,11 +19,11 @@ from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
 REPORT_SCHEMA = 4
-READABLE = (3, 4)  # 3 has texts where 4 has messages; what baselines and comparisons need is the same
+READABLE_REPORTS = (3, 4)  # 3 has texts where 4 has messages; what baselines and comparisons need is the same
 
 
 @dataclass(frozen=True)
-class EnvironmentRecord:
+class RecordedEnvironment:
     """environment.json: the profile's changes, and the ranks' variables."""
 
     profile: str | None = None
@@ -34,14 +34,14 @@ class EnvironmentRecord:
 
 
 @dataclass(frozen=True)
-class AttemptRecord:
+class RecordedAttempt:
     number: int
     command: str | None
     plan: Plan
     events: tuple[RankEvents, ...]  # by rank; a rank may have left none
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
-    environment: EnvironmentRecord | None = None
+    environment: RecordedEnvironment | None = None
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class AttemptRecord:
 
 
 @dataclass(frozen=True)
-class VideoRecord:
+class RecordedVideo:
     name: str
     prompt: str
     seed: int
@@ -66,22 +66,22 @@ class VideoRecord:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RecordedRun:
     name: str
     command: str | None
     plan: Plan
-    attempts: tuple[AttemptRecord, ...]
-    videos: tuple[VideoRecord, ...]
+    attempts: tuple[RecordedAttempt, ...]
+    videos: tuple[RecordedVideo, ...]
     config: RunConfig | None = None
     unknown: tuple[Message, ...] = ()  # about damaged files
 
 
-def read_run_record(folder: RunDir) -> RunRecord:
+def read_recorded_run(folder: RunDir) -> RecordedRun:
     """Read everything that a report needs; UserError if `folder` is no run."""
     plan = _read_plan(folder.plan)
     overrides = _decoded(folder.overrides, list[str])
     damaged = overrides is None and folder.overrides.exists()
-    return RunRecord(
+    return RecordedRun(
         name=folder.path.resolve().name,
         command=None if overrides is None else _command(folder, overrides),
         plan=plan,
@@ -99,14 +99,14 @@ def read_report(path: Path) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         schema = report["schema"]
         whole = all(isinstance(report.get(name), dict) for name in ("work", "machine")) and "times" in report
-        if schema in READABLE and not whole:
+        if schema in READABLE_REPORTS and not whole:
             raise ValueError("work, machine or times are missing")
     except FileNotFoundError as error:
         raise UserError(f"{path} has no report.json; make it with: opensora-launch report {path}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} is not the report of a run: {error}") from error
-    if schema not in READABLE:
-        read = " and ".join(map(str, READABLE))
+    if schema not in READABLE_REPORTS:
+        read = " and ".join(map(str, READABLE_REPORTS))
         raise UserError(f"{file} has schema {schema}; this version reads {read}: make the report again with it")
     return report
 
@@ -120,16 +120,16 @@ def _read_plan(path: Path) -> Plan:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _read_attempt(folder: AttemptDir) -> AttemptRecord:
+def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
     found = [read_events(path) for path in folder.all_events()]
-    return AttemptRecord(
+    return RecordedAttempt(
         number=folder.number,
         command=folder.command.read_text(encoding="utf-8").strip() if folder.command.exists() else None,
         plan=_read_plan(folder.plan),
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
         failure=read_failure(folder),
         nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
-        environment=_decoded(folder.environment, EnvironmentRecord),
+        environment=_decoded(folder.environment, RecordedEnvironment),
     )
 
 
@@ -148,12 +148,12 @@ def _command(folder: RunDir, overrides: Sequence[str]) -> str:
     return shlex.join(["opensora-launch", "generate", *overrides, *again])
 
 
-def _videos(folder: RunDir, plan: Plan) -> tuple[VideoRecord, ...]:
+def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
     videos = []
     for video in plan.videos:
         names = [f"{video.name}.mp4", f"{video.name}.png"] if folder.record(video.name).exists() else []
         files = tuple(f"{folder.samples.name}/{name}" for name in names if (folder.samples / name).exists())
-        videos.append(VideoRecord(video.name, video.prompt, video.seed, files))
+        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files))
     return tuple(videos)
 
 

@@ -27,9 +27,8 @@ from tests.ranks import run_ranks
 from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
-STEPS, BEAT_S = 10, 0.1
+STEPS, BEAT_S, PAGES = 10, 0.1, 3000
 LAYOUT = "dp1 cfg2 ring1 ulysses2"
-PAGES = 3000
 
 
 def burn(seconds: float) -> None:
@@ -102,8 +101,7 @@ def found(tmp_path: Path, fault: str) -> tuple[list[Message], dict[str, Any]]:
     plan = a_plan(4, layout__ulysses=2, layout__cfg=2, model__name="tiny")
     run = write_run(tmp_path / "run", plan, [[]], done=["0000_0"])
     run_ranks(4, tmp_path, work, str(run / "attempts/0"), fault)
-    report = build(run)
-    return report["attempts"][0]["findings"], report
+    return (report := build(run))["attempts"][0]["findings"], report
 
 
 def test_a_clean_run_has_no_findings(tmp_path: Path) -> None:
@@ -154,7 +152,8 @@ def test_the_use_of_a_rank_is_that_of_its_window() -> None:
     )  # fmt: skip
     node = SampledNode(NodeSamples("h", None, None, (), samples, (), {}, 0), tuple(100.0 + n for n in range(5)))
     use, early = rank_use(node, 0, (101.5, 103.25)), rank_use(node, 0, (90.0, 101.0))
-    assert use and early
+    assert use is not None
+    assert early is not None
     assert (use.window, early.window) == ((101.5, 103.25), (100.0, 101.0))
     assert [use.ran_s, use.starved_s, use.major_faults] == pytest.approx([0.875, 0.175, 18])
     assert [early.ran_s, early.starved_s, early.major_faults] == pytest.approx([0.5, 0.1, 10])
@@ -292,10 +291,9 @@ def test_errors_of_a_gpu_and_a_host_short_of_memory() -> None:
     )  # fmt: skip
     xids = ({"time_s": zero, "uuid": "GPU-0", "xid": 79},)
     node = NodeSamples("host-a", "570", None, facts, samples, xids, {}, 0)
-    nodes: tuple[SampledNode, ...] = nodes_of([node], accounts)
-    said = [(f["code"], say(f, "title"), say(f)) for f in findings(Evidence(events, accounts, nodes, 24))]
+    nodes = nodes_of([node], accounts)
     error = "GPU 0 reported an error (host-a, rank 0)"
-    assert said == [
+    assert [(f["code"], say(f, "title"), say(f)) for f in findings(Evidence(events, accounts, nodes, 24))] == [
         ("memory", "Memory was short on host-a", "Tasks waited 30.00 s for memory. The least free memory was 1.0 GiB."),
         ("gpu_error", error, "XID 79."),
         ("gpu_error", error, "10 memory errors that ECC could not correct."),
