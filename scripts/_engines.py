@@ -1,4 +1,4 @@
-"""What the ranks of `scripts/bench_engines` do: forwards of both engines in turns, a start of one, a checkpoint.
+"""Do the work of the ranks of `scripts/bench_engines`: race both engines, start one, or write a checkpoint.
 
 torchrun ... scripts/_engines.py WORK OUT ROUNDS FOLDER      WORK: race, store, native, colossalai
 """
@@ -21,11 +21,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from opensora_launch.engines.choice import attention_of, engine_transformer
-from opensora_launch.engines.native import Source
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.parallel.mesh import Mesh, build_meshes
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
@@ -41,12 +41,12 @@ STARTED = MmditConfig(
 )  # fmt: skip
 TEXT, FRAMES, HEIGHT, WIDTH = 128, 5, 10, 16
 TOKENS = TEXT + FRAMES * HEIGHT * WIDTH
-INDEX = "model.safetensors"  # .index.json: where ColossalAI puts it
+INDEX = "model.safetensors"  # plus .index.json: ColossalAI's name for it
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this rank works."""
+    """Hold the device and dtype of this rank."""
 
     device: torch.device
     dtype: torch.dtype
@@ -65,23 +65,24 @@ class Place:
 
 
 def layouts_of(world: int) -> dict[str, Layout]:
-    """By the words of the tables. ColossalAI's all_to_all and ring_attn are Ulysses and a ring of ours."""
+    """Return layouts by their names in the tables. ColossalAI's all_to_all and ring_attn are our Ulysses and ring."""
     plain = {"tp": Layout(tp=world), "all_to_all": Layout(ulysses=world), "ring_attn": Layout(ring=world)}
     return plain | {"tp 2 x all_to_all 2": Layout(ulysses=2, tp=2)} if world == 4 else plain
 
 
-def source_of(mmdit: MmditConfig, place: Place, folder: str | None = None) -> Source:
+def source_of(mmdit: MmditConfig, place: Place, folder: str | None = None) -> WeightSource:
     if folder is None:
-        return Source(ModelConfig(init=Init.random, mmdit=mmdit), place.device, place.dtype)
-    return Source(ModelConfig(folder=folder, mmdit_file=INDEX, mmdit=mmdit), place.device, place.dtype)
+        return WeightSource(ModelConfig(init=Init.random, mmdit=mmdit), place.device, place.dtype)
+    return WeightSource(ModelConfig(folder=folder, mmdit_file=INDEX, mmdit=mmdit), place.device, place.dtype)
 
 
-def built(source: Source, engine: Engine, mesh: Mesh) -> ShardedModel:
+def built(source: WeightSource, engine: Engine, mesh: Mesh) -> ShardedModel:
     cfg = source.model.mmdit
-    loaded = engine_transformer(source, engine, Placement(), mesh.video, mesh, lambda nbytes: None)
+    chosen = choose_engine(engine)
+    loaded = chosen.load_transformer(source, Placement(), mesh.video, mesh, lambda nbytes: None)
     head_dim = cfg.hidden_size // cfg.num_heads
-    kernel = choose_attention("auto", device=source.device, dtype=source.dtype, head_dim=head_dim).call
-    return ShardedModel(loaded.module.forward, kernel, {1: mesh}, attention=attention_of(engine))
+    kernel = choose_kernel("auto", device=source.device, dtype=source.dtype, head_dim=head_dim).call
+    return ShardedModel(loaded.module.forward, kernel, {1: mesh}, attention=chosen.attention)
 
 
 def inputs(cfg: MmditConfig, place: Place) -> tuple[Tensor, Tensor, list[RowInputs]]:
@@ -98,7 +99,7 @@ def inputs(cfg: MmditConfig, place: Place) -> tuple[Tensor, Tensor, list[RowInpu
 
 @dataclass
 class Sent:
-    """Bytes that this rank sends, as every exchange notes them."""
+    """Count the bytes that this rank sends, as every exchange records them."""
 
     nbytes: int = 0
 
@@ -113,11 +114,11 @@ class Way:
     name: str
     engine: Engine
     run: Callable[[], Tensor]
-    weights: int  # bytes that this rank holds
+    weights: int  # bytes on this rank
 
 
 def race(place: Place, rounds: int) -> list[dict[str, Any]]:
-    """Forwards of each layout by both engines, in turns: wall and CPU time, and bytes of all ranks together."""
+    """Run forwards of each layout with both engines in turns; return wall and CPU time, and bytes of all ranks."""
     world, sent = dist.get_world_size(), Sent()
     layouts, given = layouts_of(world), inputs(RACED, place)
     alone = Layout(dp=world)
@@ -174,12 +175,12 @@ def gathered(x: Tensor) -> list[Tensor]:
 
 
 def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
-    """From files to the first forward on a tp axis of all ranks; seconds of the slowest rank, bytes of all."""
+    """Go from files to the first forward on a tp axis of all ranks; seconds are the slowest rank's, bytes of all."""
     before, began, cpu = pss(), time.monotonic(), time.process_time()
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
     if engine is Engine.colossalai:
-        import opensora_launch.engines.colossal.transformer  # noqa: F401
+        import opensora_launch.engines.colossal.cut_mmdit  # noqa: F401
     imported = time.monotonic()
     model = built(source_of(STARTED, place, folder), engine, mesh)
     place.wait()
@@ -196,21 +197,20 @@ def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
 
 
 def pss() -> int:
-    """Of this process, its part of what is shared included."""
+    """Return this process's proportional set size in bytes, which includes its part of shared memory."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
 
 
 def store(place: Place, folder: str) -> None:
-    """The checkpoint of the starts, by ColossalAI's own writer."""
-    from opensora_launch.engines.colossal.checkpoint import save_checkpoint
-    from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
-    from opensora_launch.engines.tensor_parallel import reader
+    """Write the checkpoint for the starts with ColossalAI's own writer."""
+    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, load_by_layer
+    from opensora_launch.engines.colossal.sharded_checkpoint import save_checkpoint
 
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
-    wrapped = cut_by_policy(STARTED, mesh, (place.device, place.dtype))
-    fill(wrapped.unwrap(), reader(source_of(STARTED, place)), lambda nbytes: None)
+    wrapped = cut_by_policy(STARTED, mesh, place.device, place.dtype)
+    load_by_layer(wrapped.unwrap(), source_of(STARTED, place).reader(), lambda nbytes: None)
     save_checkpoint(wrapped, Path(folder), mesh, megabytes=64)
     dist.barrier()
 

@@ -20,7 +20,7 @@ PRELOAD = [
     "pytest",
     "torch.distributed.tensor",
     "opensora_launch.worker.main",
-    "opensora_launch.parallel.rows",
+    "opensora_launch.parallel.sharded_model",
 ]
 get_context("forkserver").set_forkserver_preload(PRELOAD)
 

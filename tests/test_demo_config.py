@@ -3,18 +3,17 @@
 import json
 from pathlib import Path
 
-from opensora_launch.model.files import check_files
+from opensora_launch.machine.find_machine import NOTHING
+from opensora_launch.model.weight_files import check_files
 from opensora_launch.request.compose import compose
-from opensora_launch.request.prepare import finish_config
+from opensora_launch.request.final_config import final_config
 from opensora_launch.schema.config import RunConfig
 
 CKPTS = Path(__file__).parent.parent / "opensora_launch/demo/ckpts"
 
 
 def demo(*overrides: str) -> RunConfig:
-    run = compose(["model=demo", *overrides], multirun=False, config_dir=None).points[0].run
-    finish_config(run, None)
-    return run
+    return final_config(compose(["model=demo", *overrides]).points[0].run, NOTHING).run
 
 
 def test_the_configs_say_what_the_weights_say():

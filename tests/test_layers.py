@@ -21,17 +21,17 @@ ROOMS = [
 PURE = {"errors", "exit_codes", "schema", "plan", "estimate"}
 MAY_IMPORT_ONLY = {
     "estimate": PURE,
-    "media": {"errors", "rundir"},
+    "media": {"errors", "rundir", "schema"},
     "model": {"errors", "schema"},
-    "parallel": {"errors", "plan", "schema"},
+    "parallel": {"errors", "plan", "schema", "model"},
     "sampling": {"errors", "plan"},  # the loop gets functions: it knows neither model nor parallel
 }
 # A login node has no GPU and often no torch; `--help` answers at once.
 WITHOUT_TORCH = [
-    "errors", "exit_codes", "rundir", "schema", "plan", "estimate", "media/prompts.py", "model/files.py", "machine",
-    "slurm", "telemetry", "runs", "launch", "doctor", "report", "request", "cli",
+    "errors", "exit_codes", "rundir", "schema", "plan", "estimate", "media/prompts.py", "model/weight_files.py",
+    "machine", "slurm", "telemetry", "runs", "launch", "doctor", "report", "request", "cli",
 ]  # fmt: skip
-SLOW = {"torch", "diffusers", "transformers", "accelerate", "colossalai"}
+SLOW = {"torch", "diffusers", "transformers", "colossalai"}
 ONLY_IN = {"hydra": {"request"}, "omegaconf": {"request"}, "colossalai": {"engines"}, "rich": {"cli"}}
 
 

@@ -1,106 +1,96 @@
 """`opensora-launch bench gpus=[1,2,4]`: a scaling sweep that ends in one report. Every run is a `generate` of its own.
 
 Runs never overlap, so each has the machine for itself. Rounds go through all points, every second one backwards, so
-that drift hits all alike; the first rounds are warm-up and left out.
+that drift affects all alike. The first rounds are warm-up and do not count.
 """
 
 import fcntl
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from opensora_launch.cli.bench_report import report_sweep
+from opensora_launch import exit_codes
+from opensora_launch.cli.ending import print_errors
+from opensora_launch.cli.view import progress
 from opensora_launch.errors import UserError
 from opensora_launch.machine.host import host_sample
+from opensora_launch.report.bench_report import report_sweep
+from opensora_launch.request.bench_points import prepare_bench
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.override_checks import hydra_quoted
-from opensora_launch.request.sweep_plan import (
-    Done,
-    Spot,
-    Sweep,
-    checked,
-    in_words,
-    read_sweep,
-    read_words,
-    rounds,
-    with_done,
-)
 from opensora_launch.rundir import SweepDir, make_folder, write_whole
+from opensora_launch.runs.state import read_attempts
+from opensora_launch.runs.sweep_state import BenchPoint, FinishedRun, Sweep, read_sweep
 
-LOOK_S = 0.5  # before each run, whether the machine is idle
-OF_A_NEW_ONE = ("--prompt", "--prompts", "--config-dir")
+IDLE_LOOK_S = 0.5  # before each run: does the machine do something else?
+LOOK_S = 1.0  # at a run that works
+NEW_SWEEP_FLAGS = ("--prompt", "--prompts", "--config-dir")
 
 
-def bench(parsed: Parsed) -> int:
+def bench_verb(parsed: Parsed) -> int:
     """Run what is missing of a sweep and write its report; the exit code."""
     resumed = parsed.one("--resume")
     folder = _resumed(parsed, SweepDir(Path(resumed).absolute())) if resumed else _new(parsed)
     with _locked(folder):
-        plan, failed = _run_all(folder, read_sweep(folder))
-        made = report_sweep(folder, plan)
+        sweep, failed = _run_all(folder, read_sweep(folder))
+        made = report_sweep(folder, sweep)
     if made:
         print(f"report: {folder.report_page}")
     else:
-        print(f"no report: no run that counts ended well; see {folder.log}", file=sys.stderr)
+        print_errors([f"no report: no run that counts was successful; see {folder.log}"])
     if failed:
         again = shlex.join(["opensora-launch", "bench", "--resume", str(folder)])
-        print(f"failed: {in_words(plan.spots, sorted(failed))}; go on with: {again}", file=sys.stderr)
-    return 1 if failed or not made else 0
+        print_errors([f"failed: {sweep.names(sorted(failed))}; continue with: {again}"])
+    return exit_codes.FAILURE if failed or not made else exit_codes.DONE
 
 
-def _run_all(folder: SweepDir, plan: Sweep) -> tuple[Sweep, set[int]]:
-    """What is done then, and the points that failed: a failed one is not tried again and keeps nobody back."""
-    have, failed = {(d.round, d.spot) for d in plan.done}, set[int]()
-    todo = rounds(plan)
-    for number, (round_, place) in enumerate(todo, start=1):
+def _run_all(folder: SweepDir, sweep: Sweep) -> tuple[Sweep, set[int]]:
+    """The sweep with what is done now, and the points that failed.
+
+    A failed point is not retried and does not block the rest.
+    """
+    have, failed = {(d.round, d.point) for d in sweep.done}, set[int]()
+    runs = list(sweep.runs())
+    for number, (round_, place) in enumerate(runs, start=1):
         if (round_, place) in have or place in failed:
             continue
-        spot = plan.spots[place]
-        kind = "warm-up" if round_ < plan.warmup else f"repeat {round_ - plan.warmup + 1}"
-        print(f"run {number} of {len(todo)}: {spot.series}, {spot.size}, {kind}", flush=True)
-        busy = None if plan.elsewhere else busy_share()
-        run = _run(folder, plan.argv, spot)
+        point = sweep.points[place]
+        kind = "warm-up" if round_ < sweep.warmup else f"repeat {round_ - sweep.warmup + 1}"
+        print(f"run {number} of {len(runs)}: {point.series}, {point.size}, {kind}", flush=True)
+        busy = None if sweep.elsewhere else busy_share()
+        run = _run(folder, sweep, point)
         if run is None:
             failed.add(place)
             continue
-        plan = with_done(plan, Done(place, round_, run, busy))
-        plan.write(folder)
-    return plan, failed
+        sweep = sweep.with_done(FinishedRun(place, round_, run, busy))
+        sweep.write(folder)
+    return sweep, failed
 
 
 def _new(parsed: Parsed) -> SweepDir:
-    config_dir = parsed.one("--config-dir")
-    asked = read_words(parsed.rest, Path(config_dir) if config_dir else None)
-    flags = [word for value in parsed.all("--prompt") for word in ("--prompt", value)]
-    files = [(name, value) for name in ("--prompts", "--config-dir") for value in parsed.all(name)]
-    flags += [word for name, value in files for word in (name, os.path.abspath(value))]
-    if not parsed.has("--prompt") and not parsed.has("--prompts"):
-        flags += ["--prompt", "waves at dusk"]
-    spots = checked(flags, asked.spots)
+    asked = prepare_bench(parsed)
     folder = SweepDir(make_folder(asked.runs_dir, f"bench-{datetime.now():%Y%m%d-%H%M%S}"))
-    repeats, warmup, weak = int(asked.own["repeats"]), int(asked.own["warmup"]), asked.own["scaling"] == "weak"
-    Sweep(tuple(flags), spots, repeats, warmup, weak, asked.elsewhere, ()).write(folder)
+    asked.sweep.write(folder)
     write_whole(folder.command, shlex.join(["opensora-launch", "bench", *parsed.rest]) + "\n")
     return folder
 
 
 def _resumed(parsed: Parsed, folder: SweepDir) -> SweepDir:
     read_sweep(folder)
-    if extra := [*parsed.rest, *(name for name in OF_A_NEW_ONE if parsed.has(name))]:
-        raise UserError(f"{extra[0]} does not go with --resume: what a sweep runs is in its sweep.json")
+    if extra := [*parsed.rest, *(name for name in NEW_SWEEP_FLAGS if parsed.has(name))]:
+        raise UserError(f"{extra[0]} does not go with --resume: sweep.json holds what the sweep runs")
     return folder
 
 
 @contextmanager
 def _locked(folder: SweepDir) -> Iterator[None]:
-    """Two benches in one folder would take each other's runs, and time each other."""
+    """Hold the sweep's lock: two benches in one folder would take each other's runs, and disturb each other's times."""
     with folder.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,33 +99,47 @@ def _locked(folder: SweepDir) -> Iterator[None]:
         yield
 
 
-def _run(folder: SweepDir, argv: Sequence[str], spot: Spot) -> str | None:
-    """One `generate`, waited for; the run's folder, or None if it failed. What it prints goes to bench.log."""
-    words = [*argv, *spot.overrides, f"runs_dir={hydra_quoted(str(folder))}"]
+def _run(folder: SweepDir, sweep: Sweep, point: BenchPoint) -> str | None:
+    """Run one `generate` to its end; the run's folder, or None if it failed. Its output goes to bench.log."""
+    words = [*sweep.argv, *point.overrides, f"runs_dir={hydra_quoted(str(folder))}"]
     command = [sys.executable, "-m", "opensora_launch.cli", "generate", *words]
-    before = {p.name for p in folder.path.iterdir()}
+    before = _run_names(folder)
     with folder.log.open("ab") as log:
-        code = _to_its_end(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-    new = sorted(p.name for p in folder.path.iterdir() if p.is_dir() and p.name not in before)
+        code = _watched(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log), folder, before)
+    new = sorted(_run_names(folder) - before)
     if code or not new or not folder.run(new[-1]).report_json.exists():
-        print(f"failed with exit code {code}; see {folder.log}", file=sys.stderr)
+        print_errors([f"failed with exit code {code}; see {folder.log}"])
         return None
     return new[-1]
 
 
+def _run_names(folder: SweepDir) -> set[str]:
+    return {path.name for path in folder.path.iterdir() if path.is_dir()}
+
+
 def busy_share() -> float | None:
-    """Of this machine's CPUs, for a moment in which nothing of ours runs. The load average would count our last run."""
+    """The share of this machine's CPUs that is busy while nothing of ours runs. The load average would include our last
+    run.
+    """
     before = host_sample()
-    time.sleep(LOOK_S)
+    time.sleep(IDLE_LOOK_S)
     after = host_sample()
     busy, every = (after.get(key, 0.0) - before.get(key, 0.0) for key in ("cpu_busy_s", "cpu_all_s"))
     return busy / every if every > 0 else None
 
 
-def _to_its_end(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code. On Ctrl-C it ends its ranks first."""
+def _watched(process: subprocess.Popen[bytes], folder: SweepDir, before: set[str]) -> int:
+    """Wait for a run and show its progress on a terminal; its exit code. On Ctrl-C the run stops its ranks first."""
     try:
-        return process.wait()
+        if not sys.stderr.isatty():
+            return process.wait()
+        with progress() as show:
+            while process.poll() is None:
+                for name in sorted(_run_names(folder) - before)[-1:]:
+                    for attempt in read_attempts(folder.run(name))[-1:]:
+                        show(attempt.folder, attempt.beats)
+                time.sleep(LOOK_S)
+        return process.returncode
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait()

@@ -1,4 +1,4 @@
-"""`opensora-launch compare A B`: two runs or sweeps side by side; exit code 1 where B is slower beyond a threshold."""
+"""`opensora-launch compare A B`: two runs or sweeps side by side. Exit code 1 if B is slower beyond a threshold."""
 
 import math
 from pathlib import Path
@@ -10,8 +10,8 @@ from opensora_launch.request.flags import Parsed
 THRESHOLD_PERCENT = 5.0
 
 
-def compare_runs(parsed: Parsed) -> int:
-    """Print a line a value; 1 if a time of B is above A's by more than the threshold and beyond the spread."""
+def compare_verb(parsed: Parsed) -> int:
+    """Print one line per value. Exit code 1 if B is slower by more than the threshold and beyond the spread."""
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
     threshold = _threshold(parsed.one("--threshold"))
@@ -29,17 +29,17 @@ def compare_runs(parsed: Parsed) -> int:
     return 1 if worse else 0
 
 
-def _threshold(said: str | None) -> float:
-    """As a share. "nan" is a number that everything passes."""
+def _threshold(text: str | None) -> float:
+    """The threshold as a share. It must be finite: every time would pass "nan"."""
     try:
-        percent = THRESHOLD_PERCENT if said is None else float(said)
+        percent = THRESHOLD_PERCENT if text is None else float(text)
     except ValueError:
         percent = math.nan
     if not (math.isfinite(percent) and percent >= 0):
-        raise UserError(f"--threshold {said} must be a number of percent, at least 0")
+        raise UserError(f"--threshold {text} must be a percentage of at least 0")
     return percent / 100
 
 
 def slower(change: Change, threshold: float) -> bool:
-    """Beyond the threshold, and beyond the spread where that is known."""
+    """Whether B is beyond the threshold, and beyond the spread if that is known."""
     return change.gates and change.ratio > 1 + threshold and change.beyond is not False

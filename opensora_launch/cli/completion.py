@@ -1,14 +1,14 @@
-"""Tab completion: a script for bash, and the words it asks for. Reads the YAML files and the schema, not Hydra."""
+"""Tab completion: a script for bash, and the words that it asks for. Reads the YAML files and the schema, not Hydra."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError
 from opensora_launch.request.catalogue import groups, keys
-from opensora_launch.request.flags import FLAGS
 
-# "=" and ":" break words in bash, and our words hold them: a reply is the part behind what bash took for a word.
+# bash ends a word at "=" and ":", and our words contain them: a reply is the part after the last one.
 SCRIPT = r"""_opensora_launch() {
   local line=${COMP_LINE:0:COMP_POINT} word reply
   word=${line##* }
@@ -20,36 +20,34 @@ SCRIPT = r"""_opensora_launch() {
 }
 complete -o default -F _opensora_launch opensora-launch"""
 SHELL_FLAGS = ("--help", "--version", "--shell-completion")
-SETTINGS = ("generate", "plan", "bench", "verify", "doctor", "estimate")  # verbs that take groups and keys
-VALUES_ARE_FILES = ("--prompts", "--ref", "--resume", "--config-dir", "--baseline")
 
 
 def complete(words: Sequence[str]) -> str:
-    """What `--shell-completion bash` prints, and what the script asks by `--shell-completion query LINE`."""
+    """What `--shell-completion bash` prints, and the answer to the script's `--shell-completion query LINE`."""
     if list(words) == ["bash"]:
         return SCRIPT
     if len(words) == 2 and words[0] == "query":
         return "\n".join(candidates(words[1]))
     raise UserError(
-        "--shell-completion takes bash; zsh reads the same script after: autoload bashcompinit; bashcompinit"
+        "--shell-completion must be bash; zsh reads the same script after: autoload bashcompinit; bashcompinit"
     )
 
 
 def candidates(line: str) -> list[str]:
-    """Words that can stand where the line ends; empty where the shell should offer files."""
-    from opensora_launch.cli.help import ABOUT
-
+    """Words that can complete the line; empty if the shell should offer files."""
     words = line.split()
     word = "" if not words or line[-1].isspace() else words.pop()
     if len(words) <= 1:
-        return _starting([*ABOUT, *SHELL_FLAGS], word)
-    flags = FLAGS.get(words[1], ())
+        return _starting([*VERBS, *SHELL_FLAGS], word)
+    if words[1] not in VERBS:
+        return []
+    flags = VERBS[words[1]].flags
     before = next((flag for flag in flags if words[-1] in flag.names and flag.value), None)
     if before:
         return _starting(before.kinds, word)
     if word.startswith("-"):
         return _starting([name for flag in flags for name in flag.names if name.startswith("--")], word)
-    return _starting(_overrides(word, words), word) if words[1] in SETTINGS else []
+    return _starting(_overrides(word, words), word) if VERBS[words[1]].settings else []
 
 
 def _overrides(word: str, words: Sequence[str]) -> list[str]:

@@ -2,131 +2,130 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.show import command_lines, plan_table
-from opensora_launch.cli.start import start
-from opensora_launch.cli.submit import NotSubmitted, submit
+from opensora_launch.cli.ending import print_errors
+from opensora_launch.cli.plan_summary import command_lines, plan_summary
+from opensora_launch.cli.start import start_run
+from opensora_launch.cli.submit import NotSubmitted, submit_run
 from opensora_launch.doctor.preflight import preflight
 from opensora_launch.launch.command import command
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.plan.plan import Plan
-from opensora_launch.request import compose
-from opensora_launch.request.attempt import new_attempt, write_job
+from opensora_launch.request.attempt import write_planned
 from opensora_launch.request.batch_script import script_of
+from opensora_launch.request.compose import ConfigView, config_text, info_text
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.prepare import Job, prepare_jobs
-from opensora_launch.request.resume import Resumed, prepare_resume, words_of
+from opensora_launch.request.prepare import PlannedRun, prepare_runs
+from opensora_launch.request.resume import prepare_resume, resumed_words
+from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import LauncherKind, RunConfig
-from opensora_launch.slurm.query import estimate
+from opensora_launch.slurm.query import estimate_start
 
-# On request; by SIGHUP, Ctrl-C or SIGTERM: these end a whole sweep.
-ENDED = (exit_codes.PREEMPTED, 129, exit_codes.INTERRUPTED, 143)
+# A request to stop, SIGHUP, Ctrl-C and SIGTERM stop a whole sweep.
+STOPPED = (exit_codes.PREEMPTED, exit_codes.BY_SIGNAL + 1, exit_codes.INTERRUPTED, exit_codes.BY_SIGNAL + 15)
 
 
-def generate(parsed: Parsed) -> int:
-    """Everything behind the verb; the exit code."""
+def generate_verb(parsed: Parsed) -> int:
+    """Make the videos of a command line, or show what would be made; the exit code."""
     if parsed.has("--cfg") or parsed.has("--info"):
         return _show_config(parsed)
     if parsed.has("--resume"):
         return _resume(parsed)
-    prepared = prepare_jobs(parsed)
-    _note(prepared.note)
-    for job in prepared.jobs:
-        if job.run.dry_run:
-            _print_dry_run(job.run, job.plan, RunDir(Path(job.run.runs_dir) / "STAMP"), job.unfit)
-    return _run_all([job for job in prepared.jobs if not job.run.dry_run])
+    prepared = prepare_runs(parsed)
+    print_errors(prepared.notes)
+    for planned in prepared.runs:
+        if planned.run.dry_run:
+            _print_dry_run(planned.run, planned.plan, RunDir(Path(planned.run.runs_dir) / "STAMP"), planned.unfit)
+    return _run_all([planned for planned in prepared.runs if not planned.run.dry_run])
 
 
 def _show_config(parsed: Parsed) -> int:
-    asked = words_of(parsed) if parsed.has("--resume") else parsed
-    config_dir, multirun = asked.path("--config-dir"), parsed.has("--multirun")
-    if cfg := parsed.one("--cfg"):
-        what = compose.Shown(cfg, parsed.one("--package"), parsed.has("--resolve"))
-        note = compose.show(asked.rest, what, multirun=multirun, config_dir=config_dir)
+    words = resumed_words(parsed) if parsed.has("--resume") else parsed
+    config_dir, multirun = words.path("--config-dir"), parsed.has("--multirun")
+    if kind := parsed.one("--cfg"):
+        view = ConfigView(kind, parsed.one("--package"), parsed.has("--resolve"))
+        text, note = config_text(words.rest, view, multirun=multirun, config_dir=config_dir)
     else:
         info = parsed.one("--info") or "all"
-        note = compose.show_info(asked.rest, info=info, multirun=multirun, config_dir=config_dir)
-    _note(note)
-    return 0
+        text, note = info_text(words.rest, info=info, multirun=multirun, config_dir=config_dir)
+    print(text, end="")
+    print_errors([note] if note else [])
+    return exit_codes.DONE
 
 
 def _resume(parsed: Parsed) -> int:
-    resumed: Resumed = prepare_resume(parsed, None)
+    resumed = prepare_resume(parsed)
     if not resumed.plan.videos:
         print(f"nothing is missing in {resumed.run_dir}")
-        return 0
+        return exit_codes.DONE
+    print_errors(resumed.notes)
     if resumed.run.dry_run:
         _print_dry_run(resumed.run, resumed.plan, resumed.run_dir, resumed.unfit)
-        return 0
-    (made,) = preflight([(resumed.run, resumed.plan)])
+        return exit_codes.DONE
+    (made,), warnings = preflight([(resumed.run, resumed.plan)])
+    print_errors(warnings)
     attempt = new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
     return _start(resumed.run, resumed.plan, attempt, made)
 
 
-def _run_all(jobs: Sequence[Job]) -> int:
-    """One run after another; a failed one does not keep the others back, one that was ended or asked to stop does. The
-    worst exit code.
+def _run_all(runs: Sequence[PlannedRun]) -> int:
+    """Make one run after another; the worst exit code.
+
+    A run that fails does not stop the rest. One that is stopped or asked to stop does.
     """
     codes = []
-    environments = preflight([(job.run, job.plan) for job in jobs])
-    for number, (job, made) in enumerate(zip(jobs, environments, strict=True), start=1):
-        if len(jobs) > 1:
-            print(f"run {number} of {len(jobs)}: {_points(job)}", flush=True)
-        attempt = write_job(job, made)
+    environments, warnings = preflight([(planned.run, planned.plan) for planned in runs])
+    print_errors(warnings)
+    for number, (planned, made) in enumerate(zip(runs, environments, strict=True), start=1):
+        if len(runs) > 1:
+            points = "; ".join(" ".join(overrides) for _, overrides in planned.swept)
+            print(f"run {number} of {len(runs)}: {points}", flush=True)
+        attempt = write_planned(planned, made)
         try:
-            codes.append(_start(job.run, job.plan, attempt, made))
+            codes.append(_start(planned.run, planned.plan, attempt, made))
         except NotSubmitted as error:
             shutil.rmtree(attempt.run)  # nothing has worked on this run
-            print(f"error: {error}", file=sys.stderr)
+            print_errors([f"error: {error}"])
             codes.append(exit_codes.USER_ERROR)
-        if _ended(job, codes[-1]):
+        if _stops_sweep(planned, codes[-1]):
             break
-    if len(jobs) > 1:
-        print(_count(codes, len(jobs)))
-    if codes and _ended(jobs[len(codes) - 1], codes[-1]):
+    if len(runs) > 1:
+        print(_count(codes, len(runs)))
+    if codes and _stops_sweep(runs[len(codes) - 1], codes[-1]):
         return codes[-1]
-    return next((code for code in (1, 2) if code in codes), max(codes, default=0))
+    worst = (exit_codes.FAILURE, exit_codes.USER_ERROR)
+    return next((code for code in worst if code in codes), max(codes, default=exit_codes.DONE))
 
 
-def _ended(job: Job, code: int) -> bool:
-    """Whether the sweep ends with this run. Each batch job has an end of its own."""
-    return code in ENDED and not (code == exit_codes.PREEMPTED and job.run.launcher.kind is LauncherKind.slurm)
+def _stops_sweep(planned: PlannedRun, code: int) -> bool:
+    """Whether the sweep stops with this run. A batch job that is preempted does not stop the others."""
+    return code in STOPPED and not (code == exit_codes.PREEMPTED and planned.run.launcher.kind is LauncherKind.slurm)
 
 
-def _count(codes: Sequence[int], asked: int) -> str:
+def _count(codes: Sequence[int], total: int) -> str:
     failed = [str(number) for number, code in enumerate(codes, start=1) if code]
-    said = f"{asked} runs: {len(codes) - len(failed)} done"
-    said += f", failed: {', '.join(failed)}" if failed else ""
-    return said + (f", not started: {asked - len(codes)}" if len(codes) < asked else "")
+    text = f"{total} runs: {len(codes) - len(failed)} done"
+    text += f", failed: {', '.join(failed)}" if failed else ""
+    return text + (f", not started: {total - len(codes)}" if len(codes) < total else "")
 
 
 def _start(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> int:
     if run.launcher.kind is LauncherKind.slurm:
-        return submit(run, plan, attempt, made)
-    return start(run.launcher.kind, plan, attempt, made)
-
-
-def _points(job: Job) -> str:
-    return "; ".join(" ".join(overrides) for _, overrides in job.swept)
+        return submit_run(run, plan, attempt, made)
+    return start_run(run.launcher.kind, plan, attempt, made)
 
 
 def _print_dry_run(run: RunConfig, plan: Plan, run_dir: RunDir, unfit: Sequence[str]) -> None:
     attempt, kind = run_dir.attempt(0), run.launcher.kind
-    print(f"plan:\n{plan_table(plan)}")
+    print(f"plan:\n{plan_summary(plan)}")
     if kind is LauncherKind.slurm:
         script = script_of(run, plan, attempt, profiled(os.environ, run.env))
-        print("\n".join([f"{attempt.batch_script.name}:", script, *estimate(script)]))
+        print("\n".join([f"{attempt.batch_script.name}:", script, *estimate_start(script)]))
     else:
         print(f"command:\n{command_lines(command(kind, plan.machine, attempt))}")
     if unfit:
         print("this machine cannot run it:\n" + "\n".join(f"  - {line}" for line in unfit))
-
-
-def _note(note: str) -> None:
-    if note:
-        print(note, file=sys.stderr)

@@ -1,11 +1,11 @@
-"""`opensora-launch report RUN`: where the time of a run or sweep went; of published figures, what they amount to."""
+"""`opensora-launch report`: where the time of a run or sweep went, or what published figures amount to."""
 
 import math
 from pathlib import Path
 
 from opensora_launch import __version__
-from opensora_launch.cli.bench_report import is_sweep, report_sweep
 from opensora_launch.errors import UserError
+from opensora_launch.report.bench_report import is_sweep, report_sweep
 from opensora_launch.report.build import build_report, build_sweep
 from opensora_launch.report.markdown import summary_lines
 from opensora_launch.report.published import published
@@ -14,12 +14,12 @@ from opensora_launch.report.sweep import size, sweep_report
 from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text
 from opensora_launch.report.wording import message, say
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.sweep_plan import read_sweep
 from opensora_launch.rundir import RunDir, SweepDir
+from opensora_launch.runs.sweep_state import read_sweep
 
 
-def report(parsed: Parsed) -> int:
-    """Rebuild the report of a run from its files and print its summary; the exit code."""
+def report_verb(parsed: Parsed) -> int:
+    """Write the report of a run from its files again, and print its summary; the exit code."""
     if len(parsed.rest) != 1:
         raise UserError(f"report takes one run's folder, not {len(parsed.rest)}: opensora-launch report runs/STAMP")
     path = Path(parsed.rest[0])
@@ -39,27 +39,27 @@ def report(parsed: Parsed) -> int:
 
 
 def _price(parsed: Parsed, name: str) -> float | None:
-    said = parsed.one(name)
-    if said is None:
+    text = parsed.one(name)
+    if text is None:
         return None
     try:
-        price = float(said)
+        price = float(text)
     except ValueError:
         price = math.nan
     if not (math.isfinite(price) and price >= 0):
-        raise UserError(f"{name} {said} must be a number of at least 0")
+        raise UserError(f"{name} {text} must be a number of at least 0")
     return price
 
 
 def _sweep(folder: SweepDir, parsed: Parsed) -> int:
-    """The report of a sweep anew, from its runs' reports."""
-    of_a_run = ("--baseline", "--usd-per-gpu-hour", "--usd-per-kwh", "--out")
-    if wrong := [name for name in of_a_run if parsed.has(name)]:
+    """Write the report of a sweep again, from the reports of its runs."""
+    run_flags = ("--baseline", "--usd-per-gpu-hour", "--usd-per-kwh", "--out")
+    if wrong := [name for name in run_flags if parsed.has(name)]:
         raise UserError(f"{', '.join(wrong)} goes with one run, and {folder} is a sweep")
     data = report_sweep(folder, read_sweep(folder))
     if data is None:
-        again = f"see {folder.log}, and go on with: opensora-launch bench --resume {folder}"
-        raise UserError(f"no run of {folder} that counts ended well; {again}")
+        again = f"see {folder.log}, and continue with: opensora-launch bench --resume {folder}"
+        raise UserError(f"no run of {folder} that counts was successful; {again}")
     for point in data["table"]:
         where = say(size(point["gpus"], data["unit"]))
         print(f"{point['name']:<30} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}")
@@ -70,7 +70,7 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
 
 
 def _published(file: Path, out: str | None) -> int:
-    """Published figures as a report: NAME-report.md and .html, and .json and .csv with the numbers."""
+    """Report published figures: NAME-report.md and .html, and .json and .csv with the numbers."""
     points, limits = published(file)
     if not points:
         raise UserError(f"{file} has no table with end-to-end times on several counts of GPUs")

@@ -1,1 +1,1 @@
-"""Checks of this machine: facts, checks, the audit of the environment, and a probe of the links."""
+"""Check this machine: environment, memory, disks, GPUs and builds, and measure the links with test ranks."""

@@ -1,6 +1,6 @@
-"""Is this host ready for a run? Facts are gathered here and judged by the checks, one finding a line.
+"""Check whether this host is ready for a run: gather the facts and give them to the checks.
 
-`quick` is what `generate` asks before it starts ranks: milliseconds, no torch. `full` takes seconds.
+`quick_checks` takes milliseconds and no torch: `generate` does it before it starts ranks. `full_checks` takes seconds.
 """
 
 import os
@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opensora_launch.doctor import build_checks, gpu_checks, host_checks
+from opensora_launch.doctor.check_result import CheckResult, Level, ok
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.doctor.host_checks import Needs
-from opensora_launch.doctor.host_facts import host_facts
 from opensora_launch.doctor.interfaces import infiniband_up, interfaces
-from opensora_launch.doctor.probe import probe_findings, run_probe
+from opensora_launch.doctor.probe import check_probe, run_probe
 from opensora_launch.doctor.probe_spec import ProbeResult, ProbeSpec
-from opensora_launch.doctor.results import Finding, Level, ok
 from opensora_launch.doctor.torch_facts import ask_torch, installed_torch
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.machine.gpu_facts import find_gpus
+from opensora_launch.machine.find_gpus import find_gpus
+from opensora_launch.machine.host import host_facts
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus
 from opensora_launch.machine.processes import descendants
 from opensora_launch.plan.layout import Layout
@@ -32,8 +32,8 @@ LANE_GB_S = {3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}  # PCIe, one lane, one dire
 
 
 @dataclass(frozen=True)
-class Patient:
-    """What is examined: the ranks' environment as it will be, where they run, and what they need."""
+class CheckTarget:
+    """What is checked: the environment of the ranks, where they run, and what they need."""
 
     env: Mapping[str, str]
     machine: Machine
@@ -41,67 +41,52 @@ class Patient:
     disks: tuple[Path, ...]
 
 
-def quick(patient: Patient) -> list[Finding]:
-    """Environment, memory and disk of this host. Findings that are ok are left out."""
-    gpus = find_gpus() if patient.needs.on_gpu else HostGpus((), (), None, None, None)
-    host = host_facts(patient.disks)
-    found = [*_environment(patient), *host_checks.memory_and_disk(host, patient.needs)]
-    found += gpu_checks.gpu_memory(visible(gpus.gpus, patient.env), patient.needs, _ours())
-    return [finding for finding in found if finding.level is not Level.ok]
+def quick_checks(target: CheckTarget) -> list[CheckResult]:
+    """Check environment, memory and disk of this host. Returns no results that are ok."""
+    gpus = find_gpus() if target.needs.on_gpu else HostGpus()
+    host = host_facts(target.disks)
+    found = [*_environment(target), *host_checks.check_memory_and_disk(host, target.needs)]
+    found += gpu_checks.check_gpu_memory(gpus.visible(target.env.get("CUDA_VISIBLE_DEVICES")), target.needs, _ours())
+    return [result for result in found if result.level is not Level.ok]
 
 
-def full(patient: Patient, layout: Layout, *, ranks: bool, nvlink_gb_s: float | None) -> list[Finding]:
-    """Everything about this host. `ranks`: start them for a moment; `nvlink_gb_s`: one way, of the catalogue."""
-    gpus, host = find_gpus(), host_facts(patient.disks)
-    seen = visible(gpus.gpus, patient.env)
-    torch, why_not = ask_torch(patient.env)
-    found = [_seen(gpus, seen, patient)]
-    found += build_checks.builds(gpus, torch, why_not, wants_gpu=patient.needs.on_gpu)
-    found += [*gpu_checks.gpu_memory(seen, patient.needs, _ours()), *gpu_checks.gpu_state(seen)] if seen else []
-    found += gpu_checks.links(gpus, {gpu.index for gpu in seen})
-    found += host_checks.memory_and_disk(host, patient.needs) + host_checks.limits(host, patient.needs)
-    found += _environment(patient) or [ok("env", "no setting that is known to harm reaches the ranks")]
+def full_checks(target: CheckTarget, layout: Layout, *, ranks: bool, nvlink_gb_s: float | None) -> list[CheckResult]:
+    """Check everything on this host. `ranks`: start them for a moment; `nvlink_gb_s`: one way, from the catalogue."""
+    gpus, host = find_gpus(), host_facts(target.disks)
+    seen = gpus.visible(target.env.get("CUDA_VISIBLE_DEVICES"))
+    torch, why_not = ask_torch(target.env)
+    found = [_seen(gpus, seen, target)]
+    found += build_checks.check_builds(gpus, torch, why_not, wants_gpu=target.needs.on_gpu)
+    found += (
+        [*gpu_checks.check_gpu_memory(seen, target.needs, _ours()), *gpu_checks.check_gpu_state(seen)] if seen else []
+    )
+    found += gpu_checks.check_links(gpus, {gpu.index for gpu in seen})
+    found += host_checks.check_memory_and_disk(host, target.needs) + host_checks.check_limits(host, target.needs)
+    found += _environment(target) or [ok("env", "no harmful setting reaches the ranks")]
     if ranks and torch is not None and not _cannot_start(found):
-        found += _probe(patient, layout, _link_gb_s(gpus, seen, nvlink_gb_s))
+        found += _probe(target, layout, _link_gb_s(gpus, seen, nvlink_gb_s))
     return found
 
 
-def here(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, with this host's name."""
+def with_host(results: Sequence[CheckResult]) -> list[CheckResult]:
+    """Add the name of this host to the results."""
     name = socket.gethostname()
-    return [replace(finding, host=name) for finding in findings]
+    return [replace(result, host=name) for result in results]
 
 
-def visible(gpus: Sequence[GpuFacts], env: Mapping[str, str]) -> list[GpuFacts]:
-    """Those that CUDA_VISIBLE_DEVICES lets the ranks see, in its order; the first that names none ends the list."""
-    entries = env.get("CUDA_VISIBLE_DEVICES")
-    if entries is None:
-        return list(gpus)
-    found: list[GpuFacts] = []
-    for entry in (part.strip() for part in entries.split(",")):
-        if entry.isascii() and entry.isdigit():
-            named = [gpu for gpu in gpus if gpu.index == int(entry)]
-        else:
-            named = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
-        if len(named) != 1:
-            break
-        found += named
-    return found
+def profile_results(target: CheckTarget, made: Profiled) -> list[CheckResult]:
+    """Report the variables that the profile removes from the environment, with the reason."""
+    return list(audit_taken(made.taken, target.env, made.profile, _around(target)))
 
 
-def kept_away(patient: Patient, made: Profiled) -> list[Finding]:
-    """What the profile takes from the environment that doctor itself was given, with why."""
-    return list(audit_taken(made.taken, patient.env, made.profile, _around(patient)))
+def _environment(target: CheckTarget) -> list[CheckResult]:
+    return audit(target.env, _around(target))
 
 
-def _environment(patient: Patient) -> list[Finding]:
-    return audit(patient.env, _around(patient))
-
-
-def _around(patient: Patient) -> Surroundings:
-    machine = patient.machine
+def _around(target: CheckTarget) -> Surroundings:
+    machine = target.machine
     return Surroundings(
-        gpus=machine.gpus_per_node if patient.needs.on_gpu else 0,
+        gpus=machine.gpus_per_node if target.needs.on_gpu else 0,
         nodes=machine.nodes,
         ranks_per_node=machine.gpus_per_node,
         cpus=machine.cpus_per_node,
@@ -111,29 +96,30 @@ def _around(patient: Patient) -> Surroundings:
     )
 
 
-def _seen(gpus: HostGpus, seen: Sequence[GpuFacts], patient: Patient) -> Finding:
-    wanted = patient.machine.gpus_per_node
-    if not patient.needs.on_gpu:
-        there = f"{len(gpus.gpus)} GPUs are there and not asked for" if gpus.gpus else f"no GPU ({gpus.problem})"
-        return ok("gpus", f"{there}; {wanted} ranks on {patient.machine.cpus_per_node} CPUs")
-    what = f"{len(seen)} of {len(gpus.gpus)} visible, {wanted} asked for"
+def _seen(gpus: HostGpus, seen: Sequence[GpuFacts], target: CheckTarget) -> CheckResult:
+    wanted = target.machine.gpus_per_node
+    if not target.needs.on_gpu:
+        count = len(gpus.gpus)
+        there = f"{count} {'GPU' if count == 1 else 'GPUs'}, not requested" if count else f"no GPU ({gpus.problem})"
+        return ok("gpus", f"{there}; {wanted} ranks on {target.machine.cpus_per_node} CPUs")
+    what = f"{len(seen)} of {len(gpus.gpus)} visible, {wanted} requested"
     if len(seen) >= wanted:
         return ok("gpus", what)
     why = f": {gpus.problem}" if gpus.problem else ""
-    fix = "CUDA_VISIBLE_DEVICES, the driver (nvidia-smi), docker run --gpus all, or topology=cpu2"
-    return Finding(Level.fail, "gpus", what + why, fix, "no cost to a reboot")
+    fix = "check CUDA_VISIBLE_DEVICES and the driver (nvidia-smi), or use docker run --gpus all, or topology=cpu2"
+    return CheckResult(Level.fail, "gpus", what + why, fix, "nothing, or a reboot")
 
 
 def _ours() -> set[int]:
     return {os.getpid(), *descendants(os.getpid())}
 
 
-def _cannot_start(found: Sequence[Finding]) -> bool:
-    return any(finding.level is Level.fail and finding.check in ("gpus", "torch", "driver") for finding in found)
+def _cannot_start(found: Sequence[CheckResult]) -> bool:
+    return any(result.level is Level.fail and result.check in ("gpus", "torch", "driver") for result in found)
 
 
 def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | None) -> float | None:
-    """One way, of the slowest pair: NVLink as the catalogue has it, else PCIe as the slowest card is plugged in."""
+    """Bandwidth of the slowest pair, one way: NVLink by the catalogue, else PCIe by the slot of the slowest card."""
     indices = {gpu.index for gpu in seen}
     pairs = [pair for pair in gpus.pairs if {pair.first, pair.second} <= indices]
     if not pairs:
@@ -144,26 +130,29 @@ def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | No
     return min(lanes, default=None) or None
 
 
-def between_nodes(patient: Patient, layout: Layout, node_link_gb_s: float, shared: Path) -> list[Finding]:
-    """Ranks on all nodes of this Slurm job: clocks, and each axis; those that leave a node against its network."""
+def check_between_nodes(target: CheckTarget, layout: Layout, node_link_gb_s: float, shared: Path) -> list[CheckResult]:
+    """Start ranks on all nodes of this Slurm job and check their clocks and each axis.
+
+    Axes that span nodes are compared with the bandwidth of the network.
+    """
     shared.mkdir(parents=True, exist_ok=True)
-    per_node, wide, stride = patient.machine.gpus_per_node, {}, 1
+    per_node, wide, stride = target.machine.gpus_per_node, {}, 1
     for axis in ("tp", "ulysses", "ring", "cfg"):
         stride *= getattr(layout, axis)
-        if stride > per_node and patient.needs.on_gpu:
+        if stride > per_node and target.needs.on_gpu:
             wide[axis] = node_link_gb_s
-    result, why_not = _run(patient, layout, shared)
-    return probe_findings(result, why_not, wide)
+    result, why_not = _run(target, layout, shared)
+    return check_probe(result, why_not, wide)
 
 
-def _probe(patient: Patient, layout: Layout, link_gb_s: float | None) -> list[Finding]:
-    result, why_not = _run(patient, layout, None)
+def _probe(target: CheckTarget, layout: Layout, link_gb_s: float | None) -> list[CheckResult]:
+    result, why_not = _run(target, layout, None)
     axes = [speed.axis for speed in result.speeds] if result else []
-    return probe_findings(result, why_not, dict.fromkeys(axes, link_gb_s) if link_gb_s else {})
+    return check_probe(result, why_not, dict.fromkeys(axes, link_gb_s) if link_gb_s else {})
 
 
-def _run(patient: Patient, layout: Layout, shared: Path | None) -> tuple[ProbeResult | None, str]:
-    machine = patient.machine
+def _run(target: CheckTarget, layout: Layout, shared: Path | None) -> tuple[ProbeResult | None, str]:
+    machine = target.machine
     spec = ProbeSpec(
         device=machine.device,
         layout=layout,
@@ -172,5 +161,5 @@ def _run(patient: Patient, layout: Layout, shared: Path | None) -> tuple[ProbeRe
         repeats=PROBE_REPEATS,
         timeout_s=PROBE_TIMEOUT_S,
     )
-    env = {**patient.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(spec.threads_per_rank)}
+    env = {**target.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(spec.threads_per_rank)}
     return run_probe(machine, spec, env, shared)

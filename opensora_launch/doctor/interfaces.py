@@ -1,14 +1,13 @@
-"""Network interfaces of this host, and whether the variables that name one name the right one."""
+"""Check the environment variables that name a network interface against the interfaces of this host."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.doctor.results import Finding, Level
+from opensora_launch.doctor.check_result import NEXT_START, CheckResult, Level
 
 SYS_NET, SYS_INFINIBAND = Path("/sys/class/net"), Path("/sys/class/infiniband")
-LOCAL = ("lo", "docker", "veth", "br-", "virbr")  # no other host is reached through these
-FREE = "no cost; takes effect at the next start"
+LOCAL = ("lo", "docker", "veth", "br-", "virbr")  # these reach no other host
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Interface:
 
 
 def interfaces(root: Path = SYS_NET) -> tuple[Interface, ...]:
-    """In the order of their names; none where /sys is not to be read."""
+    """The interfaces of this host, ordered by name; none if /sys cannot be read."""
     try:
         return tuple(Interface(path.name, _is_up(path)) for path in sorted(root.iterdir()))
     except OSError:
@@ -26,12 +25,12 @@ def interfaces(root: Path = SYS_NET) -> tuple[Interface, ...]:
 
 
 def infiniband_up(root: Path = SYS_INFINIBAND) -> bool:
-    """Whether a port of an InfiniBand or RoCE card is active."""
+    """Whether any port of an InfiniBand or RoCE card is active."""
     return any("ACTIVE" in _text(state) for state in root.glob("*/ports/*/state"))
 
 
 def nccl_matches(spec: str, names: Sequence[str]) -> list[str]:
-    """The interfaces that NCCL_SOCKET_IFNAME lets in: prefixes, `=` exact names, `^` all but these."""
+    """The interfaces that NCCL_SOCKET_IFNAME selects: prefixes; with `=` exact names; with `^` all others."""
     exclude = spec.startswith("^")
     exact = spec.removeprefix("^").startswith("=")
     wanted = [part for part in spec.lstrip("^=").split(",") if part]
@@ -42,46 +41,54 @@ def nccl_matches(spec: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if is_named(name) != exclude]
 
 
-def socket_findings(env: Mapping[str, str], here: Sequence[Interface], *, nodes: int, gpus: int) -> list[Finding]:
-    """A name that no interface has, one that is down, and one that leads to no other host."""
+def check_socket_names(
+    env: Mapping[str, str], here: Sequence[Interface], *, nodes: int, gpus: int
+) -> list[CheckResult]:
+    """Report a name that no interface has, one that is down, and one that reaches no other host."""
     names = [interface.name for interface in here]
     found = []
     for name in ("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if gpus else [])):
         spec = env.get(name, "").strip()
         if here and spec:
-            exact = [n for n in names if n in spec.split(",")]  # all that gloo takes
+            exact = [n for n in names if n in spec.split(",")]  # gloo takes no prefixes
             found += _one(name, spec, exact if name.startswith("GLOO") else nccl_matches(spec, names), here, nodes)
     return found
 
 
-def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface], nodes: int) -> list[Finding]:
+def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface], nodes: int) -> list[CheckResult]:
     listed = ", ".join(interface.name for interface in here)
     if not matched:
         return [
-            Finding(
+            CheckResult(
                 Level.fail,
                 "env",
-                f"{name}={spec} names no interface of this host ({listed}): ranks cannot meet",
-                f"unset {name}: the right one is found by itself",
-                FREE,
+                f"{name}={spec} matches no interface of this host ({listed}): ranks cannot connect",
+                f"unset {name}; the right interface is found automatically",
+                NEXT_START,
             )
         ]
     down = [interface.name for interface in here if interface.name in matched and not interface.up]
     if len(down) == len(matched):
-        return [_warn(f"{name}={spec}: {', '.join(down)} is down", f"unset {name}, or name one that is up")]
+        return [
+            _warn(
+                f"{name}={spec}: {', '.join(down)} {'is' if len(down) == 1 else 'are'} down",
+                f"unset {name}, or name one that is up",
+            )
+        ]
     if nodes > 1 and any(m.startswith(LOCAL) for m in matched):
         local = ", ".join(m for m in matched if m.startswith(LOCAL))
-        return [_warn(f"{name}={spec} lets in {local}, which reaches no other node", f"unset {name}, or ^lo,docker0")]
+        what = f"{name}={spec}: it includes {local}, which reaches no other node"
+        return [_warn(what, f"unset {name}, or use ^lo,docker0")]
     return []
 
 
-def _warn(what: str, fix: str) -> Finding:
-    return Finding(Level.warn, "env", what, fix, FREE)
+def _warn(what: str, fix: str) -> CheckResult:
+    return CheckResult(Level.warn, "env", what, fix, NEXT_START)
 
 
 def _is_up(path: Path) -> bool:
     state = _text(path / "operstate").strip()
-    return state in ("up", "unknown")  # loopback and tunnels say unknown
+    return state in ("up", "unknown")  # loopback and tunnels report unknown
 
 
 def _text(path: Path) -> str:

@@ -1,18 +1,18 @@
-"""doctor on every node of a Slurm allocation: one task a node looks at its host and prints its findings as lines."""
+"""Run doctor on every node of a Slurm allocation: one task per node prints its results as JSON lines."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from opensora_launch.doctor.results import Finding, Level
+from opensora_launch.doctor.check_result import CheckResult, Level
 
 NODE_TIMEOUT_S = 180.0
-HERE = "--here"  # the flag of doctor by which a node answers for itself
+HERE = "--here"  # the flag that makes doctor check this node only
 
 
 def nodes_of_job(env: Mapping[str, str]) -> int:
-    """Nodes of the allocation that this process is in, if it is not one of its steps; else 1."""
+    """Number of nodes in this process's allocation; 1 outside of one, or inside one of its steps."""
     step = env.get("SLURM_STEP_ID", "")
     inside_a_task = step.isdigit() and env.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     text = env.get("SLURM_JOB_NUM_NODES", "1")
@@ -20,13 +20,13 @@ def nodes_of_job(env: Mapping[str, str]) -> int:
 
 
 def node_command(nodes: int, words: Sequence[str]) -> list[str]:
-    """argv that runs doctor once on each node, with the same flags and overrides."""
+    """The argv that runs doctor once on each node, with the same flags and overrides."""
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=0"]
     return [*step, sys.executable, "-m", "opensora_launch.cli", "doctor", HERE, *words]
 
 
-def ask_nodes(nodes: int, words: Sequence[str], env: Mapping[str, str]) -> list[Finding]:
-    """The findings of every node, sorted by host; a node that does not answer is a finding too."""
+def ask_nodes(nodes: int, words: Sequence[str], env: Mapping[str, str]) -> list[CheckResult]:
+    """The results of every node, sorted by host. A node that does not answer becomes a result too."""
     argv = node_command(nodes, words)
     try:
         done = subprocess.run(argv, env=dict(env), capture_output=True, text=True, timeout=NODE_TIMEOUT_S)
@@ -34,26 +34,26 @@ def ask_nodes(nodes: int, words: Sequence[str], env: Mapping[str, str]) -> list[
     except (OSError, subprocess.TimeoutExpired) as error:
         out, problem = "", str(error)
     found = [from_line(line) for line in out.splitlines() if line.startswith("{")]
-    answered = len({finding.host for finding in found})
+    answered = len({result.host for result in found})
     if answered < nodes:
-        last = problem.splitlines()[-1] if problem else "no word from srun"
+        last = problem.splitlines()[-1] if problem else "srun printed nothing"
         found.append(
-            Finding(
+            CheckResult(
                 Level.fail,
                 "nodes",
                 f"{answered} of {nodes} nodes answered: {last}",
-                "sinfo -R; srun hostname",
+                "check with sinfo -R and srun hostname",
                 "no cost",
             )
         )
-    return sorted(found, key=lambda finding: finding.host)
+    return sorted(found, key=lambda result: result.host)
 
 
-def to_line(finding: Finding) -> str:
+def to_line(result: CheckResult) -> str:
     """One line of JSON, short enough to arrive whole through srun."""
-    return json.dumps(finding.to_dict(), ensure_ascii=False)
+    return json.dumps(result.to_dict(), ensure_ascii=False)
 
 
-def from_line(line: str) -> Finding:
+def from_line(line: str) -> CheckResult:
     data = json.loads(line)
-    return Finding(**{**data, "level": Level(data["level"])})
+    return CheckResult(**{**data, "level": Level(data["level"])})

@@ -1,4 +1,4 @@
-"""Real ranks for a few seconds: do they come up, each on its own GPU, and how fast is each axis?"""
+"""Start real ranks for a few seconds: check that each starts on its own GPU, and measure each axis."""
 
 import json
 import signal
@@ -7,21 +7,23 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
+
+from opensora_launch.doctor.check_result import CheckResult, Level, ok
 from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec
-from opensora_launch.doctor.results import Finding, Level, ok
 from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 
-MODULE = "opensora_launch.worker.probe"
-SLOW = 0.35  # of what the catalogue has for the link; good exchanges reach half of it
+MODULE = "opensora_launch.worker.probe_rank"
+_SLOW_SHARE = 0.35  # of the link's bandwidth in the catalogue; good exchanges reach half of it
 CLOCK_S = 0.1
 
 
 def probe_command(machine: Machine, folder: Path) -> list[str]:
-    """argv of the ranks: torchrun on this machine, or one srun task each on the nodes of this Slurm job."""
+    """The argv that starts the ranks: torchrun on this machine, or one srun task per rank on the nodes of the job."""
     if machine.nodes > 1:
         tasks = [f"--nodes={machine.nodes}", f"--ntasks={machine.ranks}", f"--ntasks-per-node={machine.gpus_per_node}"]
         return ["srun", *tasks, "--overlap", "--kill-on-bad-exit=1", sys.executable, "-m", MODULE, str(folder)]
@@ -32,36 +34,36 @@ def probe_command(machine: Machine, folder: Path) -> list[str]:
 def run_probe(
     machine: Machine, spec: ProbeSpec, env: Mapping[str, str], shared: Path | None = None
 ) -> tuple[ProbeResult | None, str]:
-    """The answer, or why there is none. Bounded by spec.timeout_s; nothing is left running.
+    """The measurements, or the reason why there are none. Ends within spec.timeout_s and leaves no process running.
 
-    `shared` is a folder that all nodes see, where there are several.
+    `shared` is a folder that all nodes see, needed if there are several.
     """
-    if machine.nodes == 1:  # torchrun's ranks are no tasks of a batch job, though they may run inside one
+    if machine.nodes == 1:  # torchrun's ranks are not tasks of a batch job, even inside one
         env = {name: value for name, value in env.items() if not name.startswith("SLURM_")}
     with tempfile.TemporaryDirectory(prefix=".opensora-doctor-", dir=shared) as name:
         folder = Path(name)
-        (folder / "spec.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+        (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
         with (folder / "torchrun.log").open("wb") as log:
             argv = probe_command(machine, folder)
             process = subprocess.Popen(
                 argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
             why = _wait(process, spec.timeout_s)
-        answer = folder / "probe.json"
-        if answer.exists() and not why:
-            return ProbeResult.from_dict(json.loads(answer.read_text(encoding="utf-8"))), ""
-        return None, why or _said(folder)
+        written = folder / "probe.json"
+        if written.exists() and not why:
+            return msgspec.json.decode(written.read_bytes(), type=ProbeResult), ""
+        return None, why or _last_error(folder)
 
 
-def probe_findings(result: ProbeResult | None, why_not: str, expected: Mapping[str, float]) -> list[Finding]:
-    """`expected` has GB/s by axis, where the catalogue knows the link."""
+def check_probe(result: ProbeResult | None, why_not: str, expected: Mapping[str, float]) -> list[CheckResult]:
+    """Judge the measurements. `expected` is GB/s by axis, for links that the catalogue knows."""
     if result is None:
         return [
-            Finding(
+            CheckResult(
                 Level.fail,
                 "ranks",
                 f"a short test of the ranks failed: {why_not}",
-                "the driver, links and env lines; NCCL_DEBUG=INFO says more",
+                "see the driver, links and env lines; NCCL_DEBUG=INFO tells more",
                 "no cost",
             )
         ]
@@ -80,30 +82,30 @@ def _wait(process: "subprocess.Popen[bytes]", timeout_s: float) -> str:
         process.wait()
 
 
-def _said(folder: Path) -> str:
+def _last_error(folder: Path) -> str:
     """The first rank's error, else the last line of torchrun's log."""
     for log in (*sorted(folder.glob("rank*.log")), folder / "torchrun.log"):
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "rror" in line]
         if lines:
             return lines[-1].strip()[:300]
-    return "the ranks ended without a word"
+    return "the ranks ended without an error message"
 
 
-def _ranks(result: ProbeResult) -> Iterator[Finding]:
+def _ranks(result: ProbeResult) -> Iterator[CheckResult]:
     gpus = Counter((rank.host, rank.gpu) for rank in result.ranks if rank.gpu)
     shared = [f"{gpu} on {host}" for (host, gpu), count in gpus.items() if count > 1]
     hosts = len({rank.host for rank in result.ranks})
     if shared:
-        yield Finding(
+        yield CheckResult(
             Level.fail, "ranks", f"several ranks share a GPU: {', '.join(shared)}",
-            "CUDA_VISIBLE_DEVICES, or on Slurm no --gpus-per-task", "a new job",
+            "check CUDA_VISIBLE_DEVICES; on Slurm, remove --gpus-per-task", "a new job",
         )  # fmt: skip
     else:
         each = "each on its own GPU" if gpus else "on the CPU"
-        yield ok("ranks", f"{len(result.ranks)} came up on {hosts} host{'s' if hosts > 1 else ''}, {each}")
+        yield ok("ranks", f"{len(result.ranks)} started on {hosts} host{'s' if hosts > 1 else ''}, {each}")
 
 
-def _clocks(result: ProbeResult) -> Iterator[Finding]:
+def _clocks(result: ProbeResult) -> Iterator[CheckResult]:
     ahead = {rank.host: rank.clock_ahead_s for rank in result.ranks if rank.clock_ahead_s is not None}
     if len(ahead) < 2:
         return
@@ -113,16 +115,16 @@ def _clocks(result: ProbeResult) -> Iterator[Finding]:
         yield ok("clock", what)
     else:
         off = max(ahead, key=lambda host: abs(ahead[host] or 0.0))
-        yield Finding(Level.warn, "clock", f"{what}; {off} is off most", "start chronyd there", "root, a minute")
+        yield CheckResult(Level.warn, "clock", f"{what}; {off} is off most", "start chronyd there", "root and a minute")
 
 
-def _speed(speed: AxisSpeed, expected: float | None) -> Finding:
+def _speed(speed: AxisSpeed, expected: float | None) -> CheckResult:
     op = speed.op.replace("_", "-")
     what = f"{speed.axis} of {speed.ranks}: {op} {speed.gb_s:.2f} GB/s sent by each rank"
     if expected is not None:
         what += f", {speed.gb_s / expected:.0%} of the catalogue's {expected:.0f}"
-    found = ok("bandwidth", what)
-    if expected is not None and speed.gb_s < SLOW * expected:
-        fix = "the links, pcie and env lines; nvidia-smi topo -m; what else uses the link"
-        found = Finding(Level.warn, "bandwidth", what, fix, "no cost")
-    return replace(found, value=speed.gb_s, unit="GB/s")
+    judged = ok("bandwidth", what)
+    if expected is not None and speed.gb_s < _SLOW_SHARE * expected:
+        fix = "see the links, pcie and env lines, nvidia-smi topo -m, and what else uses the link"
+        judged = CheckResult(Level.warn, "bandwidth", what, fix, "no cost")
+    return replace(judged, value=speed.gb_s, unit="GB/s")

@@ -1,15 +1,13 @@
-"""What `doctor` asks of the ranks, and what they answer: probe.json in a folder of its own."""
+"""The request of `doctor` to its test ranks (spec.json), and their measurements (probe.json)."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
 
-from opensora_launch.plan.codec import decode
 from opensora_launch.plan.layout import Layout
 
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """Send `nbytes` a rank along each axis of the layout, `repeats` times."""
+    """Send `nbytes` per rank along each axis of the layout, `repeats` times."""
 
     device: str  # "cpu" or "cuda"
     layout: Layout
@@ -18,17 +16,10 @@ class ProbeSpec:
     repeats: int
     timeout_s: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ProbeSpec":
-        return cast(ProbeSpec, decode(cls, data))
-
 
 @dataclass(frozen=True)
 class RankSeen:
-    """Where a rank came up. `clock_ahead_s` is its host's wall clock less rank 0's; None where not measured."""
+    """Where a rank started. `clock_ahead_s` is its host's wall clock minus rank 0's; None if not measured."""
 
     rank: int
     host: str
@@ -39,12 +30,12 @@ class RankSeen:
 
 @dataclass(frozen=True)
 class AxisSpeed:
-    """The slowest rank's median: bytes that it sent to others, over the time of the exchange."""
+    """The median of the slowest rank: bytes that it sent to others, and the time of the exchange."""
 
     axis: str
     op: str
     ranks: int
-    sent_bytes: int  # by each rank, each time
+    sent_bytes: int  # by each rank, in each exchange
     seconds: float
 
     @property
@@ -56,10 +47,3 @@ class AxisSpeed:
 class ProbeResult:
     ranks: tuple[RankSeen, ...]
     speeds: tuple[AxisSpeed, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ProbeResult":
-        return cast(ProbeResult, decode(cls, data))

@@ -1,4 +1,4 @@
-"""What the installed torch is and sees, asked of a short subprocess: the launcher itself never imports it."""
+"""What the installed torch is and sees. A short subprocess answers: the launcher itself never imports torch."""
 
 import importlib.metadata
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TIMEOUT_S = 60.0
-# Printed as one JSON line. A kernel library that was built for another torch fails when its own module is loaded.
+# Prints one JSON line. A kernel library that was built for another torch fails when its own module is loaded.
 ASK = """
 import importlib, json, sys
 import torch
@@ -39,13 +39,13 @@ KERNELS = {"flash-attn 2": "flash_attn_2_cuda", "flash-attn 3": "flash_attn_3._C
 @dataclass(frozen=True)
 class TorchFacts:
     version: str
-    cuda: str | None  # "12.8", None for a build without
+    cuda: str | None  # "12.8"; None for a build without CUDA
     hip: str | None
     available: bool
     archs: tuple[str, ...]  # sm_90, compute_90
-    uuids: tuple[str, ...]  # of the GPUs that it sees
+    uuids: tuple[str, ...]  # of the GPUs that torch sees
     nccl: str | None
-    kernels: tuple[tuple[str, str], ...]  # (library, why it cannot be loaded or "")
+    kernels: tuple[tuple[str, str], ...]  # (library, why it cannot be loaded, or "")
 
     @property
     def number(self) -> tuple[int, int] | None:
@@ -53,7 +53,7 @@ class TorchFacts:
 
 
 def ask_torch(env: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> tuple[TorchFacts | None, str]:
-    """Facts, or None and why not. `env` is the ranks' environment, so that it sees what they will see."""
+    """The facts, or None and the reason. `env` is the ranks' environment, so that torch sees what they will see."""
     code = f"import importlib.util\nKERNELS = {KERNELS!r}\n{ASK}"
     try:
         done = subprocess.run(
@@ -71,7 +71,7 @@ def ask_torch(env: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> tuple[Tor
 
 
 def installed_torch() -> tuple[int, int] | None:
-    """(2, 13), read from the package's metadata without importing it."""
+    """The version of torch like (2, 13), read from the package's metadata without importing it."""
     try:
         return version_number(importlib.metadata.version("torch"))
     except importlib.metadata.PackageNotFoundError:

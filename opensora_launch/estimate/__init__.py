@@ -1,1 +1,1 @@
-"""Costs, fleets, builds and cards, reckoned from a plan. Pure functions."""
+"""Estimate costs, fleets, machines and cards from a plan. Pure functions."""

@@ -1,1 +1,1 @@
-"""A plan becomes a run directory and the processes that make its videos, started and watched. No torch."""
+"""Start the ranks of an attempt, watch them, and judge how they ended. No torch."""

@@ -1,33 +1,31 @@
-"""The ranks' environment by a profile (config group `env`), and a record of what it did."""
+"""Change the ranks' environment by a profile (config group `env`), and record what changed."""
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from opensora_launch.schema.config import EnvConfig
+from opensora_launch.slurm.script import VARIABLE_NAME
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RECORDED = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "GLOO_", "NVIDIA_")  # never a secret
 SAME = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}  # two names of one setting
 
 
 @dataclass(frozen=True)
 class Profiled:
-    """An environment, and how it differs from the launcher's own."""
+    """An environment, and its differences from the launcher's own."""
 
     profile: str
     env: dict[str, str]
-    was_set: dict[str, str]  # by the profile
-    taken: dict[str, str]  # away by the profile, with the value that it had
-    kept: dict[str, str]  # the user's own value of a variable that the profile would have set
+    was_set: dict[str, str]  # set by the profile
+    taken: dict[str, str]  # removed by the profile, with their old values
+    kept: dict[str, str]  # the user's own values of variables that the profile would have set
 
     def to_json(self, ranks_env: Mapping[str, str]) -> str:
-        """For environment.json in the attempt's folder: what was changed, and the variables that matter as ranks see
-        them."""
+        """The text of environment.json: what was changed, and the relevant variables as the ranks see them."""
         relevant = {name: value for name, value in sorted(ranks_env.items()) if name.startswith(RECORDED)}
         record: dict[str, Any] = {
             "profile": self.profile,
@@ -40,19 +38,21 @@ class Profiled:
 
 
 def profile_problems(config: EnvConfig) -> list[str]:
-    """Entries that are no assignment or no name."""
+    """Every entry that is not an assignment or not a name."""
     wrong = [
         f"env.set: {entry!r} is not NAME=VALUE"
         for entry in config.set
-        if "=" not in entry or not NAME.fullmatch(entry.partition("=")[0])
+        if "=" not in entry or not VARIABLE_NAME.fullmatch(entry.partition("=")[0])
     ]
     return wrong + [
-        f"env.unset: {name!r} is not the name of a variable" for name in config.unset if not NAME.fullmatch(name)
+        f"env.unset: {name!r} is not the name of a variable"
+        for name in config.unset
+        if not VARIABLE_NAME.fullmatch(name)
     ]
 
 
 def profiled(base: Mapping[str, str], config: EnvConfig) -> Profiled:
-    """`base` without what the profile takes away, and with what it sets where the user has nothing."""
+    """Apply a profile to `base`: remove variables, and set those that the user has not set."""
     env = dict(base)
     taken = {name: env.pop(name) for name in config.unset if name in env}
     was_set, kept = {}, {}
@@ -68,7 +68,7 @@ def profiled(base: Mapping[str, str], config: EnvConfig) -> Profiled:
 
 @contextmanager
 def applied(made: Profiled) -> Iterator[None]:
-    """This process's own environment, changed as a rank's is, and put back at the end."""
+    """Change this process's own environment like a rank's, and restore it at the end."""
     names = (*made.taken, *made.was_set)
     before = {name: os.environ[name] for name in names if name in os.environ}
     for name in made.taken:

@@ -1,7 +1,7 @@
-"""Start the ranks, watch them, and leave nothing behind, however it ends.
+"""Start the ranks, watch them, and leave no process behind, however they end.
 
-Each rank is in a session of its own (torchrun does that), so signals reach the ranks by their process ids: all
-descendants of this process, which adopts those whose parent has ended.
+torchrun gives each rank its own session, so signals are sent to process ids: to all descendants of this process, which
+adopts those whose parent has ended.
 """
 
 import os
@@ -25,14 +25,15 @@ from opensora_launch.launch.verdict import (
 )
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.alive import is_process_gone
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
 
 TICK_S = 0.1
-GRACE_S = 3.0  # for the other ranks, after the first failure or Ctrl-C, before they are ended
+GRACE_S = 3.0  # from the first failure or Ctrl-C until the other ranks are ended
 TERM_S = 2.0  # between SIGTERM and SIGKILL
-COME_UP_S = 120.0  # the least time in which every rank must have given a sign of life
+FIRST_BEAT_S = 120.0  # every rank has at least this long until its first heartbeat
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """code: 0 done, 1 failure, 2 the user's mistake, 75 stored and stopped, 128 + number of the launcher's signal."""
+    """code: 0 done, 1 failure, 2 a user's mistake, 75 stored and stopped, 128 + the signal that ended the launcher."""
 
     code: int
     failure: Failure | None = None
@@ -61,15 +62,15 @@ class _Signalled(Exception):
 
 @dataclass
 class _Watch:
-    """What was seen so far."""
+    """What has been observed so far."""
 
     started_s: float = field(default_factory=time.monotonic)
     lost: set[int] = field(default_factory=set)
-    failed_s: float | None = None  # when something was first seen to be wrong
+    failed_s: float | None = None  # when the first failure was noticed
 
 
 def supervise(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
-    """Run the ranks of an attempt to their end. Call it in the main thread; `on_beats` is called at every look."""
+    """Run the ranks of an attempt until they end. Call it in the main thread; it calls `on_beats` every TICK_S."""
     before = processes.descendants(os.getpid())
     processes.adopt_orphans(True)
     try:
@@ -98,7 +99,7 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
             stdout=out,
             stderr=out,
             start_new_session=True,
-            preexec_fn=processes.die_with_parent,  # safe: no thread of ours runs yet
+            preexec_fn=processes.die_with_parent,  # safe: this process has no other thread yet
         )
     watch = _Watch()
     failure: Failure | None = None
@@ -118,31 +119,27 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
 
 
 def _look(task: Task, watch: _Watch, beats: Sequence[Beat], code: int | None, log: Path) -> Failure | None:
-    """The failure, once it is certain: after the ranks have had time to say what happened."""
+    """The failure, once it is certain: after the ranks have had time to report what happened."""
     now, waited = time.time(), time.monotonic() - watch.started_s
-    said = read_failure(task.attempt)
+    reported = read_failure(task.attempt)
     if watch.failed_s is None:
-        watch.lost |= {b.rank for b in beats if _is_lost(b)}
-    if said or watch.lost or code is not None:
+        watch.lost |= {b.rank for b in beats if is_process_gone(b)}
+    if reported or watch.lost or code is not None:
         watch.failed_s = watch.failed_s or time.monotonic()
     if watch.failed_s is not None:
         if code is None and time.monotonic() - watch.failed_s < GRACE_S:
             return None
         exits = agent_exits(log.read_text(encoding="utf-8", errors="replace"))
-        return first_failure(said, beats, exits, watch.lost, code)
-    limit_s = max(task.timeout_s, COME_UP_S)
+        return first_failure(reported, beats, exits, watch.lost, code)
+    limit_s = max(task.timeout_s, FIRST_BEAT_S)
     return silent_failure(beats, now, task.timeout_s) or (
         missing_failure(beats, task.ranks, waited) if waited > limit_s else None
     )
 
 
-def _is_lost(beat: Beat) -> bool:
-    return beat.state == "running" and beat.host == socket.gethostname() and not processes.is_alive(beat.pid)
-
-
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise _Signalled; one that was ignored (nohup) stays so. Restored at the end."""
+    """Make SIGINT, SIGTERM and SIGHUP raise _Signalled, unless they are ignored (nohup). Restores the handlers."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise _Signalled(signum)
@@ -159,22 +156,22 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _ignore_signals() -> None:
-    """While the ranks are ended, which takes a few seconds at most."""
+    """Ignore signals while the ranks are being ended, which takes a few seconds at most."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
 
 
 def _ours(task: Task, before: set[int]) -> set[int]:
-    """Every process of the run that still lives: what descends from us, and what the heartbeats name."""
+    """Every process of the run that still exists: new descendants of this process, and ranks known by heartbeats."""
     here = [b for b in read_heartbeats(task.attempt.heartbeats) if b.host == socket.gethostname()]
     named = {b.pid for b in here if b.state == "running" and _is_worker(b.pid, task.attempt)}
     found = (processes.descendants(os.getpid()) - before) | named
-    processes.reap(pid for pid in found if not processes.is_alive(pid))
-    return {pid for pid in found if processes.is_alive(pid)}
+    processes.reap(pid for pid in found if not processes.is_running(pid))
+    return {pid for pid in found if processes.is_running(pid)}
 
 
 def _is_worker(pid: int, attempt: AttemptDir) -> bool:
-    """Whether that process was started for this attempt, and is not another one that has got its id."""
+    """Whether a process was started for this attempt, and is not a later one with the same id."""
     try:
         return os.fsencode(attempt) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -188,7 +185,7 @@ def _ask_to_stop(task: Task, before: set[int], signum: signal.Signals) -> None:
 
 
 def _end_all(task: Task, before: set[int]) -> None:
-    """SIGTERM, then SIGKILL, until nothing is left; stopped processes too."""
+    """Send SIGTERM, then SIGKILL, until no process is left; this ends stopped processes too."""
     if pids := _ours(task, before):
         processes.send(pids, signal.SIGTERM)
         processes.wait_for_end(pids, TERM_S)

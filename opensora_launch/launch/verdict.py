@@ -1,7 +1,7 @@
-"""Which rank failed first, and of what, from what the ranks and torchrun or srun left behind. Pure functions.
+"""Which rank failed first, and why, from what the ranks and torchrun or srun left behind. Pure functions.
 
-A rank that lost a peer reports an error too, and is the victim. So a rank that was killed without a word comes before
-what others say about it, and a rank that said what is wrong with itself comes before everything.
+A rank that lost a peer reports an error too, but is a victim. So a rank that was killed counts more than what others
+report about it, and a rank that reported its own error counts most.
 """
 
 import re
@@ -10,20 +10,28 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from opensora_launch import exit_codes
-from opensora_launch.telemetry.failure import Failure
-from opensora_launch.telemetry.stall import Beat
+from opensora_launch.telemetry.failure import Failure, failure_at
+from opensora_launch.telemetry.stall import (
+    Beat,
+    gone_message,
+    last_seen,
+    longest_silent,
+    name_of,
+    oldest,
+    silence_message,
+)
 
-AGENT_SAYS = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
-SRUN_SAYS = re.compile(
+_AGENT_LINE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_SRUN_LINE = re.compile(
     r"^srun: error: \S+: tasks? (\d+)[\d,-]*: (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$", re.MULTILINE
 )
-SIGNALS = {signal.strsignal(s): s for s in signal.Signals}  # as srun names them
-ENDED_BY_US = (signal.SIGTERM, signal.SIGINT)  # torchrun ends the other ranks by these
+_SIGNALS = {signal.strsignal(s): s for s in signal.Signals}  # as srun names them
+_ENDED_BY_US = (signal.SIGTERM, signal.SIGINT)  # torchrun ends the other ranks with these
 
 
 @dataclass(frozen=True)
 class Exit:
-    """A rank that torchrun or srun saw ending first. A negative code is a signal's number."""
+    """The end of a rank, as torchrun or srun saw it. A negative code is a signal's number."""
 
     rank: int
     code: int
@@ -31,46 +39,48 @@ class Exit:
 
 
 def agent_exits(agent_log: str) -> tuple[Exit, ...]:
-    """The exits that torchrun's or srun's log names, in its order. On one machine the local rank is the rank."""
-    found = [Exit(int(rank), int(code), int(pid)) for code, rank, pid in AGENT_SAYS.findall(agent_log)]
-    for rank, code, words in SRUN_SAYS.findall(agent_log):
-        found.append(Exit(int(rank), int(code) if code else -SIGNALS.get(words, signal.SIGKILL), 0))
+    """The exits in the log of torchrun or srun, in order. On one machine the local rank is the rank."""
+    found = [Exit(int(rank), int(code), int(pid)) for code, rank, pid in _AGENT_LINE.findall(agent_log)]
+    for rank, code, words in _SRUN_LINE.findall(agent_log):
+        found.append(Exit(int(rank), int(code) if code else -_SIGNALS.get(words, signal.SIGKILL), 0))
     return tuple(found)
 
 
 def was_preempted(exits: Sequence[Exit]) -> bool:
-    """Whether the ranks have stored where they are and left, as they were asked to."""
+    """Whether the ranks stored their progress and stopped, as they were asked to."""
     return bool(exits) and exits[0].code == exit_codes.PREEMPTED
 
 
 def first_failure(
-    said: Failure | None, beats: Sequence[Beat], exits: Sequence[Exit], lost: Collection[int], code: int | None
+    reported: Failure | None, beats: Sequence[Beat], exits: Sequence[Exit], lost: Collection[int], code: int | None
 ) -> Failure:
-    """The verdict. `lost` are ranks whose process was gone while its heartbeat still ran; `code` is their starter's."""
-    if said and (said.kind == "user" or said.traceback):
-        return said
+    """The verdict.
+
+    `reported` is error.json; `lost` are ranks whose process is gone without a last heartbeat; `code` is
+    the exit code of their starter.
+    """
+    if reported and (reported.kind == "user" or reported.traceback):
+        return reported
     by_rank = {beat.rank: beat for beat in beats}
-    killed = [e for e in exits if e.code < 0 and -e.code not in ENDED_BY_US]
+    killed = [e for e in exits if e.code < 0 and -e.code not in _ENDED_BY_US]
     ended = killed or [e for e in exits if e.code not in (0, -signal.SIGTERM, -signal.SIGINT)]
-    if ended and not (said and not killed):
+    if ended and not (reported and not killed):
         first = min(ended, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
-        return _failure(first.rank, by_rank.get(first.rank), how_it_ended(first.code))
-    if said:
-        return said
-    if gone := [beat for beat in beats if beat.rank in lost]:
-        oldest = min(gone, key=lambda beat: beat.time_s)
-        return _failure(oldest.rank, oldest, "ended without a word")
-    return _failure(0, by_rank.get(0), f"the ranks ended without saying why (their starter's exit code is {code})")
+        beat, how = by_rank.get(first.rank), how_it_ended(first.code)
+        message = f"{name_of(beat)} {how}; {last_seen(beat)}" if beat else how
+        return failure_at(first.rank, beat, "failure", message)
+    if reported:
+        return reported
+    if gone := oldest([beat for beat in beats if beat.rank in lost]):
+        return failure_at(gone.rank, gone, "failure", gone_message(gone))
+    message = f"the ranks ended without an error message (exit code of their starter: {code})"
+    return failure_at(0, by_rank.get(0), "failure", message)
 
 
 def silent_failure(beats: Sequence[Beat], now: float, timeout_s: float) -> Failure | None:
-    """The rank whose heartbeat stopped longest ago, if that is more than `timeout_s`: its process is stopped."""
-    silent = [beat for beat in beats if beat.state == "running" and now - beat.time_s > timeout_s]
-    if not silent:
-        return None
-    oldest = min(silent, key=lambda beat: beat.time_s)
-    message = f"rank {oldest.rank} (pid {oldest.pid}) has been silent for {now - oldest.time_s:.0f} s; {where(oldest)}"
-    return _failure(oldest.rank, oldest, message, kind="stalled")
+    """The rank whose heartbeat stopped first, if that is more than `timeout_s` ago: its process is stopped."""
+    silent = longest_silent(beats, now, timeout_s)
+    return failure_at(silent.rank, silent, "stalled", silence_message(silent, now)) if silent else None
 
 
 def missing_failure(beats: Sequence[Beat], ranks: int, waited_s: float) -> Failure | None:
@@ -78,7 +88,7 @@ def missing_failure(beats: Sequence[Beat], ranks: int, waited_s: float) -> Failu
     absent = sorted(set(range(ranks)) - {beat.rank for beat in beats})
     if not absent:
         return None
-    return _failure(absent[0], None, f"rank {absent[0]} gave no sign of life in {waited_s:.0f} s", kind="stalled")
+    return failure_at(absent[0], None, "stalled", f"rank {absent[0]} sent no heartbeat in {waited_s:.0f} s")
 
 
 def how_it_ended(code: int) -> str:
@@ -86,28 +96,5 @@ def how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    hint = "; the kernel does that to a process when memory runs out (see dmesg)" if name == "SIGKILL" else ""
+    hint = "; the kernel kills a process that way when memory runs out (see dmesg)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
-
-
-def where(beat: Beat) -> str:
-    """Where a rank was last seen."""
-    place = f"phase {beat.phase}" + (f", video {beat.video}" if beat.video else "")
-    place += f", step {beat.step} of {beat.steps}" if beat.step is not None else ""
-    return f"last seen in {place}" + (f", collective {beat.collective} #{beat.sequence}" if beat.collective else "")
-
-
-def _failure(rank: int, beat: Beat | None, message: str, kind: str = "failure") -> Failure:
-    if beat is None:
-        return Failure(rank=rank, host="", kind=kind, message=message)
-    if kind == "failure":
-        message = f"rank {rank} (pid {beat.pid}) {message}; {where(beat)}" if "ranks" not in message else message
-    return Failure(
-        rank=rank,
-        host=beat.host,
-        kind=kind,
-        message=message,
-        phase=beat.phase,
-        step=beat.step,
-        collective=beat.collective,
-    )

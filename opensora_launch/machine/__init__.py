@@ -1,1 +1,1 @@
-"""What this host is: GPUs by NVML, CPUs, memory, processes, and which GPUs a run takes."""
+"""Facts about this host: GPUs by NVML, CPUs, memory, processes; and the choice of the GPUs that a run takes."""

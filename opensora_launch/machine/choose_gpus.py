@@ -1,4 +1,4 @@
-"""Which GPUs of this host a run takes: those it names, or all that nobody uses; and what they are, in words."""
+"""Choose the GPUs of this host that a run takes: those it names, or all that nobody uses. Describe them in words."""
 
 import os
 import pwd
@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.plan.memory import GIB
 
 BUSY_BYTES = 512 * 2**20  # a process that holds less is a display or a monitor
-GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Picked:
-    """`lines` tell what was found and what was left out; `problems` are the user's mistakes."""
+    """GPUs that a run takes. `lines` report what was found and left out; `problems` are the user's mistakes."""
 
-    gpus: tuple[GpuFacts, ...]
-    lines: tuple[str, ...]
-    problems: tuple[str, ...]
-    pairs: tuple[PairFacts, ...] = ()  # of the host: how its GPUs are joined
+    gpus: tuple[GpuFacts, ...] = ()
+    lines: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    pairs: tuple[PairFacts, ...] = ()  # how all GPUs of the host are joined
+    visible: int = 0  # GPUs that CUDA shows, with those that are in use
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -28,37 +29,18 @@ class Picked:
 
 
 def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Callable[[int], str]) -> Picked:
-    """GPUs by number or UUID where `asked` names any, else the free ones of those that CUDA would show.
+    """Take the GPUs that `asked` names by number or UUID, or else the free ones among those that CUDA shows.
 
-    `visible` is CUDA_VISIBLE_DEVICES; `who` tells who owns a process.
+    `visible` is CUDA_VISIBLE_DEVICES; `who` describes the owner of a process.
     """
-    shown = _visible(host.gpus, visible)
+    shown = host.visible(visible)
     if asked:
         found, problems = _named(shown, asked)
-        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems), host.pairs)
+        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems), host.pairs, len(shown))
     skipped = {gpu.uuid: why for gpu in shown if (why := _busy(gpu, who))}
     free = tuple(gpu for gpu in shown if gpu.uuid not in skipped)
     lines = [f"GPU {gpu.index} ({gpu.name}) is left out: {skipped[gpu.uuid]}" for gpu in shown if gpu.uuid in skipped]
-    return Picked(free, (*_about(free, host.pairs), *lines), (), host.pairs)
-
-
-def _visible(gpus: Sequence[GpuFacts], visible: str | None) -> tuple[GpuFacts, ...]:
-    """In CUDA's order: entries are numbers or the start of UUIDs, and the first that names no GPU ends the list."""
-    if visible is None:
-        return tuple(gpus)
-    shown: list[GpuFacts] = []
-    for entry in (part.strip() for part in visible.split(",")):
-        hits = _hits(gpus, entry)
-        if len(hits) != 1:
-            break
-        shown += hits
-    return tuple(shown)
-
-
-def _hits(gpus: Sequence[GpuFacts], entry: str) -> list[GpuFacts]:
-    if entry.isascii() and entry.isdigit():
-        return [gpu for gpu in gpus if gpu.index == int(entry)]
-    return [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
+    return Picked(free, (*_about(free, host.pairs), *lines), (), host.pairs, len(shown))
 
 
 def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFacts, ...], list[str]]:
@@ -66,7 +48,8 @@ def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFac
     problems = []
     there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
     for entry in (str(word) for word in asked):
-        hits = _hits(gpus, entry)
+        is_number = entry.isascii() and entry.isdigit()
+        hits = [gpu for gpu in gpus if (gpu.index == int(entry) if is_number else entry and gpu.uuid.startswith(entry))]
         if len(hits) != 1:
             count = "no GPU" if not hits else f"{len(hits)} GPUs"
             problems.append(f"topology.gpus: {entry} names {count} here; there are: {there}")
@@ -78,9 +61,9 @@ def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFac
 
 
 def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
-    """Who uses a GPU, or "" for nobody."""
+    """Why a GPU cannot be taken: who uses it; "" if nobody does."""
     if gpu.mig:
-        return "it is divided into MIG instances; name them in CUDA_VISIBLE_DEVICES"
+        return "it is divided into MIG instances; name one of them in CUDA_VISIBLE_DEVICES"
     others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
     holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
     return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
@@ -91,7 +74,7 @@ def _size(used: int | None) -> str:
 
 
 def owner(pid: int) -> str:
-    """ "process 4711 (python of kim)"; only the number where the process cannot be looked at."""
+    """Describe a process: "process 4711 (python of kim)", or only its number if it cannot be read."""
     folder = Path(f"/proc/{pid}")
     try:
         name, uid = (folder / "comm").read_text(encoding="utf-8").strip(), folder.stat().st_uid
@@ -104,7 +87,7 @@ def owner(pid: int) -> str:
 
 
 def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
-    """What was found: "4 x NVIDIA H100 80GB HBM3, 79.6 GiB each, pairs joined by NV18"."""
+    """Describe GPUs: "found 4 x NVIDIA H100 80GB HBM3, 79.6 GiB each; joined: 6 pairs by NV18"."""
     if not gpus:
         return []
     cards = Counter((gpu.name, gpu.total_bytes) for gpu in gpus)
@@ -116,7 +99,7 @@ def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
 
 
 def link_of(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> str:
-    """ "nvlink" where every pair has it, "pcie" where one has not, "auto" for one GPU."""
+    """The link that all pairs have: "nvlink" if every pair has it, else "pcie"; "auto" for one GPU."""
     used = {gpu.index for gpu in gpus}
     mine = [pair for pair in pairs if {pair.first, pair.second} <= used]
     if not mine:

@@ -1,17 +1,49 @@
-"""What Linux tells of this host and of the ranks on it, from /proc. What is not there is left out."""
+"""What Linux knows about this host and its processes: CPUs, memory, disks, limits, clock. Unknowns are left out."""
 
+import ctypes
 import os
-from collections.abc import Mapping
+import resource
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
 CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 TICKS = os.sysconf("SC_CLK_TCK")
+_SHM = Path("/dev/shm")
+CGROUP = Path("/sys/fs/cgroup")
+TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+NUMBERS_OF_TIMEX = 64  # more than struct timex has
+
+
+@dataclass(frozen=True)
+class Disk:
+    path: str
+    free_bytes: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class KernelClock:
+    synchronised: bool
+    error_s: float  # upper bound by the kernel
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    available_bytes: int | None  # memory of the host, or of the container if that is less
+    shm_bytes: int | None
+    disks: tuple[Disk, ...]
+    open_files: int  # soft limit; -1 means no limit, as for the next two
+    locked_bytes: int
+    processes: int
+    clock: KernelClock | None
 
 
 def count_cpus() -> int:
-    """CPUs that this process may use: by its affinity, and by its container's share rounded up."""
+    """Count the CPUs that this process may use: its affinity, and its container's share rounded up."""
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = CGROUP_CPUS.read_text(encoding="ascii").split()
@@ -21,7 +53,7 @@ def count_cpus() -> int:
 
 
 def host_sample(proc: Path = PROC) -> dict[str, Any]:
-    """CPU seconds since boot (busy and all cores together), memory, and how long tasks waited for memory."""
+    """CPU seconds since boot (busy, and of all cores), memory, and how long tasks have waited for memory."""
     found: dict[str, Any] = {}
     if words := _words(proc / "stat"):
         ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal
@@ -37,8 +69,10 @@ def host_sample(proc: Path = PROC) -> dict[str, Any]:
 
 
 def process_sample(pid: int, proc: Path = PROC) -> dict[str, Any]:
-    """Of one process since its start: CPU seconds; of its main thread, which computes, seconds on a CPU and seconds
-    ready to run without one; page faults that read a disk; memory."""
+    """What one process has used since its start: CPU seconds, page faults that read a disk, and memory.
+
+    `ran_s` and `starved_s` are seconds that its main thread, which computes, ran on a CPU and waited for one.
+    """
     stat = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
     if not stat:
         return {}
@@ -53,8 +87,60 @@ def process_sample(pid: int, proc: Path = PROC) -> dict[str, Any]:
 
 
 def rank_samples(pids: Mapping[int, int]) -> list[dict[str, Any]]:
-    """`pids` of this host's ranks; a rank that has ended is left out."""
+    """A sample of each rank on this host, by its process id; ranks that have ended are left out."""
     return [{"rank": rank, **found} for rank, pid in sorted(pids.items()) if (found := process_sample(pid))]
+
+
+def host_facts(disks: Iterable[Path]) -> HostFacts:
+    """Read the facts of this host. `disks` are folders that the run writes to, or will create."""
+    available = host_sample().get("available_bytes")
+    room = _cgroup_room()
+    return HostFacts(
+        available_bytes=min(available, room) if available is not None and room is not None else available,
+        shm_bytes=_free(_SHM),
+        disks=tuple(_disk(path) for path in disks),
+        open_files=_limit(resource.RLIMIT_NOFILE),
+        locked_bytes=_limit(resource.RLIMIT_MEMLOCK),
+        processes=_limit(resource.RLIMIT_NPROC),
+        clock=_kernel_clock(),
+    )
+
+
+def _kernel_clock() -> KernelClock | None:
+    """What the kernel knows about its clock, by adjtimex(2); None where a container forbids the call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    timex = (ctypes.c_long * NUMBERS_OF_TIMEX)()  # modes = 0: only read
+    state = libc.adjtimex(timex)
+    return None if state < 0 else KernelClock(state != TIME_ERROR, timex[3] / 1e6)  # modes offset freq maxerror
+
+
+def _limit(which: int) -> int:
+    soft, _ = resource.getrlimit(which)
+    return -1 if soft == resource.RLIM_INFINITY else soft
+
+
+def _disk(path: Path) -> Disk:
+    """The disk of a folder, which need not exist yet."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return Disk(str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK))
+
+
+def _free(path: Path) -> int | None:
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def _cgroup_room() -> int | None:
+    """Bytes that cgroup v2 leaves to this container, counting droppable caches as free; None without a limit."""
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        return None if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""What NVIDIA's management library tells of the GPUs of this host: one dict a GPU and look.
+"""Read the GPUs of this host by NVIDIA's management library (NVML).
 
-What a driver refuses (containers, MIG, older drivers, cards without the sensor) is named in `refused` and left out of
-the samples; nothing here raises after `open_gpus`. Matched to CUDA's devices by UUID: the indices may differ.
+Readings that a driver refuses (containers, MIG, older drivers, cards without the sensor) are listed in `refused` and
+missing in the samples. Nothing here raises after `open_gpus`. Match GPUs to CUDA's devices by UUID: indices may differ.
 """
 
 import time
@@ -11,15 +11,15 @@ from typing import Any
 
 import pynvml
 
-SLOW_S = 1.0  # readings that are slow (PCIe counters take 20 ms each) or change seldom are taken this often
-TRIES = 3  # failures in a row after which a reading is given up
+SLOW_S = 1.0  # interval of readings that are slow (PCIe counters take 20 ms each) or change seldom
+TRIES = 3  # a reading is given up after this many failures in a row
 FOR_GOOD = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_NO_PERMISSION,
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
     pynvml.NVML_ERROR_INVALID_ARGUMENT,
 )
-THROTTLES = {  # NVML's clocks event reasons that slow a GPU down against its owner's will
+THROTTLES = {  # NVML's reasons why a GPU is slower than its owner wants
     "power cap": pynvml.nvmlClocksEventReasonSwPowerCap,
     "hardware slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
     "too hot (driver)": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
@@ -32,14 +32,14 @@ NVLINK_FIELDS = {
     "nvlink_tx_bytes": pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
     "nvlink_rx_bytes": pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
 }
-ALL_LINKS = 0xFFFFFFFF  # scope of a field value: the sum over a GPU's links
+ALL_LINKS = 0xFFFFFFFF  # scope of a field value: the sum over all links of a GPU
 
 Reading = Callable[[Any], dict[str, Any]]
 
 
 @dataclass
 class Gpu:
-    """One GPU, or one MIG instance of it: `uuid` is what CUDA knows it by."""
+    """One GPU, or one MIG instance of it. CUDA uses the same `uuid`."""
 
     index: int
     uuid: str
@@ -50,21 +50,29 @@ class Gpu:
     failures: dict[str, int] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """What does not change while a run lasts."""
+        """Facts that do not change during a run."""
         found: dict[str, Any] = {"index": self.index, "uuid": self.uuid, "name": self.name}
         if self.parent:
             found["mig_of"] = self.parent.uuid
-        for name, reading in FACTS.items():
-            found |= self.read(name, reading)
+        for name in _CONSTANT:
+            found |= self.read(name)
         return found
 
-    def read(self, name: str, reading: Reading) -> dict[str, Any]:
-        """One reading; empty, and its reason in `refused`, where the driver does not give it."""
+    @property
+    def pci_address(self) -> str:
+        """As /sys writes it: NVML's domain has eight digits, the kernel's four. "" where the driver refuses it."""
+        try:
+            return _text(pynvml.nvmlDeviceGetPciInfo((self.parent or self).handle).busId).lower()[-12:]
+        except pynvml.NVMLError:
+            return ""
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Take one reading; empty where the driver refuses it, with the reason in `refused`."""
         if self.failures.get(name, 0) >= TRIES:
             return {}
         try:
-            found = reading(self.handle)
-        except Exception as error:  # noqa: BLE001 one that breaks does not take the others with it
+            found = READINGS[name](self.handle)
+        except Exception as error:  # noqa: BLE001 the other readings go on
             gone = getattr(error, "value", None) in FOR_GOOD
             self.failures[name] = TRIES if gone else self.failures.get(name, 0) + 1
             self.refused[name] = _why(error)
@@ -74,7 +82,7 @@ class Gpu:
 
 
 class Gpus:
-    """All GPUs that this process may see. `close` it; for one thread."""
+    """All GPUs that this process may see. `close` it at the end. For one thread."""
 
     def __init__(self, gpus: list[Gpu], driver: str, events: Any) -> None:
         self.gpus, self.driver = gpus, driver
@@ -82,17 +90,17 @@ class Gpus:
         self._slow_s = float("-inf")
 
     def sample(self) -> list[dict[str, Any]]:
-        """One dict a GPU, in the order of `gpus`; readings that were refused are not in it."""
+        """One dict per GPU, in the order of `gpus`, without refused readings."""
         now = time.monotonic()
         slow = now - self._slow_s >= SLOW_S
         if slow:
             self._slow_s = now
-        readings = FAST | SLOW if slow else FAST
+        readings = _EVERY_SAMPLE | _EVERY_SECOND if slow else _EVERY_SAMPLE
         samples = []
         for gpu in self.gpus:
             found: dict[str, Any] = {"gpu": gpu.index}
-            for name, reading in readings.items():
-                found |= gpu.read(name, reading)
+            for name in readings:
+                found |= gpu.read(name)
             samples.append(found)
         return samples
 
@@ -103,14 +111,14 @@ class Gpus:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
                 found.append({"uuid": _text(pynvml.nvmlDeviceGetUUID(event.device)), "xid": int(event.eventData)})
-            except Exception as error:  # noqa: BLE001 the samples go on without XIDs
+            except Exception as error:  # noqa: BLE001 the samples continue without XIDs
                 if getattr(error, "value", None) != pynvml.NVML_ERROR_TIMEOUT:
                     self._refuse_events(error)
                 break
         return found
 
     def refused(self) -> dict[str, str]:
-        """Reading -> why the driver refused it, the same for several GPUs once."""
+        """Reading -> why the driver refused it. GPUs are not told apart."""
         return {name: why for gpu in self.gpus for name, why in gpu.refused.items()}
 
     def close(self) -> None:
@@ -118,7 +126,7 @@ class Gpus:
             if self._events is not None:
                 pynvml.nvmlEventSetFree(self._events)
             pynvml.nvmlShutdown()
-        except Exception as error:  # noqa: BLE001 a run does not end for it
+        except Exception as error:  # noqa: BLE001 this must not end a run
             self._refuse_events(error)
 
     def _refuse_events(self, error: Exception) -> None:
@@ -128,7 +136,7 @@ class Gpus:
 
 
 def open_gpus() -> tuple[Gpus | None, str | None]:
-    """The GPUs of this host, or why there are none to be seen."""
+    """The GPUs of this host, or None and the reason."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -137,7 +145,7 @@ def open_gpus() -> tuple[Gpus | None, str | None]:
         whole = [_gpu(n, pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
         gpus = [gpu for one in whole for gpu in (one, *_mig(one))]
         return Gpus(gpus, _text(pynvml.nvmlSystemGetDriverVersion()), _register(whole)), None
-    except Exception as error:  # noqa: BLE001 the host is sampled without them
+    except Exception as error:  # noqa: BLE001 the host is sampled without GPUs
         pynvml.nvmlShutdown()
         return None, _why(error)
 
@@ -149,7 +157,7 @@ def _gpu(index: int, handle: Any, parent: Gpu | None = None) -> Gpu:
 
 
 def _mig(gpu: Gpu) -> list[Gpu]:
-    """MIG instances of a GPU; none where MIG is off or not known to the driver."""
+    """The MIG instances of a GPU; none if MIG is off, or if the driver does not know it."""
     try:
         if pynvml.nvmlDeviceGetMigMode(gpu.handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return []
@@ -160,13 +168,13 @@ def _mig(gpu: Gpu) -> list[Gpu]:
     for n in range(count):
         try:
             found.append(_gpu(gpu.index, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu.handle, n), gpu))
-        except pynvml.NVMLError:  # a free place
+        except pynvml.NVMLError:  # an unused slot
             continue
     return found
 
 
 def _register(gpus: list[Gpu]) -> Any:
-    """An event set that hears of XIDs; None, and the reason with each GPU, where no GPU can be listened to."""
+    """An event set that receives XIDs; None if every GPU refuses, with the reason in each GPU's `refused`."""
     try:
         events = pynvml.nvmlEventSetCreate()
     except pynvml.NVMLError as error:
@@ -174,7 +182,7 @@ def _register(gpus: list[Gpu]) -> Any:
             gpu.refused["xid"] = str(error)
         return None
     heard = 0
-    for gpu in gpus:  # one that refuses does not keep the others silent
+    for gpu in gpus:  # a GPU that refuses XID events does not stop the others from reporting
         try:
             pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, events)
             heard += 1
@@ -194,7 +202,7 @@ def _use(handle: Any) -> dict[str, Any]:
 def _throttles(handle: Any) -> dict[str, Any]:
     try:
         bits = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
-    except pynvml.NVMLError_FunctionNotFound:  # drivers before 535 have it by its former name
+    except pynvml.NVMLError_FunctionNotFound:  # drivers before 535 use the former name
         bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
     return {"throttled": [name for name, bit in THROTTLES.items() if bits & bit]}
 
@@ -215,7 +223,7 @@ def _nvlink(handle: Any) -> dict[str, Any]:
 
 
 def _pcie(handle: Any) -> dict[str, Any]:
-    """KB/s over the last 20 ms."""
+    """NVML gives KB/s over the last 20 ms."""
     return {
         "pcie_tx_bytes_per_s": 1000 * pynvml.nvmlDeviceGetPcieThroughput(handle, pynvml.NVML_PCIE_UTIL_TX_BYTES),
         "pcie_rx_bytes_per_s": 1000 * pynvml.nvmlDeviceGetPcieThroughput(handle, pynvml.NVML_PCIE_UTIL_RX_BYTES),
@@ -232,7 +240,7 @@ def _ecc(handle: Any) -> dict[str, Any]:
 
 
 def _processes(handle: Any) -> dict[str, Any]:
-    """Who computes on it. In a container the ids may be the host's, or only our own processes are shown."""
+    """Processes that compute on a GPU. In a container, ids may be the host's, or only own processes are shown."""
     return {"processes": [[p.pid, p.usedGpuMemory] for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]}
 
 
@@ -244,7 +252,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-FAST: dict[str, Reading] = {
+_EVERY_SAMPLE: dict[str, Reading] = {
     "utilisation": _use,
     "memory": lambda handle: {"memory_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)},
     "power": lambda handle: {"power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000},
@@ -253,7 +261,7 @@ FAST: dict[str, Reading] = {
     "throttling": _throttles,
     "nvlink": _nvlink,
 }
-SLOW: dict[str, Reading] = {
+_EVERY_SECOND: dict[str, Reading] = {
     "temperature": lambda handle: {
         "temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
     },
@@ -261,8 +269,9 @@ SLOW: dict[str, Reading] = {
     "ecc": _ecc,
     "processes": _processes,
 }
-FACTS: dict[str, Reading] = {
-    "memory": lambda handle: {"memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)},
+_CONSTANT: dict[str, Reading] = {
+    "memory size": lambda handle: {"memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)},
     "power limit": lambda handle: {"power_limit_w": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000},
     "clock limit": lambda handle: {"sm_mhz_max": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)},
 }
+READINGS = _EVERY_SAMPLE | _EVERY_SECOND | _CONSTANT

@@ -1,4 +1,4 @@
-"""Processes of a run, found and ended to the last one. Linux: /proc and prctl."""
+"""Find and end all processes of a run. Linux: /proc and prctl."""
 
 import ctypes
 import os
@@ -12,22 +12,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def adopt_orphans(adopt: bool) -> None:
-    """Whether a descendant whose parent ends becomes this process's child, so that it can still be found."""
+    """Make a descendant whose parent ends a child of this process, so that it can still be found; or stop doing so."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def die_with_parent() -> None:
-    """For a fresh child: get SIGTERM when the parent ends, however it ends."""
+    """Get SIGTERM when the parent ends, however it ends. Call it in a new child process."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process is there and is no zombie."""
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
     return _state(pid) not in ("", "Z", "X")
 
 
 def descendants(of: int) -> set[int]:
-    """Children of a process, their children, and so on."""
+    """The children of a process, their children, and so on."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (stat := _stat(int(entry.name))):
@@ -42,7 +42,7 @@ def descendants(of: int) -> set[int]:
 
 
 def send(pids: Iterable[int], signum: signal.Signals) -> None:
-    """Signal those that are still there."""
+    """Send a signal to those processes that still exist."""
     for pid in pids:
         try:
             os.kill(pid, signum)
@@ -51,9 +51,9 @@ def send(pids: Iterable[int], signum: signal.Signals) -> None:
 
 
 def wait_for_end(pids: Iterable[int], seconds: float) -> bool:
-    """Whether all have ended within `seconds`."""
+    """Wait until all have ended; False if that takes more than `seconds`."""
     waiting, deadline = set(pids), time.monotonic() + seconds
-    while waiting := {pid for pid in waiting if is_alive(pid)}:
+    while waiting := {pid for pid in waiting if is_running(pid)}:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -61,7 +61,7 @@ def wait_for_end(pids: Iterable[int], seconds: float) -> bool:
 
 
 def reap(pids: Iterable[int]) -> None:
-    """Take the exit codes of adopted children that have ended, so that no zombies stay."""
+    """Collect the exit codes of adopted children that have ended, so that no zombies remain."""
     for pid in pids:
         try:
             os.waitpid(pid, os.WNOHANG)
@@ -70,7 +70,7 @@ def reap(pids: Iterable[int]) -> None:
 
 
 def start_ticks(pid: int) -> int:
-    """When the process began, in clock ticks since boot: tells it from a later one with its id. 0 if it is gone."""
+    """When the process began, in clock ticks since boot; 0 if it is gone. Tells it from a later process with its id."""
     stat = _stat(pid)
     return int(stat[19]) if stat else 0
 
@@ -81,7 +81,7 @@ def _state(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat from the state on; the name before them may hold anything."""
+    """Fields of /proc/<pid>/stat from the state on; the name before them may contain anything."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

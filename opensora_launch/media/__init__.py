@@ -1,1 +1,1 @@
-"""Prompts, reference images and videos in; videos and images out."""
+"""Read prompts, reference images and videos; write videos and images."""

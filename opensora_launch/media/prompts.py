@@ -1,7 +1,7 @@
-"""What to make: prompts from the command line and from files, each with its references and its own settings.
+"""Prompts from the command line and from files, each with its references and its own settings.
 
-The text of a prompt is kept byte for byte; `with_suffixes` makes what the text encoders read. Nothing heavy is
-imported: the launcher runs this on a login node.
+The text of a prompt is kept byte for byte; `with_suffixes` makes the text that the encoders read. This module imports
+nothing heavy, because the launcher runs it on a login node.
 """
 
 import difflib
@@ -10,17 +10,19 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from opensora_launch.errors import UserError
-from opensora_launch.media.prompt_files import Cell, Problems, Row, read_rows, where
+from opensora_launch.errors import Problems
+from opensora_launch.media.prompt_files import Cell, RawPrompt, line_name, read_prompt_file
+from opensora_launch.schema.config import MAX_COUNT, MAX_SEED
 
 
 @dataclass(frozen=True)
 class RefPart:
-    """What a condition takes of a prompt's references: of which one (0 first, -1 last), and from which end."""
+    """The part of a prompt's references that a condition takes: from which one (0 first, -1 last), at which end."""
 
     which: Literal[0, -1]
     end: Literal["head", "tail"]
@@ -28,7 +30,7 @@ class RefPart:
 
 @dataclass(frozen=True)
 class CondType:
-    """A way to condition on references. `frames` are pixel frames taken of each part."""
+    """A way to condition on references. `frames` is the number of pixel frames taken for each part."""
 
     parts: tuple[RefPart, ...]
     kinds: tuple[str, ...]
@@ -55,7 +57,7 @@ COND_TYPES: Mapping[str, CondType] = MappingProxyType(
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What one prompt sets for itself; None leaves the run's setting."""
+    """The settings of one prompt; None keeps the run's setting."""
 
     seed: int | None = None
     num_steps: int | None = None
@@ -69,7 +71,7 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One prompt. `refs` are absolute paths; `source` is where it was written; `name` is Open-Sora's csv column."""
+    """One prompt. `refs` are absolute paths, `source` says where it was written, `name` is Open-Sora's csv column."""
 
     index: int
     text: str
@@ -83,36 +85,26 @@ SETTING_COLUMNS = tuple(field.name for field in fields(PromptSettings))
 COLUMNS = ("text", "ref", "name", "neg", *SETTING_COLUMNS)
 
 
-def read_prompts(texts: Sequence[str], files: Sequence[Path], refs: Sequence[str]) -> tuple[PromptEntry, ...]:
-    """All prompts of a run, numbered from 0: the texts of the command line, then each file's in its order.
+def read_prompts(
+    texts: Sequence[str], files: Sequence[Path], refs: Sequence[str], problems: Problems
+) -> tuple[PromptEntry, ...]:
+    """Return all prompts of a run, numbered from 0: the texts of the command line, then those of each file in order.
 
-    `refs` go with `texts`: one for all of them, or one each. References are joined by ";" as in Open-Sora's csv, and a
-    relative path starts at the current folder. Raises UserError with every problem of every file.
+    `refs` belong to `texts`: one for all of them, or one for each. References are separated by ";" as in Open-Sora's
+    csv, and a relative path starts at the current folder. If `problems` were added, the prompts are not usable.
     """
-    entries, wrong = collect_prompts(texts, files, refs)
-    if wrong:
-        raise UserError("these prompts cannot be used", wrong)
-    return entries
-
-
-def collect_prompts(
-    texts: Sequence[str], files: Sequence[Path], refs: Sequence[str]
-) -> tuple[tuple[PromptEntry, ...], list[str]]:
-    """The same with the problems beside it: what is wrong with references can then be told together with them."""
-    problems = Problems()
-    rows = [(source, row) for source, row in _command_line_rows(texts, refs, problems)]
+    prompts = _command_line_prompts(texts, refs, problems)
     for path in files:
-        rows += [(str(path), row) for row in read_rows(path, COLUMNS, problems)]
+        prompts += [(str(path), prompt) for prompt in read_prompt_file(path, COLUMNS, problems)]
     if not texts and not files:
-        problems.add("no prompts", "give --prompt TEXT or --prompts FILE")
-    entries = [_entry(index, source, row, problems) for index, (source, row) in enumerate(rows)]
-    return tuple(entries), problems.texts()
+        problems.add_at("no prompts", "give --prompt TEXT or --prompts FILE")
+    return tuple(_entry(index, source, prompt, problems) for index, (source, prompt) in enumerate(prompts))
 
 
 def with_suffixes(text: str, fps: int, motion_score: str | None) -> str:
-    """The text the encoders read: stripped, a full stop, " 24 FPS." unless it ends so, " 4 motion score.".
+    """Return the text for the encoders: stripped, with a full stop, " 24 FPS." (unless present) and " 4 motion score.".
 
-    Open-Sora was trained with these tails. Negative prompts get none.
+    Open-Sora was trained with these suffixes. Negative prompts get none.
     """
     text = text.strip()
     if not text.endswith("."):
@@ -123,74 +115,77 @@ def with_suffixes(text: str, fps: int, motion_score: str | None) -> str:
 
 
 def cond_type_of(entry: PromptEntry, run_cond_type: str | None) -> str:
-    """The prompt's own condition type, else the run's, else by its references: none t2v, one i2v_head, two i2v_loop."""
+    """Return the prompt's condition type, else the run's, else by the number of references: t2v, i2v_head, i2v_loop."""
     by_references = ("t2v", "i2v_head", "i2v_loop")[min(len(entry.refs), 2)]
     return entry.settings.cond_type or run_cond_type or by_references
 
 
 def check_cond_type(value: str) -> str:
-    """`value` if it is a condition type; ValueError that names the nearest otherwise."""
+    """Return `value` if it is a condition type, else raise a ValueError that names the nearest."""
     if value in COND_TYPES:
         return value
     near = difflib.get_close_matches(value, COND_TYPES, n=1)
     hint = f"; the nearest is {near[0]}" if near else ""
-    raise ValueError(f"cond_type={value} is none of {', '.join(COND_TYPES)}{hint}")
+    raise ValueError(f"cond_type={value} is not known; use one of {', '.join(COND_TYPES)}{hint}")
 
 
-def _command_line_rows(texts: Sequence[str], refs: Sequence[str], problems: Problems) -> list[tuple[str, Row]]:
+def _command_line_prompts(texts: Sequence[str], refs: Sequence[str], problems: Problems) -> list[tuple[str, RawPrompt]]:
     if refs and not texts:
-        problems.add("--ref", "goes with --prompt; prompts of a file have a column 'ref'")
+        problems.add_at("--ref", "goes with --prompt; prompts of a file have a column 'ref'")
     elif len(refs) > 1 and len(refs) != len(texts):
-        message = f"{len(refs)} references for {len(texts)} prompts; give one for all or one each"
-        problems.add("--ref", f"{message} (two of one prompt are joined by ';')")
+        message = f"{len(refs)} references for {len(texts)} prompts; give one for all prompts or one for each"
+        problems.add_at("--ref", f"{message} (separate two references of one prompt by ';')")
     for number, ref in enumerate(refs, start=1):
         if not ref.strip():
-            problems.add("--ref", "the path is empty (a variable of the shell that is not set?)", number)
+            message = "the path is empty (an unset shell variable?)"
+            problems.add_at(line_name("--ref", number), message, file="--ref")
     each = list(refs) * len(texts) if len(refs) == 1 else [*refs, *[""] * len(texts)]
-    return [("--prompt", Row(i + 1, {"text": text, "ref": each[i]})) for i, text in enumerate(texts)]
+    return [("--prompt", RawPrompt(i + 1, {"text": text, "ref": each[i]})) for i, text in enumerate(texts)]
 
 
-def _entry(index: int, source: str, row: Row, problems: Problems) -> PromptEntry:
-    """The entry of a row. What is wrong is added to `problems`; the entry is then of no use but to go on."""
-    text = row.cells["text"]
+def _entry(index: int, source: str, prompt: RawPrompt, problems: Problems) -> PromptEntry:
+    """Check a prompt's cells. If `problems` were added, the returned entry is only a placeholder."""
+    place, cells = line_name(source, prompt.line), prompt.cells
+    add = partial(problems.add_at, place, file=source)
+    text = cells["text"]
     assert isinstance(text, str)
     if not text.strip():
-        problems.add(source, "the text is empty", row.line)
+        add("the text is empty")
     elif not is_unicode(text):
-        problems.add(source, "the text is not valid UTF-8", row.line)
+        add("the text is not valid UTF-8")
     values: dict[str, Any] = {}
     for column in SETTING_COLUMNS:
-        cell = row.cells.get(column, "")
+        cell = cells.get(column, "")
         if cell:
             try:
                 values[column] = _PARSERS[column](str(cell))
             except ValueError as error:
-                problems.add(source, str(error), row.line)
-    neg = row.cells.get("neg", "")
+                add(str(error))
+    neg = cells.get("neg", "")
     if neg and "negative_prompt" in values:
-        problems.add(source, "both neg and negative_prompt are set; keep one", row.line)
+        add("both neg and negative_prompt are set; keep one")
     elif neg:
         values["negative_prompt"] = neg
-    refs = _references(row.cells.get("ref", ""), source, row.line, problems)
-    name = str(row.cells.get("name", "")) or None
-    return PromptEntry(index, text, refs, PromptSettings(**values), where(source, row.line), name)
+    refs = _references(cells.get("ref", ""), add)
+    name = str(cells.get("name", "")) or None
+    return PromptEntry(index, text, refs, PromptSettings(**values), place, name)
 
 
-def _references(cell: Cell, source: str, line: int, problems: Problems) -> tuple[str, ...]:
-    """Absolute paths of a cell's references. A list of jsonl is taken as it is, so that a path may hold a ";"."""
+def _references(cell: Cell, add: Callable[[str], None]) -> tuple[str, ...]:
+    """Return a cell's references as absolute paths. A list of a jsonl is not split, so that a path may hold a ";"."""
     paths = [path.strip() for path in cell.split(";")] if isinstance(cell, str) else list(cell)
     if paths == [""]:
         return ()
     for path in paths:
         if not path:
-            problems.add(source, "an empty reference between two ';'", line)
+            add("there is an empty reference between two ';'")
         elif re.match(r"(?i)(https?|ftps?)://", path):
-            problems.add(source, f"ref {path}: addresses are not fetched; download the file and give its path", line)
+            add(f"ref {path}: URLs are not fetched; download the file and give its path")
     return tuple(os.path.abspath(path) for path in paths)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold the text: bytes of argv that are no UTF-8 and half an escape in JSON cannot."""
+    """Return whether UTF-8 can hold the text. Invalid bytes in argv and half of a surrogate pair in JSON cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -199,13 +194,13 @@ def is_unicode(text: str) -> bool:
 
 
 def _whole(name: str, least: int, most: int) -> Callable[[str], int]:
-    """A parser of whole numbers; 42.0 too, which pandas writes where a column has gaps."""
+    """Make a parser of whole numbers. It also accepts 42.0, which pandas writes if a column has gaps."""
 
     def parse(cell: str) -> int:
         match = re.fullmatch(r"([+-]?[0-9]{1,30})(\.0*)?", cell.strip())
         if match is None or not least <= int(match[1]) <= most:
             top = "" if most >= 2**31 else f" and at most {most}"
-            raise ValueError(f"{name}={cell} must be a whole number of at least {least}{top}")
+            raise ValueError(f"{name}={cell} must be a whole number, at least {least}{top}")
         return int(match[1])
 
     return parse
@@ -218,28 +213,28 @@ def _scale(name: str) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}={cell} must be a number of at least 0")
+            raise ValueError(f"{name}={cell} must be a number, at least 0")
         return value
 
     return parse
 
 
 def check_motion_score(value: str) -> str:
-    """`value` stripped; ValueError for "dynamic", for which Open-Sora asks a paid service."""
+    """Return `value` stripped; raise ValueError for "dynamic", for which Open-Sora calls a paid service."""
     if value.strip() == "dynamic":
-        raise ValueError("motion_score=dynamic is not offered (it sends the prompt to a paid service); give a number")
+        raise ValueError("motion_score=dynamic is not supported (it sends the prompt to a paid service); give a number")
     return value.strip()
 
 
 _PARSERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
-        "seed": _whole("seed", 0, 2**63 - 1),
-        "num_steps": _whole("num_steps", 1, 10_000),
+        "seed": _whole("seed", 0, MAX_SEED),
+        "num_steps": _whole("num_steps", 1, MAX_COUNT),
         "guidance": _scale("guidance"),
         "guidance_img": _scale("guidance_img"),
         "cond_type": lambda cell: check_cond_type(cell.strip()),
         "motion_score": check_motion_score,
-        "num_samples": _whole("num_samples", 1, 10_000),
+        "num_samples": _whole("num_samples", 1, MAX_COUNT),
         "negative_prompt": str,
     }
 )

@@ -1,6 +1,7 @@
-"""Whether the references of a run can be used, told on the login node: no torch, no pixels kept.
+"""Check on the login node whether the references of a run can be used, without torch and without keeping pixels.
 
-An image is decoded at an eighth of its size, which finds a torn file; of a video, frames are counted and one decoded.
+An image is decoded at an eighth of its size, which finds truncated files. A video's frames are counted, and one is
+decoded.
 """
 
 from collections.abc import Sequence
@@ -8,19 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from opensora_launch.media.prompt_files import Problems
+from opensora_launch.errors import Problems
 from opensora_launch.media.prompts import COND_TYPES, PromptEntry, cond_type_of
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
-MIN_SIDE_PX = 16  # one token of the model; a smaller picture is an icon by mistake
-
-MIN_FRAMES = 5  # the shortest video: Open-Sora overwrites a single frame with the reference itself
+MIN_SIDE_PX = 16  # one token of the model; a smaller picture is probably an icon
+MIN_FRAMES = 5  # the shortest video: Open-Sora overwrites a single frame with the reference
 
 
 @dataclass(frozen=True)
 class ReferenceFile:
-    """What a reference's file says of itself; frames is 1 for an image."""
+    """Kind ("image" or "video"), size and length of a reference; an image has 1 frame."""
 
     kind: str
     height_px: int
@@ -29,60 +29,61 @@ class ReferenceFile:
 
 
 def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_frames: int) -> list[str]:
-    """One line for each thing wrong with the references of these prompts; empty where all can be used.
+    """Return one line per problem with the references of these prompts; none if all can be used.
 
-    `cond_type` is the run's, None to go by each prompt's references (`check_cond_type` tells of one that there is not);
-    `num_frames` is the video's length in pixel frames. Each file is opened once. References of t2v prompts
-    are not used, so they are not looked at.
+    `cond_type` is the run's; None derives it from each prompt's references. An unknown one is not reported here, but by
+    `check_cond_type`. `num_frames` is the video's length in pixel frames. Each file is opened once. t2v does not use
+    references, so they are not checked.
     """
     problems = Problems()
-    probed: dict[str, ReferenceFile | str] = {}
+    inspected: dict[str, ReferenceFile | str] = {}
     for entry in entries:
         name = cond_type_of(entry, cond_type)
         cond = COND_TYPES.get(name, COND_TYPES["t2v"])
-        say = partial(problems.add_for_prompt, entry.source)
+        add = partial(problems.add_at, entry.source)
         if not cond.parts:
             continue
         if not entry.refs:
-            say(f"cond_type={name} needs a reference; give one by --ref or in the column 'ref', or use t2v")
+            add(f"cond_type={name} needs a reference; give one with --ref or in the column 'ref', or use t2v")
         elif len(entry.refs) > cond.max_references:
-            say(f"cond_type={name} takes at most {cond.max_references} references, not {len(entry.refs)}")
+            plural = "s" * (cond.max_references > 1)
+            add(f"cond_type={name} takes at most {cond.max_references} reference{plural}, not {len(entry.refs)}")
         if num_frames < (least := max(MIN_FRAMES, cond.frames)):
-            say(f"cond_type={name} needs video.num_frames of at least {least}, not {num_frames}")
+            add(f"cond_type={name} needs a video.num_frames of at least {least}, not {num_frames}")
         for path in dict.fromkeys(entry.refs[part.which] for part in cond.parts if entry.refs):
-            if path not in probed:
-                probed[path] = _probe_or_reason(path)
-            reason = _why_unfit(probed[path], name)
+            if path not in inspected:
+                inspected[path] = _inspect_or_reason(path)
+            reason = _why_unfit(inspected[path], name)
             if reason:
-                say(f"ref {path}: {reason}")
-    return problems.texts()
+                add(f"ref {path}: {reason}")
+    return problems.lines
 
 
 def unreadable(entries: Sequence[PromptEntry]) -> list[str]:
-    """One line for each reference that is no image or video, whatever is to be made of it."""
+    """Return one line per reference that cannot be read as an image or a video, whatever its condition type."""
     problems = Problems()
     for path, source in {ref: entry.source for entry in reversed(entries) for ref in entry.refs}.items():
-        if isinstance(reason := _probe_or_reason(path), str):
-            problems.add_for_prompt(source, f"ref {path}: {reason}")
-    return problems.texts()
+        if isinstance(reason := _inspect_or_reason(path), str):
+            problems.add_at(source, f"ref {path}: {reason}")
+    return problems.lines
 
 
-def probe(path: str) -> ReferenceFile:
-    """Kind, size and length of an image or video. ValueError says why it cannot be read, OSError is the system's."""
+def inspect_file(path: str) -> ReferenceFile:
+    """Open an image or video. Raise ValueError if it cannot be decoded, OSError if it cannot be opened."""
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         allowed = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-        raise ValueError(f"not an image or video by its name; it may end in {allowed}")
-    with open(path, "rb"):  # a plain reason where the file is missing or forbidden
+        raise ValueError(f"its name is not that of an image or video; the allowed endings are {allowed}")
+    with open(path, "rb"):  # raises the plain reason if the file is missing or may not be read
         pass
-    return _probe_image(path) if suffix in IMAGE_SUFFIXES else _probe_video(path)
+    return _inspect_image(path) if suffix in IMAGE_SUFFIXES else _inspect_video(path)
 
 
-def _probe_or_reason(path: str) -> ReferenceFile | str:
+def _inspect_or_reason(path: str) -> ReferenceFile | str:
     try:
-        return probe(path)
+        return inspect_file(path)
     except FileNotFoundError:
-        return "no such file" + ("; two references are joined by ';', not ','" if "," in Path(path).name else "")
+        return "no such file" + ("; separate two references by ';', not ','" if "," in Path(path).name else "")
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except ValueError as error:
@@ -90,12 +91,12 @@ def _probe_or_reason(path: str) -> ReferenceFile | str:
 
 
 def _why_unfit(file: ReferenceFile | str, cond_type: str) -> str:
-    """Why a file cannot serve a condition; empty if it can. A file that could not be read comes as the reason."""
+    """Return why a file cannot serve a condition; empty if it can. `file` is the reason if it could not be read."""
     cond = COND_TYPES[cond_type]
     if isinstance(file, str):
         return file
     if file.kind not in cond.kinds:
-        return f"cond_type={cond_type} needs a {' or '.join(cond.kinds)}, and this is an {file.kind}"
+        return f"cond_type={cond_type} needs a {' or '.join(cond.kinds)}, but this is an {file.kind}"
     if min(file.height_px, file.width_px) < MIN_SIDE_PX:
         return f"{file.width_px} x {file.height_px} pixels; each side needs at least {MIN_SIDE_PX}"
     if file.frames < cond.frames:
@@ -103,7 +104,7 @@ def _why_unfit(file: ReferenceFile | str, cond_type: str) -> str:
     return ""
 
 
-def _probe_image(path: str) -> ReferenceFile:
+def _inspect_image(path: str) -> ReferenceFile:
     from PIL import ExifTags, Image
 
     try:
@@ -113,19 +114,19 @@ def _probe_image(path: str) -> ReferenceFile:
             image.load()
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Image.DecompressionBombError as error:
-        raise ValueError(f"too large for an image: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for a torn or foreign file
+        raise ValueError(f"the image is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow's decoders for truncated and foreign files
         raise ValueError(f"not a readable image: {error}") from error
     return ReferenceFile("image", width if on_its_side else height, height if on_its_side else width, 1)
 
 
-def _probe_video(path: str) -> ReferenceFile:
+def _inspect_video(path: str) -> ReferenceFile:
     import av
 
     try:
         with av.open(f"file:{path}") as container:
             if not container.streams.video:
-                raise ValueError("no picture in it")
+                raise ValueError("it has no video stream")
             stream = container.streams.video[0]
             first = next(container.decode(stream), None)
             container.seek(0)

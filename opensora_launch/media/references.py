@@ -1,6 +1,6 @@
-"""References as tensors: an image or the frames of a video, filled and cropped to the size of the run.
+"""Load references as tensors: an image or the frames of a video, scaled and cropped to the size of the run.
 
-H, W: the video's pixels; T: pixel frames; h, w: a file's own pixels. Values are in [-1, 1].
+H, W: pixels of the run's video; T: pixel frames; h, w: pixels of the file. Values are in [-1, 1].
 """
 
 from collections import deque
@@ -24,10 +24,10 @@ from opensora_launch.media.reference_files import VIDEO_SUFFIXES
 def load_references(
     refs: tuple[str, ...], cond_type: str, height: int, width: int
 ) -> tuple[Float[Tensor, "1 3 T {height} {width}"], ...]:
-    """The frames a condition takes of its references, one tensor for each of its parts (none for t2v).
+    """Return the frames that a condition takes from its references, one tensor per part (none for t2v).
 
-    i2v_head takes the first frame of the first reference, i2v_tail the last frame of the last, i2v_loop both; v2v the
-    first or last 33 frames (65 for the easy forms). Files were checked by `check_references`.
+    i2v_head takes the first frame of the first reference, i2v_tail the last frame of the last one, i2v_loop both; v2v
+    takes the first or last 33 frames (65 for the easy variants). `check_references` has checked the files.
     """
     cond = COND_TYPES[cond_type]
     loaded = []
@@ -41,9 +41,9 @@ def load_references(
 
 
 def load_image(path: str | Path, height: int, width: int) -> Float[Tensor, "1 3 1 {height} {width}"]:
-    """An image turned upright by its EXIF tag, scaled by PIL's bicubic to fill height x width pixels, centre cropped.
+    """Load an image, rotate it as its EXIF tag says, scale it (PIL's bicubic) to fill height x width, crop the centre.
 
-    The arithmetic is Open-Sora's (its datasets/utils.py, resize_crop_to_fill): 8-bit steps before [-1, 1].
+    The arithmetic is Open-Sora's (datasets/utils.py, resize_crop_to_fill): 8-bit values until the step to [-1, 1].
     """
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
@@ -56,22 +56,22 @@ def load_image(path: str | Path, height: int, width: int) -> Float[Tensor, "1 3 
 def load_video(
     path: str | Path, num_frames: int, height: int, width: int, end: Literal["head", "tail"] = "head"
 ) -> Float[Tensor, "1 3 {num_frames} {height} {width}"]:
-    """The first or last `num_frames` frames of a video, scaled to fill height x width pixels and centre cropped.
+    """Load the first or last `num_frames` frames of a video, scale them to fill height x width, crop the centre.
 
-    The file's own frames are taken one by one: its frame rate is not converted. Scaling is bilinear in floating point,
-    without smoothing, as Open-Sora scales videos (its datasets/video_transforms.py), unlike images.
+    Frames are taken as they are in the file; the frame rate is not converted. Scaling is bilinear in floating point,
+    without antialiasing, as Open-Sora does for videos (datasets/video_transforms.py), but not for images.
     """
     with av.open(f"file:{path}") as container:
         decoded: Iterator[av.VideoFrame] = container.decode(video=0)
         frames = list(islice(decoded, num_frames)) if end == "head" else list(deque(decoded, maxlen=num_frames))
-        assert len(frames) == num_frames, f"{path} has {len(frames)} frames, {num_frames} are needed"
+        assert len(frames) == num_frames, f"{path} has {len(frames)} frames, but {num_frames} are needed"
         return torch.stack([_fit_frame(frame, height, width) for frame in frames], dim=1)[None]
 
 
 def fill_and_crop(size: tuple[int, int], target: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
-    """The size that just covers `target` at the same aspect ratio, and where the centred crop begins (top, left).
+    """Return the smallest size that covers `target` at the same aspect ratio, and the centred crop's top and left.
 
-    Sizes are (height, width) in pixels. The first offset with an odd remainder goes to the even side, as `round` does.
+    Sizes are (height, width) in pixels. An offset that ends in .5 is rounded to the even number, as `round` does.
     """
     (h, w), (H, W) = size, target
     if H / h > W / w:
@@ -90,5 +90,5 @@ def _fit_frame(frame: av.VideoFrame, height: int, width: int) -> Float[Tensor, "
 
 
 def _normalise(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """[0, 1] to [-1, 1]."""
+    """Map [0, 1] to [-1, 1]."""
     return (x - 0.5) / 0.5

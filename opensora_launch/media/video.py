@@ -1,4 +1,4 @@
-"""Finished videos and images on disk. A file appears under its name only when it is whole.
+"""Write finished videos and images. A file appears under its name only when it is complete.
 
 T: frames; H, W: pixels. Values of a decoded video are in [-1, 1].
 """
@@ -17,30 +17,30 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-# The same frames shall make the same file. x264's choices depend on the number of threads; its macroblock tree, in
-# vector code, differs from run to run even with one (seen in 10 to 40% of runs on clips of 48 x 32).
+# The same frames must give the same file. x264's choices depend on the number of threads. Its macroblock tree differs
+# between runs even with one thread (seen in 10 to 40% of runs on clips of 48 x 32, in its vectorised code).
 ENCODER_THREADS = 4
 X264 = {"crf": "23", "x264-params": "mbtree=0"}
-IN_MEMORY = 256 * 2**20  # bytes of frames that are kept in memory while a video is decoded; more go to disk
-BT709 = 1  # in the tables of primaries and transfer curves of ITU-T H.273
+IN_MEMORY = 256 * 2**20  # bytes of decoded frames that are kept in memory; a larger video is kept on disk
+BT709 = 1  # code in the tables of primaries and transfer curves of ITU-T H.273
 
 
 def to_uint8(video: Float[Tensor, "... H W"]) -> UInt8[Tensor, "... H W"]:
-    """[-1, 1] to 0..255: clamped, then rounded half up, in fp32 (Open-Sora's datasets/utils.py, save_sample)."""
+    """Map [-1, 1] to 0..255: clamp, then round half up, in fp32 (Open-Sora's datasets/utils.py, save_sample)."""
     unit = (video.float().clamp(-1, 1) + 1) / 2
     return (unit * 255 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
 def to_frames(video: Float[Tensor, "3 T H W"]) -> UInt8[np.ndarray, "T H W 3"]:
-    """Pixels of [-1, 1] on any device to frames in memory."""
+    """Convert pixels in [-1, 1] on any device to 8-bit frames in memory."""
     frames: UInt8[np.ndarray, "T H W 3"] = to_uint8(video).permute(1, 2, 3, 0).contiguous().cpu().numpy()
     return frames
 
 
 def room_for_frames(frames: int, height: int, width: int) -> UInt8[np.ndarray, "T H W 3"]:
-    """Where decoded frames wait until they are whole: in a file without a name where they are many.
+    """Make an array for the decoded frames until the video is complete: in an unnamed file if there are many.
 
-    Such a file is gone with the process. Without room in the temporary folder ($TMPDIR) it is memory all the same.
+    The file vanishes with the process. If the temporary folder ($TMPDIR) has no room, the array is in memory.
     """
     shape = (frames, height, width, 3)
     nbytes = frames * height * width * 3
@@ -55,9 +55,9 @@ def room_for_frames(frames: int, height: int, width: int) -> UInt8[np.ndarray, "
 
 
 def save_video(path_without_suffix: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> Path:
-    """Write an mp4, or a PNG where there is one frame; the path with its suffix is returned.
+    """Write an mp4, or a PNG if there is one frame, and return the path with its suffix.
 
-    Heights and widths are even, `fps` is in frames a second.
+    Height and width must be even; `fps` is in frames per second.
     """
     count, height, width, _ = frames.shape
     assert count > 0, "a video without frames"
@@ -83,10 +83,10 @@ def save_png(path: Path, frame: UInt8[np.ndarray, "H W 3"]) -> None:
 
 
 class VideoWriter:
-    """An mp4 that browsers play: H.264, yuv420p, crf 23, BT.709, its index in front of the frames.
+    """Writes an mp4 that browsers play: H.264, yuv420p, crf 23, BT.709, the index in front of the frames.
 
-    Frames are streamed in. The file is written beside its name and renamed when the block ends well; when it ends by an
-    exception, nothing is left and a file that was there before stays.
+    Frames are written one by one into a temporary file. It is renamed when the block ends without an exception;
+    otherwise it is deleted, and an existing file stays as it was.
     """
 
     def __init__(self, path: Path, height: int, width: int, fps: int) -> None:
@@ -102,7 +102,7 @@ class VideoWriter:
 
     def write(self, frame: UInt8[np.ndarray, "H W 3"]) -> None:
         """Append one RGB frame."""
-        assert frame.shape == self._shape, f"{frame.shape} in a video of {self._shape}"
+        assert frame.shape == self._shape, f"got a frame of shape {frame.shape} for a video of {self._shape}"
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
@@ -125,5 +125,5 @@ class VideoWriter:
 
 
 def _aside(path: Path) -> Path:
-    """Where a file grows until it is whole: beside its name, hidden, of this process alone."""
+    """Return the name of the temporary file next to `path`: hidden, and unique to this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")

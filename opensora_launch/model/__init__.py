@@ -1,7 +1,7 @@
-"""The networks, as for one device.
+"""The networks, written as for one device.
 
-`files`, `shapes` and `tiles` are arithmetic that a launcher needs, on machines without torch too: so the name below,
-which others rely on, is imported when it is asked for.
+`weight_files`, `shapes` and `tiles` are arithmetic that the launcher needs, also on machines without torch. So the
+public name below is imported on first access.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,13 +1,13 @@
-"""The Hunyuan causal video VAE: convolutions and attention look back only. Parameter names are the public ones.
+"""The Hunyuan causal video VAE, whose convolutions and attention only look back. Parameter names are the public ones.
 
-    B rows   C channels   T frames   H rows of pixels   W columns of pixels, all at the level of the layer
+    B videos   C channels   T frames   H height   W width, all at the level of the layer
 
-A tile of 129 frames of 256 x 256 pixels is 2 GiB an activation in the last layers, in bf16, and over 2^31 numbers in
-some. So wherever there is more than CHUNK_NUMBERS, norms, upsampling and convolutions go together over a part of the
-frames at a time, and a convolution writes over its input from the last frames to the first: outputs look back only.
-Three activations of 128 channels are alive at most. Attention goes frame by frame: a frame sees itself and the frames
-before, so no mask of (T H W)^2 is ever built. (diffusers' class has the same weights and results, and none of these.)
-What is cut depends on shapes alone, so a tile has the same bits wherever it is computed.
+For a tile of 129 frames of 256 x 256 pixels, an activation of the last layers takes 2 GiB in bf16, and some have more
+than 2^31 numbers. So above VAE_CHUNK_NUMBERS, norm, upsampling and convolution run together on some of the frames at a
+time, and a convolution overwrites its input from the last frames to the first, since outputs only look back. At most
+three activations of 128 channels are alive. Attention runs frame by frame: a frame sees itself and earlier frames, so
+no mask of (T H W)^2 is ever built. (The class of diffusers has the same weights and results, without these savings.)
+The cut depends on shapes alone, so a tile has the same bits wherever it is computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opensora_launch.schema.config import VaeConfig
+from opensora_launch.schema.model_constants import VAE_CHUNK_NUMBERS
 
-NORM_EPS = 1e-6
-CHUNK_NUMBERS = 2**27  # of a convolution's input or output at once
+_NORM_EPS = 1e-6
 SPACE_LEVELS, TIME_LEVELS = (0, 1, 2), (1, 2)  # blocks that halve or double space and time: 8 and 4 in all
 
 
 class CausalConv3d(nn.Module):
-    """Edges are repeated: k - 1 frames in front, k // 2 pixels around."""
+    """A convolution that pads by repeating the edge: k - 1 frames in front, k // 2 pixels around."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)
@@ -41,29 +41,29 @@ class CausalConv3d(nn.Module):
     def over(
         self, shape: torch.Size, frames: Callable[[int, int], Tensor], into: Tensor | None = None
     ) -> Float[Tensor, "B D t h w"]:
-        """The convolution of an input of `shape`, of which `frames(first, stop)` gives as many frames as are needed.
+        """Convolve an input of `shape`, whose frames first..stop are given by `frames(first, stop)`.
 
-        `into` may be written over, and be what `frames` reads from: parts are done from the last frames to the first.
+        `into` may be overwritten, even where `frames` reads from it: parts are computed from the last to the first.
         """
         batch, _, length, height, width = shape
         around = self.kernel - 1
-        rows, columns = ((n - 1) // s + 1 for n, s in zip((height, width), self.stride[1:], strict=True))
+        out_height, out_width = ((n - 1) // s + 1 for n, s in zip((height, width), self.stride[1:], strict=True))
         inputs = batch * self.conv.in_channels * (height + around) * (width + around)
-        outputs = batch * self.conv.out_channels * rows * columns
-        at_once = max(1, (CHUNK_NUMBERS // max(inputs, outputs) - around) // self.stride[0])
+        outputs = batch * self.conv.out_channels * out_height * out_width
+        at_once = max(1, (VAE_CHUNK_NUMBERS // max(inputs, outputs) - around) // self.stride[0])
         count = (length - 1) // self.stride[0] + 1
         if count <= at_once:
             return self._some(frames, 0, count)
         for stop in range(count, 0, -at_once):
             part = self._some(frames, max(0, stop - at_once), stop)
             if into is None:
-                into = part.new_empty(batch, self.conv.out_channels, count, rows, columns)
+                into = part.new_empty(batch, self.conv.out_channels, count, out_height, out_width)
             into[:, :, max(0, stop - at_once) : stop] = part
         assert into is not None
         return into
 
     def _some(self, frames: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
-        """Output frames start..stop. Input frame i is frame i + k - 1 after padding."""
+        """Compute the output frames start..stop. Input frame i is frame i + k - 1 after padding."""
         first = start * self.stride[0] - self.kernel + 1
         part = frames(max(0, first), (stop - 1) * self.stride[0] + 1)
         around = self.kernel // 2
@@ -74,8 +74,8 @@ class CausalConv3d(nn.Module):
 
 
 def normed_conv(norm: nn.GroupNorm, conv: CausalConv3d, x: Tensor, into: Tensor | None = None) -> Tensor:
-    """conv(silu(norm(x))), B C T H W to B D t h w; `into` may be written over, and be x."""
-    if x.numel() <= CHUNK_NUMBERS:
+    """Compute conv(silu(norm(x))), B C T H W to B D t h w. `into` may be overwritten, and may be x itself."""
+    if x.numel() <= VAE_CHUNK_NUMBERS:
         normed = F.silu(norm(x), inplace=True)
         return conv.over(x.shape, lambda first, stop: normed[:, :, first:stop], into)
     scale, shift = scale_and_shift(norm, x)
@@ -87,9 +87,9 @@ def normed_conv(norm: nn.GroupNorm, conv: CausalConv3d, x: Tensor, into: Tensor 
 
 
 def scale_and_shift(norm: nn.GroupNorm, x: Float[Tensor, "B C T H W"]) -> tuple[Tensor, Tensor]:
-    """A group norm is x * scale + shift: both B C 1 1 1, fp32 or wider. Moments are added up frame by frame.
+    """Express a group norm of x as x * scale + shift: both B C 1 1 1, fp32 or wider. Moments are added up by frames.
 
-    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1, for parts of one size.
+    Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1, with equal parts.
     """
     groups = (x.shape[0], norm.num_groups, -1)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -107,9 +107,9 @@ def scale_and_shift(norm: nn.GroupNorm, x: Float[Tensor, "B C T H W"]) -> tuple[
 class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=NORM_EPS)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=_NORM_EPS)
         self.conv1 = CausalConv3d(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=_NORM_EPS)
         self.conv2 = CausalConv3d(out_channels, out_channels)
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -118,18 +118,18 @@ class ResnetBlock(nn.Module):
         hidden = normed_conv(self.norm2, self.conv2, hidden, into=hidden)
         if self.conv_shortcut is None:
             return hidden.add_(x)
-        at_once = max(1, CHUNK_NUMBERS // x[:, :, 0].numel())
+        at_once = max(1, VAE_CHUNK_NUMBERS // x[:, :, 0].numel())
         for out, part in zip(hidden.split(at_once, dim=2), x.split(at_once, dim=2), strict=True):
             out += self.conv_shortcut(part)
         return hidden
 
 
 class FrameAttention(nn.Module):
-    """One head over all positions of this frame and of the frames before."""
+    """Attention of one head over all positions of a frame and of the frames before it."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=_NORM_EPS)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
@@ -167,7 +167,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeats pixels, and frames but the first: T frames become 1 + (T - 1) * factor."""
+    """Repeat pixels, and all frames but the first: T frames become 1 + (T - 1) * factor. Then convolve."""
 
     def __init__(self, channels: int, factor: tuple[int, int, int]) -> None:
         super().__init__()
@@ -175,20 +175,20 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(channels, channels)
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C t h w"]:
-        time, rows, columns = self.factor
+        time, down, right = self.factor
         batch, channels, frames, height, width = x.shape
-        shape = torch.Size([batch, channels, 1 + (frames - 1) * time, height * rows, width * columns])
-        source = [0, *(t for t in range(1, frames) for _ in range(time))]  # of each frame that comes out
+        shape = torch.Size([batch, channels, 1 + (frames - 1) * time, height * down, width * right])
+        source = [0, *(t for t in range(1, frames) for _ in range(time))]  # the input frame of each output frame
 
         def repeated(first: int, stop: int) -> Tensor:
-            some = x[:, :, source[first:stop], :, None, :, None].expand(-1, -1, -1, -1, rows, -1, columns)
+            some = x[:, :, source[first:stop], :, None, :, None].expand(-1, -1, -1, -1, down, -1, right)
             return some.flatten(5).flatten(3, 4)
 
         return self.conv.over(shape, repeated)
 
 
 class Stage(nn.Module):
-    """Residual blocks, and after them a change of resolution under its public name. A list of layers, not called."""
+    """Residual blocks and then a change of resolution, under its public name. A list of layers, which is not called."""
 
     def __init__(self, widths: list[int], groups: int, **resampling: nn.Module) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class Stage(nn.Module):
             self.add_module(name, nn.ModuleList([layer]))
 
     def layers(self) -> Iterator[nn.Module]:
-        """In the order of use. The caller goes over them: a call of ours would hold its input to the end."""
+        """Yield the layers in order. The caller runs them, because a `forward` here would hold its input to the end."""
         for layers in self.children():
             yield from layers.children()
 
@@ -224,7 +224,7 @@ def layers_of(stages: nn.ModuleList) -> Iterator[nn.Module]:
         yield from stage.layers()
 
 
-class Encoder(nn.Module):
+class VaeEncoder(nn.Module):
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()
         widths = cfg.block_out_channels
@@ -232,7 +232,7 @@ class Encoder(nn.Module):
         pairs = pairwise([widths[0], *widths])
         self.down_blocks = nn.ModuleList(down_block(a, b, level, cfg) for level, (a, b) in enumerate(pairs))
         self.mid_block = MidBlock(widths[-1], cfg.norm_num_groups)
-        self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[-1], eps=_NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 2 * cfg.latent_channels)
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B M t h w"]:
@@ -242,7 +242,7 @@ class Encoder(nn.Module):
         return normed_conv(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
-class Decoder(nn.Module):
+class VaeDecoder(nn.Module):
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()
         widths = cfg.block_out_channels[::-1]
@@ -250,7 +250,7 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(widths[0], cfg.norm_num_groups)
         pairs = pairwise([widths[0], *widths])
         self.up_blocks = nn.ModuleList(up_block(a, b, level, cfg) for level, (a, b) in enumerate(pairs))
-        self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[-1], eps=_NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], cfg.out_channels)
 
     def forward(self, z: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B P t h w"]:
@@ -261,12 +261,12 @@ class Decoder(nn.Module):
 
 
 class CausalVae(nn.Module):
-    """Pixels in [-1, 1] to moments (mean, then log variance) of latents, and latents to pixels; untiled, unscaled."""
+    """Map pixels in [-1, 1] to moments of latents (mean, then log variance) and back, untiled and unscaled."""
 
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        self.encoder = VaeEncoder(cfg)
+        self.decoder = VaeDecoder(cfg)
         self.quant_conv = nn.Conv3d(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)
         self.post_quant_conv = nn.Conv3d(cfg.latent_channels, cfg.latent_channels, 1)
 

@@ -1,7 +1,7 @@
-"""Along which dim each weight of the diffusion transformer may be cut, by heads and by channels of the feed-forward.
+"""Say along which dim each weight of the diffusion transformer may be cut: by heads, and by feed-forward channels.
 
-A product whose outputs are cut gives a part of the heads; one whose inputs are cut takes such a part and gives a
-summand of the whole. Arithmetic on the config, no torch: who cuts, and into how many parts, is not said here.
+A product whose outputs are cut gives some of the heads. One whose inputs are cut takes these and gives a summand of
+the whole. This is arithmetic on the config, without torch; callers decide who cuts and into how many parts.
 """
 
 from collections.abc import Iterator
@@ -11,30 +11,34 @@ from enum import StrEnum
 from opensora_launch.schema.config import MmditConfig
 
 
-class Kind(StrEnum):
+class CutKind(StrEnum):
     outputs = "outputs"  # weight and bias are cut; what follows works on the part
     inputs = "inputs"  # the weight is cut, the bias is not; results are summed
     gathered = "gathered"  # weight and bias are cut; results are put together again
 
 
 @dataclass(frozen=True)
-class Piece:
-    """`count` things of `size` channels that lie one after another: heads, or channels themselves."""
+class Segment:
+    """`count` things of `size` channels that lie one after another: heads, or single channels."""
 
     count: int
     size: int
 
+    @property
+    def channels(self) -> int:
+        return self.count * self.size
+
 
 @dataclass(frozen=True)
 class Cut:
-    """Of one linear layer. Its outputs or inputs are the pieces one after another, and each is cut by itself."""
+    """How to cut one linear layer. Its outputs or inputs are these segments in order; each segment is cut by itself."""
 
-    kind: Kind
-    pieces: tuple[Piece, ...]
+    kind: CutKind
+    segments: tuple[Segment, ...]
 
 
 def mmdit_cuts(cfg: MmditConfig) -> dict[str, Cut]:
-    """Cuts by the layers' names; layers that are not there stay whole."""
+    """Return the cuts by layer name; layers without a cut stay whole."""
     doubles, singles = dict(_double(cfg)), dict(_single(cfg))
     cuts = {f"double_blocks.{i}.{name}": cut for i in range(cfg.depth) for name, cut in doubles.items()}
     return cuts | {
@@ -42,32 +46,32 @@ def mmdit_cuts(cfg: MmditConfig) -> dict[str, Cut]:
     }
 
 
-def _sizes(cfg: MmditConfig) -> tuple[Piece, Piece]:
-    heads = Piece(cfg.num_heads, cfg.hidden_size // cfg.num_heads)
-    return heads, Piece(int(cfg.hidden_size * cfg.mlp_ratio), 1)
+def _sizes(cfg: MmditConfig) -> tuple[Segment, Segment]:
+    heads = Segment(cfg.num_heads, cfg.hidden_size // cfg.num_heads)
+    return heads, Segment(int(cfg.hidden_size * cfg.mlp_ratio), 1)
 
 
 def _double(cfg: MmditConfig) -> Iterator[tuple[str, Cut]]:
     heads, wide = _sizes(cfg)
     for stream in ("img", "txt"):
-        yield f"{stream}_mod.lin", Cut(Kind.gathered, (Piece(6 * cfg.hidden_size, 1),))
+        yield f"{stream}_mod.lin", Cut(CutKind.gathered, (Segment(6 * cfg.hidden_size, 1),))
         if cfg.fused_qkv:
-            yield f"{stream}_attn.qkv", Cut(Kind.outputs, (heads,) * 3)
+            yield f"{stream}_attn.qkv", Cut(CutKind.outputs, (heads,) * 3)
         else:
             for part in ("q_proj", "k_proj", "v_proj"):
-                yield f"{stream}_attn.{part}", Cut(Kind.outputs, (heads,))
-        yield f"{stream}_attn.proj", Cut(Kind.inputs, (heads,))
-        yield f"{stream}_mlp.0", Cut(Kind.outputs, (wide,))
-        yield f"{stream}_mlp.2", Cut(Kind.inputs, (wide,))
+                yield f"{stream}_attn.{part}", Cut(CutKind.outputs, (heads,))
+        yield f"{stream}_attn.proj", Cut(CutKind.inputs, (heads,))
+        yield f"{stream}_mlp.0", Cut(CutKind.outputs, (wide,))
+        yield f"{stream}_mlp.2", Cut(CutKind.inputs, (wide,))
 
 
 def _single(cfg: MmditConfig) -> Iterator[tuple[str, Cut]]:
     heads, wide = _sizes(cfg)
     if cfg.fused_qkv:
-        yield "linear1", Cut(Kind.outputs, (heads, heads, heads, wide))
+        yield "linear1", Cut(CutKind.outputs, (heads, heads, heads, wide))
     else:
-        yield "q_proj", Cut(Kind.outputs, (heads,))
-        yield "k_proj", Cut(Kind.outputs, (heads,))
-        yield "v_mlp", Cut(Kind.outputs, (heads, wide))
-    yield "linear2", Cut(Kind.inputs, (heads, wide))
-    yield "modulation.lin", Cut(Kind.gathered, (Piece(3 * cfg.hidden_size, 1),))
+        yield "q_proj", Cut(CutKind.outputs, (heads,))
+        yield "k_proj", Cut(CutKind.outputs, (heads,))
+        yield "v_mlp", Cut(CutKind.outputs, (heads, wide))
+    yield "linear2", Cut(CutKind.inputs, (heads, wide))
+    yield "modulation.lin", Cut(CutKind.gathered, (Segment(3 * cfg.hidden_size, 1),))

@@ -1,10 +1,10 @@
-"""The attention kernels: each is (q, k, v) -> (out, lse), over whole sequences on one device.
+"""The attention kernels. Each one maps (q, k, v) to (out, lse), over whole sequences on one device.
 
     q B S N D    k, v B K N D    out B S N D in q's dtype    lse B N S, fp32 (fp64 for fp64)
 
-`lse` is the log-sum-exp of each query's scaled scores; partial results over parts of the keys are merged by it.
-Packages that may be missing are imported by the `load_*` functions only. The private operators of torch are held
-to their schemas by a test.
+`lse` is the log-sum-exp of each query's scaled scores; a ring merges partial results over parts of the keys by it.
+Only the `load_*` functions import packages that may be missing. A test holds the private operators of torch to their
+schemas.
 """
 
 import inspect
@@ -13,14 +13,26 @@ from importlib import import_module, metadata
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-AttendLse = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+KernelCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # q, k, v -> out, lse
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (each B S N D) -> out, which a block of the model calls
 
 SCORES = 2**26  # elements of the score matrix that the reference holds at once: 256 MiB in fp32
 
 
+def attend_alone(
+    q: Float[Tensor, "B S N D"], k: Float[Tensor, "B K N D"], v: Float[Tensor, "B K N D"]
+) -> Float[Tensor, "B S N D"]:
+    """Attend with the kernel that torch chooses."""
+    q, k, v = heads_first(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the log-sum-exp for inputs of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -29,14 +41,14 @@ def heads_first(*tensors: Tensor) -> list[Tensor]:
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(D)) v in fp32 (fp64 for fp64), a slice of the queries at a time."""
+    """Compute softmax(q k^T / sqrt(D)) v in fp32 (fp64 for fp64), a slice of the queries at a time."""
     wide = lse_dtype(q.dtype)
     qh, kh, vh = (t.to(wide) for t in heads_first(q, k, v))
     batch, heads, length, dim = qh.shape
-    rows = max(1, SCORES // (batch * heads * kh.shape[2]))
+    queries = max(1, SCORES // (batch * heads * kh.shape[2]))
     out, lse = torch.empty_like(qh), torch.empty(batch, heads, length, dtype=wide, device=q.device)
-    for start in range(0, length, rows):
-        part = slice(start, start + rows)
+    for start in range(0, length, queries):
+        part = slice(start, start + queries)
         scores = (qh[:, :, part] * dim**-0.5) @ kh.mT
         lse[:, :, part] = scores.logsumexp(dim=-1)
         out[:, :, part] = scores.sub_(lse[:, :, part, None]).exp_() @ vh
@@ -54,26 +66,26 @@ def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sdpa_efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Also for fp32, and for GPUs before Ampere. Its lse is padded to a multiple of 32 queries."""
+    """Also take fp32, and GPUs before Ampere. torch pads the lse to a multiple of 32 queries."""
     out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(*heads_first(q, k, v), None, True)[:2]
     return out.transpose(1, 2), lse[:, :, : q.shape[1]]
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """cuDNN refuses a single query or key; those go to the flash kernel."""
+    """Call cuDNN, or the flash kernel for a single query or key, which cuDNN refuses."""
     if q.shape[1] == 1 or k.shape[1] == 1:
         return sdpa_flash(q, k, v)
     out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(*heads_first(q, k, v), None, True)[:2]
-    return out.transpose(1, 2), lse.reshape(q.shape[0], q.shape[2], q.shape[1])  # B N S 1 from some versions
+    return out.transpose(1, 2), lse.reshape(q.shape[0], q.shape[2], q.shape[1])  # some versions return B N S 1
 
 
-def load_flash4() -> tuple[AttendLse, str]:
+def load_flash4() -> tuple[KernelCall, str]:
     flash = import_module("flash_attn.cute").flash_attn_func
     return lambda q, k, v: flash(q, k, v, return_lse=True)[:2], version_of("flash-attn-4", "flash-attn")
 
 
-def load_flash3() -> tuple[AttendLse, str]:
-    """The source build first, then the wheel that computes forward only.
+def load_flash3() -> tuple[KernelCall, str]:
+    """Load the source build, or else the wheel that computes forward only.
 
     Releases before 2025-10 always return (out, lse) and have no `return_attn_probs`.
     """
@@ -86,23 +98,23 @@ def load_flash3() -> tuple[AttendLse, str]:
     return lambda q, k, v: flash(q, k, v, **options)[:2], version_of("flash_attn_3", "fa3-fwd", "flash-attn")
 
 
-def load_flash2() -> tuple[AttendLse, str]:
+def load_flash2() -> tuple[KernelCall, str]:
     flash = import_module("flash_attn").flash_attn_func
     return lambda q, k, v: flash(q, k, v, return_attn_probs=True)[:2], version_of("flash-attn")
 
 
-def load_xformers() -> tuple[AttendLse, str]:
+def load_xformers() -> tuple[KernelCall, str]:
     forward = import_module("xformers.ops").memory_efficient_attention_forward_requires_grad
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = forward(q, k, v)
-        return out, lse[:, :, : q.shape[1]]  # padded by some of its kernels
+        return out, lse[:, :, : q.shape[1]]  # some of its kernels pad the lse
 
     return call, version_of("xformers")
 
 
 def version_of(*packages: str) -> str:
-    """The version of the first of these distributions that is installed."""
+    """Return name and version of the first of these distributions that is installed."""
     for package in packages:
         try:
             return f"{package} {metadata.version(package)}"

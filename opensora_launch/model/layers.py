@@ -1,7 +1,8 @@
 """Small parts of the diffusion transformer: embeddings of time and position, norms, modulation.
 
-Shapes, here and in every file under model/:
-    B rows   S tokens   C channels (hidden_size)   N heads   D head size   A position axes (time, row, column)
+Shapes, here and in every file of model/:
+    B guidance rows   S tokens   C channels (hidden_size)   N heads   D head size
+    A position axes (time, height, width)
 """
 
 import math
@@ -11,15 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-TIME_CHANNELS = 256
-NORM_EPS = 1e-6
+from opensora_launch.schema.model_constants import TIME_CHANNELS
+
+_NORM_EPS = 1e-6
 
 
 def timestep_embedding(t: Float[Tensor, "B"], channels: int = TIME_CHANNELS) -> Float[Tensor, "B C"]:
-    """cos and sin of 1000 t at geometric frequencies, in fp32 whatever the model's dtype.
+    """Compute cos and sin of 1000 t at geometric frequencies, in fp32 whatever the dtype of the model.
 
-    t in [0, 1]. The reference's compiled function does not round 1000 t to bf16 either; an eager bf16 one
-    would, and be off by more than 1 (opensora/models/mmdit/layers.py, timestep_embedding).
+    t in [0, 1]. The reference's compiled function does not round 1000 t to bf16 either; an eager bf16 function
+    would, and the error would exceed 1 (opensora/models/mmdit/layers.py, timestep_embedding).
     """
     half = channels // 2
     freqs = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -30,7 +32,7 @@ def timestep_embedding(t: Float[Tensor, "B"], channels: int = TIME_CHANNELS) -> 
 def rope_angles(
     ids: Float[Tensor, "B S A"], axes_dim: list[int], theta: int, dtype: torch.dtype
 ) -> Float[Tensor, "B S half"]:
-    """Rotation angles of every token: position * theta^(-2k/d), k < d/2, the axes one after another."""
+    """Compute the rotation angles of every token: position * theta^(-2k/d) for k < d/2, one axis after another."""
     parts = []
     for axis, dim in enumerate(axes_dim):
         freqs = theta ** -(torch.arange(0, dim, 2, dtype=dtype, device=ids.device) / dim)
@@ -39,10 +41,10 @@ def rope_angles(
 
 
 class Rotary(nn.Module):
-    """cos and sin tables of the tokens' positions, and the rotation of q and k by them.
+    """Make the cos and sin tables of the tokens' positions, and rotate q and k by them.
 
-    rotate_half pairs channel d with d + D/2 in fp32 (the released weights); otherwise channels 2k and 2k + 1
-    are pairs and the angles are fp64 (Flux).
+    With rotate_half, channel d is paired with d + D/2 and angles are fp32 (the released weights); otherwise channels
+    2k and 2k + 1 are pairs and the angles are fp64 (Flux).
     """
 
     def __init__(self, axes_dim: list[int], theta: int, rotate_half: bool) -> None:
@@ -69,7 +71,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
         wide = x.float()
-        rstd = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + NORM_EPS)
+        rstd = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + _NORM_EPS)
         return (wide * rstd).to(x.dtype) * self.scale
 
 
@@ -92,18 +94,18 @@ class MLPEmbedder(nn.Module):
 
 
 def layer_norm(x: Float[Tensor, "B S C"]) -> Float[Tensor, "B S C"]:
-    return F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
+    return F.layer_norm(x, (x.shape[-1],), eps=_NORM_EPS)
 
 
 def modulate(
     x: Float[Tensor, "B S C"], shift: Float[Tensor, "B 1 C"], scale: Float[Tensor, "B 1 C"]
 ) -> Float[Tensor, "B S C"]:
-    """Adaptive layer norm: (1 + scale) * LN(x) + shift."""
+    """Apply an adaptive layer norm: (1 + scale) * LN(x) + shift."""
     return torch.addcmul(shift, 1 + scale, layer_norm(x))
 
 
 class Modulation(nn.Module):
-    """`parts` vectors (shift, scale, gate, ...) of every row, from its conditioning vector."""
+    """Turn each row's conditioning vector into `parts` vectors (shift, scale, gate, ...)."""
 
     def __init__(self, channels: int, parts: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a public config and public tensors to a module that computes."""
+"""Turn a public config and public tensors into a module that computes."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,18 +14,19 @@ from opensora_launch.schema.config import MmditConfig
 
 
 def mmdit_config(config: Mapping[str, Any]) -> MmditConfig:
-    """The config with the public names; an unknown name is an error, a missing one has Open-Sora 2.0's value."""
+    """Read a config with the public names. Missing names take Open-Sora 2.0's values; unknown ones raise UserError."""
     known = {f.name for f in fields(MmditConfig)}
     if unknown := sorted(set(config) - known):
-        raise UserError("the model config has unknown names", [f"{n}; known are {sorted(known)}" for n in unknown])
+        names = f"the known names are {', '.join(sorted(known))}"
+        raise UserError("the model config has unknown names", [f"{name}; {names}" for name in unknown])
     return MmditConfig(**config)
 
 
 def load_mmdit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MMDiT:
-    """The diffusion transformer of `config` with exactly the weights in `tensors`, which it takes as they are.
+    """Build the diffusion transformer of `config` with exactly the weights in `tensors`.
 
-    config: the public Open-Sora names. tensors: the public checkpoint's keys; dtype and device are kept.
-    Missing or unexpected names and wrong shapes are one UserError that lists them.
+    config: the public Open-Sora names. tensors: the keys of the public checkpoint; their dtype and device are kept.
+    Raises one UserError that lists all missing names, unexpected names and wrong shapes.
     """
     with torch.device("meta"):
         module = MMDiT(mmdit_config(config))
@@ -34,12 +35,12 @@ def load_mmdit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MMDi
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Give a meta-initialised module its weights, for inference; UserError if they do not match exactly."""
-    if problems := mismatches({k: tuple(v.shape) for k, v in module.state_dict().items()}, shapes(tensors)):
+    """Give a module on the meta device its weights, for inference. Raises UserError unless they match exactly."""
+    if problems := mismatches({k: tuple(v.shape) for k, v in module.state_dict().items()}, shapes_of(tensors)):
         raise UserError(f"{what} do not match the config", problems)
     module.load_state_dict(dict(tensors), strict=True, assign=True)
     module.requires_grad_(False).eval()
 
 
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

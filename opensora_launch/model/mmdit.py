@@ -1,12 +1,12 @@
 """The Open-Sora 2.0 diffusion transformer (Flux's blocks with video positions), written as for one device.
 
 Only attention mixes tokens, and attention is an argument. A rank that holds a slice of the sequence runs the
-same module on its slice, with an `attend` that reaches the other ranks; the module cannot tell. Nor does it count
-heads: a rank may hold the weights of some of them only (`cuts.py`), so inner sizes are those of the weights.
-Parameter names are the public checkpoint's.
+same module on its slice, with an `attend` that reaches the other ranks; the module cannot tell the difference. It does
+not count heads either: a rank may hold the weights of some heads only (`cuts.py`), so inner sizes are those of the
+weights. Parameter names are those of the public checkpoint.
 
-For the same reason everything but attention is done for TOKENS_AT_ONCE tokens after another, so that the widened
-activations of a long video are never there at once: of 76,544 tokens x 3072 channels, five are alive and not twenty.
+Everything but attention runs on TOKENS_AT_ONCE tokens at a time, so that the widened activations of a long video never
+exist all at once: of 76,544 tokens x 3072 channels, five activations are alive instead of twenty.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opensora_launch.model.attention import Attend, attend_alone
+from opensora_launch.model.kernels import Attend, attend_alone
 from opensora_launch.model.layers import (
-    TIME_CHANNELS,
     LastLayer,
     MLPEmbedder,
     Modulation,
@@ -28,36 +27,35 @@ from opensora_launch.model.layers import (
     timestep_embedding,
 )
 from opensora_launch.schema.config import MmditConfig
-
-TOKENS_AT_ONCE = 8192  # rows x tokens: a few hundred MB of widened activations, and products large enough for any GPU
+from opensora_launch.schema.model_constants import TIME_CHANNELS, TOKENS_AT_ONCE
 
 QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
 
 
-def spans(x: Float[Tensor, "B S C"]) -> Iterator[slice]:
-    """Tokens of which TOKENS_AT_ONCE, of all rows together, come at a time; once where there is none."""
+def token_chunks(x: Float[Tensor, "B S C"]) -> Iterator[slice]:
+    """Yield slices of the tokens, each with TOKENS_AT_ONCE of all rows together; one slice if there are no tokens."""
     at_once = max(1, TOKENS_AT_ONCE // x.shape[0])
     yield from (slice(first, first + at_once) for first in range(0, max(1, x.shape[1]), at_once))
 
 
-def joined(some: list[QKV]) -> QKV:
-    """All tokens' q, k and v; empties the list, so that no more than one of the three is there twice."""
-    if len(some) == 1:
-        return some.pop()
-    columns = [list(column) for column in zip(*some, strict=True)]
-    some.clear()
-    return cat_and_clear(columns[0]), cat_and_clear(columns[1]), cat_and_clear(columns[2])
+def cat_qkv_and_clear(chunks: list[QKV]) -> QKV:
+    """Concatenate q, k and v along the tokens. Empties the list, so that at most one of the three exists twice."""
+    if len(chunks) == 1:
+        return chunks.pop()
+    each = [list(one) for one in zip(*chunks, strict=True)]
+    chunks.clear()
+    return cat_and_clear(each[0]), cat_and_clear(each[1]), cat_and_clear(each[2])
 
 
-def cat_and_clear(some: list[Tensor]) -> Tensor:
-    """The list's tensors along the tokens."""
-    whole = some[0] if len(some) == 1 else torch.cat(some, dim=1)
-    some.clear()
+def cat_and_clear(chunks: list[Tensor]) -> Tensor:
+    """Concatenate the tensors along the tokens, and empty the list."""
+    whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+    chunks.clear()
     return whole
 
 
 class JointAttention(nn.Module):
-    """Weights of one stream (text or video) around the attention that both streams share."""
+    """Hold the weights of one stream (text or video) around the attention that both streams share."""
 
     def __init__(self, cfg: MmditConfig) -> None:
         super().__init__()
@@ -73,13 +71,13 @@ class JointAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def project(self, x: Float[Tensor, "B S C"], rotary: Rotary, table: Tensor) -> QKV:
-        """q and k (normalised, rotated) and v of the stream's tokens."""
+        """Compute q and k (normalised, rotated) and v of the stream's tokens."""
         flat = self.qkv(x).chunk(3, dim=-1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         return heads(flat, self.head_dim, self.norm, rotary, table)
 
 
 def heads(flat: Sequence[Tensor], head_dim: int, norm: QKNorm, rotary: Rotary, table: Tensor) -> QKV:
-    """q, k, v by heads; q and k normalised and rotated."""
+    """Split q, k and v into heads; normalise and rotate q and k."""
     q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in flat)
     return rotary.rotate(norm.query_norm(q), table), rotary.rotate(norm.key_norm(k), table), v
 
@@ -92,7 +90,7 @@ def feed_forward(cfg: MmditConfig) -> nn.Sequential:
 
 
 class DoubleBlock(nn.Module):
-    """Text and video have weights of their own and attend to each other."""
+    """A block in which text and video have weights of their own and attend to each other."""
 
     def __init__(self, cfg: MmditConfig) -> None:
         super().__init__()
@@ -107,12 +105,12 @@ class DoubleBlock(nn.Module):
         self, img: Tensor, txt: Tensor, vec: Tensor, rotary: Rotary, table: Tensor, attend: Attend
     ) -> tuple[Tensor, Tensor]:
         streams = ((txt, self.txt_mod(vec), self.txt_attn), (img, self.img_mod(vec), self.img_attn))
-        some, first = list[QKV](), 0
+        chunks, first = list[QKV](), 0
         for x, mod, attn in streams:
             angles = table[:, :, first : first + x.shape[1]]
-            some += [attn.project(modulate(x[:, s], *mod[:2]), rotary, angles[:, :, s]) for s in spans(x)]
+            chunks += [attn.project(modulate(x[:, s], *mod[:2]), rotary, angles[:, :, s]) for s in token_chunks(x)]
             first += x.shape[1]
-        out = attend(*joined(some)).flatten(2)
+        out = attend(*cat_qkv_and_clear(chunks)).flatten(2)
         txt_out, img_out = out.split([txt.shape[1], img.shape[1]], dim=1)
         img = self._finish(img, img_out, streams[1][1], self.img_attn, self.img_mlp)
         txt = self._finish(txt, txt_out, streams[0][1], self.txt_attn, self.txt_mlp)
@@ -122,14 +120,14 @@ class DoubleBlock(nn.Module):
     def _finish(x: Tensor, out: Tensor, mod: tuple[Tensor, ...], attn: JointAttention, mlp: nn.Sequential) -> Tensor:
         _, _, gate, shift, scale, gate_mlp = mod
         done = []
-        for s in spans(x):
+        for s in token_chunks(x):
             mixed = torch.addcmul(x[:, s], gate, attn.proj(out[:, s]))
             done.append(torch.addcmul(mixed, gate_mlp, mlp(modulate(mixed, shift, scale))))
         return cat_and_clear(done)
 
 
 class SingleBlock(nn.Module):
-    """One stream; attention and feed-forward side by side."""
+    """A block of one stream, with attention and feed-forward side by side."""
 
     def __init__(self, cfg: MmditConfig) -> None:
         super().__init__()
@@ -149,20 +147,20 @@ class SingleBlock(nn.Module):
         self, x: Float[Tensor, "B S C"], vec: Tensor, rotary: Rotary, table: Tensor, attend: Attend
     ) -> Float[Tensor, "B S C"]:
         shift, scale, gate = self.modulation(vec)
-        some = [self._project(modulate(x[:, s], shift, scale), rotary, table[:, :, s]) for s in spans(x)]
-        out = attend(*joined(some)).flatten(2)
+        chunks = [self._project(modulate(x[:, s], shift, scale), rotary, table[:, :, s]) for s in token_chunks(x)]
+        out = attend(*cat_qkv_and_clear(chunks)).flatten(2)
         done = []
-        for s in spans(x):
+        for s in token_chunks(x):
             wide = F.gelu(self._widen(modulate(x[:, s], shift, scale)), approximate="tanh")
             both = torch.cat([out[:, s], wide], dim=-1)
-            del wide  # the next ones come while these names still hold the last
+            del wide  # or these names would hold the last chunk while the next one is computed
             done.append(torch.addcmul(x[:, s], gate, self.linear2(both)))
             del both
         return cat_and_clear(done)
 
     @property
     def _attended(self) -> int:
-        """Channels of the heads that these weights make."""
+        """Count the channels of the heads that these weights make."""
         if not self.fused:
             return self.q_proj.weight.shape[0]
         return (self.linear1.weight.shape[0] - self.linear2.weight.shape[1]) // 2  # 3 widths and wide, less 1 and wide
@@ -170,26 +168,26 @@ class SingleBlock(nn.Module):
     def _project(self, normed: Tensor, rotary: Rotary, table: Tensor) -> QKV:
         width = self._attended
         if self.fused:
-            flat = rows_of(self.linear1.weight, self.linear1.bias, slice(0, 3 * width), normed).chunk(3, dim=-1)
+            flat = some_outputs(self.linear1.weight, self.linear1.bias, slice(0, 3 * width), normed).chunk(3, dim=-1)
         else:
-            v = rows_of(self.v_mlp.weight, self.v_mlp.bias, slice(0, width), normed)
+            v = some_outputs(self.v_mlp.weight, self.v_mlp.bias, slice(0, width), normed)
             flat = (self.q_proj(normed), self.k_proj(normed), v)
         return heads(flat, self.head_dim, self.norm, rotary, table)
 
     def _widen(self, normed: Tensor) -> Float[Tensor, "B S wide"]:
-        """The feed-forward's first product, which shares a matrix with v."""
+        """Compute the first product of the feed-forward, which shares a matrix with v."""
         if self.fused:
-            return rows_of(self.linear1.weight, self.linear1.bias, slice(3 * self._attended, None), normed)
-        return rows_of(self.v_mlp.weight, self.v_mlp.bias, slice(self._attended, None), normed)
+            return some_outputs(self.linear1.weight, self.linear1.bias, slice(3 * self._attended, None), normed)
+        return some_outputs(self.v_mlp.weight, self.v_mlp.bias, slice(self._attended, None), normed)
 
 
-def rows_of(weight: Float[Tensor, "out C"], bias: Float[Tensor, "out"] | None, rows: slice, x: Tensor) -> Tensor:
-    """Those outputs of a linear layer, and none of the others."""
-    return F.linear(x, weight[rows], None if bias is None else bias[rows])
+def some_outputs(weight: Float[Tensor, "out C"], bias: Float[Tensor, "out"] | None, part: slice, x: Tensor) -> Tensor:
+    """Compute only that part of the outputs of a linear layer."""
+    return F.linear(x, weight[part], None if bias is None else bias[part])
 
 
 class MMDiT(nn.Module):
-    """Predicts the velocity of packed video latents. See `forward` for the shapes."""
+    """The network that predicts the velocity of packed video latents. See `forward` for the shapes."""
 
     def __init__(self, cfg: MmditConfig) -> None:
         super().__init__()
@@ -221,10 +219,10 @@ class MMDiT(nn.Module):
         guidance: Float[Tensor, "B"] | None = None,
         attend: Attend = attend_alone,
     ) -> Float[Tensor, "B S in_channels"]:
-        """Velocity of every video token given: all of them, or one rank's slice with the matching `attend`.
+        """Predict the velocity of the given video tokens: all of them, or one rank's slice with the matching `attend`.
 
-        S video and T text tokens, either may be 0; timesteps in [0, 1], 1 is noise; `cond` is needed by models
-        with an image condition, `guidance` (the scale itself) by distilled ones and ignored by others.
+        There are S video and T text tokens; either may be 0. Timesteps lie in [0, 1], and 1 is noise. Models with an
+        image condition need `cond`. Distilled models need `guidance` (the scale itself); others ignore it.
         """
         dtype = self.img_in.weight.dtype
         x = self.img_in(img.to(dtype))

@@ -1,5 +1,5 @@
-"""Names and shapes of the weights that a config wants, as arithmetic: no torch, so that a launcher can compare them
-with the header of a file before anything starts. Tests hold them to the modules.
+"""List names and shapes of the weights that a config requires. This is arithmetic, without torch, so that the launcher
+can compare them with the header of a file before anything starts. Tests compare them with the modules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -7,24 +7,24 @@ from itertools import pairwise
 
 from opensora_launch.model.tiles import SPACE, tile_problems, tiles_of
 from opensora_launch.schema.config import MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
+TensorShape = tuple[int, ...]
+Shapes = dict[str, TensorShape]
 
-MAX_NAMES = 8  # of each kind that an error lists
-TIME_CHANNELS = 256  # of the timestep embedding
-LEVELS = 4  # of the VAE: three halve space, the middle two of the four time
+MAX_NAMES = 8  # names of each kind that an error lists
+LEVELS = 4  # of the VAE: the first three halve space, the middle two halve time
 
 
-def mismatches(want: Mapping[str, Shape], got: Mapping[str, Shape]) -> list[str]:
-    """Lines that list names that are missing, unexpected, or of another shape."""
+def mismatches(want: Mapping[str, TensorShape], got: Mapping[str, TensorShape]) -> list[str]:
+    """Return lines that list the names that are missing, unexpected, or of another shape."""
     problems = []
     for label, names in (("missing", sorted(set(want) - set(got))), ("unexpected", sorted(set(got) - set(want)))):
         if names:
             more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
             problems.append(f"{len(names)} {label}: {', '.join(names[:MAX_NAMES])}{more}")
     wrong = [n for n in want if n in got and want[n] != got[n]]
-    problems += [f"{n} has shape {got[n]}, the config wants {want[n]}" for n in wrong[:MAX_NAMES]]
+    problems += [f"{n} has shape {got[n]}, but the config requires {want[n]}" for n in wrong[:MAX_NAMES]]
     if len(wrong) > MAX_NAMES:
         problems.append(f"and {len(wrong) - MAX_NAMES} more of another shape")
     return problems
@@ -35,7 +35,7 @@ def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
 
 
 def mmdit_shapes(cfg: MmditConfig) -> Shapes:
-    """Of the diffusion transformer, by the public names (hpcaitech/Open-Sora, models/mmdit/model.py)."""
+    """Return the weights of the diffusion transformer by public name (hpcaitech/Open-Sora, models/mmdit/model.py)."""
     width = cfg.hidden_size
     shapes = linear("img_in", cfg.in_channels, width) | linear("txt_in", cfg.context_in_dim, width)
     embedders = [("time_in", TIME_CHANNELS), ("vector_in", cfg.vec_in_dim)]
@@ -93,7 +93,7 @@ def group_norm(name: str, channels: int) -> Shapes:
 
 
 def vae_shapes(cfg: VaeConfig) -> Shapes:
-    """Of the causal VAE, by the public names (hpcaitech/Open-Sora, models/hunyuan_vae)."""
+    """Return the weights of the causal VAE by public name (hpcaitech/Open-Sora, models/hunyuan_vae)."""
     widths, latent = cfg.block_out_channels, cfg.latent_channels
     shapes = conv("quant_conv", 2 * latent, 2 * latent, 1) | conv("post_quant_conv", latent, latent, 1)
     coder = [("encoder", "down_blocks", "downsamplers", widths, cfg.layers_per_block, cfg.in_channels, 2 * latent)]
@@ -127,19 +127,19 @@ def resnet(name: str, inputs: int, outputs: int) -> Shapes:
 
 
 def config_problems(model: ModelConfig) -> list[str]:
-    """Lines for parts of the config that cannot go together, whatever the weights are."""
+    """Return one line for each part of the config that is impossible, whatever the weights are."""
     return [*mmdit_problems(model.mmdit), *vae_problems(model.vae), *joint_problems(model)]
 
 
 def mmdit_problems(cfg: MmditConfig) -> Iterator[str]:
     if len(cfg.axes_dim) != 3 or any(dim % 2 or dim < 2 for dim in cfg.axes_dim):
-        yield f"model.mmdit.axes_dim={cfg.axes_dim} must be three even numbers (time, row, column)"
+        yield f"model.mmdit.axes_dim={cfg.axes_dim} must be three even numbers (time, height, width)"
 
 
 def vae_problems(cfg: VaeConfig) -> Iterator[str]:
     widths, groups = cfg.block_out_channels, cfg.norm_num_groups
     if len(widths) != LEVELS:
-        yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {SPACE} pixels a latent"
+        yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {SPACE} pixels per latent"
     if odd := sorted({w for w in widths if w % groups}):
         yield f"model.vae.block_out_channels={widths}: {odd} are not multiples of norm_num_groups={groups}"
     given = f"model.vae.tile_px={cfg.tile_px}" + (f", tile_frames={cfg.tile_frames}" if cfg.tile_frames else "")

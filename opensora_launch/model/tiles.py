@@ -1,24 +1,24 @@
-"""Where the VAE's tiles lie, as arithmetic: no torch.
+"""Place the tiles of the VAE. This is arithmetic, without torch.
 
-The VAE is run on overlapping tiles, which are then blended. Tiles do not depend on each other, so they can be
-computed anywhere; only the blending has an order (Open-Sora, autoencoder_kl_causal_3d.py: spatial tiles inside
-temporal ones). Positions are [start, stop) in what is cut: latents to decode, pixels and frames to encode.
+The VAE runs on overlapping tiles, which are then blended. Tiles do not depend on each other, so they can be computed
+anywhere; only the blending has an order (Open-Sora, autoencoder_kl_causal_3d.py: spatial tiles inside temporal ones).
+Bounds are [start, stop) in what is cut: latents to decode, pixels and frames to encode.
 """
 
 from dataclasses import dataclass
 
 from opensora_launch.schema.config import VaeConfig
 
-SPACE, TIME = 8, 4  # pixels a latent, frames a latent (the first frame has a latent of its own)
+SPACE, TIME = 8, 4  # pixels per latent, frames per latent (the first frame has a latent of its own)
 
-Span = tuple[int, int]
-Shape = tuple[int, int, int]
+Bounds = tuple[int, int]
+VideoShape = tuple[int, int, int]  # frames, height, width
 Sizes = tuple[int | None, int | None]  # in time, in space
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of tiles: pixels and the same in latents, frames and the same in latents. None does not cut there.
+    """Sizes of tiles: pixels and the same in latents, frames and the same in latents. None means no cut there.
 
     A video is cut in space if its height or its width is larger than a tile, in time if it is longer.
     """
@@ -35,34 +35,34 @@ UNTILED = Tiles()
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile: what is cut out, and the shape (frames, height, width) of what comes out of it.
+    """One tile: the part that is cut out, and the shape of its output.
 
-    Tiles after the first in time are computed with one frame more, which is dropped.
+    Tiles after the first in time are computed with one more frame, which is dropped.
     """
 
-    index: tuple[int, int, int]  # time, row, column
-    time: Span
-    rows: Span
-    columns: Span
-    out_shape: Shape
+    index: tuple[int, int, int]  # in time, from the top, from the left
+    time: Bounds
+    y: Bounds
+    x: Bounds
+    out_shape: VideoShape
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """All tiles in the order in which they are blended: time, then rows, then columns.
+    """All tiles in the order in which they are blended: over time, then downwards, then to the right.
 
-    Of every output, `keep` frames, rows and columns stay (one frame more of the first tile in time); over the
-    first `blend` ones it is faded in from the tile before.
+    Each output keeps `keep` frames and lines (the first tile in time keeps one more frame). Over its first `blend`
+    frames and lines it is faded in from the tile before.
     """
 
     tiles: tuple[Tile, ...]
-    out_shape: Shape
-    keep: tuple[int, int]  # frames, pixels or latents
+    out_shape: VideoShape
+    keep: tuple[int, int]  # in time; in space, pixels or latents
     blend: tuple[int, int]
 
 
 def tiles_of(cfg: VaeConfig) -> Tiles:
-    """What Open-Sora 2.0 infers with: tiles in space, and none in time unless they are asked for."""
+    """Return the tile sizes of a config. Open-Sora 2.0's defaults cut in space, and not in time."""
     px, frames = cfg.tile_px, cfg.tile_frames
     return Tiles(
         sample_px=px,
@@ -74,7 +74,7 @@ def tiles_of(cfg: VaeConfig) -> Tiles:
 
 
 def tile_problems(tiles: Tiles) -> list[str]:
-    """Lines for sizes whose tiles or overlaps do not fall on whole latents."""
+    """Return one line per size whose tiles or overlaps do not fall on whole latents."""
     problems = []
     for name, size, latent, ratio in (
         ("tile of {} pixels", tiles.sample_px, tiles.latent, SPACE),
@@ -89,21 +89,21 @@ def tile_problems(tiles: Tiles) -> list[str]:
     return problems
 
 
-def decode_grid(tiles: Tiles, latent_shape: Shape) -> TileGrid:
-    """Tiles of latents (frames, height, width), and of the pixels that come out."""
+def decode_grid(tiles: Tiles, latent_shape: VideoShape) -> TileGrid:
+    """Cut latents into tiles whose outputs are pixels."""
     sizes, outs = (tiles.latent_frames, tiles.latent), (tiles.sample_frames, tiles.sample_px)
-    return grid(latent_shape, sizes, outs, tiles.overlap, up=True)
+    return _grid(latent_shape, sizes, outs, tiles.overlap, up=True)
 
 
-def encode_grid(tiles: Tiles, pixel_shape: Shape) -> TileGrid:
-    """Tiles of pixels (frames, height, width), and of the moments that come out."""
+def encode_grid(tiles: Tiles, pixel_shape: VideoShape) -> TileGrid:
+    """Cut pixels into tiles whose outputs are moments of latents. Height and width are multiples of SPACE."""
     assert pixel_shape[1] % SPACE == 0 == pixel_shape[2] % SPACE, f"{pixel_shape} is not whole latents"
     sizes, outs = (tiles.sample_frames, tiles.sample_px), (tiles.latent_frames, tiles.latent)
-    return grid(pixel_shape, sizes, outs, tiles.overlap, up=False)
+    return _grid(pixel_shape, sizes, outs, tiles.overlap, up=False)
 
 
-def grid(shape: Shape, sizes: Sizes, outs: Sizes, overlap: float, *, up: bool) -> TileGrid:
-    """`sizes` of tiles in what is cut and `outs` in what comes out, each in time and in space.
+def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, overlap: float, *, up: bool) -> TileGrid:
+    """Cut `shape` into tiles of `sizes`, whose outputs have the sizes `outs`.
 
     A last tile in time that gives no frame of its own is left out.
     """
@@ -115,41 +115,41 @@ def grid(shape: Shape, sizes: Sizes, outs: Sizes, overlap: float, *, up: bool) -
     stride_t, stride = (0 if s is None else int(s * (1 - overlap)) for s in sizes)
     in_time, in_space = size_t is not None and shape[0] > size_t, size is not None and max(shape[1:]) > size
     times = [
-        (s, scaled(length(s) - 1, TIME) + (s[0] == 0))
-        for s in spans(shape[0], size_t if in_time else None, stride_t, 1)
+        (s, scaled(_length(s) - 1, TIME) + (s[0] == 0))
+        for s in _bounds(shape[0], size_t if in_time else None, stride_t, 1)
     ]
-    times = [(span, frames) for span, frames in times if frames > 0]
-    rows, columns = (
-        [(s, scaled(length(s), SPACE)) for s in spans(n, size if in_space else None, stride)] for n in shape[1:]
+    times = [(bounds, frames) for bounds, frames in times if frames > 0]
+    ys, xs = (
+        [(s, scaled(_length(s), SPACE)) for s in _bounds(n, size if in_space else None, stride)] for n in shape[1:]
     )
     tiles = tuple(
-        Tile((t, i, j), time, row, column, (frames, height, width))
+        Tile((t, i, j), time, y, x, (frames, height, width))
         for t, (time, frames) in enumerate(times)
-        for i, (row, height) in enumerate(rows)
-        for j, (column, width) in enumerate(columns)
+        for i, (y, height) in enumerate(ys)
+        for j, (x, width) in enumerate(xs)
     )
     keep_t, keep = scaled(stride_t, TIME), scaled(stride, SPACE)
-    whole = (joined(times, keep_t, 1), joined(rows, keep), joined(columns, keep))
+    whole = (_blended_length(times, keep_t, 1), _blended_length(ys, keep), _blended_length(xs, keep))
     return TileGrid(tiles, whole, (keep_t, keep), (int((out_t or 0) * overlap), int((out or 0) * overlap)))
 
 
-def spans(whole: int, size: int | None, stride: int, more: int = 0) -> list[Span]:
-    """[start, stop) of tiles of `size` and `more`; without a size, all of it."""
+def _bounds(whole: int, size: int | None, stride: int, more: int = 0) -> list[Bounds]:
+    """Return the bounds of tiles of `size` and `more`, one per stride; the whole one if there is no size."""
     if size is None:
         return [(0, whole)]
     return [(start, min(start + size + more, whole)) for start in range(0, whole, stride)]
 
 
-def length(span: Span) -> int:
-    return span[1] - span[0]
+def _length(bounds: Bounds) -> int:
+    return bounds[1] - bounds[0]
 
 
-def joined(parts: list[tuple[Span, int]], keep: int, more: int = 0) -> int:
-    """Length of the blended axis: `keep` of every part (and `more` of the first), and the last one whole."""
+def _blended_length(parts: list[tuple[Bounds, int]], keep: int, more: int = 0) -> int:
+    """Return the length of a blended axis: `keep` of every part (and `more` of the first), and the whole last one."""
     return parts[-1][1] if len(parts) == 1 else (len(parts) - 1) * keep + more + parts[-1][1]
 
 
 def tile_cost(tile: Tile) -> int:
-    """Work of a tile, in numbers of its output: the VAE's convolutions are linear in them."""
+    """Return the work of a tile in numbers of its output, in which the VAE's convolutions are linear."""
     frames, height, width = tile.out_shape
     return (frames + (tile.time[0] > 0)) * height * width

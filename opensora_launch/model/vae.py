@@ -1,17 +1,18 @@
-"""Videos to latents and back with the causal VAE, tile by tile.
+"""Encode videos into latents and decode them with the causal VAE, tile by tile.
 
-    B rows   C latent channels   M = 2 C moments   T H W frames, height, width of latents or of pixels
+    B videos   C latent channels   M = 2 C moments   T H W frames, height, width of latents or of pixels
 
 Latents are in model space: scale_factor * (z - shift_factor), as the diffusion transformer sees them.
 
 Who computes which tile is an argument. `run_tiles(tiles, compute)` returns the outputs in the order of `tiles`,
-lazily if it likes, or None where they are not wanted (a rank that sent its own to the one that blends):
+lazily if it likes, or None where they are not wanted (on a rank that sent its own to the one that blends):
 
-    def run_tiles(tiles, compute):             # the ranks of a video, root blends
+    def run_tiles(tiles, compute):             # on the ranks of a video, whose root blends
         mine = {i: compute(tiles[i]) for i in my_share}
         return in_order(gathered) if root else None
 
-A tile's output is B, channels, *tile.out_shape, in the VAE's dtype; it is blended in place. `tile_cost` balances.
+The output of a tile is B, channels, *tile.out_shape, in the dtype of the VAE, and is blended in place. `tile_cost`
+serves to balance the work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ RunTiles = Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor]
 
 
 def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> CausalVae:
-    """The VAE of `cfg` with exactly the weights in `tensors` (public names), which it takes as they are."""
+    """Build the VAE of `cfg` with exactly the weights in `tensors` (public names), whose dtype and device it keeps."""
     with torch.device("meta"):
         vae = CausalVae(cfg)
     fill(vae, tensors, "the VAE's weights")
@@ -38,18 +39,18 @@ def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> CausalVae:
 
 
 def one_after_another(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterator[Tensor]:
-    """All tiles here, each computed when the blending asks for it, so that one output is held at a time."""
+    """Compute all tiles here, each when the blending asks for it, so that one output is held at a time."""
     return (compute(tile) for tile in tiles)
 
 
 @dataclass(frozen=True)
 class Region:
-    """A finished part of what comes out of the VAE: B, channels, frames, rows, columns, and where it belongs."""
+    """A finished part of the output: B, channels, frames, height, width, and the slices where it belongs."""
 
     values: Tensor
     frames: slice
-    rows: slice
-    columns: slice
+    y: slice
+    x: slice
 
 
 @torch.no_grad()
@@ -60,112 +61,112 @@ def decode_regions(
     tiles: Tiles,
     run_tiles: RunTiles = one_after_another,
 ) -> tuple[TileGrid, Iterator[Region] | None]:
-    """Pixels B 3 T' H' W' in [-1, 1], nearly, region by region; None where `run_tiles` gives None."""
+    """Decode latents to pixels B 3 T' H' W', nearly in [-1, 1], region by region; None where `run_tiles` gives None."""
     z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.post_quant_conv.weight)
-    grid = decode_grid(tiles, tuple3(z))
+    grid = decode_grid(tiles, video_shape(z))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
     return grid, None if outputs is None else blend(grid, outputs)
 
 
-def decode(
+def decode_latents(
     vae: CausalVae,
     cfg: VaeConfig,
     latent: Float[Tensor, "B C T H W"],
     tiles: Tiles,
     run_tiles: RunTiles = one_after_another,
 ) -> Tensor | None:
-    """Pixels B 3 T' H' W' in [-1, 1], nearly, as one tensor; None where `run_tiles` gives None."""
+    """Decode latents into pixels B 3 T' H' W', nearly in [-1, 1], as one tensor; None where `run_tiles` gives None."""
     grid, regions = decode_regions(vae, cfg, latent, tiles, run_tiles)
     return None if regions is None else assemble(grid, regions)
 
 
 @torch.no_grad()
-def encode(
+def encode_pixels(
     vae: CausalVae, pixels: Float[Tensor, "B 3 T H W"], tiles: Tiles, run_tiles: RunTiles = one_after_another
 ) -> Tensor | None:
-    """Moments B M t h w of the latents, unscaled: means, then log variances. H and W are multiples of 8.
+    """Encode pixels into unscaled moments B M t h w of latents: means, then log variances. H and W are multiples of 8.
 
-    The pixels may be elsewhere: a tile of them at a time comes to the VAE's device.
+    The pixels may be on another device: one tile of them at a time is copied to the device of the VAE.
     """
-    like, grid = vae.quant_conv.weight, encode_grid(tiles, tuple3(pixels))
+    like, grid = vae.quant_conv.weight, encode_grid(tiles, video_shape(pixels))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(lambda cut: vae.encode(cut.to(like)), pixels, tile))
     return None if outputs is None else assemble(grid, blend(grid, outputs))
 
 
 def posterior_mean(cfg: VaeConfig, moments: Float[Tensor, "B M T H W"]) -> Float[Tensor, "B C T H W"]:
-    """The latent's mean, in model space, in fp32 or wider."""
-    return cfg.scale_factor * (wide(moments).chunk(2, dim=1)[0] - cfg.shift_factor)
+    """Return the mean of the latents, in model space, in fp32 or wider."""
+    return cfg.scale_factor * (_widened(moments).chunk(2, dim=1)[0] - cfg.shift_factor)
 
 
 def posterior_sample(
     cfg: VaeConfig, moments: Float[Tensor, "B M T H W"], generator: torch.Generator
 ) -> Float[Tensor, "B C T H W"]:
-    """A draw of the latent, in model space, in fp32 or wider. `generator` is a CPU's: the same draw everywhere."""
-    mean, log_variance = wide(moments).chunk(2, dim=1)
+    """Draw the latents, in model space, in fp32 or wider. A CPU's `generator` gives the same draw on every device."""
+    mean, log_variance = _widened(moments).chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean)
     std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
     return cfg.scale_factor * (mean + std * noise - cfg.shift_factor)
 
 
-def wide(x: Tensor) -> Tensor:
+def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def compute_tile(run: Callable[[Tensor], Tensor], whole: Float[Tensor, "B C T H W"], tile: Tile) -> Tensor:
-    """B, channels, *tile.out_shape: the tile cut out of `whole` and run through the encoder or decoder."""
-    cut = whole[:, :, slice(*tile.time), slice(*tile.rows), slice(*tile.columns)]
+    """Cut the tile out of `whole` and run it through the encoder or decoder: B, channels, *tile.out_shape."""
+    cut = whole[:, :, slice(*tile.time), slice(*tile.y), slice(*tile.x)]
     out = run(cut)
     if tile.time[0] > 0:
         out = out[:, :, 1:]
-    assert tuple3(out) == tile.out_shape, f"tile {tile} came out as {tuple3(out)}"
+    assert video_shape(out) == tile.out_shape, f"tile {tile} came out as {video_shape(out)}"
     return out
 
 
 def assemble(grid: TileGrid, regions: Iterable[Region]) -> Tensor:
-    """All regions as one tensor."""
+    """Put all regions together in one tensor."""
     whole = None
     for region in regions:
         shape = (*region.values.shape[:2], *grid.out_shape)
         if region.values.shape == shape:
             return region.values
         whole = region.values.new_empty(shape) if whole is None else whole
-        whole[:, :, region.frames, region.rows, region.columns] = region.values
+        whole[:, :, region.frames, region.y, region.x] = region.values
     assert whole is not None, "a grid has a tile"
     return whole
 
 
 @torch.no_grad()
 def blend(grid: TileGrid, outputs: Iterable[Tensor]) -> Iterator[Region]:
-    """Regions of the whole as they are finished, from the outputs of `grid.tiles` in their order.
+    """Yield regions of the whole as they are finished, from the outputs of `grid.tiles` in their order.
 
-    Tiles are blended in space, then with the ones before in time, of which the last frames are kept.
+    Tiles are blended in space, and then with the earlier ones in time, whose last frames are kept.
     """
     last = max(tile.index[0] for tile in grid.tiles)
     keep_t, keep = grid.keep
     tail = None
     for tile, values in zip(grid.tiles, blend_in_space(grid, outputs), strict=True):
         t, top, left = tile.index[0], tile.index[1] * keep, tile.index[2] * keep
-        rows, columns = slice(top, top + values.shape[3]), slice(left, left + values.shape[4])
+        y, x = slice(top, top + values.shape[3]), slice(left, left + values.shape[4])
         if t > 0:
             assert tail is not None
-            fade(tail[:, :, :, rows, columns], values, dim=2, blend=grid.blend[0])
+            fade(tail[:, :, :, y, x], values, dim=2, blend=grid.blend[0])
         if t < last:
             end = values[:, :, -grid.blend[0] :]
             tail = end.new_empty(*end.shape[:3], *grid.out_shape[1:]) if tail is None else tail
-            tail[:, :, :, rows, columns] = end
+            tail[:, :, :, y, x] = end
             values = values[:, :, : keep_t + (t == 0)]
         start = t * keep_t + (t > 0)
-        yield Region(values, slice(start, start + values.shape[2]), rows, columns)
+        yield Region(values, slice(start, start + values.shape[2]), y, x)
 
 
 def blend_in_space(grid: TileGrid, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
-    """What stays of each tile. It is faded in from the one above and then from the one to its left, as these are then.
+    """Yield the kept part of each tile, faded in from the blended tile above and then from the one to its left.
 
-    Of a finished tile only the strips are held that its neighbours need.
+    Only those strips of a finished tile are held that its neighbours need.
     """
     keep, blend = grid.keep[1], grid.blend[1]
     alone = all(tile.index[1:] == (0, 0) for tile in grid.tiles)
-    left, above = None, dict[int, Tensor]()  # right strip of the tile before, bottom strips of the row before
+    left, above = None, dict[int, Tensor]()  # right strip of the tile to the left, bottom strips of the tiles above
     for tile, out in zip(grid.tiles, outputs, strict=True):
         if alone:
             yield out
@@ -181,7 +182,7 @@ def blend_in_space(grid: TileGrid, outputs: Iterable[Tensor]) -> Iterator[Tensor
 
 
 def fade(before: Tensor, after: Tensor, *, dim: int, blend: int) -> None:
-    """Fade the start of `after` in from the end of `before`, in place: y/n of it at its y-th of n places."""
+    """Fade the start of `after` in from the end of `before`, in place: at place i of n it keeps i/n of itself."""
     count = min(before.shape[dim], after.shape[dim], blend)
     if count == 0:
         return
@@ -195,6 +196,6 @@ def fade(before: Tensor, after: Tensor, *, dim: int, blend: int) -> None:
     start.copy_(before.narrow(dim, before.shape[dim] - count, count) * old + start * new)
 
 
-def tuple3(x: Tensor) -> tuple[int, int, int]:
+def video_shape(x: Tensor) -> tuple[int, int, int]:
     frames, height, width = x.shape[2:]
     return frames, height, width

@@ -1,4 +1,4 @@
-"""Tensors out of weight files, and random ones, as a dict of names."""
+"""Read tensors from weight files, or draw random ones, as a dict by name."""
 
 import pickle
 import zipfile
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.files import files_of
+from opensora_launch.model.weight_files import files_of
 
 BIAS_STD = 0.02
 
@@ -24,47 +24,46 @@ def read_tensors(
     prefix: str = "",
     wanted: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of the files of its index, whose names start with `prefix`, without it; or
-    those of `wanted` only.
+    """Read the tensors of a safetensors file, or of the files of its index, whose names start with `prefix`.
 
-    One tensor after another goes to the device and dtype (None keeps the file's), so there is no second copy of the
-    whole. On a CPU, in the file's dtype, they are views of the mapped file, which all ranks of a machine share; so the
-    file must not be written over while they live.
+    The result has the names without the prefix; `wanted` selects some of them. Tensors go to the device and dtype (None
+    keeps that of the file) one at a time, so there is no second copy of the whole. On a CPU, in the dtype of the file,
+    they are views of the mapped file, which all ranks of a machine share: do not overwrite the file meanwhile.
     """
     keep = None if wanted is None else set(wanted)
     found: dict[str, Tensor] = {}
     for place in files_of(path):
         with safe_open(place, framework="pt", device=str(device)) as file:
-            for name in file.keys():  # noqa: SIM118 it is no dict
+            for name in file.keys():  # noqa: SIM118 it is not a dict
                 short = name.removeprefix(prefix)
                 if name.startswith(prefix) and (keep is None or short in keep):
-                    found[short] = in_dtype(file.get_tensor(name), dtype)
+                    found[short] = _in_dtype(file.get_tensor(name), dtype)
     return found
 
 
-def in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
 def read_pickle(path: Path, *, device: torch.device, dtype: torch.dtype, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """The `wanted` tensors of a file of torch.save. Nothing in the pickle is run; the file is mapped, not read.
+    """Read the `wanted` tensors of a file by torch.save. Nothing in the pickle is run; the file is mapped, not read.
 
-    The oldest form of such files cannot be mapped, and is read whole. UserError if there is more in it than tensors.
+    The oldest form of such files cannot be mapped, and is read whole. Raises UserError if it holds more than tensors.
     """
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as a pickle of tensors alone; download it again") from error
+        raise UserError(f"{path} cannot be read as a pickle that holds only tensors; download it again") from error
     return {name: tensors[name].to(device=device, dtype=dtype) for name in wanted if name in tensors}
 
 
 def random_tensors(
     module: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device, wanted: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Weights for a module on the meta device, such that activations keep their size; for speed measurements.
+    """Draw weights for a module on the meta device, for speed measurements. Activations keep their size.
 
-    Every tensor has a generator of its own, seeded by `seed` and its name: any part of them can be made alone and is
-    the same. Matrices have std 1 / sqrt(inputs), norms are 1, biases small. Drawn on `device`, so CPU and GPU differ.
+    Each tensor has its own generator, seeded by `seed` and its name, so any subset can be drawn alone with the same
+    result. Matrices have std 1 / sqrt(inputs), norms are 1, biases small. CPU and GPU draw different numbers.
     """
     state = module.state_dict()
     names = state if wanted is None else wanted

@@ -1,4 +1,4 @@
-"""Work split over ranks: mesh, token shares, Ulysses, ring and hybrid attention, guidance rows, VAE tiles.
+"""Split work over ranks: the mesh, shares of tokens, heads, weights, guidance rows and VAE tiles.
 
-Functions of tensors and groups. Only this room asks how many ranks there are.
+These are functions of tensors and groups. No other room asks how many ranks there are.
 """

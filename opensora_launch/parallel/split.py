@@ -1,4 +1,4 @@
-"""Which part of a whole is whose. Shares differ by at most one; nothing is padded, nothing must divide."""
+"""Split a whole into shares, one per rank. Sizes differ by at most one; nothing is padded and nothing must divide."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def share_sizes(total: int, ranks: int) -> tuple[int, ...]:
-    """Sizes of `ranks` consecutive shares of `total` things; the first shares are the larger ones."""
+    """Return the sizes of `ranks` consecutive shares of `total` things; the first shares are the larger ones."""
     base, extra = divmod(total, ranks)
     return tuple(base + (index < extra) for index in range(ranks))
 
@@ -22,7 +22,7 @@ def share_slices(total: int, ranks: int) -> tuple[slice, ...]:
 
 @dataclass(frozen=True)
 class TokenShare:
-    """One rank's tokens of a sequence of `num_text` text tokens followed by video tokens."""
+    """One rank's share of a sequence of `num_text` text tokens followed by video tokens."""
 
     num_text: int
     start: int
@@ -35,12 +35,12 @@ class TokenShare:
 
     @property
     def text(self) -> slice:
-        """Our text tokens; empty for ranks past the text."""
+        """The text tokens of the share; empty if it starts after the text."""
         return slice(min(self.start, self.num_text), min(self.stop, self.num_text))
 
     @property
     def video(self) -> slice:
-        """Our video tokens, counted from the first video token; empty for ranks that hold only text."""
+        """The video tokens of the share, counted from the first video token; empty if it holds only text."""
         return slice(max(self.start - self.num_text, 0), max(self.stop - self.num_text, 0))
 
     def cut_text(self, x: Shaped[Tensor, "B T C"]) -> Shaped[Tensor, "B t C"]:

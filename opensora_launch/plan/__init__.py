@@ -1,1 +1,1 @@
-"""Request + model facts + machine facts -> Plan, or every reason why not. No torch, no files, no clock."""
+"""From a request and the facts of model and machine to a Plan, or to all its problems. No torch, files or clock."""

@@ -1,17 +1,16 @@
-"""Why a request has no plan, as far as that shows before its size is known: lines to show a user. Pure."""
+"""Checks of a request that do not depend on the video's size. Each returns lines to show a user. Pure."""
 
-import math
 from collections.abc import Iterator
 
-from opensora_launch.errors import UserError, must_be_one_of
+from opensora_launch.errors import UserError, must_be_one_of, must_be_positive
 from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import placements
-from opensora_launch.schema.cards import PCIE_GB_S
+from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import (
+    MAX_COUNT,
+    MAX_SEED,
     AttentionKind,
-    HardwareConfig,
     LauncherConfig,
-    LayoutConfig,
     MmditConfig,
     RunConfig,
     SamplingConfig,
@@ -19,12 +18,11 @@ from opensora_launch.schema.config import (
 )
 
 ANYWHERE = (AttentionKind.auto, AttentionKind.reference)
-MOST = 10_000  # steps and samples, of a run as of a line of a prompt file: a zero too many
 ENDLESS = 2**62  # tokens
 
 
 def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) -> list[str]:
-    """What is wrong with numbers, the attention kernel and the layout's degrees, whatever the video."""
+    """Return problems with numbers, the attention kernel and the layout's degrees, which hold for any video."""
     problems = sampling_problems(run.sampling) + count_problems(run.sampling) + model_problems(run.model.mmdit)
     problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
     problems += attention_problems(run.attention, device)
@@ -34,28 +32,30 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
         placement = placements(run.placement, run.fit, ranks, gpus_per_node)[0]
         rules = rules_of(run.model.mmdit, run.engine, placement)
         facts = LayoutFacts(ranks, gpus_per_node, batches=1, max_rows=1, total_tokens=ENDLESS, rules=rules)
-        layouts_by_rows(facts, LayoutConfig(**vars(run.layout)))
+        layouts_by_rows(facts, run.layout)
     except UserError as impossible:
         problems += impossible.problems
     return problems
 
 
 def count_problems(sampling: SamplingConfig) -> list[str]:
-    """Counts that would keep even the planner busy for hours."""
+    """Return problems with counts that would keep even the planner busy for hours."""
     counts = {"num_steps": sampling.num_steps, "num_samples": sampling.num_samples}
-    return [f"sampling.{name}={count} must be at most {MOST}" for name, count in counts.items() if count > MOST]
+    return [
+        f"sampling.{name}={count} must be at most {MAX_COUNT}" for name, count in counts.items() if count > MAX_COUNT
+    ]
 
 
 def attention_problems(kind: AttentionKind, device: str) -> list[str]:
-    """A kernel that was named and is of the other kind of device."""
+    """Return a problem if a named kernel does not run on this kind of device."""
     if kind in ANYWHERE or (kind is AttentionKind.cpu_flash) == (device == "cpu"):
         return []
-    why = "it needs a GPU" if device == "cpu" else "it runs on CPUs"
+    why = "it needs a GPU" if device == "cpu" else "it runs on CPUs only"
     return [f"attention={kind.value} cannot be used: {why}; use attention=auto"]
 
 
 def sampling_problems(sampling: SamplingConfig) -> list[str]:
-    """What is wrong with counts, names and the seed."""
+    """Return problems with counts, names and the seed."""
     counts = {name: getattr(sampling, name) for name in ("num_steps", "num_samples", "batch_size")}
     problems = [
         f"sampling.{name}={count} must be at least 1"
@@ -65,14 +65,14 @@ def sampling_problems(sampling: SamplingConfig) -> list[str]:
     problems += must_be_one_of("sampling.noise_device", sampling.noise_device, ("cpu", "cuda"))
     problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
     if sampling.flow_shift is not None and sampling.flow_shift <= 0:
-        problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null for the model's own")
-    if sampling.seed is not None and not 0 <= sampling.seed < 2**63:
+        problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null to compute it")
+    if sampling.seed is not None and not 0 <= sampling.seed <= MAX_SEED:
         problems.append(f"sampling.seed={sampling.seed} must be between 0 and 2^63 - 1, or null for a random one")
     return problems
 
 
 def model_problems(mmdit: MmditConfig) -> list[str]:
-    """What is wrong with the sizes of heads and axes."""
+    """Return problems with the sizes of heads and axes."""
     if mmdit.hidden_size % mmdit.num_heads:
         return [f"model.mmdit.hidden_size={mmdit.hidden_size} is not a multiple of num_heads={mmdit.num_heads}"]
     head_dim = mmdit.hidden_size // mmdit.num_heads
@@ -82,20 +82,23 @@ def model_problems(mmdit: MmditConfig) -> list[str]:
 
 
 def launcher_problems(launcher: LauncherConfig) -> list[str]:
-    """What is wrong with threads, checkpoints and the time limit."""
+    """Return problems with threads, checkpoints and the time limit."""
     problems = list[str]()
     threads = launcher.threads_per_rank
     if threads is not None and threads < 1:
-        problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null to be chosen")
+        problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null for the default")
     if (launcher.checkpoint_every_steps or 0) < 0:
-        problems.append("launcher.checkpoint_every_steps must be at least 1, 0 for never, or null to be chosen")
+        problems.append(
+            f"launcher.checkpoint_every_steps={launcher.checkpoint_every_steps} must be at least 0 (0: never), "
+            f"or null for the default"
+        )
     if launcher.timeout_s <= 0:
         problems.append(f"launcher.timeout_s={launcher.timeout_s} must be more than 0 seconds")
     return problems
 
 
 def topology_problems(topology: TopologyConfig) -> list[str]:
-    """What is wrong with counts and links; null is for the launcher to find out."""
+    """Return problems with counts and links; null is allowed, because the launcher fills it in."""
     counts = {name: getattr(topology, name) for name in ("nodes", "gpus_per_node")}
     problems = [f"topology.{name}={n} must be at least 1" for name, n in counts.items() if n is not None and n < 1]
     return problems + [
@@ -105,19 +108,12 @@ def topology_problems(topology: TopologyConfig) -> list[str]:
     ]
 
 
-def card_problems(card: HardwareConfig) -> list[str]:
-    """What is wrong with the facts of a card that has a name; none of a card that is still to be found."""
+def card_problems(card: Card) -> list[str]:
+    """Return problems with the facts of a named card; none if the card is still to be found."""
     return list(_card_problems(card)) if card.name is not None else []
 
 
-def must_be_positive(name: str, got: float | None, least: float | None = None) -> list[str]:
-    """One line if a number is none, or not more than 0; with `least`, if it is below that. Null is right."""
-    if got is None or (math.isfinite(got) and (got > 0 if least is None else got >= least)):
-        return []
-    return [f"{name}={got} must be {'more than 0' if least is None else f'at least {least:g}'}"]
-
-
-def _card_problems(card: HardwareConfig) -> Iterator[str]:
+def _card_problems(card: Card) -> Iterator[str]:
     efficiencies = ("matmul_efficiency", "attention_efficiency", "link_efficiency")
     rates = ("bf16_tflops", "fp16_tflops", "fp8_tflops")
     for name in ("memory_gib", "bandwidth_gb_s", *rates, "nvlink_gb_s", *efficiencies):
@@ -125,7 +121,7 @@ def _card_problems(card: HardwareConfig) -> Iterator[str]:
     for name, least in (("tdp_w", 0), ("price_usd", 0), ("nvlink_gpus", 1)):
         yield from must_be_positive(f"hardware.{name}", getattr(card, name), least)
     if card.bf16_tflops is None and card.fp16_tflops is None:
-        yield "hardware.bf16_tflops or hardware.fp16_tflops must be given: what the card computes a second"
+        yield "hardware.bf16_tflops or hardware.fp16_tflops must be set: the rate at which the card computes"
     if card.pcie_generation not in PCIE_GB_S:
         known = ", ".join(map(str, PCIE_GB_S))
         yield f"hardware.pcie_generation={card.pcie_generation} is not known; use one of {known}"

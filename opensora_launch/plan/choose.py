@@ -1,33 +1,33 @@
-"""Every legal layout of a topology, ranked by predicted time under the memory limit. Pure: no clock, no files."""
+"""Rank every legal layout of a topology by predicted time under the memory limit. Pure: no clock, no files."""
 
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from opensora_launch.plan.layout import Layout, Rules, all_layouts, asked_degrees, layout_problem
+from opensora_launch.plan.layout import Layout, Rules, all_layouts, configured_degrees, layout_problem
 from opensora_launch.plan.memory import (
     FP8_BYTES,
     FRAGMENTS,
     GIB,
-    TOKENS_AT_ONCE,
     USABLE,
     Memory,
     blocks_bytes,
     memory_of,
 )
 from opensora_launch.plan.placement import Placement, placements
-from opensora_launch.plan.times import Counts, Load, Rates, StepTime, rates_of, step_counts, step_time
+from opensora_launch.plan.times import Rates, StepCounts, StepLoad, StepTime, rates_of, step_counts, step_time
 from opensora_launch.plan.vaes import VAES
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.config import Engine, Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
+from opensora_launch.schema.model_constants import TOKENS_AT_ONCE
 
-HOST_PRICE = 0.02  # of the time, that weights from host memory must save: they take its memory and its pins
-DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders once loaded; H.264 of one process
+HOST_PRICE = 0.02  # share of the time that weights in host memory must save, because they occupy (pinned) memory
+DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders, loaded; H.264 in one process
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of the whole job. compute, ulysses, ring, tensor, gather and launch add up to the denoising."""
+    """Seconds for the whole job. compute, ulysses, ring, tensor, gather and launch add up to denoising."""
 
     load: float
     text: float
@@ -46,30 +46,30 @@ class Phases:
 
     @property
     def total(self) -> float:
-        """With what happens once: weights from disk and text encoders."""
+        """All seconds, including what happens once: reading weights from disk, and text encoding."""
         return self.load + self.text + self.making
 
     @property
     def making(self) -> float:
-        """Weights loaded: what the videos take."""
+        """Seconds for the videos themselves, with the weights loaded."""
         return self.denoise + self.vae + self.save
 
 
 @dataclass(frozen=True)
 class Option:
-    """A layout for each number of rows, and what it is predicted to take."""
+    """A layout for each number of rows, and its predicted time and memory."""
 
-    layouts: tuple[tuple[int, Layout], ...]  # rows rising
+    layouts: tuple[tuple[int, Layout], ...]  # rows ascending
     placement: Placement
     phases: Phases
     memory: Memory
     limit_bytes: float
-    efficiency: float  # against one GPU of unlimited memory
+    efficiency: float  # compared with one GPU with unlimited memory
     energy_kwh: float
 
     @property
     def layout(self) -> Layout:
-        """Of the steps with the most rows."""
+        """The layout of the steps with the most rows."""
         return self.layouts[-1][1]
 
     @property
@@ -81,40 +81,40 @@ class Option:
         return self.memory.peak <= self.limit_bytes
 
 
-def options(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
-    """Layouts that fit first, then by time. A tie goes to whole weights, more guidance ranks, then fewer ring hops.
+def options(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
+    """Return all options: those that fit first, then by time, whole weights, more guidance ranks, fewer ring hops.
 
-    The weights are placed as asked. What is left open is whole on every rank where that fits, else cut (tp) or placed
-    in the way that takes least time, host memory only where it saves some; where no way fits, it is the one that needs
-    least memory.
+    Configured placement settings are kept. If they leave a choice, weights are whole on every rank if that fits, else
+    divided (tp) or placed so that the job is fastest; host memory is used only if it saves time. If no placement fits,
+    the options are those of the placement that needs the least memory.
     """
     found = list[tuple[Option, ...]]()
     for placement in placements(work.placement, work.fit, work.ranks, work.gpus_per_node):
         found.append(_options(work, fixed, placement))
         if found[0] and found[0][0].fits and found[0][0].layout.tp == 1:
-            break  # nothing is faster than weights that stay
+            break  # nothing is faster than whole weights on the GPU
     fitting = [ways for ways in found if ways and ways[0].fits]
     if fitting:
         return min(fitting, key=lambda ways: ways[0].phases.making * (1 + HOST_PRICE * ways[0].from_host))
     return min(found, key=lambda ways: min((o.memory.peak for o in ways), default=math.inf))
 
 
-def passed_over(work: Work, fixed: LayoutConfig, chosen: Option) -> tuple[Option, ...]:
-    """The best option of each placement that might have been, but for the chosen one."""
+def passed_over(work: Workload, fixed: LayoutConfig, chosen: Option) -> tuple[Option, ...]:
+    """Return the best option of each allowed placement that was not chosen."""
     ways = (_options(work, fixed, p) for p in placements(work.placement, work.fit, work.ranks, work.gpus_per_node))
     each = [found[0] for found in ways if found]
     return tuple(option for option in each if option.placement != chosen.placement)
 
 
-def _options(work: Work, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
+def _options(work: Workload, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:
     predict = _Predictor(work, placement)
     found = [predict.option(layout, fixed) for layout in _layouts(work, fixed, placement)]
     found.sort(key=lambda o: (not o.fits, o.phases.making, o.layout.tp, -o.layout.cfg, o.layout.ring))
     return tuple(found)
 
 
-def may_fit(work: Work, fixed: LayoutConfig) -> bool:
-    """Whether memory alone leaves a layout, cut or placed so that it needs least: much quicker than `options`."""
+def may_fit(work: Workload, fixed: LayoutConfig) -> bool:
+    """Return whether any layout fits if weights are divided or placed smallest. Much faster than `options`."""
     ladder = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
     return any(
         predict.fits(layout)
@@ -123,41 +123,39 @@ def may_fit(work: Work, fixed: LayoutConfig) -> bool:
     )
 
 
-def _layouts(work: Work, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
-    """Of the steps with the most rows: all legal ones but those of no use."""
-    asked, rules = asked_degrees(fixed), _rules(work, placement)
+def _layouts(work: Workload, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
+    """Return the legal layouts of the steps with the most rows, without useless ones if others exist."""
+    rules = _rules(work, placement)
     legal = [
         layout
-        for layout in all_layouts(work.ranks)
-        if all(getattr(layout, axis) == degree for axis, degree in asked.items())
-        and layout.sequence <= work.shape.video_tokens + work.shape.text_tokens
-        and not layout_problem(rules, layout)
+        for layout in all_layouts(work.ranks, configured_degrees(fixed))
+        if layout.sequence <= work.grid.total_tokens and not layout_problem(rules, layout)
     ]
     return [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
 
 
-def _rules(work: Work, placement: Placement) -> Rules:
+def _rules(work: Workload, placement: Placement) -> Rules:
     return Rules(work.engine, work.net.heads, work.net.feed_forward, placement)
 
 
-def _useful(work: Work, layout: Layout, rows: int) -> bool:
-    """More Ulysses ranks than heads, or more guidance ranks than rows, would only wait."""
+def _useful(work: Workload, layout: Layout, rows: int) -> bool:
+    """Return whether no rank only waits: there are as many heads, rows and batches as ranks that share them."""
     return layout.ulysses * layout.tp <= work.net.heads and layout.cfg <= rows and layout.dp <= work.batches
 
 
-def ways_to_fit(work: Work, fixed: LayoutConfig) -> tuple[Option, ...]:
-    """The best option of each other placement of the weights that fits, fastest first, whatever was asked."""
+def ways_to_fit(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
+    """Return the best option of each other placement that fits, fastest first, ignoring the configured placement."""
     free = placements(PlacementConfig(storage=work.placement.storage), Fit.auto, work.ranks, work.gpus_per_node)
-    asked = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
-    ways = (_options(work, fixed, placement) for placement in free if placement not in asked)
+    allowed = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
+    ways = (_options(work, fixed, placement) for placement in free if placement not in allowed)
     found = [options[0] for options in ways if options and options[0].fits]
     return tuple(sorted(found, key=lambda o: (o.placement.offload is Offload.host, o.phases.making)))
 
 
 class _Predictor:
-    """Predictions of one job, with what its layouts have in common worked out once."""
+    """Predicts one job. What its layouts have in common is computed once."""
 
-    def __init__(self, work: Work, placement: Placement) -> None:
+    def __init__(self, work: Workload, placement: Placement) -> None:
         self.work, self.placement = work, placement
         self.rates: Rates = rates_of(work.card, work.topology)
         self._steps: dict[tuple[int, Layout, Placement], StepTime] = {}
@@ -189,17 +187,17 @@ class _Predictor:
         )
 
     def fits(self, most: Layout) -> bool:
-        """The steps with the most rows, no offloaded block kept."""
+        """Return whether the steps with the most rows fit if no offloaded block stays on the GPU."""
         return self._memory(((self.work.max_rows, most),), self.placement).peak <= self.limit
 
     def _best(self, rows: int, most: Layout, fixed: LayoutConfig) -> Layout:
-        """Of steps with fewer rows: the fastest with as many groups of videos and the weights cut alike."""
+        """Return the fastest layout for steps with fewer rows that has the same dp and tp."""
         key = (rows, most.dp, most.tp)
         if key not in self._fewer:
             free = [
                 lay
-                for lay in all_layouts(self.work.ranks)
-                if (lay.dp, lay.tp) == key[1:] and _allowed(lay, fixed) and not layout_problem(self._rules, lay)
+                for lay in all_layouts(self.work.ranks, {"dp": most.dp, "tp": most.tp})
+                if _allowed(lay, fixed) and not layout_problem(self._rules, lay)
             ]
             useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
             best = min(useful, key=lambda lay: (self.step(rows, lay, self.placement).total, -lay.cfg, lay.ring))
@@ -212,12 +210,12 @@ class _Predictor:
             self._steps[key] = step_time(self._counts(rows, layout, placement), self.rates)
         return self._steps[key]
 
-    def _counts(self, rows: int, layout: Layout, placement: Placement) -> Counts:
+    def _counts(self, rows: int, layout: Layout, placement: Placement) -> StepCounts:
         work, ranks = self.work, layout.cfg * layout.sequence
         spread = {Shard.none: 1, Shard.node: min(ranks, work.gpus_per_node), Shard.all: ranks}
         return step_counts(
-            Load(
-                work.net, work.shape, rows, layout, work.gpus_per_node,
+            StepLoad(
+                work.net, work.grid, rows, layout, work.gpus_per_node,
                 sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
                 rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
                 tokens_at_once=TOKENS_AT_ONCE,
@@ -226,7 +224,7 @@ class _Predictor:
         )  # fmt: skip
 
     def _filled(self, layouts: tuple[tuple[int, Layout], ...]) -> tuple[Placement, Memory]:
-        """With as many offloaded blocks kept on the GPU as there is room for."""
+        """Keep as many offloaded blocks on the GPU as there is room for."""
         placement, work = self.placement, self.work
         memory = self._memory(layouts, placement)
         if placement.offload is Offload.none or work.placement.resident_blocks is not None:
@@ -234,7 +232,7 @@ class _Predictor:
         block = blocks_bytes(work.net, work.element_bytes) / work.net.blocks * FRAGMENTS
         block *= FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0
         room = max(0.0, self.limit - max(memory.denoise, memory.decode)) // block
-        for stay in range(min(work.net.blocks, int(room)), 0, -1):  # blocks differ, so the first may be too many
+        for stay in range(min(work.net.blocks, int(room)), 0, -1):  # blocks differ in size: the first guess may not fit
             filled = replace(placement, resident_blocks=stay)
             more = self._memory(layouts, filled)
             if more.peak <= self.limit:
@@ -242,11 +240,11 @@ class _Predictor:
         return placement, memory
 
     def _memory(self, layouts: tuple[tuple[int, Layout], ...], placement: Placement) -> Memory:
-        """Of the steps that need most."""
+        """Return the memory of the steps that need the most."""
         work = self.work
         each = [
             memory_of(
-                work.net, work.shape, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
+                work.net, work.grid, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
                 placement=placement, element_bytes=work.element_bytes,
                 t5_parts=layout.tp if work.engine is Engine.colossalai else 0,
             )
@@ -265,7 +263,7 @@ class _Predictor:
         return Phases(load=memory.disk / DISK_BYTES_S, text=TEXT_S, **parts, vae=self._vae(dp), save=self._save(dp))
 
     def _vae(self, dp: int) -> float:
-        """Tiles are dealt to the ranks of a video; the busiest has the most."""
+        """Return the VAE's seconds on the busiest rank: tiles are shared by the ranks of a video."""
         tiles = math.ceil(self.work.video.tiles / max(1, self.work.ranks // dp))
         return math.ceil(self.work.videos / dp) * tiles * self._tile_s()
 
@@ -281,7 +279,7 @@ class _Predictor:
 
 
 def _allowed(layout: Layout, fixed: LayoutConfig) -> bool:
-    """Steps with fewer rows are free, but an axis that was fixed at 1 stays out of use."""
+    """Return whether a layout of steps with fewer rows keeps an axis unused that was configured as 1."""
     return not (fixed.ring == 1 and layout.ring > 1) and not (
         fixed.ulysses == 1 and fixed.ring != 1 and layout.ulysses > 1
     )

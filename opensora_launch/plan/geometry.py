@@ -1,4 +1,4 @@
-"""Pixels, frames and tokens of a video, by the public Open-Sora arithmetic."""
+"""Pixels, frames and tokens of a video, computed as Open-Sora's public code does."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from opensora_launch.schema.config import MmditConfig, VideoConfig
 
 VAE_STRIDE_PX = 8
 VAE_STRIDE_FRAMES = 4
-ASPECT_RATIOS = {  # width / height of the table's own rows; the others are transposes of these
+ASPECT_RATIOS = {  # width / height; the other ratios in Open-Sora's table are transposes of these
     "16:9": 16 / 9,
     "9:16": 9 / 16,
     "1:1": 1.0,
@@ -24,7 +24,7 @@ TRANSPOSED = {"3:4": "4:3", "2:3": "3:2", "1:2": "2:1", "8:5": "5:8", "1:1.85": 
 
 @dataclass(frozen=True)
 class Geometry:
-    """One video. Latent sizes are the VAE's; a token is a patch of `patch_size` x `patch_size` latents."""
+    """Size of one video. The VAE makes the latents; a token is a patch of `patch_size` x `patch_size` latents."""
 
     height_px: int
     width_px: int
@@ -46,9 +46,9 @@ class Geometry:
 
 
 def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int, int]:
-    """(height, width) of the public size table (opensora/datasets/aspect.py, training=False).
+    """Return (height, width) from the public size table (opensora/datasets/aspect.py, training=False).
 
-    "<N>px" has an area of N*N pixels, "<N>p" of N*N*16/9; both sides are rounded down to `stride_px`.
+    "<N>px" means an area of N*N pixels, "<N>p" N*N*16/9; both sides are rounded down to a multiple of `stride_px`.
     """
     if twin := TRANSPOSED.get(aspect_ratio):
         width, height = pixel_size(resolution, twin, stride_px)
@@ -61,7 +61,7 @@ def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int,
 
 
 def geometry_problems(video: VideoConfig, mmdit: MmditConfig) -> list[str]:
-    """Every reason why `video` has no size, as lines to show."""
+    """Return every problem with the size of `video`."""
     stride = VAE_STRIDE_PX * mmdit.patch_size
     problems = must_step("video.num_frames", video.num_frames, start=1, step=VAE_STRIDE_FRAMES)
     if not 1 <= video.fps <= 240:
@@ -71,14 +71,14 @@ def geometry_problems(video: VideoConfig, mmdit: MmditConfig) -> list[str]:
         problems += _resolution_problems(video.resolution, stride)
         problems += must_be_one_of("video.aspect_ratio", video.aspect_ratio, [*ASPECT_RATIOS, *TRANSPOSED])
         problems += [
-            f"{name}={px} is given beside video.resolution={video.resolution}; use video=custom for your own size"
+            f"{name}={px} contradicts video.resolution={video.resolution}; use video=custom to set your own size"
             for name, px in sides.items()
             if px is not None
         ]
         return problems
     for name, px in sides.items():
         if px is None:
-            problems.append(f"{name} is missing; video=custom needs video.height_px and video.width_px")
+            problems.append(f"{name} is not set; video=custom needs video.height_px and video.width_px")
         else:
             problems += must_step(name, px, start=stride, step=stride)
     return problems
@@ -89,17 +89,17 @@ def _resolution_problems(resolution: str, stride_px: int) -> list[str]:
     if digits == resolution or not digits.isascii() or not digits.isdigit():
         return [f"video.resolution={resolution} is not known; write it as 256px, 768px or 480p"]
     if int(digits) < 4 * stride_px:
-        return [f"video.resolution={resolution} is too small; the least is {4 * stride_px}px"]
+        return [f"video.resolution={resolution} is too small; the smallest is {4 * stride_px}px"]
     return []
 
 
-def geometry(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geometry:
-    """The geometry of a video that has no `geometry_problems`."""
+def geometry_of(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geometry:
+    """Compute the geometry of a video that has no `geometry_problems`."""
     stride = VAE_STRIDE_PX * mmdit.patch_size
     if video.resolution is not None:
         height, width = pixel_size(video.resolution, video.aspect_ratio, stride)
     else:
-        assert video.height_px and video.width_px, "geometry_problems() was not asked"
+        assert video.height_px and video.width_px, "call geometry_problems() first"
         height, width = video.height_px, video.width_px
     return Geometry(
         height_px=height,

@@ -1,21 +1,21 @@
-"""How the ranks of a run are arranged: degrees of the mesh axes, by rule or as the user fixed them."""
+"""The arrangement of a run's ranks: degrees of the mesh axes, chosen by rule or configured."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.placement import Placement, next_smaller
 from opensora_launch.schema.config import Engine, LayoutConfig, MmditConfig, RunConfig
 
-# Rough costs of an axis, as a share of compute time, until the planner's performance model replaces them.
+# Rough cost of each axis as a share of compute time, for cards that the performance model does not know.
 ULYSSES_COST, RING_COST, CFG_COST, CROSS_NODE_COST = 0.03, 0.12, 0.004, 0.5
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Degrees of the axes, slowest-varying first: the last axis varies fastest from rank to rank.
+    """Degrees of the axes, slowest-varying first: the last axis varies fastest between consecutive ranks.
 
     rank = (((dp * CFG + cfg) * RING + ring) * ULYSSES + ulysses) * TP + tp
     """
@@ -32,22 +32,26 @@ class Layout:
 
     @property
     def sequence(self) -> int:
-        """Parts of a sequence: each is on as many ranks as `tp` says."""
+        """Number of parts of a sequence. Each part is on `tp` ranks."""
         return self.ring * self.ulysses
+
+    def has(self, degrees: Mapping[str, int]) -> bool:
+        """Return whether the named axes have these degrees."""
+        return all(getattr(self, axis) == degree for axis, degree in degrees.items())
 
     def __str__(self) -> str:
         return " ".join(f"{axis}{degree}" for axis, degree in vars(self).items())
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
-        """What str() wrote; an axis that is not named has degree 1."""
+        """Parse the text that str() writes; an axis that is not named has degree 1."""
         named = dict(re.findall(r"([a-z]+)(\d+)", text))
         return cls(**{f.name: int(named[f.name]) for f in fields(cls) if f.name in named})
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What an engine's legal layouts depend on."""
+    """The facts that decide which layouts an engine allows."""
 
     engine: Engine
     num_heads: int
@@ -56,56 +60,56 @@ class Rules:
 
 
 def rules_of(mmdit: MmditConfig, engine: Engine, placement: Placement) -> Rules:
-    """Of a model's sizes."""
+    """Take the rules from a model's sizes."""
     return Rules(engine, mmdit.num_heads, int(mmdit.hidden_size * mmdit.mlp_ratio), placement)
 
 
 def layout_problem(rules: Rules, layout: Layout) -> str:
-    """Why an engine cannot run a layout, and what to do; empty if it can."""
+    """Return why an engine cannot run a layout, and what to do; empty if it can."""
     tp, heads = layout.tp, rules.num_heads
     placed, unplaced = rules.placement.streamed, "placement.shard=none placement.offload=none placement.storage=full"
     if rules.engine is Engine.native:
         if tp > 1 and placed:
-            return f"layout.tp={tp} says itself where the weights are: use {unplaced}, or layout.tp=1"
-        return f"layout.tp={tp} is more than the model's {heads} heads" if tp > heads else ""
+            return f"layout.tp={tp} divides the weights itself: use {unplaced}, or layout.tp=1"
+        return f"layout.tp={tp} is more than the model's {heads} heads; use a smaller layout.tp" if tp > heads else ""
     if placed:
-        return f"engine=colossalai places weights by layout.tp: use {unplaced}, or engine=native"
+        return f"engine=colossalai divides weights by layout.tp only: use {unplaced}, or engine=native"
     if heads % tp or rules.feed_forward % tp:
         return (
-            f"engine=colossalai cuts heads and feed-forward evenly: layout.tp={tp} does not divide {heads} heads and a "
-            f"feed-forward of {rules.feed_forward}; use another layout.tp, or engine=native, which cuts unevenly"
+            f"engine=colossalai divides heads and feed-forward evenly, but layout.tp={tp} does not divide {heads} "
+            f"heads and a feed-forward of {rules.feed_forward}; use another layout.tp, or engine=native"
         )
     if layout.ring > 1 and layout.ulysses > 1:
         return (
-            f"engine=colossalai has one sequence mode at a time: layout.ring={layout.ring} is ring_attn and "
-            f"layout.ulysses={layout.ulysses} all_to_all; set one of them to 1, or use engine=native"
+            f"engine=colossalai supports one sequence mode at a time, but layout.ring={layout.ring} is ring_attn and "
+            f"layout.ulysses={layout.ulysses} is all_to_all; set one of them to 1, or use engine=native"
         )
     return ""
 
 
-def asked_degrees(fixed: LayoutConfig) -> dict[str, int]:
-    """The axes that the user fixed."""
+def configured_degrees(fixed: LayoutConfig) -> dict[str, int]:
+    """Return the configured axes and their degrees."""
     return {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
 
 
 @dataclass(frozen=True)
 class LayoutFacts:
-    """What the choice depends on."""
+    """The facts that the choice by rule depends on."""
 
     ranks: int
     gpus_per_node: int
-    batches: int  # groups of videos to make
-    max_rows: int  # of a batch's step
+    batches: int  # batches of videos to make
+    max_rows: int  # the most rows in a step of a batch
     total_tokens: int
     rules: Rules
 
 
 def layouts_by_rows(facts: LayoutFacts, fixed: LayoutConfig) -> tuple[tuple[int, Layout], ...]:
-    """The layout of a step with 1, 2, ... max_rows rows.
+    """Choose a layout for steps with 1, 2, ... max_rows rows.
 
-    What `fixed` names is the layout of the steps with the most rows. Steps with fewer rows keep dp and tp, and keep
-    ring or ulysses at 1 if that was fixed; else they are free. Weights are cut (tp) only where that is asked for.
-    Raises UserError if no layout is possible.
+    `fixed` is the configured layout of the steps with the most rows. Steps with fewer rows keep dp and tp, and keep
+    ring or ulysses at 1 if that was configured; their other axes are free. Weights are divided (tp) only if that is
+    configured. Raise UserError if no layout is possible.
     """
     most = _best(facts, facts.max_rows, fixed)
     if most is None:
@@ -121,18 +125,21 @@ def layouts_by_rows(facts: LayoutFacts, fixed: LayoutConfig) -> tuple[tuple[int,
 
 
 def _best(facts: LayoutFacts, rows: int, fixed: LayoutConfig) -> Layout | None:
-    asked = {"tp": 1} | asked_degrees(fixed)
-    fitting = [c for c in all_layouts(facts.ranks) if all(getattr(c, axis) == degree for axis, degree in asked.items())]
+    fitting = all_layouts(facts.ranks, {"tp": 1} | configured_degrees(fixed))
     fitting = [c for c in fitting if c.sequence <= facts.total_tokens and not layout_problem(facts.rules, c)]
     return min(fitting, key=lambda c: (_cost(facts, rows, c), -c.cfg, c.ring), default=None)
 
 
-def all_layouts(ranks: int) -> Iterator[Layout]:
-    for dp in _divisors(ranks):
-        for cfg in _divisors(ranks // dp):
-            for ring in _divisors(ranks // dp // cfg):
-                for ulysses in _divisors(ranks // dp // cfg // ring):
-                    yield Layout(dp, cfg, ring, ulysses, ranks // dp // cfg // ring // ulysses)
+def all_layouts(ranks: int, degrees: Mapping[str, int] | None = None) -> list[Layout]:
+    """Return every layout of so many ranks that has these degrees."""
+    return [
+        layout
+        for dp in _divisors(ranks)
+        for cfg in _divisors(ranks // dp)
+        for ring in _divisors(ranks // dp // cfg)
+        for ulysses in _divisors(ranks // dp // cfg // ring)
+        if (layout := Layout(dp, cfg, ring, ulysses, ranks // dp // cfg // ring // ulysses)).has(degrees or {})
+    ]
 
 
 def _divisors(n: int) -> list[int]:
@@ -140,7 +147,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def _cost(facts: LayoutFacts, rows: int, layout: Layout) -> float:
-    """Relative time of the whole job: rows and heads of the busiest rank, and a rough price of each axis."""
+    """Return the relative time of the job: rows and heads of the busiest rank, plus a rough cost of each axis."""
     rounds = math.ceil(facts.batches / layout.dp)
     heads = math.ceil(facts.rules.num_heads / layout.tp)
     uneven_heads = math.ceil(heads / layout.ulysses) * layout.ulysses / heads
@@ -153,27 +160,26 @@ def _cost(facts: LayoutFacts, rows: int, layout: Layout) -> float:
 
 
 def _why_not(facts: LayoutFacts, fixed: LayoutConfig) -> str:
-    asked = asked_degrees(fixed)
-    said = " ".join(f"layout.{axis}={degree}" for axis, degree in asked.items())
-    product = math.prod(asked.values())
-    if any(degree < 1 for degree in asked.values()):
-        return f"{said}: every degree must be at least 1"
-    if (len(asked | {"tp": 1}) == len(vars(fixed)) and product != facts.ranks) or facts.ranks % product:
+    degrees = configured_degrees(fixed)
+    overrides = " ".join(f"layout.{axis}={degree}" for axis, degree in degrees.items())
+    product = math.prod(degrees.values())
+    if any(degree < 1 for degree in degrees.values()):
+        return f"{overrides}: every degree must be at least 1"
+    if (len(degrees | {"tp": 1}) == len(vars(fixed)) and product != facts.ranks) or facts.ranks % product:
         return (
-            f"{said} needs {product} ranks or a multiple, the topology has {facts.ranks}; "
-            f"change topology.gpus_per_node or leave an axis out, and it is chosen"
+            f"{overrides} needs {product} ranks or a multiple of them, but the topology has {facts.ranks}; "
+            f"change topology.gpus_per_node, or leave an axis out for the planner to choose"
         )
-    asked = {"tp": 1} | asked
-    like = [c for c in all_layouts(facts.ranks) if all(getattr(c, axis) == degree for axis, degree in asked.items())]
-    if problems := [problem for c in like if (problem := layout_problem(facts.rules, c))]:
+    alike = all_layouts(facts.ranks, {"tp": 1} | degrees)
+    if problems := [problem for c in alike if (problem := layout_problem(facts.rules, c))]:
         return problems[0]
-    return f"{said} spreads {facts.total_tokens} tokens over more ranks than there are tokens; use fewer ranks"
+    return f"{overrides} divides {facts.total_tokens} tokens among more ranks than there are tokens; use fewer ranks"
 
 
 def smaller_placement(
     run: RunConfig, ranks: int, gpus_per_node: int, layouts: Sequence[tuple[int, Layout]], placement: Placement
 ) -> Placement | None:
-    """The next smaller placement that these layouts go with."""
+    """Return the next smaller placement that works with these layouts."""
     less = next_smaller(placement, run.placement, run.fit, ranks, gpus_per_node)
     while less and any(layout_problem(rules_of(run.model.mmdit, run.engine, less), lay) for _, lay in layouts):
         less = next_smaller(less, run.placement, run.fit, ranks, gpus_per_node)

@@ -1,7 +1,7 @@
-"""Bytes that a run needs, by phase: on the busiest GPU, in a node's host memory, and read from disk.
+"""Count the bytes that a run needs in each phase: on the busiest GPU, in a node's host memory, and read from disk.
 
-Peaks of activations are counted from the code of the blocks: the tensors that are alive at the same time, in units of
-one activation U = rows x share of the tokens x H x E. Tests hold them to what an allocator sees.
+Peaks of activations follow the code of the blocks. They count the tensors that are alive at the same time, in units of
+one activation U = rows x share of the tokens x H x E. Tests compare them with what an allocator sees.
 """
 
 import math
@@ -10,31 +10,28 @@ from functools import cache
 
 from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import Network, Shape
+from opensora_launch.plan.networks import Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.plan.vaes import VAES
 from opensora_launch.schema.config import Offload, Shard, Storage
+from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
 
 GIB = 2.0**30
-USABLE = (
-    0.985  # of the memory that NVML tells, what CUDA gives out: 39.4 of 40.0 GiB, 23.6 of 24.0 in PyTorch's messages
-)
-RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL's buffers, cuBLAS and cuDNN workspaces
-FRAGMENTS = 1.02  # of what the allocator holds over what is alive
-RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames on their way to a file
-TOKENS_AT_ONCE = 8192  # rows x tokens that the blocks widen at once (model/mmdit.py)
-VAE_TILE_UNITS = 3  # of 128 channels at full size alive in the decoder's last stage
+USABLE = 0.985  # share of NVML's total that CUDA can allocate: 39.4 of 40.0 GiB, 23.6 of 24.0 in PyTorch's messages
+RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL buffers, cuBLAS and cuDNN workspaces
+FRAGMENTS = 1.02  # memory that the allocator holds, over the live bytes
+RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames waiting to be written
+VAE_TILE_UNITS = 3  # live tensors with 128 channels at full size in the decoder's last stage
 VAE_CHANNELS = 128
-VAE_CHUNK_NUMBERS = 2**27  # of a layer's frames at once (model/causal_vae.py)
-VAE_CHUNK_COPIES = 7.2 / 2  # of such a chunk: normalised in fp32, rounded, padded
-TEXT_WINDOW = 0.14  # of the text encoders: two of T5's 24 layers, its token table, CLIP
-FP8_BYTES = 1.002  # of a weight: the scales of the rows are the rest
-TEXT_WHOLE_GIB = 0.5  # CLIP and T5's token embedding, which are not cut
+VAE_CHUNK_COPIES = 7.2 / 2  # copies of a chunk: normalised in fp32, rounded, padded
+TEXT_WINDOW = 0.14  # share of the text encoders in memory: two of T5's 24 layers, its token table, CLIP
+FP8_BYTES = 1.002  # bytes per weight, including the scales of the rows
+TEXT_WHOLE_GIB = 0.5  # CLIP and T5's token embedding, which are not divided
 
 
 @dataclass(frozen=True)
 class VideoSize:
-    """What the VAE makes; `tile_px` None: in one piece, `tile_frames` None: all frames of a tile at once."""
+    """The video that the VAE decodes. `tile_px` None: in one piece; `tile_frames` None: all frames at once."""
 
     width_px: int
     height_px: int
@@ -44,7 +41,7 @@ class VideoSize:
 
     @property
     def tiles(self) -> int:
-        """Open-Sora's grid: a tile every three quarters of its size (autoencoder_kl_causal_3d.py)."""
+        """Number of tiles in Open-Sora's grid, with a stride of 3/4 of a tile (autoencoder_kl_causal_3d.py)."""
         in_time = 1
         if self.tile_frames is not None and self.num_frames > self.tile_frames:
             in_time = math.ceil((self.num_frames - 1) / (self.tile_frames * 3 // 4))
@@ -55,7 +52,7 @@ class VideoSize:
 
     @property
     def tile_pixels(self) -> int:
-        """Of the largest tile, over all of its frames; one more than asked of those that are cut in time."""
+        """Pixels of the largest tile over all its frames. Tiles that are cut in time have one frame more."""
         most = self.tile_px or max(self.width_px, self.height_px)
         frames = min(self.num_frames, self.tile_frames + 1) if self.tile_frames else self.num_frames
         return min(self.width_px, most) * min(self.height_px, most) * frames
@@ -63,15 +60,15 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `text`, `denoise` and `decode` are the peaks of the phases on the busiest GPU."""
+    """Bytes. `text`, `denoise` and `decode` are the phases' peaks on the busiest GPU."""
 
-    weights: float  # of the transformer, resident on a GPU
+    weights: float  # of the transformer, kept on a GPU
     activations: float
     text: float
     denoise: float
     decode: float
-    host: float  # of a node
-    disk: float  # read by a node
+    host: float  # per node
+    disk: float  # read per node
 
     @property
     def peak(self) -> float:
@@ -79,24 +76,24 @@ class Memory:
 
 
 def activation_bytes(
-    net: Network, shape: Shape, layout: Layout, rows: int, element_bytes: int, at_once: int = TOKENS_AT_ONCE
+    net: Network, grid: TokenGrid, layout: Layout, rows: int, element_bytes: int, at_once: int = TOKENS_AT_ONCE
 ) -> float:
-    """Peak of one forward of `rows` rows on the busiest rank, over its weights and inputs.
+    """Return the peak bytes of one forward of `rows` rows on the busiest rank, in addition to weights and inputs.
 
     In units U of one activation, with m = F/H, the share c of the tokens that is widened at once, and the rank's part p
-    of the heads and the feed-forward (1 where weights are whole, about 1/tp where they are cut):
+    of the heads and the feed-forward (1 if weights are whole, about 1/tp if they are divided):
 
-    projecting   x, the normed, the q, k, v so far and one part's, rotated in fp32: 1 + c + (3 (1 - c) + 11.1 c) p (7 c
-                 in fp32)
-    attending    x, q, k, v and the result: 1 + 4.2 p. Ulysses 1 + 9.1 p (sent, received, put together; 1 p more of
-                 several rows). A ring 1 + 11.1 p (two blocks of keys and values on their way, results in fp32), 2 p
-                 more past two hops, 3 p more with Ulysses
-    finishing    x, the attended, the done and one part's widened twice: 2 + c + (1 + 2 m c) p; or its sum and the
-                 second product's: 2 (1 + c) + (1 + m c) p; at the end the done twice: 3 + c + p
+    projecting   x, normed x, q, k, v so far and those of one chunk, rotated in fp32: 1 + c + (3 (1 - c) + 11.1 c) p
+                 (7 c instead of 11.1 c in fp32)
+    attending    x, q, k, v and the result: 1 + 4.2 p. Ulysses 1 + 9.1 p (sent, received, joined; 1 p more for
+                 several rows). A ring 1 + 11.1 p (two blocks of keys and values in transit, results in fp32), 2 p more
+                 for more than two hops, 3 p more with Ulysses
+    finishing    x, attention output, finished tokens and one chunk widened twice: 2 + c + (1 + 2 m c) p; or its sum and
+                 the second product: 2 (1 + c) + (1 + m c) p; at the end the finished tokens twice: 3 + c + p
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
-    tokens = math.ceil((shape.video_tokens + shape.text_tokens) / layout.sequence)
+    tokens = math.ceil(grid.total_tokens / layout.sequence)
     c, p = min(1.0, at_once / (rows * tokens)), uneven(net.heads, layout.tp) / layout.tp
     heads = 4.2
     if layout.sequence > 1:
@@ -117,7 +114,7 @@ def activation_bytes(
 
 def memory_of(
     net: Network,
-    shape: Shape,
+    grid: TokenGrid,
     layout: Layout,
     video: VideoSize,
     *,
@@ -127,14 +124,16 @@ def memory_of(
     element_bytes: int,
     t5_parts: int = 0,
 ) -> Memory:
-    """`rows` of the step with the most. `text` is what encoding needs: a window of the encoders, or, with ColossalAI,
-    T5 in `t5_parts`; where there is room it takes all encoders.
+    """Return the memory of steps with `rows` rows.
+
+    `text` is the least that text encoding needs: a window of the encoders, or T5 in `t5_parts` with ColossalAI. If
+    there is room, text encoding uses all encoders.
     """
     weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
     vae = VAES[net.vae].parameters * element_bytes
     mine = math.ceil(rows / layout.cfg)
-    activations = activation_bytes(net, shape, layout, min(mine, placement.rows_at_once or mine), element_bytes)
-    latents = 4.0 * shape.video_tokens * net.tokens_in * (3 + 2 * rows)
+    activations = activation_bytes(net, grid, layout, min(mine, placement.rows_at_once or mine), element_bytes)
+    latents = 4.0 * grid.video_tokens * net.tokens_in * (3 + 2 * rows)
     return Memory(
         weights=weights.held + weights.buffers,
         activations=activations,
@@ -154,7 +153,7 @@ def _text_gib(net: Network, t5_parts: int) -> float:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the transformer on a GPU: what stays there, and the buffers that are free outside of denoising."""
+    """Bytes of the transformer on a GPU: what stays there, and buffers that exist only during denoising."""
 
     held: float
     buffers: float
@@ -163,8 +162,9 @@ class Weights:
 def resident_weights(
     net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int
 ) -> Weights:
-    """As parallel/placement.py holds them: the ends whole, blocks whole, in shares or elsewhere, two on their way; or a
-    part of each (tp), the busiest rank's.
+    """Count the weights on the busiest GPU, as `parallel/` keeps them.
+
+    The ends are whole. Blocks are whole, in shares or in host memory with two in transit; or each is divided (tp).
     """
     whole, blocks = weight_bytes(net, element_bytes), blocks_bytes(net, element_bytes)
     if not placement.streamed:
@@ -185,7 +185,7 @@ def resident_weights(
 
 
 def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: int) -> float:
-    """Of a tile by our decoder where it is the Hunyuan VAE; else as the model's own decodes."""
+    """Count the bytes for decoding a tile, with this package's decoder (Hunyuan VAE) or with the model's own."""
     if net.vae == "hunyuan":
         return tile_bytes(video, layout, element_bytes)
     side = video.tile_px or max(video.width_px, video.height_px)
@@ -194,7 +194,7 @@ def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: 
 
 
 def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
-    """The decoder at work on a tile, and this rank's finished ones on their way to the rank that blends."""
+    """Count the decoder's bytes for one tile, and this rank's finished tiles, which wait for the rank that blends."""
     unit = VAE_CHANNELS * video.tile_pixels
     work = float(VAE_TILE_UNITS * unit * element_bytes)
     work += min(VAE_CHUNK_NUMBERS, 2 * unit) * VAE_CHUNK_COPIES * element_bytes
@@ -204,7 +204,7 @@ def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
 
 
 def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int) -> float:
-    """Of a node: one copy of offloaded blocks for its ranks that work on the same videos."""
+    """Count a node's host memory, with one copy of the offloaded blocks per group of ranks with the same videos."""
     host = float(gpus_per_node * RANK_HOST_BYTES)
     if placement.offload is Offload.host:
         packed = FP8_BYTES / element_bytes if placement.storage is Storage.fp8 else 1.0
@@ -215,15 +215,15 @@ def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Pla
 
 
 def blocks_bytes(net: Network, element_bytes: float) -> float:
-    """Of all blocks together: what can be sharded or offloaded. The ends are a hundredth of it."""
+    """Count the bytes of all blocks, which can be sharded or offloaded. The ends are 1% of that."""
     return sum(block_sizes(net, element_bytes))
 
 
 @cache
 def block_sizes(net: Network, element_bytes: float) -> tuple[float, ...]:
-    """Bytes of each block in the order of use: those with weights of their own for the text come first.
+    """Count the bytes of each block in order of use; blocks with separate weights for the text come first.
 
-    Scaled down where a model was published with fewer parameters than its blocks would have.
+    They are scaled down if the published model has fewer parameters than its blocks would have.
     """
     matrices = 4 * net.hidden * net.attention_width + net.feed_forward_matrices * net.hidden * net.feed_forward
     double, single = 2.0 * matrices + 12 * net.hidden**2, float(matrices + 3 * net.hidden**2)
@@ -235,7 +235,7 @@ def block_sizes(net: Network, element_bytes: float) -> tuple[float, ...]:
 
 
 def _shared_by(placement: Placement, layout: Layout, gpus_per_node: int) -> int:
-    """Ranks of one video that spread its weights: those of a node, or all."""
+    """Return the number of ranks that share the weights: of a node, or of a video."""
     ranks = layout.cfg * layout.sequence
     return {Shard.none: 1, Shard.node: min(ranks, gpus_per_node), Shard.all: ranks}[placement.shard]
 

@@ -1,14 +1,13 @@
-"""Diffusion transformers as counts: enough to work out FLOPs, bytes and traffic of any video or image.
+"""Diffusion transformers described by the sizes from which FLOPs, bytes and traffic of a video or image follow.
 
-Open-Sora's own come from its config (`network_of`); the others are public models that can be estimated and not run.
-Numbers are those of each model's published config file or paper, named beside it.
+Open-Sora's transformers come from its config (`network_of`). The others are public models, which can be estimated but
+not run; their numbers come from the published config files or papers named below.
 """
 
 from dataclasses import dataclass, replace
 
 from opensora_launch.schema.config import MmditConfig
-
-TIME_CHANNELS = 256  # of the timestep embedding
+from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,8 @@ class Network:
     """A stack of transformer blocks over the tokens of a video.
 
     `joint` blocks attend over text and video tokens together. `cross` blocks attend over the video and read the text
-    by cross-attention (`text_tokens` 0: they read none). `spatial` and `temporal` are cross blocks whose attention
-    stays inside a latent frame, or inside a place over time.
+    by cross-attention (not if `text_tokens` is 0). `spatial` and `temporal` blocks are cross blocks whose attention is
+    limited to one latent frame, or to one position over time.
     """
 
     name: str
@@ -29,20 +28,20 @@ class Network:
     cross_blocks: int = 0
     spatial_blocks: int = 0
     temporal_blocks: int = 0
-    feed_forward_matrices: int = 2  # 3 where it is gated
-    mixes_text: bool = True  # spatial and temporal blocks read the text too
-    two_streams: int = 0  # joint blocks with weights of their own for the text
+    feed_forward_matrices: int = 2  # 3 if it is gated
+    mixes_text: bool = True  # spatial and temporal blocks also read the text
+    two_streams: int = 0  # joint blocks with separate weights for the text
     text_tokens: int = 0
-    stride_frames: int = 4  # pixel frames to a latent frame, behind the first where `causal`
-    stride_px: int = 16  # pixels to the side of a token: VAE times patch
+    stride_frames: int = 4  # pixel frames per latent frame; if `causal`, after the first frame
+    stride_px: int = 16  # side of a token in pixels: VAE stride times patch size
     causal: bool = True
-    rows: int = 2  # guidance rows of a step
+    rows: int = 2  # guidance rows per step
     steps: int = 50
-    parameters: float | None = None  # as published, where blocks alone would miss a part
+    parameters: float | None = None  # as published, if the blocks alone are not all
     vae: str = ""  # a name in plan/vaes.py
-    text_gib: float = 0.0  # text encoders, bf16
-    tokens_in: int = 64  # channels of a token, in and out
-    text_width: int = 4096  # channels of the text's states
+    text_gib: float = 0.0  # size of the text encoders in bf16
+    tokens_in: int = 64  # channels of a token, at input and output
+    text_width: int = 4096  # channels of the text states
 
     @property
     def attention_width(self) -> int:
@@ -54,8 +53,8 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What one row of a forward is made of."""
+class TokenGrid:
+    """The tokens of one row of a forward."""
 
     latent_frames: int
     tokens_per_frame: int
@@ -65,15 +64,19 @@ class Shape:
     def video_tokens(self) -> int:
         return self.latent_frames * self.tokens_per_frame
 
+    @property
+    def total_tokens(self) -> int:
+        return self.text_tokens + self.video_tokens
 
-def shape_of(net: Network, width_px: int, height_px: int, num_frames: int) -> Shape:
-    """Tokens of a video; sides are cut to whole tokens as the models do."""
+
+def token_grid(net: Network, width_px: int, height_px: int, num_frames: int) -> TokenGrid:
+    """Return the tokens of a video. Sides are rounded down to whole tokens, as the models do."""
     latent = (num_frames - 1) // net.stride_frames + 1 if net.causal else max(1, num_frames // net.stride_frames)
-    return Shape(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
+    return TokenGrid(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
 
 
 def network_of(cfg: MmditConfig, text_tokens: int, name: str = "open_sora_v2") -> Network:
-    """Open-Sora's transformer of that config, in the geometry of the Hunyuan VAE."""
+    """Describe Open-Sora's transformer with this config and the Hunyuan VAE's strides."""
     return Network(
         name=name,
         hidden=cfg.hidden_size,
@@ -94,7 +97,9 @@ def network_of(cfg: MmditConfig, text_tokens: int, name: str = "open_sora_v2") -
 
 
 def mmdit_parameters(cfg: MmditConfig) -> int:
-    """Of Open-Sora's transformer: 11,891,390,528 with the released config (tests hold it to the modules)."""
+    """Count the parameters of Open-Sora's transformer: 11,891,390,528 with the released config. Tests compare it with
+    the modules.
+    """
     width, wide, head = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio), cfg.hidden_size // cfg.num_heads
 
     def linear(inputs: int, outputs: int, bias: bool = True) -> int:
@@ -132,7 +137,7 @@ _DIT = Network("dit_xl_2", 1152, 16, 72, 4608, cross_blocks=28, rows=2, steps=25
 # Sources: configs of hpcaitech/Open-Sora (2.0; branch opensora/v1.2), Tencent-Hunyuan/HunyuanVideo, Wan-Video/Wan2.1
 # and Wan2.2, THUDM/CogVideoX, genmoai/mochi, stepfun-ai/Step-Video-T2V, black-forest-labs/flux, Vchitect/Latte,
 # Qwen/Qwen-Image, Tongyi-MAI/Z-Image; DiT: Peebles and Xie 2023, table 1. `sora_guess` is the Factorial Funds
-# estimate of 2024: 20e9 parameters, 8x8 pixels and 8 frames to a token as in DiT's VAE, 24 frames a second.
+# estimate of 2024: 20e9 parameters, 8 x 8 pixels and 8 frames per token as in DiT's VAE, 24 frames per second.
 NETWORKS: dict[str, Network] = {
     net.name: net
     for net in (
@@ -152,7 +157,7 @@ NETWORKS: dict[str, Network] = {
         replace(
             _WAN, name="wan2.1_1.3b", hidden=1536, heads=12, feed_forward=8960, cross_blocks=30, parameters=1.42e9
         ),
-        replace(_WAN, name="wan2.2_a14b", steps=40),  # two of them, one after the other
+        replace(_WAN, name="wan2.2_a14b", steps=40),  # two networks, used one after the other
         replace(
             _WAN, name="wan2.2_ti2v_5b", hidden=3072, heads=24, feed_forward=14336, cross_blocks=30, stride_px=32,
             parameters=5.0e9, vae="wan2.2",
@@ -161,7 +166,7 @@ NETWORKS: dict[str, Network] = {
         replace(
             _COG, name="cogvideox_2b", hidden=1920, heads=30, feed_forward=7680, joint_blocks=30, parameters=1.69e9
         ),
-        # the text stream is 1536 wide there and counted as wide as the video's: 0.3% of the FLOPs
+        # the text stream is 1536 wide, but counted as wide as the video's: 0.3% of the FLOPs
         Network(
             "mochi_1", 3072, 24, 128, 8192, joint_blocks=48, feed_forward_matrices=3, text_tokens=256,
             stride_frames=6, steps=64, parameters=10.0e9, vae="mochi", text_gib=8.87,

@@ -1,4 +1,4 @@
-"""Where a transformer's weights live, and how many rows a rank computes at once: what decides whether a run fits."""
+"""Where the transformer's weights are kept, and how many rows a rank computes at once: whether a run fits."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +8,7 @@ from opensora_launch.schema.config import Fit, Offload, PlacementConfig, Shard, 
 
 @dataclass(frozen=True)
 class Placement:
-    """`resident_blocks` of an offloaded transformer stay on the GPU; `rows_at_once` 0 is all of a rank's rows."""
+    """`resident_blocks` of an offloaded transformer stay on the GPU; `rows_at_once` 0 means all rows of a rank."""
 
     shard: Shard = Shard.none
     offload: Offload = Offload.none
@@ -18,26 +18,26 @@ class Placement:
 
     @property
     def streamed(self) -> bool:
-        """Blocks pass through buffers, one ahead of use."""
+        """Whether blocks pass through buffers, one block ahead of use."""
         return self != Placement(rows_at_once=self.rows_at_once)
 
 
-def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int) -> tuple[Placement, ...]:
-    """Every placement that leaves what was asked as it is; the first needs most memory, the last least.
+def placements(config: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int) -> tuple[Placement, ...]:
+    """Return every placement that keeps the configured settings, from the most memory needed to the least.
 
-    Resident blocks that were not asked for are 0 here: how many fit depends on the card.
+    Resident blocks that are not configured are 0 here: how many fit depends on the card.
     """
     strict = fit is Fit.strict
     shards = [Shard.none] if strict or ranks == 1 else [Shard.none, Shard.node]
     shards += [Shard.all] if ranks > gpus_per_node and not strict else []
     offloads = [Offload.none] if strict else [Offload.none, Offload.host]
     at_once = [0] if strict else [0, 1]
-    shards = shards if asked.shard is None else [asked.shard]
-    offloads = offloads if asked.offload is None else [asked.offload]
-    at_once = at_once if asked.rows_at_once is None else [asked.rows_at_once]
-    resident = asked.resident_blocks or 0
+    shards = shards if config.shard is None else [config.shard]
+    offloads = offloads if config.offload is None else [config.offload]
+    at_once = at_once if config.rows_at_once is None else [config.rows_at_once]
+    resident = config.resident_blocks or 0
     return tuple(
-        Placement(shard, offload, resident if offload is Offload.host else 0, rows, asked.storage)
+        Placement(shard, offload, resident if offload is Offload.host else 0, rows, config.storage)
         for rows in at_once
         for offload in offloads
         for shard in shards
@@ -46,57 +46,60 @@ def placements(asked: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int)
 
 @cache
 def staying(blocks: int, placement: Placement) -> tuple[bool, ...]:
-    """Which blocks are whole on the device: those that stay, evenly among those that come and go."""
+    """Return for each block whether it stays whole on the device. Those that stay are spread evenly over the depth."""
     if placement.offload is Offload.none:
         return (placement.shard is Shard.none,) * blocks
     resident = min(placement.resident_blocks, blocks)
     return tuple((i + 1) * resident // blocks > i * resident // blocks for i in range(blocks))
 
 
-def next_smaller(placement: Placement, asked: PlacementConfig, fit: Fit, ranks: int, per_node: int) -> Placement | None:
-    """What to go on with where memory has run out; None where nothing that may change needs less."""
-    if placement.resident_blocks and asked.resident_blocks is None and fit is Fit.auto:
+def next_smaller(
+    placement: Placement, config: PlacementConfig, fit: Fit, ranks: int, per_node: int
+) -> Placement | None:
+    """Return the placement to continue with after memory ran out; None if no allowed one needs less."""
+    if placement.resident_blocks and config.resident_blocks is None and fit is Fit.auto:
         return Placement(placement.shard, placement.offload, 0, placement.rows_at_once, placement.storage)
-    ladder = placements(asked, fit, ranks, per_node)
+    ladder = placements(config, fit, ranks, per_node)
     below = ladder[ladder.index(placement) + 1 :] if placement in ladder else ()
     return next(iter(below), None)
 
 
-def in_words(placement: Placement) -> str:
+def placement_text(placement: Placement) -> str:
+    """Describe a placement in words."""
     in_host, count = placement.offload is Offload.host, placement.resident_blocks
     whole = "weights in host memory" if in_host else "replicated weights"
     spread = {Shard.node: "weights spread over a node", Shard.all: "weights spread over all ranks"}
-    said = spread.get(placement.shard, whole)
-    said += ", in host memory" if in_host and placement.shard in spread else ""
-    said += (f", {count} blocks resident" if count > 1 else ", 1 block resident") if count else ""
-    said += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
-    return said + (", one row at a time" if placement.rows_at_once == 1 else "")
+    text = spread.get(placement.shard, whole)
+    text += ", in host memory" if in_host and placement.shard in spread else ""
+    text += (f", {count} blocks resident" if count > 1 else ", 1 block resident") if count else ""
+    text += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
+    return text + (", one row at a time" if placement.rows_at_once == 1 else "")
 
 
 def as_overrides(placement: Placement) -> str:
-    """The words of a command line that ask for it."""
-    said = [f"placement.shard={placement.shard.value}"] if placement.shard is not Shard.none else []
-    said += ["placement.offload=host"] if placement.offload is Offload.host else []
-    said += [f"placement.rows_at_once={placement.rows_at_once}"] if placement.rows_at_once else []
-    return " ".join(said) or "placement.shard=none placement.offload=none"
+    """Return the command-line overrides that select a placement."""
+    words = [f"placement.shard={placement.shard.value}"] if placement.shard is not Shard.none else []
+    words += ["placement.offload=host"] if placement.offload is Offload.host else []
+    words += [f"placement.rows_at_once={placement.rows_at_once}"] if placement.rows_at_once else []
+    return " ".join(words) or "placement.shard=none placement.offload=none"
 
 
 def as_changes(before: Placement, after: Placement) -> str:
-    """The words of a command line that make one of the other: every field that differs."""
+    """Return the command-line overrides for every field in which `after` differs from `before`."""
     old = vars(before)
     return " ".join(f"placement.{name}={value}" for name, value in vars(after).items() if value != old[name])
 
 
-def placement_problems(asked: PlacementConfig) -> list[str]:
-    """Lines for what cannot be meant."""
+def placement_problems(config: PlacementConfig) -> list[str]:
+    """Return problems with the configured placement."""
     problems = [
-        f"placement.{name}={count} must be at least 0, or null to be chosen"
-        for name, count in (("resident_blocks", asked.resident_blocks), ("rows_at_once", asked.rows_at_once))
+        f"placement.{name}={count} must be at least 0, or null for the planner to choose"
+        for name, count in (("resident_blocks", config.resident_blocks), ("rows_at_once", config.rows_at_once))
         if count is not None and count < 0
     ]
-    if asked.resident_blocks and asked.offload is Offload.none:
+    if config.resident_blocks and config.offload is Offload.none:
         problems.append(
-            f"placement.resident_blocks={asked.resident_blocks} needs placement.offload=host: "
-            f"without it all blocks are resident"
+            f"placement.resident_blocks={config.resident_blocks} needs placement.offload=host; "
+            f"without offloading all blocks are resident"
         )
     return problems

@@ -1,33 +1,31 @@
-"""A request becomes a Plan: all that a worker needs to know. Pure: no torch, no files, no clock.
+"""Turn a request into a Plan, which holds everything that a worker needs. Pure: no torch, no files, no clock.
 
-The plan is written to plan.json, and that file is the only thing workers read.
+The plan is written to plan.json, the only file that tells workers what to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any
+
+import msgspec
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, options
-from opensora_launch.plan.codec import decode, of_schema
 from opensora_launch.plan.fit import fit_problems
-from opensora_launch.plan.geometry import Geometry, geometry, geometry_problems
+from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
 from opensora_launch.plan.memory import VideoSize
-from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
-from opensora_launch.plan.rows import Guidance, equal_branches, needed_rows
-from opensora_launch.plan.work import Work, steps_of
+from opensora_launch.plan.rows import Guidance, row_counts
+from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import (
     Engine,
     LauncherConfig,
     LauncherKind,
-    LayoutConfig,
     ModelConfig,
     NumericsConfig,
-    PlacementConfig,
     Precision,
     RunConfig,
     SamplingConfig,
@@ -36,17 +34,17 @@ from opensora_launch.schema.config import (
 
 SCHEMA = 1
 BATCH_SIZES = (2, 4, 8)
-BATCH_GAIN = 0.98  # of the time, that a larger batch must not exceed to be worth its memory
-BATCH_JOB_CHECKPOINT_STEPS = 5  # a job on a cluster may lose a node or be preempted
+BATCH_GAIN = 0.98  # a larger batch must reduce the time to this share to be worth its memory
+BATCH_JOB_CHECKPOINT_STEPS = 5  # a cluster job may lose a node or be preempted
 
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """One video to make: one sample of one prompt, with everything that is its own."""
+    """One video to make: one sample of one prompt, with its own settings."""
 
-    name: str  # of its files: "0007_2" is prompt 7, sample 2
-    prompt: str  # as the user gave it
-    text: str  # what the encoders get: the prompt with its suffixes
+    name: str  # stem of its files: "0007_2" is prompt 7, sample 2
+    prompt: str  # as the user wrote it
+    text: str  # as the encoders get it: the prompt with its suffixes
     negative: str
     refs: tuple[str, ...]
     cond_type: str
@@ -56,13 +54,13 @@ class VideoRequest:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the ranks run on, as the launcher found it."""
+    """The machine that the ranks run on, as the launcher found it."""
 
     device: str  # "cpu" or "cuda"
     nodes: int
     gpus_per_node: int
     cpus_per_node: int
-    gpus: tuple[str, ...] = ()  # UUIDs, where not all that are visible are taken
+    gpus: tuple[str, ...] = ()  # UUIDs; empty: all visible GPUs
 
     @property
     def ranks(self) -> int:
@@ -71,6 +69,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
+    """A resolved request: what to make, on which ranks, in which layouts and with which settings."""
+
     schema: int
     version: str  # of opensora_launch
     machine: Machine
@@ -80,14 +80,14 @@ class Plan:
     numerics: NumericsConfig
     attention: str
     profile: bool
-    checkpoint_every_steps: int  # of denoising; 0 never
+    checkpoint_every_steps: int  # denoising steps; 0: never
     model: ModelConfig
     geometry: Geometry
     placement: Placement
-    smaller: Placement | None  # what to go on with, once, where memory runs out
+    smaller: Placement | None  # the placement to continue with, once, if memory runs out
     text_cache: str | None
     sampling: SamplingConfig
-    layouts: tuple[tuple[int, Layout], ...]  # (rows of a step, its layout), rows rising from 1
+    layouts: tuple[tuple[int, Layout], ...]  # (number of rows in a step, layout of such steps), rows ascending from 1
     videos: tuple[VideoRequest, ...]
     engine: Engine = Engine.native
 
@@ -100,34 +100,49 @@ class Plan:
 
     @property
     def approximate(self) -> tuple[str, ...]:
-        """What was asked for and changes the video by more than rounding: named wherever the run is told of."""
-        asked = {
+        """The settings that change the video by more than rounding. Every summary of the run names them."""
+        settings = {
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
             "model.vae.tile_frames": self.model.vae.tile_frames is not None,
         }
-        return tuple(name for name, true in asked.items() if true)
+        return tuple(name for name, is_on in settings.items() if is_on)
 
     @property
     def batches(self) -> tuple[tuple[VideoRequest, ...], ...]:
         return batches(self.videos, self.sampling.batch_size or 1)
 
     def with_less(self, videos: Sequence[VideoRequest]) -> "Plan | None":
-        """How to go on with these videos where memory has run out; None where there is no such way."""
+        """Return the plan to continue with for these videos after memory ran out; None if there is none."""
         if self.smaller is None:
             return None
         return replace(self, placement=self.smaller, smaller=None, videos=tuple(videos))
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        return cast(Plan, decode(cls, of_schema(data, SCHEMA)))
+    def from_dict(cls, data: Any) -> "Plan":
+        """Rebuild a plan from the JSON of `dataclasses.asdict(plan)`. ValueError says what is wrong with it."""
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema}, but this version of opensora-launch reads schema {SCHEMA}")
+        plan = msgspec.convert(data, cls)
+        if unknown := next(_unknown_keys(data, asdict(plan)), None):
+            raise ValueError(f"it has an unknown key {unknown!r}")
+        return plan
+
+
+def _unknown_keys(data: Any, known: Any) -> Iterator[str]:
+    """Yield the keys of JSON `data` that `known`, the same data rebuilt, does not have."""
+    if isinstance(data, dict):
+        yield from (key for key in data if key not in known)
+        pairs = [(data[key], known[key]) for key in data if key in known]
+    else:
+        pairs = list(zip(data, known, strict=True)) if isinstance(data, list) else []
+    for part, like in pairs:
+        yield from _unknown_keys(part, like)
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:
-    """Neighbours with the same steps and guidance, at most `size` together."""
+    """Group neighbouring videos with the same steps and guidance, at most `size` per group."""
     groups: list[list[VideoRequest]] = []
     for video in videos:
         if groups and len(groups[-1]) < size and groups[-1][0].guidance == video.guidance:
@@ -138,38 +153,26 @@ def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoReque
 
 
 def rows_per_step(video: VideoRequest, latent_frames: int, prune: bool) -> tuple[int, ...]:
-    """Row-forwards of each step of one video, as far as the request itself shows which rows are equal."""
-    return _rows_per_step(
-        video.guidance,
-        video.text == video.negative,
-        video.cond_type != "t2v" and latent_frames > 1,
-        latent_frames,
-        prune,
-    )
+    """Return the number of rows of each step of one video, using only what the request shows about equal rows."""
+    has_condition = video.cond_type != "t2v" and latent_frames > 1
+    return row_counts(video.guidance, video.text == video.negative, has_condition, latent_frames, prune)
 
 
-@lru_cache(maxsize=64)
-def _rows_per_step(
-    guidance: Guidance, text_equals_negative: bool, has_condition: bool, latent_frames: int, prune: bool
-) -> tuple[int, ...]:
-    """Kept: the videos of a run are mostly alike in this."""
-    equal = equal_branches(text_equals_negative=text_equals_negative, has_condition=has_condition)
-    return tuple(
-        len(needed_rows(guidance, step, latent_frames, equal_to=equal, prune=prune))
-        for step in range(guidance.num_steps)
-    )
+def make_plan(
+    run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str, *, by_rule: bool = False
+) -> Plan:
+    """Resolve a request. Raise a UserError with every problem if it cannot be planned.
 
-
-def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str) -> Plan:
-    """Resolve a request, or raise UserError naming every reason why it cannot be."""
+    `by_rule` chooses the layout by rule, as for an unknown card: then no problem is about memory.
+    """
     problems = geometry_problems(run.video, run.model.mmdit) + placement_problems(run.placement)
     problems += early_problems(run, machine.device, machine.ranks, machine.gpus_per_node)
     if problems:
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)
-    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
     threads = run.launcher.threads_per_rank
-    layouts, placement, batch = _arranged(run, machine, shape, videos)
+    layouts, placement, batch = _arranged(run, machine, geometry, videos, by_rule)
     return Plan(
         schema=SCHEMA,
         version=version,
@@ -182,7 +185,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
         profile=run.profile,
         checkpoint_every_steps=_checkpoint_every(run.launcher),
         model=run.model,
-        geometry=shape,
+        geometry=geometry,
         placement=placement,
         smaller=smaller_placement(run, machine.ranks, machine.gpus_per_node, layouts, placement),
         text_cache=run.text_cache,
@@ -194,7 +197,7 @@ def make_plan(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], 
 
 
 def _precision(run: RunConfig, machine: Machine) -> str:
-    """auto: bf16 on GPUs, fp16 on those that have no bf16, fp32 on the CPU."""
+    """Resolve `auto`: bf16 on GPUs, fp16 on GPUs without bf16, fp32 on CPUs."""
     if run.precision is not Precision.auto:
         return run.precision.value
     if machine.device != "cuda":
@@ -203,73 +206,76 @@ def _precision(run: RunConfig, machine: Machine) -> str:
 
 
 def _arranged(
-    run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest], by_rule: bool
 ) -> tuple[tuple[tuple[int, Layout], ...], Placement, int]:
-    """Layouts, placement and batch size: by predicted time under the memory limit where the card is known, else by
-    a rule of thumb.
+    """Choose layouts, placement and batch size.
+
+    If the card is known, the fastest predicted option under the memory limit is chosen, else a rule of thumb decides.
     """
-    fixed, size = LayoutConfig(**vars(run.layout)), run.sampling.batch_size or 1
+    fixed, size = run.layout, run.sampling.batch_size or 1
     groups = batches(videos, size)
-    most = max((max(_rows_of(group, shape, run), default=1) for group in groups), default=1)
+    most = max((max(_rows_of(group, geometry, run), default=1) for group in groups), default=1)
     first = placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0]
     facts = LayoutFacts(
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
         batches=max(len(groups), 1),
         max_rows=most,
-        total_tokens=shape.total_tokens,
+        total_tokens=geometry.total_tokens,
         rules=rules_of(run.model.mmdit, run.engine, first),
     )
-    by_rule = layouts_by_rows(facts, fixed)  # refuses what is impossible
-    if not (run.hardware.known and machine.device == "cuda" and videos):
-        return by_rule, first, size
-    work, size, found = _best_batch(run, machine, shape, videos)
+    layouts = layouts_by_rows(facts, fixed)  # raises if no layout is possible
+    if by_rule or not (run.hardware.known and machine.device == "cuda" and videos):
+        return layouts, first, size
+    work, size, found = _best_batch(run, machine, geometry, videos)
     if problems := fit_problems(work, fixed, found):
         raise UserError("this run does not fit in GPU memory", problems)
     return found[0].layouts, found[0].placement, size
 
 
-def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Work, tuple[Option, ...]]:
-    """Every legal layout of a run that has a plan, the best first."""
-    shape = geometry(run.video, run.model.mmdit, run.model.text.t5_max_length)
-    work, _, found = _best_batch(run, machine, shape, videos)
+def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Workload, tuple[Option, ...]]:
+    """Return the workload of a run that has a plan, and its options, best first."""
+    geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    work, _, found = _best_batch(run, machine, geometry, videos)
     return work, found
 
 
 def _best_batch(
-    run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest]
-) -> tuple[Work, int, tuple[Option, ...]]:
-    """With as many videos at once as was asked for, or else as many as save time and fit: 1, 2, 4, ..."""
-    fixed = LayoutConfig(**vars(run.layout))
-    best, size = work_of(run, machine, shape, videos, run.sampling.batch_size or 1), run.sampling.batch_size or 1
-    found = options(best, fixed)
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest]
+) -> tuple[Workload, int, tuple[Option, ...]]:
+    """Return workload, batch size and options for the configured batch size, else for the largest that saves time."""
+    size = run.sampling.batch_size or 1
+    best = workload_of(run, machine, geometry, videos, size)
+    found = options(best, run.layout)
     if run.sampling.batch_size is not None:
         return best, size, found
     for more in (n for n in BATCH_SIZES if n <= max((len(b) for b in batches(videos, n)), default=1)):
-        work = work_of(run, machine, shape, videos, more)
-        ways = options(work, fixed)
+        work = workload_of(run, machine, geometry, videos, more)
+        ways = options(work, run.layout)
         if not (ways and ways[0].fits and ways[0].phases.making < BATCH_GAIN * found[0].phases.making):
             break
         best, size, found = work, more, ways
     return best, size, found
 
 
-def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[VideoRequest], batch_size: int) -> Work:
-    """What is to be made, as the cost functions want it: the largest batch stands for all."""
+def workload_of(
+    run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest], batch_size: int
+) -> Workload:
+    """Describe a request for the cost functions. The batch with the most rows stands for all batches."""
     groups = batches(videos, batch_size)
-    return Work(
-        net=network_of(run.model.mmdit, shape.text_tokens, run.model.name),
-        shape=Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
+    return Workload(
+        net=network_of(run.model.mmdit, geometry.text_tokens, run.model.name),
+        grid=TokenGrid(geometry.latent_frames, geometry.tokens_per_frame, geometry.text_tokens),
         video=VideoSize(
-            shape.width_px, shape.height_px, shape.num_frames, run.model.vae.tile_px, run.model.vae.tile_frames
+            geometry.width_px, geometry.height_px, geometry.num_frames, run.model.vae.tile_px, run.model.vae.tile_frames
         ),
-        steps=_steps(groups, shape, run),
+        steps=_steps(groups, geometry, run),
         batches=len(groups),
         videos=len(videos),
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
         element_bytes=4 if _precision(run, machine) == "fp32" else 2,
-        placement=PlacementConfig(**vars(run.placement)),
+        placement=run.placement,
         fit=run.fit,
         card=run.hardware,
         topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
@@ -277,17 +283,17 @@ def work_of(run: RunConfig, machine: Machine, shape: Geometry, videos: Sequence[
     )
 
 
-def _steps(groups: Sequence[Sequence[VideoRequest]], shape: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:
-    """Of the batch with the most row-forwards, for as many rows as any batch has in a step."""
-    counted = [_rows_of(group, shape, run) for group in groups]
+def _steps(groups: Sequence[Sequence[VideoRequest]], geometry: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:
+    """Return (rows, number of such steps) of the batch with the most row-forwards, up to the most rows of any batch."""
+    counted = [_rows_of(group, geometry, run) for group in groups]
     most = max(max(rows) for rows in counted)
     steps = dict(steps_of(max(counted, key=sum)))
     return tuple((rows, steps.get(rows, 0)) for rows in range(1, most + 1))
 
 
-def _rows_of(group: Sequence[VideoRequest], shape: Geometry, run: RunConfig) -> list[int]:
-    """Rows of each step of a batch."""
-    each = [rows_per_step(video, shape.latent_frames, run.sampling.prune_rows) for video in group]
+def _rows_of(group: Sequence[VideoRequest], geometry: Geometry, run: RunConfig) -> list[int]:
+    """Return the number of rows of each step of a batch."""
+    each = [rows_per_step(video, geometry.latent_frames, run.sampling.prune_rows) for video in group]
     return [sum(rows) for rows in zip(*each, strict=True)]
 
 

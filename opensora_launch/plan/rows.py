@@ -1,45 +1,49 @@
-"""Guidance rows: which of them a step needs, and with what weights.
+"""Guidance rows: which of them a step needs, and their weights.
 
 Open-Sora computes three rows of every video on every step and mixes them (opensora/utils/sampling.py):
 
     row 0: text, condition      row 1: negative text, condition      row 2: negative text, no condition
     prediction = c2 + g_img * (c1 - c2) + g_txt * (c0 - c1)
 
-so the rows' weights are (g_txt, g_img - g_txt, 1 - g_img). A row whose weight is zero for every frame is
-not needed, and rows with equal inputs are one row whose weight is their sum. Nothing else is assumed.
+so the rows' weights are (g_txt, g_img - g_txt, 1 - g_img). A row whose weight is zero for every frame is not needed,
+and rows with equal inputs are computed once, weighted by their sum. Nothing else is assumed.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 NUM_ROWS = 3
-OSCILLATE_FROM = 10  # steps before it keep their scale; after it every odd step has scale 1
+OSCILLATE_FROM = 10  # steps before this keep their scale; from here on every odd step has scale 1
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the rows of one video are mixed over its steps."""
+    """How one video's rows are mixed in its steps."""
 
     num_steps: int
     text_scale: float
     image_scale: float
     text_osci: bool
     image_osci: bool
-    temporal_osci: bool  # the image scale grows along the latent frames; only for image conditions
-    distilled: bool = False  # the model takes the scale as an input: one row, weight 1
+    temporal_osci: bool  # the image scale grows with the latent frame; only for image conditions
+    distilled: bool = False  # the model takes the scale as an input: one row with weight 1
 
 
 @dataclass(frozen=True)
 class Row:
-    branch: int  # 0, 1 or 2, whose inputs the row has
-    frame_weights: tuple[float, ...]  # one a latent frame
+    """A guidance row that a step computes."""
+
+    branch: int  # 0, 1 or 2: the branch whose inputs the row has
+    frame_weights: tuple[float, ...]  # one per latent frame
 
 
 def scale_at(scale: float, step: int, oscillates: bool) -> float:
+    """Return the scale of one step: 1 in the odd steps of an oscillating scale, from OSCILLATE_FROM on."""
     return 1.0 if oscillates and step >= OSCILLATE_FROM and step % 2 == 1 else scale
 
 
 def image_scales(guidance: Guidance, step: int, latent_frames: int) -> tuple[float, ...]:
-    """The image scale of each latent frame at one step: constant, or a ramp from 1 that flattens with time."""
+    """Return the image scale of each latent frame at one step: constant, or a ramp from 1 that flattens over time."""
     scale = scale_at(guidance.image_scale, step, guidance.image_osci)
     if not guidance.temporal_osci or scale <= 1.0:
         return (scale,) * latent_frames
@@ -49,7 +53,7 @@ def image_scales(guidance: Guidance, step: int, latent_frames: int) -> tuple[flo
 
 
 def branch_weights(guidance: Guidance, step: int, latent_frames: int) -> tuple[tuple[float, ...], ...]:
-    """Weights of the three branches, each one number a latent frame."""
+    """Return the weights of the three branches: for each branch one number per latent frame."""
     if guidance.distilled:
         return ((1.0,) * latent_frames, (0.0,) * latent_frames, (0.0,) * latent_frames)
     text = scale_at(guidance.text_scale, step, guidance.text_osci)
@@ -64,10 +68,10 @@ def branch_weights(guidance: Guidance, step: int, latent_frames: int) -> tuple[t
 def needed_rows(
     guidance: Guidance, step: int, latent_frames: int, *, equal_to: tuple[int, ...], prune: bool = True
 ) -> tuple[Row, ...]:
-    """The rows that one step of one video has to compute.
+    """Return the rows that one step of one video must compute.
 
-    equal_to[b] is the first branch with the same inputs as branch b: (0, 1, 1) for text-to-video, where
-    the condition is empty. `prune=False` keeps all three, as the reference does.
+    equal_to[b] is the first branch with the same inputs as branch b: (0, 1, 1) for text-to-video, whose condition is
+    empty. `prune=False` keeps all three rows, as the reference does.
     """
     weights = branch_weights(guidance, step, latent_frames)
     if not prune and not guidance.distilled:
@@ -82,7 +86,19 @@ def needed_rows(
 
 
 def equal_branches(*, text_equals_negative: bool, has_condition: bool) -> tuple[int, ...]:
-    """The first branch with equal inputs, for each branch, from what is known before anything is encoded."""
+    """Return for each branch the first one with equal inputs, as far as known before anything is encoded."""
     inputs = [(False, True), (True, True), (True, False)]  # (negative text, condition)
     known = [(negative and not text_equals_negative, cond and has_condition) for negative, cond in inputs]
     return tuple(known.index(k) for k in known)
+
+
+@lru_cache(maxsize=64)  # most videos of a run have the same arguments
+def row_counts(
+    guidance: Guidance, text_equals_negative: bool, has_condition: bool, latent_frames: int, prune: bool
+) -> tuple[int, ...]:
+    """Return how many rows each step of one video computes."""
+    equal = equal_branches(text_equals_negative=text_equals_negative, has_condition=has_condition)
+    return tuple(
+        len(needed_rows(guidance, step, latent_frames, equal_to=equal, prune=prune))
+        for step in range(guidance.num_steps)
+    )

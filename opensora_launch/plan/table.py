@@ -1,4 +1,4 @@
-"""Predictions as text and as JSON."""
+"""Show predictions as text and as JSON."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,20 +7,20 @@ from opensora_launch.plan.choose import Option
 from opensora_launch.plan.fit import phase_of, reason
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
-from opensora_launch.plan.placement import Placement, in_words
+from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.times import rates_of, uses_nvlink
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.workload import Workload
 
-SHOWN = 12
-PARTS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
+SHOWN = 12  # rows of the table
+PHASE_COLUMNS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
 
 
-def plan_text(work: Work, found: Sequence[Option], others: Sequence[Option] = (), note: str = "") -> str:
-    """The table that `opensora-launch plan` prints: seconds with the weights loaded, the best first.
+def plan_text(work: Workload, found: Sequence[Option], others: Sequence[Option] = (), note: str = "") -> str:
+    """Return the table that `opensora-launch plan` prints: seconds with the weights loaded, best option first.
 
-    `others` are the best layouts of the weights' other placements.
+    `others` are the best options of the other placements.
     """
-    head = ("", *_row_names(work), "total", *PARTS, "effic.", "GiB/GPU", "GiB host", "")
+    head = ("", *_row_names(work), "total", *PHASE_COLUMNS, "effic.", "GiB/GPU", "GiB host", "")
     rows = [head, *(_cells(work, option, found[0]) for option in found[:SHOWN])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     layouts = 1 + len(_row_names(work))
@@ -31,27 +31,27 @@ def plan_text(work: Work, found: Sequence[Option], others: Sequence[Option] = ()
 
 
 def _line(row: Sequence[str], widths: Sequence[int], names: int) -> str:
-    """Names and the reason to the left, numbers to the right."""
+    """Align names and the reason to the left, numbers to the right."""
     left = {*range(names), len(row) - 1}
     cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
     return "  ".join(cells).rstrip()
 
 
-def _row_names(work: Work) -> list[str]:
+def _row_names(work: Workload) -> list[str]:
     steps = {rows: count for rows, count in work.steps if count}
     return [f"{count} steps of {rows} row{'s' * (rows > 1)}" for rows, count in sorted(steps.items(), reverse=True)]
 
 
-def _cells(work: Work, option: Option, best: Option) -> tuple[str, ...]:
+def _cells(work: Workload, option: Option, best: Option) -> tuple[str, ...]:
     by_rows = dict(option.layouts)
     used = [rows for rows, count in sorted(work.steps, reverse=True) if count]
     why = "chosen" if option is best and best.fits else reason(option, best)
     phases = option.phases
     return (
         "*" if option is best and best.fits else "",
-        *(short(by_rows[rows]) for rows in used),
-        seconds(phases.making),
-        *(seconds(getattr(phases, part)) for part in PARTS),
+        *(layout_text(by_rows[rows]) for rows in used),
+        seconds_text(phases.making),
+        *(seconds_text(getattr(phases, part)) for part in PHASE_COLUMNS),
         f"{option.efficiency:.1%}",
         f"{option.memory.peak / GIB:.1f}",
         f"{option.memory.host / GIB:.0f}",
@@ -59,9 +59,9 @@ def _cells(work: Work, option: Option, best: Option) -> tuple[str, ...]:
     )
 
 
-def _about(work: Work, placement: Placement) -> Iterator[str]:
-    video, shape, card = work.video, work.shape, work.card
-    tokens = shape.video_tokens + shape.text_tokens
+def _about(work: Workload, placement: Placement) -> Iterator[str]:
+    video, grid, card = work.video, work.grid, work.card
+    tokens = grid.total_tokens
     yield (
         f"{work.net.name}: {video.width_px} x {video.height_px} pixels, {video.num_frames} frames, {tokens:,} tokens; "
         f"{work.videos} video{'s' * (work.videos > 1)}"
@@ -72,46 +72,50 @@ def _about(work: Work, placement: Placement) -> Iterator[str]:
     link = f", {kind} at {rates.link_bytes / 1e9:.0f} GB/s" if work.ranks > 1 else ""
     yield (
         f"{work.ranks} x {card.name}{f' on {nodes} nodes' if nodes > 1 else ''}{link}, {card.memory_gib:.1f} GiB each; "
-        f"{in_words(placement)}"
+        f"{placement_text(placement)}"
     )
 
 
 def _placed(best: Option, others: Sequence[Option]) -> Iterator[str]:
-    """Why the weights are not elsewhere."""
+    """Say why the other placements were not chosen."""
     for option in others:
-        yield f"not {in_words(option.placement)}: {reason(option, best)}"
+        yield f"not {placement_text(option.placement)}: {reason(option, best)}"
 
 
-def _below(work: Work, best: Option) -> Iterator[str]:
+def _below(work: Workload, best: Option) -> Iterator[str]:
     phases, memory = best.phases, best.memory
     yield (
-        f"once before: weights from disk {seconds(phases.load)} s, text {seconds(phases.text)} s; "
-        f"{seconds(phases.total)} s and {best.energy_kwh:.3f} kWh in all"
+        f"before that, once: weights from disk {seconds_text(phases.load)} s, text {seconds_text(phases.text)} s; "
+        f"in total {seconds_text(phases.total)} s and {best.energy_kwh:.3f} kWh"
     )
     yield (
-        f"a GPU's memory: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
+        f"memory per GPU: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
         f"{memory.text / GIB:.1f}, denoising {memory.denoise / GIB:.1f}, VAE {memory.decode / GIB:.1f} of "
         f"{best.limit_bytes / GIB:.1f} GiB"
     )
-    yield "predicted, not measured: docs/plan.md says how, docs/prediction.md how well"
+    yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how accurately"
 
 
-def short(layout: Layout) -> str:
-    """The axes that are in use: "cfg2 ulysses4"."""
+def layout_text(layout: Layout) -> str:
+    """Return the axes that are in use: "cfg2 ulysses4"."""
     used = [f"{axis}{degree}" for axis, degree in vars(layout).items() if degree > 1]
     return " ".join(used) or "1 rank"
 
 
-def seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
+    """Write seconds with one decimal below 1000."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:
+    """Return the fields of a placement as JSON values."""
     return vars(placement) | {name: getattr(placement, name).value for name in ("shard", "offload", "storage")}
 
 
-def plan_json(work: Work, found: Sequence[Option], others: Sequence[Option], problems: Sequence[str]) -> dict[str, Any]:
-    """The same as data: seconds, bytes, and the reason of each option that is not chosen."""
+def plan_json(
+    work: Workload, found: Sequence[Option], others: Sequence[Option], problems: Sequence[str]
+) -> dict[str, Any]:
+    """Return the same as data: seconds, bytes, and why each other option was not chosen."""
     chosen = bool(found) and found[0].fits
     return {
         "schema": 1,
@@ -119,7 +123,7 @@ def plan_json(work: Work, found: Sequence[Option], others: Sequence[Option], pro
         "hardware": work.card.name,
         "ranks": work.ranks,
         "gpus_per_node": work.gpus_per_node,
-        "tokens": work.shape.video_tokens + work.shape.text_tokens,
+        "tokens": work.grid.total_tokens,
         "steps": [{"rows": rows, "count": count} for rows, count in work.steps],
         "problems": list(problems),
         "other_placements": [
@@ -148,11 +152,3 @@ def plan_json(work: Work, found: Sequence[Option], others: Sequence[Option], pro
             for option in found
         ],
     }
-
-
-def waterfall(option: Option, alone: Option) -> Iterator[tuple[str, float]]:
-    """GPU-seconds lost against one GPU of unlimited memory, by cause: they add up to n t_n - t_1."""
-    ranks = option.layout.ranks
-    for name in ("ulysses", "ring", "tensor", "gather", "launch", "vae", "save"):
-        yield name, ranks * getattr(option.phases, name) - getattr(alone.phases, name)
-    yield "compute", ranks * option.phases.compute - alone.phases.compute

@@ -1,14 +1,14 @@
-"""How long a denoising step takes on some cards: FLOPs and bytes of `costs` over the rates of `Rates`.
+"""Predict the time of a denoising step: FLOPs and bytes from `costs` divided by the `Rates` of a card.
 
     step = max(compute + exposed communication, launch)
 
-compute        (products / their rate + attention / its rate + elementwise bytes / memory rate) of the busiest rank
-communication  Ulysses bytes / link and the ring's bytes / link, less what the ring hides behind its own attention;
-               sums of products with cut weights (tp), which nothing hides; weights gathered ahead of use where they are
-               sharded, less what compute hides
-launch         the CPU's time to start the kernels of every block: the floor of eager mode with few tokens
+compute        products / their rate + attention / its rate + elementwise bytes / memory rate, on the busiest rank
+communication  Ulysses bytes / link, and ring bytes / link minus what the ring hides behind its own attention; sums of
+               products with divided weights (tp), which nothing hides; sharded weights gathered ahead of use, minus
+               what compute hides
+launch         CPU time to start the kernels of every block: the lower limit of eager mode with few tokens
 
-Rates are per card: data-sheet peaks times efficiencies fitted to published tables (docs/prediction.md).
+Rates are peaks from data sheets times efficiencies fitted to published tables (docs/prediction.md).
 """
 
 import math
@@ -27,35 +27,35 @@ from opensora_launch.plan.costs import (
     weight_bytes,
 )
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import Network, Shape
-from opensora_launch.schema.cards import LINK_EFFICIENCY, PCIE_GB_S, default_efficiency
-from opensora_launch.schema.config import HardwareConfig, Link, TopologyConfig
+from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.schema.cards import LINK_EFFICIENCY, PCIE_GB_S, Card, default_efficiency
+from opensora_launch.schema.config import Link, TopologyConfig
 
 MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.417, 0.847, 0.0498  # fitted over all cards
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a card and its links reach, in units a second. Defaults are fitted, over all cards."""
+    """What a card and its links reach per second. Defaults are fitted over all cards."""
 
     matmul_flops: float
     attention_flops: float
     memory_bytes: float
     link_bytes: float  # from one GPU to others of its node, one way
-    crowd: float = 1.0  # of `link_bytes`, what is left where more than two GPUs exchange over PCIe
+    crowd: float = 1.0  # share of `link_bytes` that remains if more than two GPUs exchange over PCIe
     node_link_bytes: float = 25e9  # to a GPU of another node
-    call_s: float = 32e-6  # of a collective or hop, before its bytes
-    ring_hidden: float = 0.926  # of a hop's attention, the part behind which the hop's bytes travel
-    gather_hidden: float = 0.877  # of compute, the part behind which sharded weights are gathered
+    call_s: float = 32e-6  # latency of a collective or hop
+    ring_hidden: float = 0.926  # share of a hop's attention that hides the hop's transfer
+    gather_hidden: float = 0.877  # share of compute that hides the gathering of sharded weights
     block_launch_s: float = 2.3e-3  # CPU time to start the kernels of a block in eager mode
-    hop_launch_s: float = 0.5e-3  # more of it, where a ring is passed
+    hop_launch_s: float = 0.5e-3  # additional CPU time with a ring
     host_bytes: float = 20e9  # from host memory to a GPU
-    copy_hidden: float = 0.8  # of compute, the part behind which weights are copied from the host
-    vae_flops: float = 50e12  # of the VAE's convolutions
+    copy_hidden: float = 0.8  # share of compute that hides copies of weights from the host
+    vae_flops: float = 50e12  # rate of the VAE's convolutions
 
 
-def rates_of(card: HardwareConfig, topology: TopologyConfig) -> Rates:
-    """What is expected of a card: its peaks times what was fitted to it, or to all cards."""
+def rates_of(card: Card, topology: TopologyConfig) -> Rates:
+    """Return the rates expected of a card: its peaks times the efficiencies fitted to it, or to all cards."""
     peak = card.half_tflops * 1e12
     rule = default_efficiency(card.half_tflops)
     nvlink = uses_nvlink(card, topology)
@@ -80,44 +80,45 @@ def rates_of(card: HardwareConfig, topology: TopologyConfig) -> Rates:
     )
 
 
-def nvlink_card(card: HardwareConfig) -> bool:
+def nvlink_card(card: Card) -> bool:
+    """Return whether the card has NVLink at all."""
     return card.nvlink_gb_s is not None
 
 
-def uses_nvlink(card: HardwareConfig, topology: TopologyConfig) -> bool:
-    """NVLink joins all GPUs of a node: it was said, or the card has it for that many. Bridges join pairs only."""
+def uses_nvlink(card: Card, topology: TopologyConfig) -> bool:
+    """Return whether NVLink connects all GPUs of a node: by config, or by the card's facts. Bridges join pairs only."""
     if topology.link is not Link.auto:
         return topology.link is Link.nvlink
     return nvlink_card(card) and card.nvlink_gpus >= (topology.gpus_per_node or 1)
 
 
 @dataclass(frozen=True)
-class Load:
+class StepLoad:
     """One denoising step of one batch."""
 
     net: Network
-    shape: Shape
+    grid: TokenGrid
     rows: int
     layout: Layout
     gpus_per_node: int
-    sharded: int = 1  # ranks over which the weights are spread; 1 is replicated
+    sharded: int = 1  # ranks that share the weights; 1: replicated
     offloaded: bool = False  # weights are copied from host memory ahead of use
-    rows_at_once: int = 0  # rows in a forward of a rank; 0 is all of its rows
-    away: float = 1.0  # share of the weights that is spread or offloaded; the rest stays on every GPU
-    packed: float = 1.0  # bytes of weights on their way, over those of bf16
-    tokens_at_once: int = 0  # that a block works on between its sums; 0 is all
+    rows_at_once: int = 0  # rows in one forward of a rank; 0: all its rows
+    away: float = 1.0  # share of the weights that is sharded or offloaded; the rest stays on every GPU
+    packed: float = 1.0  # bytes of transferred weights, relative to bf16
+    tokens_at_once: int = 0  # tokens that a block processes between its sums; 0: all
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step on the busiest rank; they add up to `total`."""
+    """Seconds of a step on the busiest rank. They add up to `total`."""
 
     compute: float
     ulysses: float
-    ring: float  # exposed
-    tensor: float  # sums of products with cut weights
-    gather: float  # of latents and guidance rows, of sharded weights: exposed
-    launch: float  # by which the CPU is late
+    ring: float  # not hidden
+    tensor: float  # sums of products with divided weights
+    gather: float  # of latents, guidance rows and sharded weights, not hidden
+    launch: float  # time by which the CPU is late
 
     @property
     def total(self) -> float:
@@ -129,8 +130,8 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What the busiest rank does in a step: FLOPs, bytes and calls, before any rate."""
+class StepCounts:
+    """The FLOPs, bytes and calls of the busiest rank in a step, before rates are applied."""
 
     matmul_flops: float
     attention_flops: float
@@ -139,26 +140,26 @@ class Counts:
     ulysses_calls: int
     ring_bytes: float
     ring_calls: int
-    ring_share: float  # of the attention, what is computed while a hop travels
+    ring_share: float  # share of the attention that is computed during a hop's transfer
     latent_bytes: float
     tensor_bytes: float
     tensor_calls: int
-    weight_bytes: float  # gathered, where weights are sharded
-    copied_bytes: float  # from host memory, where weights wait there
-    launches: int  # of a block
-    wide: bool  # an exchange of more than two GPUs
+    weight_bytes: float  # gathered, if weights are sharded
+    copied_bytes: float  # from host memory, if weights are offloaded
+    launches: int  # of blocks
+    wide: bool  # whether more than two GPUs exchange
     wide_ulysses: bool
     wide_tensor: bool
-    tensor_leaves: bool  # the tp axis, the ulysses axis, the ring or the gather leaves the node
+    tensor_leaves: bool  # whether the tp axis, the ulysses axis, the ring or the gather crosses nodes
     near_leaves: bool
     far_leaves: bool
     gather_leaves: bool
 
 
-def step_counts(load: Load) -> Counts:
-    """Of one step. Shares that differ count as the largest."""
+def step_counts(load: StepLoad) -> StepCounts:
+    """Count one step. If ranks have different shares, the largest counts."""
     net, layout = load.net, load.layout
-    work, traffic = row_work(net, load.shape), row_traffic(net, load.shape, layout)
+    work, traffic = row_work(net, load.grid), row_traffic(net, load.grid, layout)
     rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * layout.tp
     ranks = layout.cfg * layout.sequence
     heads = uneven(net.heads, layout.tp) * uneven(math.ceil(net.heads / layout.tp), layout.ulysses)
@@ -167,17 +168,17 @@ def step_counts(load: Load) -> Counts:
     elementwise = elementwise_bytes(net, work.tokens, layout.tp) / layout.sequence
     at_once = rows / forwards * work.tokens / layout.sequence
     pieces = math.ceil(at_once / load.tokens_at_once) if load.tokens_at_once else 1
-    return Counts(
+    return StepCounts(
         matmul_flops=rows * work.matmul_flops / split * uneven_products(net, layout.tp),
         attention_flops=rows * work.attention_flops / split * heads,
-        elementwise_bytes=rows * (elementwise + merge_bytes(net, load.shape, layout)),
+        elementwise_bytes=rows * (elementwise + merge_bytes(net, load.grid, layout)),
         ulysses_bytes=rows * traffic.ulysses_bytes,
         ulysses_calls=forwards * traffic.ulysses_calls,
         ring_bytes=rows * traffic.ring_bytes,
         ring_calls=forwards * traffic.ring_calls,
         ring_share=(layout.ring - 1) / layout.ring,
-        latent_bytes=load.rows * latent_bytes(net, load.shape) * (ranks - 1) / ranks,
-        tensor_bytes=rows * tensor_parallel_bytes(net, load.shape, layout.tp) / layout.sequence,
+        latent_bytes=load.rows * latent_bytes(net, load.grid) * (ranks - 1) / ranks,
+        tensor_bytes=rows * tensor_parallel_bytes(net, load.grid, layout.tp) / layout.sequence,
         tensor_calls=forwards * tensor_parallel_calls(net, pieces) * (layout.tp > 1),
         weight_bytes=moved * (load.sharded - 1) / load.sharded,
         copied_bytes=moved / load.sharded * load.offloaded,
@@ -192,8 +193,8 @@ def step_counts(load: Load) -> Counts:
     )
 
 
-def step_time(counts: Counts, rates: Rates) -> StepTime:
-    """Seconds of one step on the busiest rank."""
+def step_time(counts: StepCounts, rates: Rates) -> StepTime:
+    """Return the seconds of one step on the busiest rank."""
     attention = counts.attention_flops / rates.attention_flops
     compute = attention + counts.matmul_flops / rates.matmul_flops + counts.elementwise_bytes / rates.memory_bytes
     ulysses = counts.ulysses_calls * rates.call_s
@@ -204,14 +205,14 @@ def step_time(counts: Counts, rates: Rates) -> StepTime:
     tensor = counts.tensor_calls * rates.call_s
     tensor += counts.tensor_bytes / _link(rates, counts.tensor_leaves, counts.wide_tensor)
     gather = counts.latent_bytes / wire
-    gather += sum(exposed for _, exposed in weights_on_their_way(counts, rates, compute))
+    gather += sum(exposed for _, exposed in weight_transfers(counts, rates, compute))
     launch = counts.launches * (rates.block_launch_s + (counts.ring_calls > 0) * rates.hop_launch_s)
     late = max(0.0, launch - compute - ulysses - ring - tensor - gather)
     return StepTime(compute, ulysses, ring, tensor, gather, late)
 
 
-def weights_on_their_way(counts: Counts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:
-    """(seconds, seconds that computing does not hide): of weights from other ranks, then from host memory."""
+def weight_transfers(counts: StepCounts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:
+    """Return (seconds, seconds not hidden by compute) of weights from other ranks, then from host memory."""
     between = counts.weight_bytes / _link(rates, counts.gather_leaves, counts.wide)
     from_host = counts.copied_bytes / rates.host_bytes
     return (
@@ -221,6 +222,6 @@ def weights_on_their_way(counts: Counts, rates: Rates, compute_s: float) -> tupl
 
 
 def _link(rates: Rates, leaves_node: bool, crowded: bool) -> float:
-    """Bytes a second that a rank sends."""
+    """Return the bytes per second that a rank sends."""
     inside = rates.link_bytes * (rates.crowd if crowded else 1.0)
     return min(inside, rates.node_link_bytes) if leaves_node else inside

@@ -1,9 +1,7 @@
-"""What `verify` asks of the ranks: verify.json in the attempt's folder."""
+"""The task that `verify` gives the ranks: verify.json in the attempt's folder."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field
 
-from opensora_launch.plan.codec import decode
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.schema.config import Engine, LayoutConfig
@@ -11,36 +9,29 @@ from opensora_launch.schema.config import Engine, LayoutConfig
 
 @dataclass(frozen=True)
 class VerifySpec:
-    """Stored cases, or else a plan of the current model on a reduced video, on these ranks and on one."""
+    """Stored cases, or a plan of the current model for a reduced video, to run on these ranks and on one."""
 
     machine: Machine
-    layout: LayoutConfig  # what the user fixed
+    layout: LayoutConfig  # as configured
     attention: str
     threads_per_rank: int
     timeout_s: float
     cases: tuple[str, ...]  # absolute paths
-    plan: Plan | None = None  # where there are no cases
-    placement: Placement = field(default_factory=Placement)  # of the cases' transformers
-    engine: Engine = Engine.native  # of the cases
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "VerifySpec":
-        return cast(VerifySpec, decode(cls, data))
+    plan: Plan | None = None  # if there are no cases
+    placement: Placement = field(default_factory=Placement)  # for the cases' transformers
+    engine: Engine = Engine.native  # for the cases
 
 
 @dataclass(frozen=True)
 class VerifyLine:
-    """One compared tensor; distances are the largest of any element."""
+    """One compared tensor; distances are the maximum over its elements."""
 
     case: str
     kind: str
     ranks: int
     layout: str
     tensor: str
-    max_abs_stored: float | None  # None where nothing is stored
+    max_abs_stored: float | None  # None if nothing is stored
     max_abs_one_rank: float
     ok: bool
 

@@ -11,7 +11,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
 from opensora_launch.plan.placement import Placement, as_changes
 from opensora_launch.plan.plan import Plan, predict
-from opensora_launch.plan.work import Work
+from opensora_launch.plan.workload import Workload
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.wording import Message, message
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, RunConfig, Shard, Storage
@@ -24,7 +24,7 @@ class PredictedRun:
     """A run as it was, as the planner predicts it."""
 
     config: RunConfig  # with everything that the plan has settled
-    work: Work
+    work: Workload
     option: Option
 
 
@@ -111,7 +111,7 @@ def _both(one: RunConfig, other: RunConfig, name: str) -> RunConfig:
     return replace(one, sampling=replace(one.sampling, **{key: getattr(other.sampling, key)}))
 
 
-def _best(config: RunConfig, plan: Plan) -> tuple[Work | None, Option | None]:
+def _best(config: RunConfig, plan: Plan) -> tuple[Workload | None, Option | None]:
     try:
         work, found = predict(config, plan.machine, plan.videos)
     except (UserError, ValueError, KeyError, ZeroDivisionError):
@@ -119,7 +119,7 @@ def _best(config: RunConfig, plan: Plan) -> tuple[Work | None, Option | None]:
     return work, found[0] if found and found[0].fits else None
 
 
-def _what(name: str, ran: PredictedRun, work: Work | None, best: Option) -> Message:
+def _what(name: str, ran: PredictedRun, work: Workload | None, best: Option) -> Message:
     if name == "layout":
         return message("faster_layout", layout=str(ran.option.layout))
     if name == "placement":

@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from opensora_launch.plan.costs import row_work
-from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.wording import Message, label, message
-from opensora_launch.schema.cards import PCIE_GB_S, HardwareConfig
+from opensora_launch.schema.cards import PCIE_GB_S, Card
 
 JOULES_PER_KWH = 3.6e6
 
@@ -30,10 +30,10 @@ def row_flops(plan: Plan) -> float:
     """FLOPs of one row in one forward of the diffusion transformer, as planned."""
     shape = plan.geometry
     net = network_of(plan.model.mmdit, shape.text_tokens, plan.model.name)
-    return row_work(net, Shape(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
+    return row_work(net, TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
 
 
-def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: HardwareConfig | None) -> dict[str, Any]:
+def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Card | None) -> dict[str, Any]:
     """FLOP/s of a rank while it computed, and MFU over the whole denoise phases, waiting included. No text, no VAE."""
     flops = row_flops(plan) * row_forwards
     computing = sum(r.parts["compute"] for r in accounts.ranks)
@@ -51,7 +51,7 @@ def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Hardw
     }
 
 
-def _no_peak(plan: Plan, accounts: Accounts, card: HardwareConfig | None) -> Message:
+def _no_peak(plan: Plan, accounts: Accounts, card: Card | None) -> Message:
     if plan.machine.device == "cpu":
         return message("cpu_peak_unknown")
     if card is None:
@@ -59,7 +59,7 @@ def _no_peak(plan: Plan, accounts: Accounts, card: HardwareConfig | None) -> Mes
     return message("precision_unknown", card=card.name, precision=plan.precision)
 
 
-def link_rates(plan: Plan, accounts: Accounts, card: HardwareConfig | None) -> list[dict[str, Any]]:
+def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[str, Any]]:
     """By axis: the bytes that ranks sent, the seconds in which they could not compute, and the share of the peak."""
     several = plan.machine.nodes > 1
     peak = _link_peak(card, plan.machine.gpus_per_node) if card and not several else None
@@ -84,7 +84,7 @@ def link_rates(plan: Plan, accounts: Accounts, card: HardwareConfig | None) -> l
     return found
 
 
-def _link_peak(card: HardwareConfig, gpus: int) -> float | None:
+def _link_peak(card: Card, gpus: int) -> float | None:
     """Bytes per second, one way, between so many GPUs of one node; None if unknown."""
     rate = card.nvlink_gb_s if gpus <= card.nvlink_gpus else PCIE_GB_S.get(card.pcie_generation)
     return rate * 1e9 if rate else None

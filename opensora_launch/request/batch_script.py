@@ -1,4 +1,4 @@
-"""The batch script of an attempt, with the time and the memory that the planner predicts."""
+"""The batch script of an attempt, with predicted time and memory."""
 
 import math
 import sys
@@ -32,9 +32,9 @@ def script_of(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -
 
 
 def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
-    """Time and memory as predicted, with a margin, where nothing is said of them and the card is known.
+    """Fill in predicted time and memory, with a margin, where they are null and the card is known.
 
-    Host memory also holds each rank's own: CUDA's context, Python and its buffers.
+    Host memory also holds what each rank needs for itself: CUDA's context, Python and its buffers.
     """
     settings, machine = run.launcher.slurm, plan.machine
     if machine.device != "cuda" or not run.hardware.known:

@@ -1,4 +1,4 @@
-"""What can be set: config groups with their choices, and every key of the schema. Read without Hydra: it is quick."""
+"""What can be set: config groups with their choices, and every key of the schema. Reads them fast, without Hydra."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -10,17 +10,17 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import opensora_launch
 from opensora_launch.schema.config import RunConfig
 
-DEFAULT_MODEL = "open_sora_v2"  # of configs/config.yaml
+DEFAULT_MODEL = "open_sora_v2"  # as in configs/config.yaml
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the schema: `path` is dotted, `allowed` are an enum's names or true and false, else empty."""
+    """One key of the schema."""
 
-    path: str
+    path: str  # dotted
     kind: str  # in words: "a whole number or null"
     default: Any
-    allowed: tuple[str, ...]
+    allowed: tuple[str, ...]  # the names of an enum, or true and false; else empty
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Group:
 
 
 def config_folder() -> Path:
-    """The folder of config.yaml: beside the package in a checkout, inside it where it was installed from a wheel."""
+    """The folder of config.yaml: beside the package in a checkout, inside it in a wheel."""
     package = Path(opensora_launch.__file__).resolve().parent
     inside, beside = package / "configs", package.parent / "configs"
     return inside if inside.is_dir() else beside
 
 
 def groups(extra: Sequence[Path] = ()) -> tuple[Group, ...]:
-    """The config groups, in the order of config.yaml's defaults; `extra` are folders given by --config-dir."""
+    """The config groups in the order of config.yaml's defaults; `extra` are folders of --config-dir."""
     defaults = default_choices()
     folders = [config_folder(), *extra]
     names = [*defaults, *sorted(_subfolders(folders) - set(defaults))]
@@ -52,7 +52,7 @@ def groups(extra: Sequence[Path] = ()) -> tuple[Group, ...]:
 
 
 def default_choices() -> dict[str, str]:
-    """Group -> choice, as config.yaml has it."""
+    """Group -> its default choice, from config.yaml."""
     import yaml
 
     listed = yaml.safe_load((config_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
@@ -72,7 +72,7 @@ def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[Key]:
 
 
 def as_text(value: Any) -> str:
-    """A value as an override would write it."""
+    """A value as an override writes it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -101,7 +101,7 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join("null" if part is type(None) else _in_words(part) for part in get_args(hint))
     if get_origin(hint) is list:
-        return "a list, as [4,6,6]"
+        return "a list, such as [4,6,6]"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.name for member in hint)
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]

@@ -1,10 +1,11 @@
-"""Hydra, once: overrides and YAML files to a checked RunConfig, for one run or for each point of a sweep."""
+"""Call Hydra once: overrides and YAML files become a checked RunConfig for one run, or for each point of a sweep."""
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import cast
 
@@ -31,8 +32,8 @@ VERSION_BASE = "1.3"
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point of a sweep, or the only one. `swept` are those of its overrides that the sweep chose."""
+class ConfigPoint:
+    """One point of a sweep, or the only one. `swept` are the overrides among `overrides` that the sweep chose."""
 
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
@@ -41,15 +42,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Composed:
-    """All points, and why the model is what it is where the user named none (else empty)."""
+    """All points, and a note on the model if the user named none (else empty)."""
 
-    points: tuple[Point, ...]
+    points: tuple[ConfigPoint, ...]
     model_note: str
+
+
+@dataclass(frozen=True)
+class ConfigView:
+    """What `--cfg` shows."""
+
+    kind: str  # "job", "hydra" or "all"
+    package: str | None  # only this part
+    resolve: bool  # replace ${...} by values
 
 
 @contextmanager
 def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
-    """Hydra with our schema and YAML files; `config_dir` adds a user's own."""
+    """Hydra with this package's schema and YAML files; `config_dir` is a folder with the user's own."""
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
     version.setbase(VERSION_BASE)
@@ -64,34 +74,36 @@ def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
-def compose(overrides: Sequence[str], *, multirun: bool, config_dir: Path | None) -> Composed:
+def compose(overrides: Sequence[str], *, multirun: bool = False, config_dir: Path | None = None) -> Composed:
     """The config of every point. Raises UserError with every override that is wrong."""
     with hydra_session(config_dir) as hydra:
         overrides, note = with_model(hydra, overrides, config_dir)
         expanded = _expand(hydra, overrides, multirun)
-        return Composed(tuple(Point(texts, swept, _compose_one(hydra, texts)) for texts, swept in expanded), note)
+        return Composed(tuple(ConfigPoint(texts, swept, _compose_one(hydra, texts)) for texts, swept in expanded), note)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What `--cfg` asks for: "job", "hydra" or "all", perhaps only the part under `package`, with ${...} replaced."""
-
-    kind: str
-    package: str | None
-    resolve: bool
-
-
-def show(overrides: Sequence[str], what: Shown, *, multirun: bool, config_dir: Path | None) -> str:
-    """Print the composed config as YAML, of every point of a sweep; return why the model is what it is."""
-    with hydra_session(config_dir) as hydra:
+def config_text(
+    overrides: Sequence[str], view: ConfigView, *, multirun: bool, config_dir: Path | None
+) -> tuple[str, str]:
+    """The composed config as YAML, of every point of a sweep, and the note on the model."""
+    with hydra_session(config_dir) as hydra, redirect_stdout(StringIO()) as text:  # Hydra prints it
         overrides, note = with_model(hydra, overrides, config_dir)
         for texts, swept in _expand(hydra, overrides, multirun):
-            _check_package(hydra, texts, what.package)
+            _check_package(hydra, texts, view.package)
             if swept:
-                print(f"---\n# {' '.join(swept)}")
+                text.write(f"---\n# {' '.join(swept)}\n")
             with _as_user_error():
-                hydra.show_cfg(CONFIG_NAME, list(texts), what.kind, what.package, what.resolve)
-        return note
+                hydra.show_cfg(CONFIG_NAME, list(texts), view.kind, view.package, view.resolve)
+        return text.getvalue(), note
+
+
+def info_text(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> tuple[str, str]:
+    """Hydra's own account of where a config comes from, and the note on the model."""
+    with hydra_session(config_dir) as hydra, redirect_stdout(StringIO()) as text:
+        overrides, note = with_model(hydra, overrides, config_dir)
+        with _as_user_error():
+            hydra.show_info(info, CONFIG_NAME, list(overrides), RunMode.MULTIRUN if multirun else RunMode.RUN)
+        return text.getvalue(), note
 
 
 def _check_package(hydra: Hydra, overrides: Sequence[str], package: str | None) -> None:
@@ -103,20 +115,11 @@ def _check_package(hydra: Hydra, overrides: Sequence[str], package: str | None) 
         raise UserError(f"--package {package}: there is no such part of the config, or it is null")
 
 
-def show_info(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> str:
-    """Hydra's own account of where a config comes from."""
-    with hydra_session(config_dir) as hydra:
-        overrides, note = with_model(hydra, overrides, config_dir)
-        with _as_user_error():
-            hydra.show_info(info, CONFIG_NAME, list(overrides), RunMode.MULTIRUN if multirun else RunMode.RUN)
-        return note
-
-
 def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) -> tuple[tuple[str, ...], str]:
-    """The overrides with a model that can run here, and why, where the user named none.
+    """Add a model that can run here if the user named none; return the overrides and a note that says why.
 
-    Open-Sora's checkpoint is used where it is; else the small trained model where this installation has it, else
-    the tiny one with random weights.
+    That is Open-Sora's checkpoint if its file is here, else the small trained model if this installation has it, else
+    the tiny model with random weights.
     """
     parser = OverridesParser.create()
     try:
@@ -124,7 +127,7 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
             return tuple(overrides), ""
         folder = Path(_compose_one(hydra, [text for text in overrides if text.startswith("model.")]).model.folder)
     except (HydraException, UserError):
-        return tuple(overrides), ""  # said properly by the checks that follow
+        return tuple(overrides), ""  # the checks that follow explain it
     missing = folder / RunConfig().model.mmdit_file
     if missing.exists() or missing.with_name(f"{missing.name}.index.json").exists():
         return (f"model={DEFAULT_MODEL}", *overrides), ""
@@ -139,7 +142,7 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
 def _expand(
     hydra: Hydra, overrides: Sequence[str], multirun: bool
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """(all overrides, those that the sweep chose) of every point."""
+    """Yield (all overrides, the overrides that the sweep chose) for every point."""
     _check(hydra, overrides, multirun=multirun)
     parser = OverridesParser.create(config_loader=hydra.config_loader)
     options: list[list[tuple[str, bool]]] = []
@@ -150,7 +153,7 @@ def _expand(
         else:
             options.append([(text, False)])
     if (points := math.prod(map(len, options))) > MAX_POINTS:
-        raise UserError(f"this sweep has {points} points, and {MAX_POINTS} is the most; a prompt file holds more")
+        raise UserError(f"this sweep has {points} points, but {MAX_POINTS} is the most; for more, use a prompt file")
     for chosen in itertools.product(*options):
         yield tuple(text for text, _ in chosen), tuple(text for text, swept in chosen if swept)
 
@@ -165,10 +168,12 @@ def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:
 
 def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
     loader = hydra.config_loader
-    search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # more folders with choices
+    search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # folders with more choices
 
     def choices(group: str) -> list[str] | None:
-        if not search and isinstance(loader, ConfigLoaderImpl):  # the same at once: the other way copies all it knows
+        if not search and isinstance(
+            loader, ConfigLoaderImpl
+        ):  # the public method gives the same but copies every config
             return loader.repository.get_group_options(group, ObjectType.CONFIG) or None
         return loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
 
@@ -179,7 +184,7 @@ def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
 
 @contextmanager
 def _as_user_error() -> Iterator[None]:
-    """What Hydra finds later than our own checks, in a YAML file for one, as a UserError of one line."""
+    """Turn what Hydra finds after our own checks, such as a mistake in a YAML file, into a UserError of one line."""
     from yaml import YAMLError
 
     try:

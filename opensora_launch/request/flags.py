@@ -1,4 +1,4 @@
-"""Our own flags. Free text and paths come through them, so that no grammar ever reads a prompt."""
+"""Flags of the command line. Free text and paths come through flags, so that no grammar ever reads a prompt."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from opensora_launch.request.catalogue import keys
 
 @dataclass(frozen=True)
 class Flag:
-    """`value` is the placeholder of what follows it, empty for a switch. `kinds` are the only values there are."""
+    """`value` names what follows the flag in the help; it is empty for a switch."""
 
     names: tuple[str, ...]
     value: str
     about: str
     repeats: bool = False
-    kinds: tuple[str, ...] = ()
-    unsaid: str = ""  # the value where none follows; "" requires one
+    kinds: tuple[str, ...] = ()  # the only allowed values, if there are any
+    default: str = ""  # the value if none follows; "" requires one
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a command line holds: the values of each flag by its first name, and everything else in its order."""
+    """A command line: the values of each flag by its first name, and all other words in their order."""
 
     values: dict[str, tuple[str, ...]]
     rest: tuple[str, ...]
@@ -42,91 +42,44 @@ class Parsed:
         return None if name not in self.values else Path(self.values[name][-1])
 
 
-HELP = Flag(("--help", "-h"), "", "show this text")
-CONFIG_DIR = Flag(("--config-dir", "-cd"), "FOLDER", "a folder with more YAML files, for groups of your own")
+HELP = Flag(("--help", "-h"), "", "Show this text.")
+CONFIG_DIR = Flag(
+    ("--config-dir", "-cd"), "FOLDER", "Folder with YAML files of your own, in subfolders named by group."
+)
+PROMPTS = Flag(("--prompts",), "FILE", "File of prompts: csv, jsonl or txt. May be repeated.", repeats=True)
+# Needed to read the command line of a run again: by --resume, by a batch job, by ranks that were started by hand.
 GENERATE_FLAGS = (
-    Flag(("--prompt",), "TEXT", "what to show; once for each video", repeats=True),
-    Flag(("--prompts",), "FILE", "a csv, jsonl or txt file of prompts", repeats=True),
-    Flag(("--negative-prompt",), "TEXT", "what to keep out of the pictures"),
-    Flag(("--ref",), "PATH", "an image or video to start from; once for all prompts, or once each", repeats=True),
-    Flag(("--resume",), "RUN", "make the videos that are missing in this run's folder"),
-    Flag(("--multirun", "-m"), "", "a sweep: every combination of values such as sampling.seed=1,2 or range(1,4)"),
-    Flag(("--cfg", "-c"), "WHAT", "print the config and stop", kinds=("job", "hydra", "all")),
-    Flag(("--resolve",), "", "with --cfg: replace ${...} by values"),
-    Flag(("--package", "-p"), "KEY", "with --cfg: only this part"),
+    Flag(("--prompt",), "TEXT", "What the video shows. Repeat it for more videos.", repeats=True),
+    PROMPTS,
+    Flag(("--negative-prompt",), "TEXT", "What the video must not show."),
+    Flag(
+        ("--ref",),
+        "PATH",
+        "Image or video to start from. Give one for all prompts, or one per prompt.",
+        repeats=True,
+    ),
+    Flag(("--resume",), "RUN", "Make the videos that are missing in this run's folder."),
+    Flag(("--multirun", "-m"), "", "Run a sweep: every combination of values, as in sampling.seed=1,2 or range(1,4)."),
+    Flag(("--cfg", "-c"), "WHAT", "Print the config and exit", kinds=("job", "hydra", "all")),
+    Flag(("--resolve",), "", "With --cfg: replace ${...} by values."),
+    Flag(("--package", "-p"), "KEY", "With --cfg: print only this part."),
     Flag(
         ("--info", "-i"),
         "WHAT",
-        "print where the config comes from and stop",
+        "Print where the config comes from and exit [all]",
         kinds=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-        unsaid="all",
+        default="all",
     ),
     CONFIG_DIR,
-    Flag(("--shell-completion", "-sc"), "bash", 'print a script: eval "$(opensora-launch --shell-completion bash)"'),
+    Flag(("--shell-completion", "-sc"), "bash", 'Print a script: eval "$(opensora-launch --shell-completion bash)"'),
     HELP,
 )
-REPORT_FLAGS = (
-    Flag(("--baseline",), "RUN", "the run to compare with"),
-    Flag(("--usd-per-gpu-hour",), "X", "what an hour of a GPU costs, for the cost of a video"),
-    Flag(("--usd-per-kwh",), "X", "what energy costs"),
-    Flag(("--out",), "FOLDER", "of published figures: where their report goes; beside the file where it is not said"),
-    HELP,
-)
-BENCH_FLAGS = (
-    Flag(("--prompt",), "TEXT", "what to show; any will do", repeats=True),
-    Flag(("--prompts",), "FILE", "a csv, jsonl or txt file of prompts", repeats=True),
-    Flag(("--resume",), "FOLDER", "go on with a sweep that was ended"),
-    CONFIG_DIR,
-    HELP,
-)
-COMPARE_FLAGS = (Flag(("--threshold",), "PERCENT", "how much slower B may be before the exit code is 1; 5"), HELP)
-TOP_FLAGS = (Flag(("--once",), "", "print it once and end"), HELP)
-VERIFY_FLAGS = (
-    Flag(("--case",), "FILE", "a stored case (docs/verify.md); without one the current model is checked", repeats=True),
-    CONFIG_DIR,
-    HELP,
-)
-DOCTOR_FLAGS = (
-    Flag(("--quick",), "", "only what generate looks at: environment, memory, disk"),
-    Flag(("--no-ranks",), "", "start no ranks: no bandwidth, no test that each sees its own GPU"),
-    Flag(("--json",), "", "print one JSON document"),
-    Flag(("--plot",), "FILE", "draw free memory and bandwidth: .svg, or .png and .pdf with matplotlib"),
-    Flag(("--here",), "", "on a Slurm job: only this node, a line of JSON each finding"),
-    CONFIG_DIR,
-    HELP,
-)
-PLAN_FLAGS = (
-    Flag(("--videos",), "N", "how many videos are made; 1 where it is not said"),
-    Flag(("--json",), "", "print one JSON document"),
-    Flag(("--plot",), "FILE", "draw time, memory and roofline: .svg, .png or .pdf (needs matplotlib)"),
-    CONFIG_DIR,
-    HELP,
-)
-ESTIMATE_FLAGS = (
-    Flag(("--json",), "", "print one JSON document"),
-    Flag(("--plot",), "FILE", "draw bars: .svg, or .png and .pdf with matplotlib"),
-    CONFIG_DIR,
-    HELP,
-)
-FLAGS: dict[str, tuple[Flag, ...]] = {
-    "generate": GENERATE_FLAGS,
-    "plan": PLAN_FLAGS,
-    "report": REPORT_FLAGS,
-    "bench": BENCH_FLAGS,
-    "compare": COMPARE_FLAGS,
-    "top": TOP_FLAGS,
-    "verify": VERIFY_FLAGS,
-    "status": (HELP,),
-    "cancel": (HELP,),
-    "doctor": DOCTOR_FLAGS,
-    "estimate": ESTIMATE_FLAGS,
-}
 
 
 def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:
-    """Split a command line, or raise UserError with everything that is wrong with it.
+    """Split a command line. Raises UserError with everything that is wrong with it.
 
-    The value of a flag is the next argument as it is, whatever it starts with, or what follows "=".
+    The value of a flag is the next argument, whatever it starts with, or what follows "=".
     """
     known = {name: flag for flag in flags for name in flag.names}
     values: dict[str, tuple[str, ...]] = {}
@@ -141,7 +94,7 @@ def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:
             continue
         flag = known.get(name)
         if flag is None:
-            problems.append(_unknown(verb, name, list(known)))
+            problems.append(_unknown_flag(verb, name, list(known)))
             continue
         if flag.value and not equals:
             value = _next_value(flag, waiting, problems)
@@ -159,16 +112,16 @@ def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:
 
 
 def _next_value(flag: Flag, waiting: list[str], problems: list[str]) -> str:
-    if flag.unsaid and (not waiting or waiting[0] not in flag.kinds):
-        return flag.unsaid
+    if flag.default and (not waiting or waiting[0] not in flag.kinds):
+        return flag.default
     if not waiting:
         problems.append(f"{flag.names[0]} needs a value: {flag.names[0]} {flag.value}")
         return ""
     return waiting.pop(0)
 
 
-def _unknown(verb: str, name: str, known: Sequence[str]) -> str:
-    """One line for a flag that there is not. A setting that was written as a flag is told its key."""
+def _unknown_flag(verb: str, name: str, known: Sequence[str]) -> str:
+    """One line for a flag that does not exist. If a setting has its name, the line gives the setting's key."""
     leaf = name.lstrip("-").replace("-", "_")
     if found := [key.path for key in keys() if leaf in (key.path, key.path.rpartition(".")[2])]:
         return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {found[0]}=..."

@@ -1,6 +1,6 @@
-"""Why overrides cannot be used, all of them at once and with what would be right, before Hydra sees them.
+"""Find every override that cannot be used, and tell what would be right, before Hydra reads them.
 
-Hydra stops at the first, and answers a typing mistake with advice to add a new key.
+Hydra stops at the first one, and answers a typing error with the advice to add a new key.
 """
 
 import difflib
@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from opensora_launch.request.catalogue import Key, default_choices, keys
 from opensora_launch.schema.config import RunConfig
 
-PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # flags: free text and paths
-MAX_POINTS = 1000  # of a sweep: each is composed and planned before the first starts
-Choices = Callable[[str], list[str] | None]  # group -> names of its choices, None where there is no such group
+PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # these are flags: free text and paths
+MAX_POINTS = 1000  # of a sweep: all are composed and planned before the first starts
+Choices = Callable[[str], list[str] | None]  # group -> names of its choices; None if there is no such group
 
 
 def override_problems(
@@ -31,25 +31,25 @@ def override_problems(
 
 
 def plain_reason(error: BaseException) -> str:
-    """What Hydra or OmegaConf says, in one line that names the allowed keys where a key is wrong."""
+    """The message of Hydra or OmegaConf in one line. If a key is wrong, the line names the allowed keys."""
     inner = error.__cause__ or error.__context__
-    said = " ".join(str(error).split("\nConfig search path:")[0].split()) or type(error).__name__
+    text = " ".join(str(error).split("\nConfig search path:")[0].split()) or type(error).__name__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        said = f"{error.full_key}: {said}"
+        text = f"{error.full_key}: {text}"
     elif isinstance(inner, OmegaConfBaseException) and not str(inner.full_key).startswith("hydra"):
         first = str(inner).splitlines()[0]
-        said = said if first in said else f"{said}: {first}"
+        text = text if first in text else f"{text}: {first}"
         path = inner.full_key or str(inner.key or "")
         if path and "not in" in first and path not in _by_path():
-            said = f"{said.split(': ')[0]}: {_unknown_key(path)}"
+            text = f"{text.split(': ')[0]}: {_unknown_key(path)}"
         elif path in _by_path():
-            said += f"; {path} takes {_by_path()[path].kind}"
-    return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S+", "", said)
+            text += f"; {path} takes {_by_path()[path].kind}"
+    return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S+", "", text)
 
 
 def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bool) -> Iterator[str]:
     try:
-        (override,) = parser.parse_overrides([text])  # parse_override would leave out what glob() needs
+        (override,) = parser.parse_overrides([text])  # parse_override omits what glob() needs
     except HydraException as error:
         yield _not_parsed(text, error)
         return
@@ -61,18 +61,18 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
         return
     key = override.key_or_group
     if override.is_hydra_override() or override.is_delete():
-        return  # Hydra's own checks are clear there
+        return  # Hydra's own messages are clear there
     if not key:
         yield _no_override(text)
         return
     values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
     allowed = choices(key)
     if allowed is not None and override.is_add() and override.package is None and key in default_choices():
-        yield f"{text}: {key} has a choice already; leave out the plus"
+        yield f"{text}: {key} has a choice already; remove the plus"
     elif allowed is not None:
         yield from _wrong_choices(key, override, values, allowed)
     elif override.is_add() or override.is_force_add():
-        return  # a plus says: this key is mine
+        return  # a plus adds a key of the user's own
     elif not _is_key(key):
         yield f"{text}: {_unknown_key(key, choices)}"
     elif values is None:
@@ -83,11 +83,11 @@ def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bo
 
 
 def _no_sweep(text: str, override: Override, multirun: bool) -> str:
-    """Why a sweep cannot be made, seen before its values are counted out."""
+    """Why a sweep cannot be made, without listing its values."""
     if not multirun:
         return f"holds several values: add -m for a sweep over them, or quote the value: {_quoted(text)}"
     if override.is_interval_sweep():
-        return "is every number between two: name some, as in 1,1.5,2 or range(1,2,0.5)"
+        return "is every number between two: name some values, as in 1,1.5,2 or range(1,2,0.5)"
     swept = override.value()
     if not isinstance(swept, RangeSweep):
         return ""
@@ -109,16 +109,16 @@ def _not_parsed(text: str, error: HydraException) -> str:
 
 
 def _no_override(text: str) -> str:
-    return f"{text!r} is neither a flag nor KEY=VALUE; a prompt goes behind --prompt"
+    return f"{text!r} is neither a flag nor KEY=VALUE; a prompt follows --prompt"
 
 
 def _is_a_flag(text: str) -> str:
     key, _, value = text.partition("=")
-    return f"{text!r}: give it as --{key.replace('_', '-')} {value!r}; no character of it is special there"
+    return f"{text!r}: give it as --{key.replace('_', '-')} {value!r}; there, no character is special"
 
 
 def _quoted(text: str) -> str:
-    """The override with its value quoted for Hydra, and the whole for the shell."""
+    """The override with its value quoted for Hydra, and all of it for the shell."""
     key, _, value = text.partition("=")
     return shlex.quote(f"{key}={hydra_quoted(value)}")
 
@@ -136,12 +136,12 @@ def _wrong_choices(group: str, override: Override, values: list[str] | None, all
     asked = values if values is not None else value if isinstance(value, list) else [value]
     for name in asked:
         if name is None or str(name) not in allowed:
-            said = "null" if name is None else name
-            yield f"{group}={said} is not known{_nearest(str(name), allowed)} Use one of {', '.join(allowed)}"
+            shown = "null" if name is None else name
+            yield f"{group}={shown} is not known{_nearest(str(name), allowed)} Use one of {', '.join(allowed)}"
 
 
 def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
-    """Lines for a value that the schema's type refuses. An interpolation is looked at when it is resolved."""
+    """A line for a value that the schema's type refuses. An interpolation is checked when it is resolved."""
     try:
         OmegaConf.update(OmegaConf.structured(RunConfig), path, value, merge=True)
     except OmegaConfBaseException:
@@ -155,7 +155,7 @@ def _by_path() -> dict[str, Key]:
 
 
 def _keys_under(prefix: str) -> list[str]:
-    """The next names below a dotted prefix; "" is the root."""
+    """The names directly below a dotted prefix; "" is the root."""
     start = f"{prefix}." if prefix else ""
     return list(dict.fromkeys(k.path[len(start) :].split(".")[0] for k in keys() if k.path.startswith(start)))
 
@@ -167,7 +167,7 @@ def _is_key(path: str) -> bool:
 
 
 def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
-    """What to write instead of a key that is not there."""
+    """What to write instead of a key that does not exist."""
     parent = path.rpartition(".")[0]
     while parent and not _keys_under(parent):
         parent = parent.rpartition(".")[0]

@@ -1,11 +1,11 @@
-"""`python -m opensora_launch.request.slurm_task`: a batch job that starts asks for the folder of its attempt.
+"""`python -m opensora_launch.request.slurm_task`: answer a batch script. Prints a folder or an exit code.
 
-    --attempt DIR                                 the attempt that the launcher has made, for its first start
-    --run-file FILE --ranks-per-node N -- WORDS   a script submitted by hand: WORDS are those of `generate`
-    --with-less DIR                               an attempt that ran out of memory, to go on with less; 1 if it cannot
-    --code DIR                                    how the ranks of an attempt ended that failed: 1, 2 or 75
+    --attempt DIR                                 the attempt that the launcher made; a later start gets a new one
+    --run-file FILE --ranks-per-node N -- WORDS   an attempt for a script submitted by hand; WORDS go to `generate`
+    --with-less DIR                               a new attempt with less memory after one ran out of it; exit 1 if none
+    --code DIR                                    how the ranks of a failed attempt ended: 1, 2 or 75
 
-Prints the folder, or the code. Each start of a job, and each task of an array, has an attempt of its own in the run.
+Each start of a job, and each task of an array, has an attempt of its own in the run.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
-from opensora_launch.machine.find_machine import gpu_uuids
+from opensora_launch.machine.find_gpus import find_gpus
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.write_run import attempt_like
 from opensora_launch.rundir import AttemptDir, RunDir, create_once, write_whole
@@ -28,7 +28,7 @@ from opensora_launch.telemetry.heartbeat import read_heartbeats
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 2 for the user's mistake."""
+    """Answer one request; the exit code."""
     try:
         if len(argv) == 2 and argv[0] == "--attempt":
             attempt = attempt_of_launcher(AttemptDir(Path(argv[1])), os.environ)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
-    """The attempt that was made for this task of the array at submission, or a new one like it."""
+    """The attempt that was made at submission for this task of the array, or a new one like it."""
     mine = made.run.attempt(made.number + int(env.get("SLURM_ARRAY_TASK_ID", "0")))
     if not _use(mine):
         return _another(made, env)
@@ -60,12 +60,12 @@ def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
 
 
 def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mapping[str, str]) -> AttemptDir:
-    """The first start writes the run, and its folder into `run_file`; later ones and other tasks find it there."""
+    """The first start writes a run, and its folder into `run_file`. Later starts and other tasks read it there."""
     from opensora_launch.request.attempt import prepare_attempt
 
     if not run_file.exists():
         cpus = int(env.get("SLURM_CPUS_ON_NODE", "1"))
-        machine = Machine("cuda" if gpu_uuids() else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
+        machine = Machine("cuda" if find_gpus().gpus else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
         attempt = prepare_attempt(words, machine)
         _use(attempt)
         record_launch(attempt, _this_job(env))
@@ -78,9 +78,9 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
 
 
 def code_of_ranks(attempt: AttemptDir) -> int:
-    """75 where all of them have stored where they are, 2 for the user's mistake, else 1.
+    """75 if all ranks have stored where they are, 2 for the user's mistake, else 1.
 
-    What has started them may not tell: torchrun ends with 1 whatever its ranks end with.
+    Their starter may not tell: torchrun exits with 1, whatever its ranks exit with.
     """
     beats, failure = read_heartbeats(attempt.heartbeats), read_failure(attempt)
     ranks = read_plan(attempt.plan).machine.ranks
@@ -90,14 +90,14 @@ def code_of_ranks(attempt: AttemptDir) -> int:
 
 
 def attempt_with_less(spent: AttemptDir, env: Mapping[str, str]) -> AttemptDir | None:
-    """A new attempt with less of the weights on a rank; None where memory is not what failed, or no less will do."""
+    """A new attempt with less of the weights on a rank; None if memory did not fail, or if less is not possible."""
     failure, plan = read_failure(spent), read_plan(spent.plan)
     less = plan.with_less(missing_videos(spent.run, plan.videos)) if failure and failure.kind == "memory" else None
     return _started(spent, less, env) if less else None
 
 
 def _use(attempt: AttemptDir) -> bool:
-    """Whether this attempt was still free, and is now ours."""
+    """Take an attempt. False if another start has it."""
     try:
         attempt.started.touch(exist_ok=False)
     except (FileExistsError, FileNotFoundError):
@@ -106,7 +106,7 @@ def _use(attempt: AttemptDir) -> bool:
 
 
 def _another(like: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
-    """A new attempt with the same plan: what is finished is passed over, and what is not may be in other hands."""
+    """A new attempt with the same plan. Its ranks skip finished videos; others may work on the rest."""
     return _started(like, read_plan(like.plan), env)
 
 

@@ -1,4 +1,4 @@
-"""Prompts and sampling settings become the videos to make."""
+"""From prompts and sampling settings to the videos to make."""
 
 import math
 import secrets
@@ -16,20 +16,20 @@ from opensora_launch.media.prompts import (
 from opensora_launch.plan.checks import count_problems
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.request.compose import Point
+from opensora_launch.request.compose import ConfigPoint
 from opensora_launch.schema.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Videos of a job, and the line of prompts.jsonl of each of their prompts."""
+class RequestedVideos:
+    """The videos of a run, and the lines of prompts.jsonl, one per prompt and point of a sweep."""
 
     videos: tuple[VideoRequest, ...]
-    prompts: tuple[dict[str, Any], ...]
+    prompt_lines: tuple[dict[str, Any], ...]
 
 
-def settle_cond_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[PromptEntry, ...]:
-    """Two references and no condition type mean a loop from the first to the second."""
+def with_condition_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[PromptEntry, ...]:
+    """The prompts with their condition types: two references without one mean a loop from the first to the second."""
     return tuple(
         replace(entry, settings=replace(entry.settings, cond_type="i2v_loop"))
         if len(entry.refs) == 2 and not (entry.settings.cond_type or run.sampling.cond_type)
@@ -39,7 +39,7 @@ def settle_cond_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[P
 
 
 def prompt_setting_problems(run: RunConfig) -> list[str]:
-    """What is wrong with settings that prompts may set for themselves too, where the plan does not see it in time."""
+    """Lines about settings that prompts may also set for themselves, and that the plan would check too late."""
     scales = {"guidance": run.sampling.guidance, "guidance_img": run.sampling.guidance_img}
     problems = [
         f"sampling.{name}={scale} must be a number of at least 0"
@@ -56,18 +56,18 @@ def prompt_setting_problems(run: RunConfig) -> list[str]:
     return problems
 
 
-def ask(entries: Sequence[PromptEntry], points: Sequence[tuple[int, Point]]) -> Asked:
-    """The videos of every prompt at every point of a sweep. Prompt p of point k is number k * len(entries) + p.
+def request_videos(entries: Sequence[PromptEntry], points: Sequence[tuple[int, ConfigPoint]]) -> RequestedVideos:
+    """The videos of every prompt at every point of a sweep. Prompt p of point k has the number k * len(entries) + p.
 
-    A name is "<number>_<sample>". prompts.jsonl has one line a number: the prompt, where it comes from, its point and
-    what the sweep chose there.
+    A video is named "<number>_<sample>". prompts.jsonl has one line per number: the prompt, its source, its point and
+    the values that the sweep chose there.
     """
     most_samples = max((_samples(entry, point.run) for entry in entries for _, point in points), default=1)
     widths = (max(4, len(str(len(entries) * len(points) - 1))), len(str(most_samples - 1)))
     videos: list[VideoRequest] = []
     lines: list[dict[str, Any]] = []
     for position, (number, point) in enumerate(points):
-        for entry in settle_cond_types(entries, point.run):
+        for entry in with_condition_types(entries, point.run):
             index = position * len(entries) + entry.index
             made = _videos(entry, point.run, index, widths)
             videos += made
@@ -75,12 +75,12 @@ def ask(entries: Sequence[PromptEntry], points: Sequence[tuple[int, Point]]) -> 
             line |= {"name": entry.name} if entry.name else {}
             line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
             line |= {"seed": made[0].seed, "videos": [video.name for video in made]}
-            lines.append(line | (_of_point(number, point) if point.swept else {}))
-    return Asked(tuple(videos), tuple(lines))
+            lines.append(line | (_choice_of_point(number, point) if point.swept else {}))
+    return RequestedVideos(tuple(videos), tuple(lines))
 
 
-def _of_point(number: int, point: Point) -> dict[str, Any]:
-    """What a sweep chose for a line: as overrides, and those of the sampling settings as values."""
+def _choice_of_point(number: int, point: ConfigPoint) -> dict[str, Any]:
+    """What a sweep chose for a line of prompts.jsonl: all as overrides, sampling settings also as values."""
     keys = [text.partition("=")[0].lstrip("+") for text in point.swept]
     leaves = [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
     chosen = {leaf: getattr(point.run.sampling, leaf) for leaf in leaves}

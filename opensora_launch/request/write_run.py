@@ -1,40 +1,67 @@
-"""Write a run's folder and its attempts, before any rank starts."""
+"""Write a run's folder and the folders of its attempts, before any rank starts."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from opensora_launch.launch.command import command, command_text, environment
+from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import AttemptDir, RunDir, make_folder, write_whole
-from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.schema.plain import config_yaml
+
+BY_HAND = "by hand"  # the environment profile of ranks that the launcher did not start
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is written of a request: its config, the command line that makes it again, its prompts."""
+    """What a run's folder records of the request."""
 
     config: RunConfig
-    argv: Sequence[str]  # flags and overrides, without the prompts
-    prompts: Sequence[Mapping[str, Any]]  # one a line of prompts.jsonl
+    argv: Sequence[str]  # flags and overrides that make the same config again; prompts are not part of it
+    prompts: Sequence[Mapping[str, Any]]  # the lines of prompts.jsonl
 
 
 def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> RunDir:
-    """Make runs_dir/<stamp> with everything but attempts; a taken stamp gets -2, -3, ..."""
+    """Make runs_dir/<stamp> with everything but attempts. If the stamp is taken, it gets -2, -3, ..."""
     run = RunDir(make_folder(runs_dir, now.strftime("%Y%m%d-%H%M%S")))
     run.samples.mkdir()
     write_whole(run.config, config_yaml(record.config))
     write_whole(run.overrides, _json(list(record.argv)))
     write_whole(run.prompts, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in record.prompts))
-    write_whole(run.plan, _json(plan.to_dict()))
+    write_whole(run.plan, _json(asdict(plan)))
     return run
 
 
-def write_attempt(run: RunDir, plan: Plan) -> AttemptDir:
-    """Make run/attempts/<k> for the next free k, with the plan of what is still missing."""
+def new_attempt(run_dir: RunDir, plan: Plan, kind: LauncherKind, made: Profiled) -> AttemptDir:
+    """Make the folder of the next attempt, with its plan, its command and the environment of its ranks."""
+    attempt = _attempt_folder(run_dir, plan)
+    ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
+    write_whole(attempt.environment, made.to_json(ranks_env))
+    if kind is LauncherKind.slurm:
+        text = f"sbatch {shlex.quote(str(attempt.batch_script))}\n"
+    else:
+        text = command_text(command(kind, plan.machine, attempt), plan, made)
+    write_whole(attempt.command, text)
+    return attempt
+
+
+def attempt_like(other: AttemptDir, plan: Plan) -> AttemptDir:
+    """Make another attempt of the same run, which the same command starts in the same environment."""
+    attempt = _attempt_folder(other.run, plan)
+    for source, copy in ((other.command, attempt.command), (other.environment, attempt.environment)):
+        if source.exists():
+            write_whole(copy, source.read_text(encoding="utf-8"))
+    return attempt
+
+
+def _attempt_folder(run: RunDir, plan: Plan) -> AttemptDir:
+    """Make run/attempts/<k> for the next free k, and write the plan of what is still missing into it."""
     run.attempts_folder.mkdir(exist_ok=True)
     number = max((attempt.number for attempt in run.attempts()), default=-1) + 1
     while True:
@@ -45,16 +72,7 @@ def write_attempt(run: RunDir, plan: Plan) -> AttemptDir:
         except FileExistsError:
             number += 1
     attempt.make_folders()
-    write_whole(attempt.plan, _json(plan.to_dict()))
-    return attempt
-
-
-def attempt_like(other: AttemptDir, plan: Plan) -> AttemptDir:
-    """A new attempt of the same run that the same script starts: by the same command, in the same environment."""
-    attempt = write_attempt(other.run, plan)
-    for source, copy in ((other.command, attempt.command), (other.environment, attempt.environment)):
-        if source.exists():
-            write_whole(copy, source.read_text(encoding="utf-8"))
+    write_whole(attempt.plan, _json(asdict(plan)))
     return attempt
 
 

@@ -1,1 +1,1 @@
-"""The reader of a run's folder: what is there, who works on it, and how far it is."""
+"""Read a run's folder: what it contains, who works on it, how far it is, and how long it still takes. No torch."""

@@ -1,4 +1,4 @@
-"""What lies in a run's folder: its request, its plans, and which videos are there."""
+"""What a run's folder contains: its request, its plans, and its finished videos."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,25 +9,25 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import RunDir
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def read_run(run: RunDir) -> tuple[Plan, dict[str, Any], list[str]]:
-    """The plan, the config and the command line of a run; UserError if this is no run's folder."""
+def read_request(run: RunDir) -> tuple[Plan, dict[str, Any], list[str]]:
+    """The plan, the config and the command line of a run. Raises UserError if this is not a run's folder."""
     plan = read_plan(run.plan)
     return plan, _read(run.config, _yaml), _read(run.overrides, _words)
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan of a run or an attempt; UserError if there is none that this version reads."""
+    """The plan of a run or an attempt. Raises UserError if there is none that this version can read."""
     return _read(path, lambda text: Plan.from_dict(json.loads(text)))
 
 
-def _read(path: Path, parse: Callable[[str], T]) -> T:
+def _read(path: Path, parse: Callable[[str], _T]) -> _T:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path.parent} is not a run's folder: there is no {path.name}") from error
+        raise UserError(f"{path.parent} is not a run's folder: it has no {path.name}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
@@ -35,7 +35,7 @@ def _read(path: Path, parse: Callable[[str], T]) -> T:
 def _words(text: str) -> list[str]:
     words = json.loads(text)
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise ValueError("it is no list of words")
+        raise ValueError("it is not a list of words")
     return words
 
 
@@ -47,36 +47,38 @@ def _yaml(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     if not isinstance(config, dict):
-        raise ValueError("it holds no keys")
+        raise ValueError("it has no keys")
     return config
 
 
 def missing_videos(run: RunDir, videos: Sequence[VideoRequest]) -> tuple[VideoRequest, ...]:
-    """Those without samples/NAME.json, which is written last and so is the record of completion."""
+    """The videos without their record samples/NAME.json, which is written last."""
     return tuple(video for video in videos if not run.record(video.name).exists())
 
 
 def sample_files(run: RunDir, videos: Sequence[VideoRequest]) -> list[Path]:
-    """The finished pictures of these videos."""
+    """The finished files of these videos."""
     files = sorted(p for p in run.samples.glob("*") if p.suffix in (".mp4", ".png"))
     done = {v.name for v in videos if run.record(v.name).exists()}
     return [path for path in files if path.stem in done]
 
 
 def cut_prompts(run: RunDir, videos: Sequence[VideoRequest]) -> list[str]:
-    """A line for each of these videos whose prompt was longer than the text encoder takes."""
-    said = []
+    """One line per video whose prompt was longer than the text encoder accepts."""
+    lines = []
     for video in videos:
         try:
             cut = json.loads(run.record(video.name).read_text(encoding="utf-8"))["cut_tokens"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        said += [f"{video.name}: the last {cut} tokens of its prompt do not fit and are not seen"] if cut else []
-    return said
+        if cut:
+            ignored = "last token of its prompt does" if cut == 1 else f"last {cut} tokens of its prompt do"
+            lines.append(f"{video.name}: the {ignored} not fit and {'is' if cut == 1 else 'are'} ignored")
+    return lines
 
 
 def stored_steps(run_dir: RunDir) -> list[tuple[str, int]]:
-    """(first video, steps done) of each batch that was stored on the way, from the heads of its checkpoints."""
+    """(first video, steps done) of each unfinished batch, from the heads of the checkpoints."""
     found = []
     for path in sorted(run_dir.checkpoints.glob("*.safetensors")):
         try:

@@ -1,1 +1,1 @@
-"""From noise to latents: timesteps, noise, conditions, and the denoising loop. Knows nothing of ranks."""
+"""From noise to latents: timesteps, noise, conditions and the denoising loop. This room knows nothing about ranks."""

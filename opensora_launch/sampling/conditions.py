@@ -1,6 +1,6 @@
-"""What a reference image or video tells the model: which latent frames are given, and what is in them.
+"""Conditions from reference images and videos: which latent frames are given, and their content.
 
-Shapes: C latent channels, T latent frames, H x W latents of one video.
+Shapes of one video: C latent channels, T latent frames, H x W latents.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from opensora_launch.sampling.latents import pack
 
-VIDEO_FRAMES = {"v2v_head": 9, "v2v_tail": 9, "v2v_head_easy": 17, "v2v_tail_easy": 17}  # latent frames given
+VIDEO_FRAMES = {"v2v_head": 9, "v2v_tail": 9, "v2v_head_easy": 17, "v2v_tail_easy": 17}  # number of given latent frames
 
 
 def given_frames(cond_type: str, latent_frames: int) -> list[tuple[int, int, int]]:
-    """(index of the reference, its first frame, the video's frame) of every latent frame that is given.
+    """Return (index of the reference, frame of the reference, frame of the video) for every given latent frame.
 
-    A single image has no frames to give: its condition is ignored, as in the reference.
+    The condition of a single image is ignored, as in the reference.
     """
     if latent_frames == 1 or cond_type == "t2v":
         return []
     if cond_type in VIDEO_FRAMES:
         count = min(VIDEO_FRAMES[cond_type], latent_frames)
-        frames = range(count) if "head" in cond_type else range(-count, 0)  # a tail is counted from both ends
+        frames = range(count) if "head" in cond_type else range(-count, 0)  # a tail counts from the end
         return [(0, k, k) for k in frames]
     return {"i2v_head": [(0, 0, 0)], "i2v_tail": [(0, 0, -1)], "i2v_loop": [(0, 0, 0), (1, 0, -1)]}[cond_type]
 
@@ -31,7 +31,7 @@ def given_frames(cond_type: str, latent_frames: int) -> list[tuple[int, int, int
 def condition(
     cond_type: str, refs: Sequence[Float[Tensor, "C _ H W"]], like: Float[Tensor, "C T H W"]
 ) -> tuple[Float[Tensor, "1 T H W"], Float[Tensor, "C T H W"]]:
-    """(masks, masked reference): 1 where a latent frame is given, and that frame; zeros elsewhere.
+    """Return (masks, masked reference): 1 for each given latent frame, and that frame; zeros elsewhere.
 
     i2v_loop without a second reference ends with the first one.
     """
@@ -45,14 +45,14 @@ def condition(
 def pack_condition(
     masks: Float[Tensor, "1 T H W"], given: Float[Tensor, "C T H W"], patch: int
 ) -> Float[Tensor, "S cond_channels"]:
-    """The condition as tokens; the mask's channels come first."""
+    """Pack the condition into tokens; the mask's channels come first."""
     return pack(torch.cat([masks, given])[None], patch)[0]
 
 
 def restore_given(
     latents: Float[Tensor, "C T H W"], cond_type: str, refs: Sequence[Float[Tensor, "C _ H W"]]
 ) -> Float[Tensor, "C T H W"]:
-    """Put the reference images' own latents back where an image was given, before decoding."""
+    """Replace given frames with the latents of the reference images before decoding (i2v only)."""
     if not cond_type.startswith("i2v"):
         return latents
     out = latents.clone()

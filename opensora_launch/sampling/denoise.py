@@ -1,4 +1,7 @@
-"""The denoising loop: Euler steps along the mixed prediction of the needed guidance rows."""
+"""The denoising loop: Euler steps along the mixed prediction of the needed guidance rows.
+
+Shapes: V videos, R rows of a step, S tokens, C channels.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
@@ -11,13 +14,13 @@ from opensora_launch.plan.rows import NUM_ROWS, Guidance, Row, needed_rows
 
 StepRow = tuple[int, Row]  # index of the video in the batch, the row
 Predict = Callable[[int, Float[Tensor, "V S C"], float, Sequence[StepRow]], Float[Tensor, "R S C"]]
-AfterStep = Callable[[int, Float[Tensor, "V S C"]], None]  # steps done, the latents after them
+AfterStep = Callable[[int, Float[Tensor, "V S C"]], None]  # finished steps, and the latents after them
 
 
 def step_rows(
     guidance: Guidance, step: int, latent_frames: int, equal_to: Sequence[tuple[int, ...]], prune: bool
 ) -> list[StepRow]:
-    """Every row that one step of a batch computes. equal_to[v]: see `needed_rows`, for video v."""
+    """Return every row that one step of a batch computes. equal_to[v] is for video v, as in `needed_rows`."""
     return [
         (video, row)
         for video, equal in enumerate(equal_to)
@@ -26,7 +29,7 @@ def step_rows(
 
 
 def equal_inputs(branches: Sequence[tuple[Tensor | None, ...]]) -> tuple[int, ...]:
-    """The first branch with the same tensors, for each of the three branches, compared by value."""
+    """Return for each of the three branches the first one with equal tensors, compared by value."""
 
     def same(a: tuple[Tensor | None, ...], b: tuple[Tensor | None, ...]) -> bool:
         return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in zip(a, b, strict=True))
@@ -37,7 +40,7 @@ def equal_inputs(branches: Sequence[tuple[Tensor | None, ...]]) -> tuple[int, ..
 def mix(
     preds: Float[Tensor, "R S C"], rows: Sequence[StepRow], videos: int, tokens_per_frame: int
 ) -> Float[Tensor, "V S C"]:
-    """Each video's prediction: its rows times their weights, which may differ from frame to frame."""
+    """Mix each video's prediction: its rows times their weights, which may differ between frames."""
     out = torch.zeros((videos, *preds.shape[1:]), dtype=preds.dtype, device=preds.device)
     for pred, (video, row) in zip(preds, rows, strict=True):
         weights = torch.tensor(row.frame_weights, dtype=preds.dtype, device=preds.device)
@@ -55,12 +58,10 @@ def denoise(
     first: int = 0,
     after_step: AfterStep = lambda done, latents: None,
 ) -> Float[Tensor, "V S C"]:
-    """Latents at times[-1], from those at times[first].
+    """Take the latents from times[first] to times[-1].
 
-    `predict` gives the model's output for the rows of a step, on whatever ranks.
-
-    The latents' dtype is the state's: times are rounded to it before the model sees them, as the reference's
-    bf16 state does.
+    `predict` returns the model's output for the rows of a step, on whatever ranks. Times are rounded to the latents'
+    dtype before the model sees them, as in the reference's bf16 state.
     """
     for step, (t, t_next) in islice(enumerate(pairwise(times)), first, None):
         rows = rows_at(step)

@@ -1,1 +1,1 @@
-"""What Hydra checks: the dataclasses behind every YAML file and override."""
+"""The dataclasses against which Hydra checks every YAML file and override."""

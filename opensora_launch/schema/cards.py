@@ -1,34 +1,41 @@
-"""Facts of a GPU card, as configs/hardware/*.yaml give them: the schema of the `hardware` group."""
+"""GPU cards: the schema of the `hardware` group, which configs/hardware/*.yaml fill."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
+from typing import Any
 
-EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0  # of a card whose own was not fitted; larger cards reach less of their peak
+from opensora_launch.schema.settings import settings
+
+# Efficiency of a card for which none was fitted: the share of its peak up to EFFICIENT_TFLOPS. Larger cards reach less.
+EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0
 LINK_EFFICIENCY = {"nvlink": 0.45, "pcie": 0.629}
-PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # of 16 lanes, one way
+PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # per generation: 16 lanes, one way
 
 
-@dataclass
-class HardwareConfig:
-    """A card, or `name` null: the one that NVML finds. Rates are dense, one way, decimal; memory is binary."""
+@settings
+class Card:
+    """A card; `name` null stands for the one that NVML finds.
+
+    Rates are for dense products, one way, in decimal units; memory is in binary units.
+    """
 
     name: str | None = None
-    nvml_names: list[str] = field(default_factory=list)  # what the driver calls it
+    nvml_names: list[str] = field(default_factory=list)  # names that the driver uses for it
     memory_gib: float = 0.0
     bandwidth_gb_s: float = 0.0
-    bf16_tflops: float | None = None  # null: the card cannot
+    bf16_tflops: float | None = None  # null: the card does not support it
     fp16_tflops: float | None = None
     fp8_tflops: float | None = None
-    nvlink_gb_s: float | None = None  # to all peers together
-    nvlink_gpus: int = 1  # that reach one another by NVLink: 2 with a bridge
+    nvlink_gb_s: float | None = None  # sum over all peers
+    nvlink_gpus: int = 1  # number of GPUs connected by NVLink: 2 with a bridge
     pcie_generation: int = 4
     tdp_w: float = 0.0
     form_factor: str = ""
     price_usd: float | None = None  # list price at launch
-    # What was fitted to published tables (docs/prediction.md); null: the general rule
+    # Fitted to published tables (docs/prediction.md); null: the general rule (`default_efficiency`)
     matmul_efficiency: float | None = None
     attention_efficiency: float | None = None
     link_efficiency: float | None = None
-    mixed: list[str] = field(default_factory=list)  # other cards in each node; the slowest sets the pace
+    mixed: list[str] = field(default_factory=list)  # other cards in each node; the slowest card sets the pace
 
     @property
     def known(self) -> bool:
@@ -36,30 +43,26 @@ class HardwareConfig:
 
     @property
     def half_tflops(self) -> float:
-        """bf16, or fp16 where there is no bf16."""
+        """The bf16 rate, or the fp16 rate if the card has no bf16."""
         return self.bf16_tflops or self.fp16_tflops or 0.0
 
 
 def default_efficiency(tflops: float) -> float:
-    """Share of its peak that a card reaches in products and attention, where nothing was fitted."""
+    """Return the share of its peak that a card reaches in products and attention if none was fitted."""
     return EFFICIENCY * float(min(1.0, (EFFICIENT_TFLOPS / tflops) ** 0.25))
 
 
-def slowest(cards: list[HardwareConfig]) -> HardwareConfig:
-    """One card that is no better than any of `cards`: shares are equal, so the slowest sets the pace."""
+def slowest(cards: list[Card]) -> Card:
+    """Merge cards into one that is no better than any of them: all do equal shares, so the slowest sets the pace."""
     first = cards[0]
     if len(cards) == 1:
         return first
-    merged = HardwareConfig(name="+".join(str(card.name) for card in cards), form_factor=first.form_factor)
-    for item in fields(HardwareConfig):
-        values = [getattr(card, item.name) for card in cards]
-        if item.name in ("name", "nvml_names", "mixed", "form_factor"):
-            continue
-        if item.name == "tdp_w":
-            merged.tdp_w = sum(values) / len(values)
-        elif item.name == "price_usd":
-            merged.price_usd = None if None in values else sum(values) / len(values)
-        else:
-            setattr(merged, item.name, None if None in values else min(values))
-    merged.nvlink_gpus = first.nvlink_gpus if merged.nvlink_gb_s else 1
-    return merged
+    merged: dict[str, Any] = {"name": "+".join(str(card.name) for card in cards), "form_factor": first.form_factor}
+    for name in (item.name for item in fields(Card)):
+        values = [getattr(card, name) for card in cards]
+        if name in ("tdp_w", "price_usd"):
+            merged[name] = None if None in values else sum(values) / len(values)
+        elif name not in ("name", "nvml_names", "mixed", "form_factor"):
+            merged[name] = None if None in values else min(values)
+    merged["nvlink_gpus"] = first.nvlink_gpus if merged["nvlink_gb_s"] else 1
+    return Card(**merged)

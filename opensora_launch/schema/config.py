@@ -1,22 +1,24 @@
-"""What a run asks for: the schema that Hydra checks every YAML file and override against.
+"""The config of a run: the schema against which Hydra checks every YAML file and override.
 
-Plain dataclasses, not frozen: Hydra must be able to write overrides into them. They become a frozen
-`Plan` one step later, and no code past `plan` reads a config. Units live in the names. `None` means
-"the launcher decides".
+The dataclasses are final once constructed (`settings`). The next step turns them into a `Plan`, and no code after
+`plan` reads a config. Units are part of the names. `None` means that the launcher decides.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
-from opensora_launch.schema.cards import HardwareConfig as HardwareConfig
-from opensora_launch.schema.prices import CardOrder as CardOrder
-from opensora_launch.schema.prices import EstimateConfig as EstimateConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.prices import EstimateConfig
+from opensora_launch.schema.settings import settings
 from opensora_launch.schema.slurm import SlurmConfig
+
+MAX_COUNT = 10_000  # steps and samples, for a run and for one prompt: more is a typing error
+MAX_SEED = 2**63 - 1
 
 
 class Init(StrEnum):
     checkpoint = "checkpoint"
-    random = "random"  # seeded random weights and text embeddings: for speed measurements and tests
+    random = "random"  # seeded random weights and text embeddings, for speed measurements and tests
 
 
 class Device(StrEnum):
@@ -26,7 +28,7 @@ class Device(StrEnum):
 
 
 class Link(StrEnum):
-    auto = "auto"  # NVLink where all cards of a node have it
+    auto = "auto"  # NVLink if it connects all cards of a node
     nvlink = "nvlink"
     pcie = "pcie"
 
@@ -39,46 +41,46 @@ class Precision(StrEnum):
 
 
 class LauncherKind(StrEnum):
-    inline = "inline"  # one rank in this process: the debugger's way in
+    inline = "inline"  # one rank in this process, for debuggers
     torchrun = "torchrun"
     slurm = "slurm"  # a batch job on a cluster
-    srun = "srun"  # a step of the allocation that this process is in
+    srun = "srun"  # a job step in the allocation of this process
 
 
 class Engine(StrEnum):
-    """Whose parallelism runs the transformer and T5. Both give the same video."""
+    """The library that parallelises the transformer and T5. Both give the same video."""
 
     native = "native"
-    colossalai = "colossalai"  # Open-Sora's own: an extra, installed by scripts/install_colossalai
+    colossalai = "colossalai"  # as Open-Sora uses; install it with scripts/install_colossalai
 
 
 class Shard(StrEnum):
-    """Over which ranks a transformer's weights are divided; they are gathered block by block ahead of use."""
+    """The ranks among which the transformer's weights are divided. They are gathered block by block ahead of use."""
 
-    none = "none"  # every rank holds them whole
-    node = "node"  # over the ranks of a node that work on the same videos
-    all = "all"  # over all ranks that work on the same videos
+    none = "none"  # every rank holds all weights
+    node = "node"  # among the ranks of a node that work on the same videos
+    all = "all"  # among all ranks that work on the same videos
 
 
 class Offload(StrEnum):
     none = "none"
-    host = "host"  # blocks wait in host memory and are copied to the GPU ahead of use
+    host = "host"  # blocks are kept in host memory and copied to the GPU ahead of use
 
 
 class Storage(StrEnum):
-    """How the blocks' weights are held; they compute in the run's precision either way."""
+    """The number format in which the blocks' weights are stored. They compute in the run's precision either way."""
 
     full = "full"
-    fp8 = "fp8"  # approximate: matrices as float8_e4m3 with a power of two a row; half of the memory and of the traffic
+    fp8 = "fp8"  # approximate: float8_e4m3 with a power of two per row; halves memory and traffic
 
 
 class Fit(StrEnum):
-    auto = "auto"  # the weights are placed so that they fit; a run that is out of memory goes on with less, once
-    strict = "strict"  # placement is as it is said; what does not fit is refused, out of memory is a failure
+    auto = "auto"  # place the weights so that they fit; if memory runs out, continue once with a smaller placement
+    strict = "strict"  # keep the configured placement; refuse what does not fit, and fail if memory runs out
 
 
 class AttentionKind(StrEnum):
-    """Kernels that compute softmax(q k^T) v; `auto` takes the fastest that the GPU, dtype and shape allow."""
+    """Kernels that compute softmax(q k^T) v; `auto` takes the fastest one that supports the GPU, dtype and shape."""
 
     auto = "auto"
     flash4 = "flash4"
@@ -91,9 +93,9 @@ class AttentionKind(StrEnum):
     reference = "reference"
 
 
-@dataclass
+@settings
 class MmditConfig:
-    """The public Open-Sora names; defaults are Open-Sora 2.0's."""
+    """The transformer, with Open-Sora's public names and Open-Sora 2.0's values as defaults."""
 
     in_channels: int = 64
     vec_in_dim: int = 768
@@ -113,9 +115,9 @@ class MmditConfig:
     patch_size: int = 2
 
 
-@dataclass
+@settings
 class VaeConfig:
-    """The Hunyuan causal VAE. Tile sizes are in pixels; a video smaller than a tile is not tiled."""
+    """The Hunyuan causal VAE. A video that is smaller than a tile is not tiled."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -126,23 +128,26 @@ class VaeConfig:
     scale_factor: float = 0.476986
     shift_factor: float = 0.0
     tile_px: int | None = 256
-    tile_frames: int | None = None  # approximate: cut in time too, for videos too long for a GPU; 64 as Open-Sora can
+    # Approximate: tiles are cut in time too, for videos that are too long for a GPU. Open-Sora can use 64.
+    tile_frames: int | None = None
     tile_overlap: float = 0.25
 
 
-@dataclass
+@settings
 class TextConfig:
+    """Lengths to which the text encoders pad or cut a prompt, in tokens."""
+
     t5_max_length: int = 512
     clip_max_length: int = 77
 
 
-@dataclass
+@settings
 class ModelConfig:
-    """The networks and where their files are; paths are relative to `folder`."""
+    """The networks and their files; paths are relative to `folder`."""
 
     name: str = "open_sora_v2"
     init: Init = Init.checkpoint
-    init_seed: int = 0  # of random weights
+    init_seed: int = 0  # seed of random weights
     folder: str = "ckpts"
     mmdit_file: str = "Open_Sora_v2.safetensors"
     vae_file: str = "hunyuan_vae.safetensors"
@@ -154,9 +159,9 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
 
-@dataclass
+@settings
 class VideoConfig:
-    """`resolution` and `aspect_ratio` name a row of the public size table; `custom` gives the pixels."""
+    """The size of the videos, from the public size table; `resolution` null: `height_px` and `width_px` give it."""
 
     resolution: str | None = "256px"
     aspect_ratio: str = "16:9"
@@ -166,51 +171,53 @@ class VideoConfig:
     fps: int = 24
 
 
-@dataclass
+@settings
 class TopologyConfig:
-    """The ranks: one a GPU, or one a process on a machine without GPUs."""
+    """The ranks: one per GPU, or CPU processes on a machine without GPUs."""
 
     nodes: int = 1
-    gpus_per_node: int | None = None  # null: all visible GPUs, or 2 CPU ranks where there is none
+    gpus_per_node: int | None = None  # null: all visible GPUs, or 2 CPU ranks if there are none
     device: Device = Device.auto
-    gpus: list[str] = field(default_factory=list)  # of this machine, by number or UUID; empty: those that are free
+    gpus: list[str] = field(default_factory=list)  # of this machine, by number or UUID; empty: all free GPUs
     link: Link = Link.auto  # between the GPUs of a node
-    link_gb_s: float | None = None  # measured, one way; null: the catalogue's
-    node_link_gb_s: float = 25.0  # of a GPU to other nodes, one way: 200 Gbit/s
+    link_gb_s: float | None = None  # measured, one way; null: the value of the catalogue
+    node_link_gb_s: float = 25.0  # from a GPU to other nodes, one way; 25 is 200 Gbit/s
 
 
-@dataclass
+@settings
 class LayoutConfig:
-    """Degrees of the mesh axes; null is chosen by rule. Their product is the number of ranks."""
+    """Degrees of the mesh axes; null: the planner chooses. Their product is the number of ranks."""
 
-    dp: int | None = None  # groups of ranks, each with its own videos
-    cfg: int | None = None  # guidance rows side by side
-    ring: int | None = None  # keys and values travel; any degree, slower links
-    ulysses: int | None = None  # heads are split; wants fast links
-    tp: int | None = None  # weights are split by heads and feed-forward; wants the fastest links
+    dp: int | None = None  # groups of ranks; each group has its own videos
+    cfg: int | None = None  # groups of ranks that share the guidance rows
+    ring: int | None = None  # ranks pass keys and values around; any degree; tolerates slow links
+    ulysses: int | None = None  # ranks share the heads; needs fast links
+    tp: int | None = None  # ranks share the weights, by heads and feed-forward; needs the fastest links
 
 
-@dataclass
+@settings
 class PlacementConfig:
-    """Where the transformer's weights live; null is chosen (`fit`). The video is the same wherever they are."""
+    """Where the transformer's weights are kept; null: the planner chooses (`fit`). It does not change the video."""
 
     shard: Shard | None = None
     offload: Offload | None = None
-    resident_blocks: int | None = None  # of offloaded weights: blocks that stay on the GPU
-    rows_at_once: int | None = None  # rows of a step that a rank computes together: fewer activations; 0 is all
+    resident_blocks: int | None = None  # blocks of offloaded weights that stay on the GPU
+    rows_at_once: int | None = None  # rows that a rank computes together; fewer rows need less memory; 0: all
     storage: Storage = Storage.full
 
 
-@dataclass
+@settings
 class NumericsConfig:
-    """How products are computed on a GPU, said and not left to torch's defaults."""
+    """How matrix products are computed on a GPU. These settings replace torch's defaults."""
 
-    tf32: bool = False  # approximate: products of fp32 numbers with 10 bits of theirs
-    reduced_sums: bool = True  # products of bf16 and fp16 may add up partial sums in that type, as the reference's do
+    tf32: bool = False  # approximate: fp32 products use 10 bits of the mantissa
+    reduced_sums: bool = True  # bf16 and fp16 products may add partial sums in that type, as the reference does
 
 
-@dataclass
+@settings
 class SamplingConfig:
+    """How videos are sampled; defaults are Open-Sora 2.0's."""
+
     num_steps: int = 50
     guidance: float = 7.5
     guidance_img: float = 3.0
@@ -219,29 +226,31 @@ class SamplingConfig:
     scale_temporal_osci: bool = True
     shift: bool = True
     flow_shift: float | None = None
-    seed: int | None = 42  # null: drawn at launch and recorded; 0 is a seed
-    num_samples: int = 1  # a prompt; sample k uses seed + k
-    batch_size: int | None = None  # videos denoised at once by a group of ranks; null: as memory and time say
-    cond_type: str | None = None  # null: t2v without a reference, i2v_head with one
-    motion_score: str | None = "4"  # appended to the prompt; null leaves it out
+    seed: int | None = 42  # null: drawn at launch and recorded; 0 is a valid seed
+    num_samples: int = 1  # per prompt; sample k uses seed + k
+    batch_size: int | None = None  # videos that a group of ranks denoises together; null: by memory and time
+    cond_type: str | None = None  # null: t2v without references, i2v_head with one, i2v_loop with two
+    motion_score: str | None = "4"  # appended to the prompt; null: not appended
     negative_prompt: str = ""
-    prune_rows: bool = True  # false computes the reference's three rows on every step
-    noise_device: str = "cpu"  # cuda draws the noise as the reference does, from the GPU's generator
-    state_dtype: str = "fp32"  # bf16 rounds latents and timesteps as the reference does
+    prune_rows: bool = True  # false: compute all three rows in every step, as the reference does
+    noise_device: str = "cpu"  # cuda: draw from the GPU's generator, as the reference does
+    state_dtype: str = "fp32"  # bf16: round latents and timesteps as the reference does
 
 
-@dataclass
+@settings
 class LauncherConfig:
+    """How ranks are started and watched."""
+
     kind: LauncherKind = LauncherKind.torchrun
-    timeout_s: float = 600.0  # a rank that makes no progress for this long is named and the run is stopped
-    threads_per_rank: int | None = None  # null: the machine's cores divided by its ranks
-    checkpoint_every_steps: int | None = None  # of denoising; null: 5 in a batch job, else never; 0 never
+    timeout_s: float = 600.0  # a rank without progress for this long is reported and the run is stopped
+    threads_per_rank: int | None = None  # null: cores of the machine divided by its ranks
+    checkpoint_every_steps: int | None = None  # denoising steps; null: 5 in a batch job, else never; 0: never
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
-@dataclass
+@settings
 class EnvConfig:
-    """The ranks' environment: what is set where the launcher's own has nothing, and what is taken away from it."""
+    """The ranks' environment: `set` gives values for unset variables, `unset` lists variables to remove."""
 
     profile: str = "workstation"
     set: list[str] = field(
@@ -258,12 +267,14 @@ class EnvConfig:
     )
 
 
-@dataclass
+@settings
 class RunConfig:
+    """The whole config of a run; each field is a group or a top-level key of Hydra's config."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    hardware: Card = field(default_factory=Card)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     fit: Fit = Fit.auto
@@ -275,8 +286,8 @@ class RunConfig:
     precision: Precision = Precision.auto
     numerics: NumericsConfig = field(default_factory=NumericsConfig)
     attention: AttentionKind = AttentionKind.auto
-    profile: bool = False  # write one Chrome trace a rank, which opens in Perfetto
-    text_cache: str | None = "~/.cache/opensora-launch/text"  # embeddings of prompts, kept from run to run; null: off
+    profile: bool = False  # write one Chrome trace per rank; Perfetto opens it
+    text_cache: str | None = "~/.cache/opensora-launch/text"  # prompt embeddings that later runs reuse; null: off
     runs_dir: str = "runs"
     dry_run: bool = False
-    follow: bool = False  # launcher=slurm: show how the job gets on, and end with its exit code
+    follow: bool = False  # launcher=slurm: show the job's progress, and exit with its exit code

@@ -1,44 +1,44 @@
-"""The scripts of slurm/, for who would rather submit by hand. Pure: tests keep the files what this makes."""
+"""The scripts of slurm/, for users who submit by hand. Pure. A test keeps those files equal to this output."""
 
 from opensora_launch.schema.slurm import Container, SlurmConfig, Starter
 from opensora_launch.slurm.script import hand_script
 
-USE = """\
-Videos on the GPUs of a cluster. Edit the options above, then submit with the words of `opensora-launch generate`:
+_USE = """\
+Make videos on a cluster. Edit the options above, then submit with the arguments of `opensora-launch generate`:
 
     sbatch slurm/{name} video=768px --prompt "raining, sea"
     sbatch slurm/{name} video=256px --prompts list.csv sampling.num_steps=30
 
-Options on the command line win over those above: sbatch --nodes=4 slurm/{name} ...
-The run's folder lies under runs/ where you submit, or where runs_dir=... says. docs/slurm.md explains the rest."""
-ABOUT = {
+Options on the command line take precedence over those above: sbatch --nodes=4 slurm/{name} ...
+The run's folder is under runs/ in the folder where you submit, or in runs_dir=... docs/slurm.md explains the rest."""
+_ABOUT = {
     "generate.sbatch": "",
-    "generate-array.sbatch": "An array: its tasks take prompts from one list until none is left. A task that is slow "
-    "or dies holds\nnobody: what it leaves is made when it is requeued, or by `opensora-launch generate --resume RUN`.",
-    "generate-torchrun.sbatch": "One torchrun a node instead of one task a GPU, for sites that want it so. srun ends "
-    "sooner after a failure.",
-    "generate-pyxis.sbatch": "In a container, by the pyxis plugin of enroot (srun --container-image).",
-    "generate-apptainer.sbatch": "In a container, by Apptainer.",
+    "generate-array.sbatch": "The tasks of the array take prompts from one list until none is left. A slow or dead "
+    "task does not block\nthe others. Its videos are made when it is requeued, or by `generate --resume RUN`.",
+    "generate-torchrun.sbatch": "Starts one torchrun per node instead of one task per GPU, for sites that require it. "
+    "After a failure, srun alone ends sooner.",
+    "generate-pyxis.sbatch": "Runs in a container, with the pyxis plugin of enroot (srun --container-image).",
+    "generate-apptainer.sbatch": "Runs in a container, with Apptainer.",
 }
-IMAGE, HERE = "/images/opensora-launch", "/data:/data"
+_IMAGE, _MOUNT = "/images/opensora-launch", "/data:/data"
 
 
 def hand_scripts() -> dict[str, str]:
-    """Text by file name."""
+    """The text of each script, by file name."""
     settings = {
         "generate.sbatch": SlurmConfig(time="2:00:00"),
         "generate-array.sbatch": SlurmConfig(time="2:00:00", array=8, array_limit=4),
         "generate-torchrun.sbatch": SlurmConfig(time="2:00:00", starter=Starter.torchrun),
         "generate-pyxis.sbatch": SlurmConfig(
-            time="2:00:00", container=Container.pyxis, image=f"{IMAGE}.sqsh", mounts=[HERE]
+            time="2:00:00", container=Container.pyxis, image=f"{_IMAGE}.sqsh", mounts=[_MOUNT]
         ),
         "generate-apptainer.sbatch": SlurmConfig(
-            time="2:00:00", container=Container.apptainer, image=f"{IMAGE}.sif", mounts=[HERE]
+            time="2:00:00", container=Container.apptainer, image=f"{_IMAGE}.sif", mounts=[_MOUNT]
         ),
     }
     return {name: _script(name, chosen) for name, chosen in settings.items()}
 
 
 def _script(name: str, settings: SlurmConfig) -> str:
-    about = "\n\n".join(text for text in (USE.format(name=name), ABOUT[name]) if text)
+    about = "\n\n".join(text for text in (_USE.format(name=name), _ABOUT[name]) if text)
     return hand_script(settings, about, nodes=1, ranks_per_node=8)

@@ -1,4 +1,4 @@
-"""What Slurm says of a job, and what it is told. Text formats only: they are the same in all versions."""
+"""Submit, cancel and query Slurm jobs. Uses text formats only, which are the same in all versions."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ OVER = (
 
 
 class NoAnswer(Exception):
-    """Slurm cannot be asked here and now. `slow`: its daemon was waited for."""
+    """Slurm cannot be queried now. `slow`: its daemon did not answer in time."""
 
     def __init__(self, message: str, *, slow: bool = False) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class JobState:
-    """One job, or one task of an array. `source` is who said so."""
+    """The state of one job, or of one task of an array. `source` is the command that reported it."""
 
     job: str
     state: str
@@ -41,44 +41,42 @@ class JobState:
 
 
 def no_sbatch() -> list[str]:
-    """Why nothing can be submitted from this host."""
+    """The reason why this host cannot submit jobs, if there is one."""
     if shutil.which("sbatch"):
         return []
-    return [
-        "launcher=slurm: there is no sbatch on this host; run this on a login node, or show the script: dry_run=true"
-    ]
+    return ["launcher=slurm: there is no sbatch on this host; use a login node, or show the script with dry_run=true"]
 
 
-def submit(script: Path) -> str:
-    """The id of the new job. UserError with what sbatch says against it."""
+def submit_job(script: Path) -> str:
+    """Submit a script; the id of the new job. Raises UserError with the message of sbatch."""
     done = _run(["sbatch", "--parsable", str(script)], within_s=SUBMIT_S)
     if done is None or done.returncode:
-        said = done.stderr.strip() if done else f"no answer in {SUBMIT_S:.0f} s"
+        message = done.stderr.strip() if done else f"no answer within {SUBMIT_S:.0f} s"
         raise UserError(
-            f"sbatch does not take {script}", [line.removeprefix("sbatch: error: ") for line in said.splitlines()]
+            f"sbatch refuses {script}", [line.removeprefix("sbatch: error: ") for line in message.splitlines()]
         )
     return done.stdout.split(";")[0].strip()
 
 
-def estimate(script: str) -> list[str]:
-    """What `sbatch --test-only` says of a script: when and where it would start, or why it cannot."""
+def estimate_start(script: str) -> list[str]:
+    """The answer of `sbatch --test-only` for a script: when and where it would start, or why it cannot."""
     if no_sbatch():
         return []
     done = _run(["sbatch", "--test-only"], script)
-    said = (done.stdout + done.stderr) if done else "sbatch does not answer"
-    return [line.removeprefix("sbatch: ") for line in said.splitlines() if line.strip()]
+    text = (done.stdout + done.stderr) if done else "sbatch does not answer"
+    return [line.removeprefix("sbatch: ") for line in text.splitlines() if line.strip()]
 
 
-def cancel(job: str) -> list[str]:
-    """Cancel a job; what scancel says against it."""
+def cancel_job(job: str) -> list[str]:
+    """Cancel a job; the message of scancel if it fails."""
     done = _run(["scancel", job])
     if done is None:
-        return [f"scancel does not answer: job {job} may go on"]
+        return [f"scancel does not answer; job {job} may still run"]
     return done.stderr.split("\n")[:1] if done.returncode else []
 
 
 def end_step(job: str, name: str) -> None:
-    """End what is left of the job's steps of that name."""
+    """End the steps of a job that have this name and still run."""
     done = _run(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i|%j"])
     for line in done.stdout.splitlines() if done and not done.returncode else []:
         step, _, called = line.partition("|")
@@ -87,22 +85,22 @@ def end_step(job: str, name: str) -> None:
 
 
 def job_states(job: str) -> list[JobState]:
-    """Every task of a job, from the first of squeue, scontrol and sacct that knows it; empty if none does.
+    """The state of every task of a job, by the first of squeue, scontrol and sacct that knows it; else empty.
 
-    Raises NoAnswer where Slurm cannot be asked: what it knows is then unknown.
+    Raises NoAnswer if Slurm cannot be queried.
     """
     return _ask(job, (_squeue, _scontrol, _sacct))
 
 
 def final_states(job: str) -> list[JobState]:
-    """The same with exit codes, which squeue does not tell."""
+    """The states of a job that is over, with exit codes, which squeue does not report."""
     return _ask(job, (_scontrol, _sacct, _squeue))
 
 
 def exit_code(states: Sequence[JobState]) -> int:
-    """Of a job that is over, as our own commands end: its worst of 1, 2, 75 and 0.
+    """The exit code of a job that is over, as this launcher's own: the worst of 1, 2, 75 and 0.
 
-    A state that is no success is a failure even without a code, and so is the end of a script by a signal.
+    A state other than success is a failure even without a code, and so is a script that a signal ended.
     """
     codes = {_ours(state) for state in states} or {1}
     return next(code for code in (1, 2, 75, 0) if code in codes)
@@ -121,10 +119,10 @@ def _ask(job: str, sources: Sequence[Callable[[str], Iterator[JobState]]]) -> li
                 return found
         except NoAnswer as error:
             silences.append(error)
-            if error.slow:  # the others would ask the same daemon
+            if error.slow:  # the others would query the same daemon
                 break
         else:
-            answered |= source is not _sacct  # where accounting is off, sacct knows nothing of any job
+            answered |= source is not _sacct  # without accounting, sacct knows no job at all
     if not answered:
         raise next((s for s in silences if s.slow), silences[0])
     return []
@@ -162,12 +160,12 @@ def _code(text: str) -> int:
 
 
 def _lines(argv: Sequence[str]) -> list[str]:
-    """What a command that was asked for a job says of it; nothing where it does not know the job."""
+    """The output of a command that was asked for a job; empty if it does not know the job."""
     if shutil.which(argv[0]) is None:
         raise NoAnswer(f"there is no {argv[0]} on this host")
     done = _run(argv)
     if done is None:
-        raise NoAnswer(f"{argv[0]} does not answer in {ASK_S:.0f} s", slow=True)
+        raise NoAnswer(f"{argv[0]} does not answer within {ASK_S:.0f} s", slow=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise NoAnswer(f"{argv[0]}: {done.stderr.strip().partition(chr(10))[0] or f'exit code {done.returncode}'}")
     return [] if done.returncode else done.stdout.splitlines()
@@ -176,7 +174,7 @@ def _lines(argv: Sequence[str]) -> list[str]:
 def _run(
     argv: Sequence[str], text: str | None = None, within_s: float = ASK_S
 ) -> subprocess.CompletedProcess[str] | None:
-    """None where it is not there, or takes too long."""
+    """Run a command; None if it does not exist or takes too long."""
     try:
         return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=within_s)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,6 +1,6 @@
 """A batch job as text: what sbatch reads, and what it runs. Pure functions.
 
-Values never meet a shell unquoted, and overrides never meet one at all: a job made by the launcher starts its ranks
+Values never reach a shell unquoted, and overrides do not reach one at all: a job made by the launcher starts its ranks
 with the folder of an attempt, whose plan.json has everything. In a script to submit by hand they are "$@".
 """
 
@@ -15,39 +15,39 @@ from opensora_launch.schema.config import Device, TopologyConfig
 from opensora_launch.schema.slurm import Container, GpuOption, SlurmConfig, Starter
 from opensora_launch.slurm.body import BODY
 
-# Options of sbatch that are a key of the same name and nothing else.
+# Options of sbatch that have a key of the same name and need no conversion.
 PLAIN = (
     "job_name", "partition", "account", "qos", "time", "mem", "constraint", "switches", "reservation", "nodelist",
     "exclude", "mail_user", "mail_type", "dependency",
 )  # fmt: skip
 PLAIN_WORD = re.compile(r"[A-Za-z0-9_./@%+-]+")
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What a script is made of. `attempt` is the folder that the first task of the array starts with."""
+    """What a script needs. `attempt` is the folder that the first task of the array starts with."""
 
     settings: SlurmConfig
     machine: Machine
     threads_per_rank: int
     attempt: Path
     python: str
-    exports: Mapping[str, str] = field(default_factory=dict)  # what the environment's profile sets
-    unsets: Sequence[str] = ()  # and takes away
+    exports: Mapping[str, str] = field(default_factory=dict)  # variables that the environment profile sets
+    unsets: Sequence[str] = ()  # and removes
 
 
 def slurm_machine(topology: TopologyConfig, settings: SlurmConfig) -> tuple[Machine, list[str]]:
-    """The machine that a job asks for: this host says nothing of it."""
+    """The machine that a job requests. Nothing is read from this host."""
     device = "cpu" if topology.device is Device.cpu else "cuda"
     ranks = topology.gpus_per_node
-    problems = [] if ranks else ["launcher=slurm needs to know the ranks of a node: topology=8gpu, topology=2x8, ..."]
+    problems = [] if ranks else ["launcher=slurm needs the number of ranks per node: topology=8gpu, topology=2x8, ..."]
     machine = Machine(device, topology.nodes, ranks or 1, settings.cpus_per_rank * (ranks or 1))
     return machine, problems + slurm_problems(settings, machine)
 
 
 def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
-    """Why these settings make no job."""
+    """Every reason why no job can be made of these settings."""
     at_least = {"cpus_per_rank": 1, "array": 1, "array_limit": 1, "max_restarts": 0, "signal_lead_s": 0}
     problems = [
         f"launcher.slurm.{name}={value} must be at least {least}"
@@ -57,19 +57,19 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
     if settings.connect_timeout_s <= 0:
         problems.append(f"launcher.slurm.connect_timeout_s={settings.connect_timeout_s} must be more than 0 seconds")
     for entry in settings.env:
-        if not NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
+        if not VARIABLE_NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
             problems.append(f"launcher.slurm.env: {entry!r} is not NAME=VALUE")
     for entry in settings.extra:
         if not entry.startswith("-"):
-            problems.append(f"launcher.slurm.extra: {entry!r} is no option of sbatch; write it as --comment=x")
+            problems.append(f"launcher.slurm.extra: {entry!r} is not an option of sbatch; write it like --comment=x")
     if settings.container is not Container.none and not settings.image:
         problems.append(f"launcher.slurm.container={settings.container.value} needs launcher.slurm.image=FILE_OR_NAME")
     if settings.gpu_type and (settings.gpus is GpuOption.none or machine.device == "cpu"):
-        problems.append("launcher.slurm.gpu_type is set and no GPUs are asked for: leave it out, or ask for GPUs")
+        problems.append("launcher.slurm.gpu_type is set, but the job requests no GPUs: remove it, or request GPUs")
     for item in fields(settings):
         value = getattr(settings, item.name)
         if item.name != "setup" and any("\n" in text for text in (value if isinstance(value, list) else [str(value)])):
-            problems.append(f"launcher.slurm.{item.name} holds a line break, which no option of sbatch can")
+            problems.append(f"launcher.slurm.{item.name} contains a line break, which options of sbatch cannot")
     return problems
 
 
@@ -80,7 +80,7 @@ def job_script(job: SlurmJob) -> str:
         *_options(job),
         "",
         "# shellcheck disable=SC2016,SC2034",
-        "# Made by opensora-launch. To submit it once more: sbatch and this file; what is missing is made.",
+        "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
         *_settings(settings, ranks, job.python),
         *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
@@ -91,7 +91,7 @@ def job_script(job: SlurmJob) -> str:
 
 
 def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node: int) -> str:
-    """A script for slurm/: its user edits the options and gives prompts and overrides on sbatch's command line."""
+    """A script for slurm/. Its user edits the options, and gives prompts and overrides on sbatch's command line."""
     machine = Machine("cuda", nodes, ranks_per_node, ranks_per_node * settings.cpus_per_rank)
     job = SlurmJob(settings, machine, settings.cpus_per_rank, Path("slurm-%j"), settings.python or "python3")
     lines = [
@@ -100,11 +100,11 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
         *(f"# {line}".rstrip() for line in about.splitlines()),
         "",
         "# shellcheck disable=SC2016,SC2034",
-        "# Edit from here: how Python is started on a node, and what it needs.",
+        "# Edit from here: how to start Python on a node, and what it needs.",
         *_settings(settings, ranks_per_node, job.python, by_hand=True),
         *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
         "",
-        "# All tasks of an array, and a job that is requeued, work on one run; its folder is written down here.",
+        "# All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.",
         "run_file=${SLURM_SUBMIT_DIR:-$PWD}/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}.run",
     ]
     find = '--run-file "$run_file" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
@@ -112,19 +112,19 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
 
 
 def sbatch_value(text: str) -> str:
-    """A value as the parser of #SBATCH lines takes it: in double quotes, where only these and backslashes count."""
+    """Quote a value for a #SBATCH line: in double quotes, inside which only quotes and backslashes are special."""
     if re.fullmatch(r"[^\s\"'\\#]+", text):
         return text
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _words(words: Sequence[str]) -> str:
-    """The elements of an array."""
+    """The elements of a bash array."""
     return " ".join(word if PLAIN_WORD.fullmatch(word) else _quoted(word) for word in words)
 
 
 def _quoted(text: str) -> str:
-    """In single quotes, always."""
+    """Quote a value in single quotes, even if it needs none."""
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
@@ -139,8 +139,8 @@ def _options(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
 def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | None]]:
     settings, ranks = job.settings, job.machine.gpus_per_node
     tasks = 1 if settings.starter is Starter.torchrun else ranks
-    said = {name.replace("_", "-"): getattr(settings, name) for name in PLAIN}
-    yield "job-name", said.pop("job-name")
+    given = {name.replace("_", "-"): getattr(settings, name) for name in PLAIN}
+    yield "job-name", given.pop("job-name")
     yield "nodes", str(job.machine.nodes)
     yield "ntasks-per-node", str(tasks)
     yield "cpus-per-task", str(settings.cpus_per_rank * ranks // tasks)
@@ -148,7 +148,7 @@ def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | No
         count = f"{settings.gpu_type}:{ranks}" if settings.gpu_type else str(ranks)
         by_gres = settings.gpus is GpuOption.gres
         yield ("gres", f"gpu:{count}") if by_gres else ("gpus-per-node", count)
-    yield from ((name, value) for name, value in said.items() if value is not None)
+    yield from ((name, value) for name, value in given.items() if value is not None)
     if settings.exclusive:
         yield "exclusive", None
     if settings.array > 1:
@@ -170,7 +170,7 @@ def _extra(entry: str) -> str:
 
 
 def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool = False) -> Iterator[str]:
-    """Variables that the body reads."""
+    """The variables that the body reads."""
     mounts = ",".join(settings.mounts)
     inside = settings.python or "python3"
     container: Sequence[str] = ()
@@ -192,7 +192,7 @@ def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool =
 def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[str]:
     own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1", **threads}
     own["CONNECT_TIMEOUT_S"] = f"{settings.connect_timeout_s:g}"
-    if settings.interface:  # NCCL takes the start of a name, and after "=" the whole; gloo takes the whole
+    if settings.interface:  # NCCL matches prefixes, after "=" whole names; gloo matches whole names
         own |= {"NCCL_SOCKET_IFNAME": f"={settings.interface}", "GLOO_SOCKET_IFNAME": settings.interface}
     given = dict(entry.split("=", 1) for entry in settings.env)
     yield from (f"export {name}={_quoted(value)}" for name, value in {**own, **given}.items())

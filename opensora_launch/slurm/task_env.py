@@ -1,4 +1,4 @@
-"""What Slurm's variables say of this task: pure functions of the environment. No torch."""
+"""Slurm's variables about this task, read by pure functions of the environment. No torch."""
 
 import re
 import subprocess
@@ -12,8 +12,8 @@ SCONTROL_S = 15.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """This task among those that one srun has started."""
+class SrunStep:
+    """This task among those that one srun started."""
 
     rank: int
     local_rank: int
@@ -21,49 +21,51 @@ class Step:
     local_tasks: int
 
 
-def read_step(env: Mapping[str, str]) -> Step | None:
-    """The step's own variables; None where no srun has started us. SLURM_NTASKS alone tells of the job, not of us."""
+def read_step(env: Mapping[str, str]) -> SrunStep | None:
+    """Read the variables of the step; None if srun did not start this process."""
     if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
         return None
     tasks = int(env["SLURM_STEP_NUM_TASKS"])
     by_node = tasks_by_node(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))
     node = int(env.get("SLURM_NODEID", "0"))
-    return Step(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", "0")), tasks, by_node[node])
+    return SrunStep(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", "0")), tasks, by_node[node])
 
 
 def tasks_by_node(text: str) -> list[int]:
-    """ "2(x3),1" is 2, 2, 2, 1."""
+    """Read a list of counts: "2(x3),1" is 2, 2, 2, 1."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         counts += [int(count)] * int(times or 1)
     return counts
 
 
-def refuse_two_worlds(step: Step, world: int, local_world: int) -> None:
-    """Raises UserError where srun has started torchrun more than once on a node, or each for itself."""
+def refuse_two_worlds(step: SrunStep, world: int, local_world: int) -> None:
+    """Raise UserError if srun started torchrun more than once on a node, or started separate torchruns."""
     if step.local_tasks == 1 and step.tasks * local_world == world:
         return
     raise UserError(
-        f"srun has started {step.tasks} tasks ({step.local_tasks} on this node), each a torchrun of {world} ranks: "
-        f"start one torchrun a node (srun --ntasks-per-node=1) with --nnodes={step.tasks}, or no torchrun at all"
+        f"srun started {step.tasks} tasks ({step.local_tasks} on this node), each a torchrun of {world} ranks: "
+        f"start one torchrun per node (srun --ntasks-per-node=1) with --nnodes={step.tasks}, or none at all"
     )
 
 
 def head_host(env: Mapping[str, str]) -> str:
-    """The host of rank 0: MASTER_ADDR, or the first of the job's nodes as scontrol lists them."""
+    """The host of rank 0: MASTER_ADDR, or the first node of the job by scontrol."""
     if env.get("MASTER_ADDR"):
         return env["MASTER_ADDR"]
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
     argv = ["scontrol", "show", "hostnames", nodes]
     try:
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True).stdout.split()
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"the first node of {nodes} is not known ({error}): set MASTER_ADDR and MASTER_PORT") from error
-    return said[0]
+        raise UserError(
+            f"the first node of {nodes} cannot be found ({error}): set MASTER_ADDR and MASTER_PORT"
+        ) from error
+    return done.stdout.split()[0]
 
 
 def head_port(env: Mapping[str, str]) -> int:
-    """MASTER_PORT, or one of the job and step."""
+    """MASTER_PORT, or a port made from the numbers of the job and the step."""
     if env.get("MASTER_PORT"):
         return int(env["MASTER_PORT"])
     job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
@@ -71,7 +73,7 @@ def head_port(env: Mapping[str, str]) -> int:
 
 
 def job_name(env: Mapping[str, str]) -> str:
-    """One name for a job and all its restarts, or for one task of an array; empty outside Slurm."""
+    """The name of a job, the same after restarts, or of one task of an array; empty outside Slurm."""
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"slurm {env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
     return f"slurm {env['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in env else ""

@@ -1,1 +1,1 @@
-"""What a run leaves to be read: events of each rank, its heartbeat, the first failure. torch only on GPUs, late."""
+"""What a run writes while it works: events of each rank, heartbeats, samples of each node, the first failure."""

@@ -1,6 +1,6 @@
-"""Two clocks with the same three methods: the host's, and a GPU's put on the host's time without synchronising.
+"""Two clocks with the same methods: the host's, and a GPU's, converted to the host's time without synchronising.
 
-A mark is taken in the hot loop. It may be read only once it is `ready`; then `seconds` is `time.monotonic()` seconds.
+The hot loop takes marks. Once a mark is `ready`, `seconds` converts it to seconds of `time.monotonic()`.
 """
 
 import time
@@ -12,7 +12,7 @@ REANCHOR_S = 1.0
 
 
 class HostClock:
-    """A mark is already seconds."""
+    """Marks are seconds already."""
 
     name = "host"
     error_s = 0.0
@@ -25,23 +25,23 @@ class HostClock:
         return mark
 
     def wait(self) -> None:
-        """The host has done what it was asked when the call returns."""
+        """Do nothing: the host has finished its work when a call returns."""
 
     def drift_s(self) -> float:
         return 0.0
 
 
 class DeviceClock:
-    """A mark is an event in the current CUDA stream, so it tells when the device came there, not when the host asked.
+    """Marks are events in the current CUDA stream: they tell when the device reached them, not when the host did.
 
-    elapsed_time() is a 32-bit float of milliseconds: 0.06 ms coarse after a quarter of an hour. So the anchor moves
+    elapsed_time() is a 32-bit float of milliseconds, with a resolution of 0.06 ms after 15 minutes. So the anchor moves
     along with the events that are read, and distances stay short.
     """
 
     name = "device"
 
     def __init__(self, event: Callable[[], Any], synchronize: Callable[[], None]) -> None:
-        """`event` makes a timing event, `synchronize` waits for the device; see `cuda_clock`."""
+        """`event` creates a timing event, and `synchronize` waits for the device; see `cuda_clock`."""
         self._event = event
         self.wait = synchronize
         self._anchor, self._anchor_s, self.error_s = min(
@@ -63,12 +63,12 @@ class DeviceClock:
         return found
 
     def drift_s(self) -> float:
-        """How far the device's clock has run away from the host's since the start. Waits for the device."""
+        """How far the device's clock has drifted from the host's since the start. Waits for the device."""
         event, host_s, _ = self._both_clocks()
         return self.seconds(event) - host_s
 
     def _both_clocks(self) -> tuple[Any, float, float]:
-        """An event, the host's time at it, and half of the interval in which it must lie."""
+        """An event, the host's time at it, and the error of that time."""
         self.wait()
         before = time.monotonic()
         event = self.mark()

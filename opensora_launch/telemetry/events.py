@@ -1,25 +1,27 @@
 """The events of a rank, and the lines of `telemetry/rank<R>.jsonl` that hold them.
 
-All times are seconds of the host's `time.monotonic()`. On GPUs the times of steps and collectives are the device's,
-put on that clock; meta says so (`"clock": "device"`).
+All times are seconds of the host's `time.monotonic()`. On GPUs, steps and collectives are timed by the device and
+converted to that clock; the first line then has `"clock": "device"`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from opensora_launch.errors import UserError
-from opensora_launch.telemetry.typed import fits
+import msgspec
 
-SCHEMA = 2
-READABLE = (1, 2)  # schema 1 has no work events, processes, devices' ids and offsets of clocks
+from opensora_launch.telemetry.lines import read_lines
+
+EVENTS_SCHEMA = 2
+READABLE = (1, 2)  # schema 1 has no work events, process ids, device ids and clock offsets
 PHASES = ("setup", "load", "text", "denoise", "vae", "save")
 
 
-class Span(NamedTuple):
-    """One phase on one rank; phases of a rank do not overlap."""
+@dataclass(frozen=True, slots=True)
+class PhaseSpan:
+    """One phase on one rank. Phases of a rank do not overlap."""
 
     phase: str
     start_s: float
@@ -27,8 +29,9 @@ class Span(NamedTuple):
     video: str | None = None
 
 
-class Step(NamedTuple):
-    """One denoising step, inside a denoise span. own_rows 0: this rank has nothing to compute in it."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One denoising step, inside a denoise phase. With own_rows 0, this rank computes nothing in it."""
 
     video: str
     step: int
@@ -39,16 +42,18 @@ class Step(NamedTuple):
     end_s: float
 
 
-class Work(NamedTuple):
-    """What a step computes: `part` is "attention" (a call of the kernel), "double" or "single" (blocks of it)."""
+@dataclass(frozen=True, slots=True)
+class WorkSpan:
+    """A part of a step's compute: `part` is "attention" (one call of the kernel), "double" or "single" (one block)."""
 
     part: str
     start_s: float
     end_s: float
 
 
-class Collective(NamedTuple):
-    """`sequence` counts the collectives of this group of ranks, so (ranks, sequence) is the same on all of them."""
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One collective. `sequence` counts those of this group of ranks, so (ranks, sequence) agree on all of them."""
 
     axis: str
     ranks: tuple[int, ...]
@@ -58,15 +63,15 @@ class Collective(NamedTuple):
     end_s: float
 
 
-Event = Span | Step | Work | Collective
-KINDS: dict[str, type[Event]] = {"span": Span, "step": Step, "work": Work, "collective": Collective}
-NAMES = {kind: name for name, kind in KINDS.items()}
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes a new encoder for each line
+Event = PhaseSpan | Step | WorkSpan | Collective
+EVENTS: dict[str, type[Event]] = {"span": PhaseSpan, "step": Step, "work": WorkSpan, "collective": Collective}
+_KEYS = {kind: (name, [f.name for f in fields(kind)]) for name, kind in EVENTS.items()}  # what a line of it holds
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes a new encoder for each line
 
 
 @dataclass(frozen=True)
 class Meta:
-    """The first line: who recorded, and when it began (`start_epoch_s` is the same instant by the wall clock)."""
+    """The first line: who recorded, and since when. `start_epoch_s` is the instant `start_s` by the wall clock."""
 
     rank: int
     world: int
@@ -79,41 +84,41 @@ class Meta:
     start_epoch_s: float
     layouts: Mapping[str, str]  # rows of a step -> its layout
     clock: str = "host"  # of steps and collectives: "host" or "device"
-    clock_error_s: float = 0.0  # of putting the device's clock on the host's
-    attention: str | None = None  # the kernel that ran, where the worker says so
+    clock_error_s: float = 0.0  # of the conversion from the device's clock
+    attention: str | None = None  # the kernel that ran, if the worker knows it
     pid: int | None = None
-    device_uuid: str | None = None  # of a GPU, as NVML and CUDA name it
-    clock_offset_s: float | None = None  # add it to this host's monotonic times: then they are those of rank 0's host
+    device_uuid: str | None = None  # of a GPU, as in NVML and CUDA
+    clock_offset_s: float | None = None  # add it to this host's times to get those of rank 0's host
     clock_offset_error_s: float | None = None  # half of the fastest round trip over the process group
     versions: Mapping[str, str] | None = None  # of Python, packages and libraries
 
 
 @dataclass(frozen=True)
 class End:
-    """The last line; a rank that was stopped has none."""
+    """The last line. A rank that was stopped has none."""
 
     end_s: float
     peak_memory_bytes: int
     videos: tuple[str, ...]
-    clock_drift_s: float = 0.0  # device's clock against the host's, over the run
+    clock_drift_s: float = 0.0  # of the device's clock against the host's, over the run
     clock_offset_s: float | None = None  # measured again at the end
 
 
 @dataclass(frozen=True)
 class RankEvents:
-    """One file. `end` is None where the rank did not come to its end."""
+    """One file. `end` is None if the rank did not reach its end."""
 
     meta: Meta
-    spans: tuple[Span, ...] = ()
+    spans: tuple[PhaseSpan, ...] = ()
     steps: tuple[Step, ...] = ()
     collectives: tuple[Collective, ...] = ()
-    work: tuple[Work, ...] = ()
+    work: tuple[WorkSpan, ...] = ()
     end: End | None = None
     bad_lines: int = field(default=0, compare=False)
 
     @property
     def end_s(self) -> float:
-        """The end, or the last moment that was recorded."""
+        """When the rank ended, or the last moment that it recorded."""
         if self.end is not None:
             return self.end.end_s
         events: tuple[Event, ...] = (*self.spans, *self.steps, *self.work, *self.collectives)
@@ -121,29 +126,29 @@ class RankEvents:
 
 
 def event_line(event: Event) -> str:
-    """One line of the file, with its newline. Fields that are None are left out."""
-    return line_of(type(event), event)
+    """The line of an event, with its newline. Fields that are None are left out."""
+    return line_of(type(event), [getattr(event, f.name) for f in fields(event)])
 
 
 def line_of(kind: type[Event], values: Sequence[Any]) -> str:
-    """The line of an event that was not made yet: its class, and its fields in order.
+    """The line of an event that is given as its class and its fields in order.
 
-    A step leaves hundreds of the first two kinds, so they are spelled out here, several times as fast as the encoder
-    does it. Their texts are names of parts and axes, which need no escapes.
+    A step leaves hundreds of the first two kinds. They are spelled out here, which is several times as fast as the
+    encoder. Their texts are names of parts and axes, which need no escapes.
     """
-    if kind is Work:
+    if kind is WorkSpan:
         part, start, end = values
         return f'{{"kind": "work", "part": "{part}", "start_s": {start!r}, "end_s": {end!r}}}\n'
     if kind is Collective:
         axis, ranks, sequence, nbytes, start, end = values
         who = f'"axis": "{axis}", "ranks": {list(ranks)!r}, "sequence": {sequence}, "bytes": {nbytes}'
         return f'{{"kind": "collective", {who}, "start_s": {start!r}, "end_s": {end!r}}}\n'
-    fields = zip(kind._fields, values, strict=True)
-    return _line(NAMES[kind], {name: value for name, value in fields if value is not None})
+    name, keys = _KEYS[kind]
+    return _line(name, {key: value for key, value in zip(keys, values, strict=True) if value is not None})
 
 
 def meta_line(meta: Meta) -> str:
-    return _line("meta", {"schema": SCHEMA} | _fields(meta))
+    return _line("meta", {"schema": EVENTS_SCHEMA} | _fields(meta))
 
 
 def end_line(end: End) -> str:
@@ -155,29 +160,18 @@ def _fields(record: Meta | End) -> dict[str, Any]:
 
 
 def _line(kind: str, values: Mapping[str, Any]) -> str:
-    return ENCODE({"kind": kind, **values}) + "\n"
+    return _encode({"kind": kind, **values}) + "\n"
+
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    name: msgspec.json.Decoder(kind) for name, kind in {"meta": Meta, "end": End, **EVENTS}.items()
+}
 
 
 def read_events(path: Path) -> RankEvents | None:
-    """The events of one file; None where not even its first line is whole.
-
-    A rank may be killed while it writes, so lines that are not whole, or hold what they should not, are counted in
-    `bad_lines`, not raised. Keys that this version does not know are passed over; another schema is a UserError.
-    """
-    found: dict[str, list[Any]] = {"meta": [], "end": [], **{name: [] for name in KINDS}}
-    bad = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            kind, schema = values.pop("kind"), values.pop("schema", SCHEMA)
-            if schema not in READABLE:
-                raise UserError(f"{path} has telemetry of schema {schema}; this version reads schema 1 and 2")
-            record = _decode(kind, values)
-            if not fits(record):
-                raise ValueError(f"a {kind} of wrong types")
-            found[kind].append(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            bad += 1
+    """The events of one file; None if not even its first line is whole. Raises UserError for another schema."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found, bad = read_lines(text, _DECODERS, schemas=READABLE, path=path)
     if not found["meta"]:
         return None
     return RankEvents(
@@ -191,10 +185,22 @@ def read_events(path: Path) -> RankEvents | None:
     )
 
 
-def _decode(kind: str, values: dict[str, Any]) -> Event | Meta | End:
-    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    if kind in KINDS:
-        event = KINDS[kind]
-        return event(**{name: lists[name] for name in event._fields if name in lists})
-    record = Meta if kind == "meta" else End
-    return record(**{f.name: lists[f.name] for f in fields(record) if f.name in lists})
+def read_meta(path: Path) -> Meta | None:
+    """The first line of a file, if it is whole; the rest may be long."""
+    try:
+        with path.open("rb") as file:
+            meta: Meta = _DECODERS["meta"].decode(file.readline())
+            return meta
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def read_first_step(path: Path) -> Step | None:
+    """The first step in a file, None before there is one. Reads no further than it."""
+    with path.open("rb") as file:
+        line = next((line for line in file if line.startswith(b'{"kind": "step"')), b"")
+    try:
+        step: Step = _DECODERS["step"].decode(line)
+        return step
+    except msgspec.MsgspecError:
+        return None

@@ -1,20 +1,21 @@
 """`error.json` of an attempt: the first failure of any rank, and only that one."""
 
-import json
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
+
+import msgspec
 
 from opensora_launch.rundir import AttemptDir, create_once
-from opensora_launch.telemetry.typed import fits
+from opensora_launch.telemetry.stall import Beat
 
-KINDS = ("user", "failure", "stalled", "memory")
+FAILURE_KINDS = ("user", "failure", "stalled", "memory")
 
 
 @dataclass(frozen=True)
 class Failure:
     rank: int
     host: str
-    kind: str  # "user" is the user's to mend (exit code 2); "failure", "stalled" and "memory" are not (exit code 1)
+    kind: str  # "user": the user can mend it (exit code 2); "failure", "stalled", "memory": exit code 1
     message: str
     phase: str | None = None
     step: int | None = None
@@ -23,17 +24,22 @@ class Failure:
     time_s: float = field(default_factory=time.time)
 
 
+def failure_at(rank: int, beat: Beat | None, kind: str, message: str) -> Failure:
+    """The failure of a rank that cannot report it itself, at the place of its last heartbeat."""
+    if beat is None:
+        return Failure(rank, "unknown", kind, message)
+    return Failure(rank, beat.host, kind, message, beat.phase, beat.step, beat.collective)
+
+
 def record_failure(attempt: AttemptDir, failure: Failure) -> bool:
-    """Write `error.json` unless it is there; True if this failure was the first."""
-    assert failure.kind in KINDS, failure.kind
-    return create_once(attempt.error, json.dumps(asdict(failure), ensure_ascii=False, indent=1))
+    """Write `error.json` unless it exists; True if this failure was the first."""
+    assert failure.kind in FAILURE_KINDS, failure.kind
+    return create_once(attempt.error, msgspec.json.format(msgspec.json.encode(failure), indent=1).decode())
 
 
 def read_failure(attempt: AttemptDir) -> Failure | None:
-    """The first failure of the attempt; None if there is none, or none that can be read."""
+    """The first failure of the attempt; None if there is none, or if it cannot be read."""
     try:
-        data = json.loads(attempt.error.read_text(encoding="utf-8"))
-        failure = Failure(**{f.name: data[f.name] for f in fields(Failure) if f.name in data})
-        return failure if fits(failure) else None
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode(attempt.error.read_bytes(), type=Failure)
+    except (OSError, msgspec.MsgspecError):
         return None

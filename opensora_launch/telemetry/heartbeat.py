@@ -1,10 +1,9 @@
-"""Each rank says every half second that it lives and where it is; from these files a stall gets a name.
+"""Each rank writes every half second that it is alive and where it is. These files tell which rank causes a stall.
 
-A thread writes `heartbeat/rank<R>.json`. The recorder moves the attributes of `Heartbeat`, without a lock: each is
-replaced whole, and a beat that mixes two moments is put right by the next.
+A thread writes `heartbeat/rank<R>.json`. The recorder sets the attributes of `Heartbeat` without a lock: each is
+replaced whole, and the next beat corrects one that mixes two moments.
 """
 
-import json
 import os
 import threading
 import time
@@ -12,76 +11,83 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from opensora_launch.rundir import write_whole
 from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, find_guilty
-from opensora_launch.telemetry.typed import fits
 
-INTERVAL_S = 0.5
-UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for long while nothing else tells of it
-LONGEST_S = 3600.0  # of such a phase: beyond it a rank that is busy may just as well turn in a circle
+BEAT_INTERVAL_S = 0.5
+UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for long without other signs of progress
+LONGEST_S = 3600.0  # of such a phase; after it, a busy rank may be in an endless loop
 
-Watch = tuple[float, Callable[[Verdict], None]]
+_BEAT = msgspec.json.Decoder(Beat)
+_Watch = tuple[float, Callable[[Verdict], None]]
 
 
 class Heartbeat:
-    """The heartbeat of this rank. `start` the thread, `watch` for stalls, `close` with the last state."""
+    """The heartbeat of this rank. Call `start`, then `watch` to detect stalls, and `close` with the last state."""
 
-    def __init__(self, path: Path, *, rank: int, host: str, videos: int = 0, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self, path: Path, *, rank: int, host: str, videos: int = 0, interval_s: float = BEAT_INTERVAL_S
+    ) -> None:
         self.phase = "setup"
         self.video: str | None = None
         self.step: int | None = None
         self.steps: int | None = None
-        self.at_once = 1  # videos in the present batch
+        self.at_once = 1  # videos in the current batch
         self.videos_done = 0
         self.videos = videos
-        self.loaded_bytes = 0  # of the weights that this rank reads
+        self.loaded_bytes = 0  # weights that this rank has read, out of load_bytes
         self.load_bytes = 0
-        self.load_since_s = 0.0  # of the epoch
-        self.looks = 0  # at what others of the run do
-        self.collective: tuple[str, tuple[int, ...], int] | None = None  # the last one's Position, as a plain tuple
-        self.inside = False  # that collective
-        self.device_position: Callable[[], Position | None] = lambda: None  # in which collective the device is
+        self.load_since_s = 0.0  # when it began, in seconds of the epoch
+        self.looks = 0  # how often it has checked on other ranks of the run
+        self.collective: tuple[str, tuple[int, ...], int] | None = None  # the last one, as the fields of a Position
+        self.inside = False  # whether it is not over
+        self.device_position: Callable[[], Position | None] = lambda: None  # the collective that the device is in
         self.write_error: str | None = None
         self._path, self._rank, self._host = path, rank, host
         self._interval_s = interval_s
-        self._epoch_s = time.time() - time.monotonic()  # so that no step of the wall clock looks like a stall
-        self._computes = time.pthread_getcpuclockid(threading.get_ident())  # the CPU time of this, its main thread
-        self._phase = ("", 0.0)  # and since when
+        self._epoch_s = time.time() - time.monotonic()  # a jump of the wall clock must not look like a stall
+        self._computes = time.pthread_getcpuclockid(
+            threading.get_ident()
+        )  # CPU time of this thread, which is the main one
+        self._phase = ("", 0.0)  # the phase, and since when
         self._last: tuple[Any, ...] = ()
         self._progress_s = self.now()
-        self._watch: Watch | None = None
+        self._watch: _Watch | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def loading(self, nbytes: int) -> None:
-        """This rank begins to read so many bytes of weights."""
+        """Report that this rank begins to read `nbytes` of weights."""
         self.loaded_bytes, self.load_bytes, self.load_since_s = 0, nbytes, self.now()
 
     def loaded(self, nbytes: int) -> None:
-        """So many of them have come."""
+        """Report that `nbytes` more were read."""
         self.loaded_bytes += nbytes
 
     def wait_for_others(self) -> None:
-        """This rank looks whether others of the run live: it does nothing else, and is not stalled."""
+        """Report that this rank only checks whether other ranks are alive: it is idle, but not stalled."""
         self.phase, self.video, self.step, self.steps = "queue", None, None, None
         self.looks += 1
 
     def now(self) -> float:
-        """Seconds of the epoch, which never jump."""
+        """The time in seconds of the epoch, by a clock that never jumps."""
         return time.monotonic() + self._epoch_s
 
     def start(self) -> None:
-        """Write the first beat now, the others from a thread."""
+        """Write the first beat now, and the others from a thread."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.write(self.beat(self.now()))
         self._thread.start()
 
     def watch(self, timeout_s: float, on_stall: Callable[[Verdict], None]) -> None:
-        """Call `on_stall` once, from the thread, when this rank waits in a collective for a rank that has stalled.
+        """Call `on_stall` once, from the thread, when this rank waits in a collective for a stalled rank.
 
-        Stalled: this rank is inside one collective for `timeout_s`, and the rank it waits for is dead or did not move
-        for as long. Outside collectives nothing is watched: to load or to compute may take long. During set-up, loading
-        and the encoding of texts a main thread that uses its CPU moves, for an hour at most.
+        That is when this rank has been inside one collective for `timeout_s`, and the rank that it waits for is dead
+        or has not moved for as long. Nothing is watched outside collectives: loading and computing may take long.
+        During set-up, loading and the encoding of texts, a main thread that uses its CPU counts as moving, for an hour
+        at most.
         """
         self._watch = (timeout_s, on_stall)
 
@@ -94,7 +100,7 @@ class Heartbeat:
         self.write(self.beat(self.now(), state))
 
     def beat(self, now: float, state: str = "running") -> Beat:
-        """Where this rank is, and since when."""
+        """Describe where this rank is, and since when."""
         inside, position = self.inside, self.collective and Position(*self.collective)
         if not inside and (on_device := self.device_position()):
             inside, position = True, on_device
@@ -130,14 +136,14 @@ class Heartbeat:
         )
 
     def write(self, beat: Beat) -> None:
-        """Rewrite the file; a full disk is remembered in `write_error` and tried again at the next beat."""
+        """Rewrite the file. If the disk is full, `write_error` keeps the reason, and the next beat tries again."""
         try:
-            write_whole(self._path, json.dumps(vars(beat), ensure_ascii=False))
+            write_whole(self._path, msgspec.json.encode(beat).decode())
         except OSError as e:
             self.write_error = str(e)
 
     def check(self, mine: Beat) -> None:
-        """Look for a stall, as `watch` says."""
+        """Detect a stall, as described in `watch`."""
         if self._watch is None or not mine.inside:
             return
         timeout_s, on_stall = self._watch
@@ -158,16 +164,14 @@ class Heartbeat:
 
 
 def read_heartbeats(folder: Path) -> list[Beat]:
-    """The last beat of each rank that has one, by rank. Files that cannot be read are passed over."""
+    """The last beat of each rank, ordered by rank. Files that cannot be read are ignored."""
     beats = [beat for path in folder.glob("rank*.json") if (beat := read_beat(path))]
     return sorted(beats, key=lambda b: b.rank)
 
 
 def read_beat(path: Path) -> Beat | None:
-    """The last beat in one file, if it can be read."""
+    """The beat in one file; None if it cannot be read."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        beat = Beat(**(data | {"ranks": tuple(data["ranks"])}))
-        return beat if fits(beat) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return _BEAT.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
         return None

@@ -1,8 +1,8 @@
-"""What each rank records while it works: tuples in a list, written as lines when a step or phase is over.
+"""Record what a rank does: tuples in a list, written as lines when a step or phase is over.
 
 Nothing here waits for the GPU inside a phase: marks of steps and collectives are read once they are ready. Inside a
-step only plain tuples are made, of an event's class and its fields: after each kernel of the network Python's own code
-has left the core's caches, and every function less that is called saves microseconds a time.
+step only plain tuples are made, of an event's class and its fields: after a kernel of the network, Python's own code is
+no longer in the core's caches, so each function call costs microseconds.
 """
 
 import time
@@ -17,9 +17,9 @@ from opensora_launch.telemetry.events import (
     Collective,
     End,
     Meta,
-    Span,
+    PhaseSpan,
     Step,
-    Work,
+    WorkSpan,
     end_line,
     line_of,
     meta_line,
@@ -27,15 +27,15 @@ from opensora_launch.telemetry.events import (
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Position
 
-Done = tuple[Any, ...]  # an event's class and its fields, with marks for seconds
+_Done = tuple[Any, ...]  # an event's class and its fields, with marks for seconds
 
 
 class Recorder:
-    """Writes `telemetry/rank<R>.jsonl` and moves the rank's heartbeat. For one thread: the one that computes.
+    """Writes `telemetry/rank<R>.jsonl` and sets the rank's heartbeat. Only for the thread that computes.
 
-    `meta` has the fields of `events.Meta` without the clock's; `start_s` and `start_epoch_s` may be given by a worker
-    that noted them before its imports. An exception that leaves a block is recorded with it, and the heartbeat stays at
-    the place where it happened.
+    `meta` has the fields of `events.Meta` except the clock's; a worker may pass `start_s` and `start_epoch_s` that it
+    took before its imports. If an exception leaves a block, the block is recorded, and the heartbeat stays at the place
+    where it happened.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Recorder:
         self.clock: Clock = clock or (cuda_clock() if device == "cuda" else HostClock())
         self.mark = self.clock.mark
         self.heartbeat = heartbeat
-        self.done: list[Done] = []  # marks of its steps and collectives may not be ready yet
+        self.done: list[_Done] = []  # the marks of steps and collectives in it may not be ready yet
         self.counts: dict[tuple[int, ...], int] = {}
         if self.clock.name == "device":
             heartbeat.device_position = self._device_position
@@ -57,27 +57,27 @@ class Recorder:
         self._path = path
 
     def span(self, phase: str, *, video: str | None = None) -> "_Span":
-        """A phase. At its end the device is waited for, so that its work is not booked to the next phase."""
+        """Record a phase. It ends when the device has finished, so that its work does not count in the next phase."""
         assert phase in PHASES, phase
         return _Span(self, phase, video)
 
     def step(self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int) -> "_Step":
-        """A denoising step, inside a denoise span. `rows` of all ranks together, `own_rows` of this one."""
+        """Record a denoising step, inside a denoise phase. `rows` of all ranks together, `own_rows` of this one."""
         return _Step(self, (video, step, rows, own_rows, layout), steps)
 
     def collective(self, axis: str, ranks: tuple[int, ...], nbytes: int) -> "_Collective":
-        """The part of a collective that this rank cannot compute in; `nbytes` are what it sends."""
+        """Record the part of a collective in which this rank cannot compute. It sends `nbytes`."""
         return _Collective(self, axis, ranks, nbytes)
 
     def work(self, part: str, start: Any) -> None:
-        """Something that a step computed is over; `start` is the mark taken when it began."""
-        self.done.append((Work, part, start, self.mark()))
+        """Record that a part of a step's compute is over; `start` is the mark taken when it began."""
+        self.done.append((WorkSpan, part, start, self.mark()))
 
     def flush(self) -> None:
-        """Write what is over, by the device's clock too. Steps and spans do it at their end."""
+        """Write the events whose marks are ready. Steps and phases call this at their end."""
         clock, lines = self.clock, []
         for kind, *values in self.done:
-            if clock.name == "device" and kind is not Span:
+            if clock.name == "device" and kind is not PhaseSpan:
                 if not clock.ready(values[-1]):
                     break
                 values[-2:] = map(clock.seconds, values[-2:])
@@ -86,10 +86,10 @@ class Recorder:
         self._append("".join(lines))
 
     def close(self, peak_memory_bytes: int, videos: Sequence[str], *, clock_offset_s: float | None = None) -> None:
-        """Write the rest and the last line; only for a rank that came to its end."""
+        """Write the rest and the last line. Only for a rank that reached its end."""
         self.clock.wait()
         self.flush()
-        assert not self.done, "the device was waited for"
+        assert not self.done, "the device has finished"
         drift_s = self.clock.drift_s()
         self._append(end_line(End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s)))
 
@@ -98,7 +98,7 @@ class Recorder:
             file.write(lines)
 
     def _device_position(self) -> Position | None:
-        """The collective in which the device is, while the host may be far ahead. Called by the heartbeat's thread."""
+        """The collective that the device is in; the host may be far ahead. The heartbeat's thread calls this."""
         for kind, *values in list(self.done):
             if kind is not Collective or self.clock.ready(values[-1]):
                 continue
@@ -121,7 +121,7 @@ class _Span:
         recorder = self.recorder
         if kind is None:
             recorder.clock.wait()
-        recorder.done.append((Span, self.phase, self.start_s, time.monotonic(), self.video))
+        recorder.done.append((PhaseSpan, self.phase, self.start_s, time.monotonic(), self.video))
         recorder.flush()
 
 

@@ -1,7 +1,7 @@
-"""One thread a node looks at its GPUs, its CPUs and its ranks a few times a second: `telemetry/node-<host>.jsonl`.
+"""One thread per node samples its GPUs, CPUs and ranks a few times per second: `telemetry/node-<host>.jsonl`.
 
-Times are the host's `time.monotonic()`, as those of the ranks' events. A sampler never stops a run: what cannot be read
-or written is named in the file, and what ends it early also in `problem`.
+Times are the host's `time.monotonic()`, like those of the ranks' events. A sampler never stops a run: readings that
+fail are listed in the file, and `problem` is the error that ended it early.
 """
 
 import json
@@ -17,17 +17,17 @@ from opensora_launch.machine.host import host_sample, rank_samples
 from opensora_launch.machine.nvml import Gpus, open_gpus
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import read_heartbeats
-from opensora_launch.telemetry.samples import SCHEMA
+from opensora_launch.telemetry.samples import SAMPLES_SCHEMA
 
-INTERVAL_S = 0.25
-SHUT_S = 5.0  # a driver may hang in a call; the run does not wait for it longer
+SAMPLE_INTERVAL_S = 0.25
+SHUT_S = 5.0  # a call of the driver may hang; the run waits no longer than this
 
 
 class Sampler:
-    """`start` it on the first rank of a node, `close` it at the end. `pids` tells the ranks of this host."""
+    """`start` it on the first rank of a node, and `close` it at the end. `pids` returns the ranks of this host."""
 
     def __init__(
-        self, path: Path, host: str, pids: Callable[[], Mapping[int, int]], *, interval_s: float = INTERVAL_S
+        self, path: Path, host: str, pids: Callable[[], Mapping[int, int]], *, interval_s: float = SAMPLE_INTERVAL_S
     ) -> None:
         self.problem: str | None = None
         self._path, self._host, self._pids, self._interval_s = path, host, pids, interval_s
@@ -38,7 +38,7 @@ class Sampler:
         self._thread.start()
 
     def close(self) -> None:
-        """Take a last look and stop; a thread that hangs in the driver is left behind."""
+        """Take a last sample and stop. A thread that hangs in the driver is left behind."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(SHUT_S)
@@ -47,7 +47,7 @@ class Sampler:
         try:
             gpus, why_not = open_gpus()
             try:
-                self._look(gpus, why_not)
+                self._sample_all(gpus, why_not)
             finally:
                 if gpus:
                     gpus.close()
@@ -56,7 +56,7 @@ class Sampler:
             with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": "problem", "why": self.problem}, ensure_ascii=False) + "\n")
 
-    def _look(self, gpus: Gpus | None, why_not: str | None) -> None:
+    def _sample_all(self, gpus: Gpus | None, why_not: str | None) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("w", encoding="utf-8") as file:
 
@@ -65,14 +65,14 @@ class Sampler:
                 file.flush()
 
             write("meta", self._meta(gpus, why_not))
-            told: dict[str, str] = {}
+            written: dict[str, str] = {}
             ending = False
             while True:
                 write("sample", self._sample(gpus))
                 for xid in gpus.xids() if gpus else ():
                     write("xid", {"time_s": time.monotonic(), **xid})
-                if gpus and (refused := gpus.refused()) != told:
-                    told = refused
+                if gpus and (refused := gpus.refused()) != written:
+                    written = refused
                     write("refused", {"readings": refused})
                 if ending:
                     break
@@ -80,7 +80,7 @@ class Sampler:
 
     def _meta(self, gpus: Gpus | None, why_not: str | None) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
+            "schema": SAMPLES_SCHEMA,
             "host": self._host,
             "interval_s": self._interval_s,
             "driver": gpus.driver if gpus else None,
@@ -98,7 +98,7 @@ class Sampler:
 
 
 def node_sampler(attempt: AttemptDir, host: str) -> Sampler:
-    """The sampler of this node; the ranks and their processes are known by their heartbeats, read when one is new."""
+    """The sampler of this node. It finds the ranks' processes by heartbeats, which it reads when a new one appears."""
     folder, known = attempt.heartbeats, dict[int, int]()
     files = 0
 

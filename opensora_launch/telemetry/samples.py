@@ -1,106 +1,144 @@
-"""What the samplers left: `telemetry/node-<host>.jsonl`, one file a node."""
+"""Samples of each node during a run: `telemetry/node-<host>.jsonl`, one file per node."""
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
-from opensora_launch.errors import UserError
-from opensora_launch.telemetry.typed import is_number
+import msgspec
 
-SCHEMA = 1
-META = ("host", "driver", "no_gpus")
-GPU_WORDS, GPU_FACTS = ("uuid", "name", "mig_of"), {"index", "uuid", "name"}
+from opensora_launch.telemetry.lines import read_lines
+
+SAMPLES_SCHEMA = 1
+Number = int | float
+
+
+class GpuIdentity(TypedDict, total=False):
+    """A GPU or a MIG instance, in the order of every sample's `gpus`. Facts that the driver refuses are missing."""
+
+    index: Required[int]
+    uuid: Required[str]
+    name: Required[str]
+    mig_of: str  # the UUID of its GPU
+    memory_bytes: Number
+    power_limit_w: Number
+    sm_mhz_max: Number
+
+
+class GpuSample(TypedDict, total=False):
+    """Readings of a GPU; those that the driver refuses, or that were not due yet, are missing."""
+
+    gpu: int
+    util: Number  # 0 to 1, as the next
+    memory_util: Number
+    memory_used_bytes: Number
+    power_w: Number
+    energy_j: Number
+    sm_mhz: Number
+    memory_mhz: Number
+    throttled: list[str]
+    nvlink_tx_bytes: Number  # since the driver was loaded
+    nvlink_rx_bytes: Number
+    temperature_c: Number
+    pcie_tx_bytes_per_s: Number
+    pcie_rx_bytes_per_s: Number
+    ecc_corrected: Number
+    ecc_uncorrected: Number
+    processes: list[Any]  # [pid, bytes]
+
+
+class RankSample(TypedDict, total=False):
+    """What a rank's process has used since its start."""
+
+    rank: Required[int]
+    cpu_s: Number
+    major_faults: Number
+    memory_bytes: Number
+    ran_s: Number  # its main thread on a CPU
+    starved_s: Number  # its main thread waiting for one
+
+
+class NodeSample(TypedDict):
+    time_s: float
+    host: dict[str, Number]
+    ranks: list[RankSample]
+    gpus: list[GpuSample]
+
+
+class Xid(TypedDict):
+    """A critical error that the driver reported."""
+
+    time_s: float
+    uuid: str
+    xid: int
+
+
+class _Meta(msgspec.Struct):
+    schema: int
+    host: str
+    driver: str | None
+    no_gpus: str | None
+    gpus: list[GpuIdentity]
+
+
+class _Refused(msgspec.Struct):
+    readings: dict[str, str]
+
+
+class _Problem(msgspec.Struct):
+    why: str
+
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    "meta": msgspec.json.Decoder(_Meta),
+    "sample": msgspec.json.Decoder(NodeSample),
+    "xid": msgspec.json.Decoder(Xid),
+    "refused": msgspec.json.Decoder(_Refused),
+    "problem": msgspec.json.Decoder(_Problem),
+}
 
 
 def bare_uuid(uuid: str) -> str:
-    """Without NVML's "GPU-" or, of a MIG instance, "MIG-": torch's has neither."""
+    """Remove NVML's "GPU-" or "MIG-": torch writes UUIDs without."""
     return uuid.removeprefix("GPU-").removeprefix("MIG-")
 
 
 @dataclass(frozen=True)
 class NodeSamples:
-    """One node's file. Each sample has `time_s`, `host`, `ranks` and `gpus`."""
+    """One node's file."""
 
     host: str
     driver: str | None
     no_gpus: str | None  # why no GPU was seen
-    gpus: tuple[Mapping[str, Any], ...]
+    gpus: tuple[Mapping[str, Any], ...]  # GpuIdentity, and NodeSample and Xid below
     samples: tuple[Mapping[str, Any], ...]
     xids: tuple[Mapping[str, Any], ...]
-    refused: Mapping[str, str]
+    refused: Mapping[str, str]  # reading -> why the driver refused it
     bad_lines: int
     problem: str | None = None  # why the sampler stopped before the run did
 
 
-def _is_meta(values: Mapping[str, Any]) -> bool:
-    said = all(isinstance(values[name], str) or (values[name] is None and name != "host") for name in META)
-    return said and all(_is_gpu(gpu) and gpu.keys() >= GPU_FACTS for gpu in values["gpus"])
-
-
-def _is_gpu(values: Mapping[str, Any]) -> bool:
-    """Numbers but for names and lists; what the driver did not tell is not there."""
-    rest = {name: value for name, value in values.items() if name not in (*GPU_WORDS, "throttled", "processes")}
-    words = all(isinstance(values[name], str) for name in GPU_WORDS if name in values)
-    listed = all(isinstance(why, str) for why in values.get("throttled", ()))
-    return words and listed and isinstance(values.get("processes", []), list) and _numbers(rest)
-
-
-def _is_sample(values: Mapping[str, Any]) -> bool:
-    ranks = all(_numbers(rank) and isinstance(rank["rank"], int) for rank in values["ranks"])
-    return is_number(values["time_s"]) and _numbers(values["host"]) and ranks and all(map(_is_gpu, values["gpus"]))
-
-
-def _is_xid(values: Mapping[str, Any]) -> bool:
-    return is_number(values["time_s"]) and isinstance(values["uuid"], str) and isinstance(values["xid"], int)
-
-
-def _numbers(values: Mapping[str, Any]) -> bool:
-    return all(map(is_number, values.values()))
-
-
-RIGHT: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "meta": _is_meta,
-    "sample": _is_sample,
-    "xid": _is_xid,
-    "refused": lambda values: all(isinstance(why, str) for why in values["readings"].values()),
-    "problem": lambda values: isinstance(values["why"], str),
-}
-
-
 def read_samples(path: Path, last_bytes: int | None = None) -> NodeSamples | None:
-    """What is whole in one file, or in its first line and its last bytes; None where not even its first line is.
+    """What is whole in one file, or in its first line and its last bytes; None if not even its first line is.
 
-    Another schema is a UserError. Lines that hold what they should not are counted in `bad_lines`.
+    Lines that hold what they should not are counted in `bad_lines`. Raises UserError for another schema.
     """
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RIGHT}
-    bad = 0
-    for line in _read(path, last_bytes).decode("utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            kind = values.pop("kind")
-            if kind == "meta" and values["schema"] != SCHEMA:
-                raise UserError(f"{path} has samples of schema {values['schema']}; this version reads schema {SCHEMA}")
-            if not RIGHT[kind](values):
-                raise ValueError(f"a {kind} of wrong types")
-            found[kind].append(values)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            bad += 1
+    text = _read(path, last_bytes).decode("utf-8", errors="replace")
+    found, bad = read_lines(text, _DECODERS, schemas=(SAMPLES_SCHEMA,), path=path)
     if not found["meta"]:
         return None
     meta = found["meta"][0]
     return NodeSamples(
-        host=meta["host"],
-        driver=meta["driver"],
-        no_gpus=meta["no_gpus"],
-        gpus=tuple(meta["gpus"]),
+        host=meta.host,
+        driver=meta.driver,
+        no_gpus=meta.no_gpus,
+        gpus=tuple(meta.gpus),
         samples=tuple(found["sample"]),
         xids=tuple(found["xid"]),
-        refused=found["refused"][-1]["readings"] if found["refused"] else {},
+        refused=found["refused"][-1].readings if found["refused"] else {},
         bad_lines=bad,
-        problem=found["problem"][-1]["why"] if found["problem"] else None,
+        problem=found["problem"][-1].why if found["problem"] else None,
     )
 
 

@@ -1,15 +1,17 @@
-"""Who is guilty of a stall: a pure function of the ranks' last heartbeats.
+"""Which rank causes a stall: pure functions of the ranks' last heartbeats, and the words for a rank and its place.
 
-The rank that waits is the victim, and the one it waits for may be waiting too. So the verdict follows the waiting from
-rank to rank until it comes to one that is dead, or alive and not in a collective, or to a knot.
+A rank that waits is a victim, and the rank that it waits for may be waiting too. So the verdict follows the waiting
+from rank to rank, until it reaches one that is dead, one that is alive outside a collective, or a circle.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-SILENT_S = 5.0  # ten beats missed. Clocks of hosts must agree this well, as they do under NTP
+# Ten missed heartbeats make a rank the suspect of a stall. Whether a rank is alive is another question, with more
+# patience: runs/alive.py. The clocks of hosts must agree this well, as they do under NTP.
+SILENT_S = 5.0
 
 
 class Position(NamedTuple):
@@ -20,7 +22,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Beat:
-    """One heartbeat. `collective`, `ranks` and `sequence` are of the last collective, `inside` if it is not over."""
+    """One heartbeat. `collective`, `ranks` and `sequence` describe the last collective; `inside`: it is not over."""
 
     rank: int
     host: str
@@ -38,20 +40,20 @@ class Beat:
     sequence: int = 0
     inside: bool = False
     progress_s: float = 0.0  # when anything but time_s last changed
-    loaded_bytes: int = 0  # of weights that this rank reads: what has come, all of it, since when
+    loaded_bytes: int = 0  # weights that this rank has read; all that it reads; since when
     load_bytes: int = 0
     load_since_s: float = 0.0
-    at_once: int = 1  # videos in the present batch, which `video` is the first of
+    at_once: int = 1  # videos in the current batch; `video` is the first of them
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who, why, and for how long it has not moved: infinite for a rank that cannot move any more.
+    """Which rank, why, and for how long it has not moved: infinite for a rank that cannot move any more.
 
-    kind: missing (no heartbeat was ever seen), failed, silent (its process is stopped or its host is gone), done (it
-    ended while others wait), outside (alive, not in a collective), behind (in an earlier one), mismatch (ranks wait for
-    each other in different collectives) or link (all are in the same one, and it does not end). rank is None for the
-    last two.
+    Kinds: missing (it never had a heartbeat), gone (its process has ended), failed, silent (its process is stopped or
+    its host is lost), done (it ended while others wait), outside (alive, not in a collective), behind (in an earlier
+    collective), mismatch (ranks wait for each other in different collectives), link (all ranks are in the same
+    collective, and it does not end). `rank` is None for the last two.
     """
 
     rank: int | None
@@ -60,19 +62,54 @@ class Verdict:
     stalled_s: float
 
 
-def find_guilty(beats: Sequence[Beat], now: float, me: int, *, silent_s: float = SILENT_S) -> Verdict:
-    """The verdict of rank `me`, which is inside a collective and does not get on. `now` is the epoch's."""
+def find_guilty(
+    beats: Sequence[Beat], now: float, me: int, *, silent_s: float = SILENT_S, gone: Collection[int] = ()
+) -> Verdict:
+    """The verdict of rank `me`, which makes no progress inside a collective. `now` is the epoch's.
+
+    `gone` are ranks whose process is known to have ended without a last heartbeat.
+    """
     by_rank = {b.rank: b for b in beats}
     mine = by_rank[me]
     running = [b for b in beats if b.state == "running" and b.rank != me]
-    if failed := [b for b in beats if b.state == "failed" and b.rank != me]:
-        first = min(failed, key=lambda b: b.time_s)
-        return Verdict(first.rank, "failed", f"{_who(first)} has failed; {_where(first)}", math.inf)
-    if silent := [b for b in running if now - b.time_s > silent_s]:
-        oldest = min(silent, key=lambda b: b.time_s)
-        gone = f"{_who(oldest)} has been silent for {_ago(now, oldest.time_s)}; {_where(oldest)}"
-        return Verdict(oldest.rank, "silent", gone, math.inf)
+    if ended := oldest([b for b in running if b.rank in gone]):
+        return Verdict(ended.rank, "gone", gone_message(ended), math.inf)
+    if failed := oldest([b for b in beats if b.state == "failed" and b.rank != me]):
+        return Verdict(failed.rank, "failed", f"{name_of(failed)} has failed; {last_seen(failed)}", math.inf)
+    if silent := longest_silent(running, now, silent_s):
+        return Verdict(silent.rank, "silent", silence_message(silent, now), math.inf)
     return _follow(by_rank, mine, now)
+
+
+def oldest(beats: Sequence[Beat]) -> Beat | None:
+    return min(beats, key=lambda beat: beat.time_s, default=None)
+
+
+def longest_silent(beats: Sequence[Beat], now: float, silent_s: float) -> Beat | None:
+    """The running rank whose heartbeat stopped first, if that is more than `silent_s` ago."""
+    return oldest([b for b in beats if b.state == "running" and now - b.time_s > silent_s])
+
+
+def gone_message(beat: Beat) -> str:
+    return f"{name_of(beat)} ended without an error message: killed, or out of memory; {last_seen(beat)}"
+
+
+def silence_message(beat: Beat, now: float) -> str:
+    return f"{name_of(beat)} has been silent for {_ago(now, beat.time_s)}; {last_seen(beat)}"
+
+
+def name_of(beat: Beat) -> str:
+    return f"rank {beat.rank} on host {beat.host} (pid {beat.pid})"
+
+
+def last_seen(beat: Beat) -> str:
+    """Where a rank was at its last heartbeat."""
+    place = f"phase {beat.phase}" + (f", video {beat.video}" if beat.video else "")
+    if beat.step is not None:
+        place += f", step {beat.step}" + (f" of {beat.steps}" if beat.steps else "")
+    if beat.collective is None:
+        return f"last seen in {place}, before any collective"
+    return f"last seen in {place}, {'' if beat.inside else 'after '}collective {_collective(beat)}"
 
 
 def _follow(by_rank: Mapping[int, Beat], mine: Beat, now: float) -> Verdict:
@@ -94,52 +131,45 @@ def _follow(by_rank: Mapping[int, Beat], mine: Beat, now: float) -> Verdict:
 
 
 def _missing(rank: int, waiting: Beat) -> Verdict:
-    text = f"rank {rank} has no heartbeat: it never came up, or its host does not see the run directory"
-    return Verdict(rank, "missing", f"{text}; {_who(waiting)} waits for it, {_where(waiting)}", math.inf)
+    text = f"rank {rank} has no heartbeat: it never started, or its host does not see the run's folder"
+    return Verdict(rank, "missing", f"{text}; {name_of(waiting)} waits for it, {last_seen(waiting)}", math.inf)
 
 
 def _together(one: Beat, other: Beat) -> bool:
-    """Are both in the same collective?"""
+    """Whether both are in the same collective."""
     return one.inside and other.inside and (one.ranks, one.sequence) == (other.ranks, other.sequence)
 
 
 def _link(together: Sequence[Beat], now: float) -> Verdict:
-    beat = max(together, key=lambda b: b.progress_s)  # the last that came
-    text = f"{_ranks(beat.ranks)} are all in collective {_name(beat)} and it does not end: the link between them hangs"
-    return Verdict(None, "link", f"{text}; {_where(beat)}", now - beat.progress_s)
+    beat = max(together, key=lambda b: b.progress_s)  # the last to arrive
+    name = _collective(beat)
+    text = f"{_ranks(beat.ranks)} are all in collective {name}, which does not end: the link between them hangs"
+    return Verdict(None, "link", f"{text}; {last_seen(beat)}", now - beat.progress_s)
 
 
 def _outside(beat: Beat, now: float) -> Verdict:
     if beat.state == "done":
-        return Verdict(beat.rank, "done", f"{_who(beat)} has ended while others wait for it; {_where(beat)}", math.inf)
-    text = f"{_who(beat)} lives but has not moved for {_ago(now, beat.progress_s)}; {_where(beat)}"
+        return Verdict(
+            beat.rank, "done", f"{name_of(beat)} has ended, but others wait for it; {last_seen(beat)}", math.inf
+        )
+    text = f"{name_of(beat)} is alive but has not moved for {_ago(now, beat.progress_s)}; {last_seen(beat)}"
     return Verdict(beat.rank, "outside", text, now - beat.progress_s)
 
 
 def _knot(knot: Sequence[Beat], now: float) -> Verdict:
-    """Ranks that wait for each other; the least time that any of them has not moved is the knot's."""
+    """Ranks that wait for each other. They are stalled for as long as the one that moved last."""
     stalled_s = min(now - b.progress_s for b in knot)
     if len({b.ranks for b in knot}) == 1:
         last = min(knot, key=lambda b: b.sequence)
-        text = f"{_who(last)} is behind the others and has not moved for {_ago(now, last.progress_s)}; {_where(last)}"
-        return Verdict(last.rank, "behind", text, stalled_s)
-    each = "; ".join(f"{_who(b)} in {_name(b)} of {_ranks(b.ranks)}" for b in sorted(knot, key=lambda b: b.rank))
+        text = f"{name_of(last)} is behind the others and has not moved for {_ago(now, last.progress_s)}"
+        return Verdict(last.rank, "behind", f"{text}; {last_seen(last)}", stalled_s)
+    each = "; ".join(
+        f"{name_of(b)} in {_collective(b)} of {_ranks(b.ranks)}" for b in sorted(knot, key=lambda b: b.rank)
+    )
     return Verdict(None, "mismatch", f"ranks wait for each other in different collectives: {each}", stalled_s)
 
 
-def _who(beat: Beat) -> str:
-    return f"rank {beat.rank} on host {beat.host} (pid {beat.pid})"
-
-
-def _where(beat: Beat) -> str:
-    of_video = f" of {beat.video}" if beat.video else ""
-    place = f"step {beat.step}{of_video}" if beat.step is not None else f"phase {beat.phase}{of_video}"
-    if beat.collective is None:
-        return f"last seen in {place}, before any collective"
-    return f"last seen in {place}, {'' if beat.inside else 'after '}collective {_name(beat)}"
-
-
-def _name(beat: Beat) -> str:
+def _collective(beat: Beat) -> str:
     return f"'{beat.collective}' (#{beat.sequence})"
 
 

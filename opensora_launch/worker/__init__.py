@@ -1,6 +1,6 @@
-"""One rank: plan.json in, files out. The room that joins model, sampling and parallel.
+"""One rank: it reads plan.json and writes videos. This room joins model, sampling, parallel and engines.
 
-The only reader of RANK and WORLD_SIZE, and the only one that makes a process group.
+No other room reads RANK and WORLD_SIZE, or makes a process group.
 """
 
 import os
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """`--attempt DIR`, `--verify DIR`, or the overrides and flags of `generate`; the exit code."""
+    """Run one rank and return its exit code. argv: `--attempt DIR`, `--verify DIR`, or the arguments of `generate`."""
     from opensora_launch.worker.affinity import bind_cpus
 
-    bind_cpus(os.environ)  # torch makes its threads at the first import, on the CPUs of that moment
+    bind_cpus(os.environ)  # torch makes its threads at the first import, on the CPUs that are allowed then
     from opensora_launch.worker.main import run_rank
 
     return run_rank(argv)

@@ -1,4 +1,4 @@
-"""Denoise one batch of videos on the ranks of a mesh. `generate` and `verify` share this."""
+"""Denoise one batch of videos on the ranks of a mesh, for `generate` and for `verify`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -8,23 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.parallel.rows import RowInputs, ShardedModel, own_rows
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel, own_rows
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.denoise import AfterStep, StepRow, denoise, equal_inputs, step_rows
 
 Branch = tuple[Tensor, Tensor, Tensor | None]  # txt (T context), y_vec (vec), cond (S cond_channels)
 
-
-# Times one denoising step, as `Recorder.step` does: video, step, rows, own_rows, layout, steps.
+# Video, step, rows, own rows, layout, steps -> a context that times one denoising step, as `Recorder.step` does.
 StepRecord = Callable[[str, int, int, int, str, int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Videos that are denoised together, whole, the same on every rank of the mesh."""
+    """Whole videos that are denoised together; the same on every rank of the mesh."""
 
     name: str
-    latents: Float[Tensor, "V S C"]  # the noise, or what a stopped run has stored
+    latents: Float[Tensor, "V S C"]  # the noise, or what a stopped run stored
     img_ids: Float[Tensor, "1 S A"]
     branches: Sequence[tuple[Branch, ...]]  # the three guidance branches of each video
     guidance: Guidance
@@ -40,7 +39,7 @@ def denoise_batch(
     first: int = 0,
     after_step: AfterStep = lambda done, latents: None,
 ) -> Float[Tensor, "V S C"]:
-    """The denoised latents, on every rank. `first`: steps that the batch's latents have behind them."""
+    """Return the denoised latents, on every rank. first: how many steps the latents of the batch have been through."""
     steps = len(batch.times) - 1
     equal_to = [equal_inputs(branches) for branches in batch.branches]
 

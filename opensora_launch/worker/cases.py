@@ -1,6 +1,6 @@
-"""`verify`: a stored case, run on these ranks, against its stored tensors and against one rank.
+"""Run a stored case of `verify` on these ranks, and compare it with its stored tensors and with one rank.
 
-A case is NAME.json with NAME.safetensors beside it; docs/verify.md describes the format.
+A case is NAME.json beside NAME.safetensors; docs/verify.md describes the format.
 """
 
 import json
@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora_launch.engines.choice import attention_of, engine_transformer
-from opensora_launch.engines.native import Source
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
-from opensora_launch.model.tiles import UNTILED, Tiles, tile_cost
-from opensora_launch.model.vae import decode, encode, load_vae, posterior_mean
-from opensora_launch.parallel.attention import Kernel
+from opensora_launch.model.tiles import UNTILED, Tiles
+from opensora_launch.model.vae import decode_latents, encode_pixels, load_vae, posterior_mean
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.parallel.placement import StreamedBlocks
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
-from opensora_launch.parallel.tiles import spread_tiles
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
+from opensora_launch.parallel.streaming import StreamedBlocks
+from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance
@@ -35,11 +35,13 @@ from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.schema.config import Engine, MmditConfig, ModelConfig, VaeConfig
 from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
 
-KINDS = ("mmdit", "vae", "sampling")
+CASE_KINDS = ("mmdit", "vae", "sampling")
 
 
 @dataclass(frozen=True)
 class Case:
+    """The JSON file of a case and its tensors, on `device`."""
+
     path: Path
     data: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -51,7 +53,7 @@ class Case:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the transformer; empty for a VAE."""
+        """The config of the transformer; empty for a VAE."""
         return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
 
     @property
@@ -60,7 +62,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """The most rows that one step of it has."""
+        """The largest number of rows in a step."""
         if self.kind == "vae":
             return 1
         return int(self.tensors["txt" if self.kind == "sampling" else "input.txt"].shape[0])
@@ -73,7 +75,10 @@ class Case:
         return int(self.tensors[video].shape[1] + self.tensors[text].shape[1])
 
     def weights(self, where: Mapping[str, str]) -> dict[str, Tensor]:
-        """The tensors that {file, prefix} names, without the prefix; the file is relative to the case."""
+        """Read the tensors of {file, prefix}, named without the prefix. The file is relative to the case.
+
+        Raises UserError if the file does not exist.
+        """
         path = self.path.parent / where["file"]
         if not path.exists():
             raise UserError(f"{self.path} takes its weights from {path}, which does not exist")
@@ -83,7 +88,7 @@ class Case:
 
 
 def read_case(path: Path, device: torch.device) -> Case:
-    """The case, its tensors on `device`.
+    """Read a case, with its tensors on `device`.
 
     Raises UserError if it cannot be read, is of an unknown kind, or lacks a tensor that it compares.
     """
@@ -97,8 +102,8 @@ def read_case(path: Path, device: torch.device) -> Case:
             f"{path} is not a case: it must be JSON with the name of a safetensors file under `file`"
         ) from e
     kind = data.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{path} has kind={kind!r}; verify knows {', '.join(KINDS)}")
+    if kind not in CASE_KINDS:
+        raise UserError(f"{path} has kind={kind!r}; the known kinds are {', '.join(CASE_KINDS)}")
     if missing := sorted(set(data["compare"]) - set(tensors)):
         raise UserError(f"{data['file']} lacks tensors that {path.name} compares", missing)
     return Case(path, data, tensors, device)
@@ -106,17 +111,17 @@ def read_case(path: Path, device: torch.device) -> Case:
 
 @dataclass(frozen=True)
 class Ranks:
-    """On what a case runs."""
+    """The ranks that a case runs on, and how."""
 
-    meshes: Mapping[int, Mesh]  # by rows of a step
-    node: Axis  # the ranks of this node that work on it
+    meshes: Mapping[int, Mesh]  # by number of rows in a step
+    node: Axis  # the ranks of this node that work on the case
     placement: Placement
-    kernel: Callable[[torch.dtype, int], Kernel]  # by dtype and head size
+    kernel: Callable[[torch.dtype, int], KernelCall]  # by dtype and head size
     engine: Engine = Engine.native
 
 
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
-    """The case's compared tensors, on the first rank of the mesh; others may have fewer."""
+    """Return the compared tensors of the case, on the first rank of the mesh; other ranks may return fewer."""
     with torch.no_grad():
         if case.kind == "vae":
             return _run_vae(case, ranks.meshes[1])
@@ -128,20 +133,20 @@ def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
 
 
 def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | None]:
-    """Its weights are read and placed as a run's are."""
+    """Read and place the weights of the case as for a run."""
     where = case.data["weights"]
     path = case.path.parent / where["file"]
     if not path.exists():
         raise UserError(f"{case.path} takes its weights from {path}, which does not exist")
     config = ModelConfig(folder=str(path.parent), mmdit_file=path.name, mmdit=mmdit_config(case.config))
-    source = Source(config, case.device, torch.float32, where["prefix"])
+    source = WeightSource(config, case.device, torch.float32, where["prefix"])
     mesh = next(iter(ranks.meshes.values()))
-    loaded = engine_transformer(source, ranks.engine, ranks.placement, ranks.node, mesh, lambda nbytes: None)
+    engine = choose_engine(ranks.engine)
+    loaded = engine.load_transformer(source, ranks.placement, ranks.node, mesh, lambda nbytes: None)
     kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
     sit_out = loaded.blocks.pass_through if loaded.blocks else None
     forward, at_once = loaded.module.forward, ranks.placement.rows_at_once
-    attention = attention_of(ranks.engine)
-    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, attention), loaded.blocks
+    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, engine.attention), loaded.blocks
 
 
 def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:
@@ -188,8 +193,8 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     out = {"final_packed": final, "video": latents}
     if spec := case.data.get("vae"):
         vae, cfg = _vae(case, spec)
-        run = spread_tiles(model.meshes[1].video, tile_cost)
-        pixels = decode(vae, cfg, latents, _tiles(spec["tiles"], space=True, time=False), run)
+        run = spread_tiles(model.meshes[1].video)
+        pixels = decode_latents(vae, cfg, latents, _tiles(spec["tiles"], space=True, time=False), run)
         out.pop("video")
         if pixels is not None:
             out["video"] = pixels[:, :, : option["num_frames"]]
@@ -197,10 +202,10 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
 
 
 def _branches(case: Case, videos: int) -> list[tuple[tuple[Tensor, Tensor, Tensor | None], ...]]:
-    """Rows of the file are [text] * videos + [negative] * videos + [negative] * videos; a distilled case has one."""
+    """Split the file's rows, [text] * videos + [negative] * videos * 2; a distilled case has only the first part."""
     txt, y_vec, cond = (case.tensors.get(name) for name in ("txt", "y_vec", "cond"))
-    assert txt is not None, "read_case() lets no sampling case without text through"
-    assert y_vec is not None, "nor without a text vector"
+    assert txt is not None, "read_case() refuses sampling cases without text"
+    assert y_vec is not None, "read_case() refuses sampling cases without a text vector"
     count = txt.shape[0]
     rows = [(txt[i], y_vec[i], None if cond is None else cond[i]) for i in range(count)]
     return [tuple(rows[(k * videos + v) % count] for k in range(3)) for v in range(videos)]
@@ -222,14 +227,14 @@ def _guidance(case: Case) -> Guidance:
 def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
     vae, cfg = _vae(case, case.data["vae"])
     spec = case.data["vae"]["tiles"]
-    run = spread_tiles(mesh.video, tile_cost)
+    run = spread_tiles(mesh.video)
     out: dict[str, Tensor] = {}
     for name in case.data["compare"]:
         way, variant, *part = name.split(".")
         tiles = _tiles(spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
         given = case.tensors["latent" if way == "decode" else "pixels"]
         given = given[:, :, :1] if variant == "image_T1" else given
-        got = decode(vae, cfg, given, tiles, run) if way == "decode" else encode(vae, given, tiles, run)
+        got = decode_latents(vae, cfg, given, tiles, run) if way == "decode" else encode_pixels(vae, given, tiles, run)
         if got is not None:
             out[name] = posterior_mean(cfg, got) if part == ["latent"] else got
     return out
@@ -237,7 +242,7 @@ def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
 
 def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[CausalVae, VaeConfig]:
     known = {f.name for f in fields(VaeConfig)}
-    config = {k: v for k, v in spec["config"].items() if k in known}  # its sample sizes are said by the tiles
+    config = {k: v for k, v in spec["config"].items() if k in known}  # the tiles give its sample sizes
     cfg = VaeConfig(**config, scale_factor=spec["scale_factor"], shift_factor=spec["shift_factor"])
     return load_vae(cfg, case.weights(spec)), cfg
 
@@ -254,8 +259,13 @@ def _tiles(spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
     )
 
 
-def compare(case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor], layout: Layout) -> list[VerifyLine]:
-    """Every element within atol + rtol * |want| of the stored tensor and of one rank's; NaN never is."""
+def compare_case(
+    case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor], layout: Layout
+) -> list[VerifyLine]:
+    """Return one line per tensor: is each element within atol + rtol * |want| of both wanted tensors?
+
+    These are the stored one and that of one rank; NaN is never within.
+    """
     lines = []
     for name, bound in case.data["compare"].items():
         stored = case.tensors[name]

@@ -1,16 +1,18 @@
-"""Denoising that can stop after any step and go on from there: latents and step of a batch, in one file.
+"""Store latents and step of a batch in one file, so that denoising can stop after any step and resume there.
 
-Every rank of a group has the whole latents after a step, so the first one writes them and any number of ranks can go
-on. Files: checkpoints/<batch>.safetensors in the run's folder; they go when the batch's videos are saved.
+Every rank of a group has the whole latents after a step, so the first one writes them and any number of ranks can
+resume. Files: checkpoints/<batch>.safetensors in the run's folder, until the videos of the batch are saved.
 """
 
 import hashlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -19,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.tiles import broadcast
 from opensora_launch.plan.plan import Plan, VideoRequest
-from opensora_launch.rundir import aside
+from opensora_launch.rundir import AttemptDir, aside
 
-# Settings that change how a video is made and not which.
+# Settings that change how a video is made, and not the video.
 FREE_SAMPLING = ("batch_size", "num_samples", "prune_rows")
 FREE_MODEL = ("folder", "download")
 
@@ -32,34 +34,34 @@ log = logging.getLogger("opensora_launch.worker")
 
 
 class Preempted(Exception):
-    """The ranks were asked to stop, and have stored where they are."""
+    """The ranks were asked to stop, and have stored their progress."""
 
 
 @dataclass
 class Checkpoints:
-    """Where a group of ranks keeps them. `axis`: the ranks that work on the same videos.
+    """The checkpoints of a group of ranks. axis: the ranks that work on the same videos.
 
-    `last` is what the last step has left in memory: batch, fingerprint, steps done, latents.
+    `last` is what the last step left in memory: batch, fingerprint, steps done, latents.
     """
 
     folder: Path
-    stop_file: Path  # once it is there, the group stores and stops after the step it is in
-    every: int  # steps; 0: only when asked to stop
+    stop_file: Path  # once it exists, the group stores and stops after the current step
+    every: int  # steps; 0 stores only when asked to stop
     axis: Axis
     last: tuple[str, str, int, Tensor] | None = None
 
     def load(self, name: str, fingerprint: str, noise: Float[Tensor, "V S C"]) -> tuple[int, Tensor]:
-        """(first step to compute, its latents), the same on every rank: 0 and the noise where nothing is stored."""
+        """Return (first step to compute, its latents), the same on every rank; 0 and the noise if nothing is stored."""
         found = self._read(self._path(name), fingerprint, noise) if self.axis.index == 0 else None
         step = torch.tensor([found[0] if found else 0])
         step = broadcast(self.axis, step if self.axis.index == 0 else None, torch.device("cpu"))
         if not step.item():
             return 0, noise
-        log.info("%s goes on after step %d", name, step.item())
+        log.info("%s resumes after step %d", name, step.item())
         return int(step.item()), broadcast(self.axis, found[1] if found else None, noise.device)
 
     def after_step(self, name: str, fingerprint: str, done: int, latents: Float[Tensor, "V S C"]) -> None:
-        """Store where it is time. Raises Preempted, on all ranks of the group together, where the group is to stop."""
+        """Store the step if one is due. Raises Preempted on all ranks of the group if the group is to stop."""
         self.last = (name, fingerprint, done, latents)
         stop = self.asked_to_stop()
         if stop or (self.every and done % self.every == 0):
@@ -70,14 +72,14 @@ class Checkpoints:
                 raise Preempted
 
     def store_last(self) -> None:
-        """Store the last finished step, if there is one, from whichever rank still can: all have the same latents."""
+        """Store the last finished step, if any. Any rank can do this: all have the same latents."""
         if self.last:
             name, fingerprint, done, latents = self.last
             self._write(self._path(name), fingerprint, done, latents)
             log.info("%s is stored after step %d", name, done)
 
     def asked_to_stop(self) -> bool:
-        """What the group's first rank sees, on all of its ranks: they must agree on the step."""
+        """Whether the group's first rank sees the stop file, on all of its ranks: they must agree on the step."""
         asked = torch.tensor([self.axis.index == 0 and self.stop_file.exists()], dtype=torch.uint8)
         if self.axis.size > 1:
             with self.axis.exchange(1 if self.axis.index == 0 else 0):
@@ -85,7 +87,7 @@ class Checkpoints:
         return bool(asked.item())
 
     def drop(self, name: str) -> None:
-        """The batch is finished."""
+        """Delete the checkpoint of a finished batch."""
         self.last = None
         if self.axis.index == 0:
             self._path(name).unlink(missing_ok=True)
@@ -100,15 +102,15 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
-            log.warning("%s cannot be read (%s): the batch starts anew", path, error)
+            log.warning("%s cannot be read (%s): the batch starts from its noise", path, error)
             return None
         if facts.get("fingerprint") != fingerprint or latents.shape != noise.shape or latents.dtype != noise.dtype:
-            log.warning("%s is of another request: the batch starts anew", path)
+            log.warning("%s belongs to another request: the batch starts from its noise", path)
             return None
         return int(facts["step"]), latents
 
     def _write(self, path: Path, fingerprint: str, step: int, latents: Tensor) -> None:
-        """Whole or not at all, and on the disk: the node may be gone a moment later."""
+        """Write the file whole or not at all, and flush it to the disk: the node may be gone a moment later."""
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(step), "fingerprint": fingerprint}
         with aside(path) as beside:
@@ -118,8 +120,19 @@ class Checkpoints:
 
 
 def fingerprint(plan: Plan, videos: Sequence[VideoRequest]) -> str:
-    """Of all that decides which videos these are; not of the ranks, the layout and the files' places."""
+    """Hash everything that decides the videos, but not ranks, layout and the places of files."""
     sampling = {k: v for k, v in asdict(plan.sampling).items() if k not in FREE_SAMPLING}
     model = {k: v for k, v in asdict(plan.model).items() if k not in FREE_MODEL}
     facts = [[asdict(v) for v in videos], asdict(plan.geometry), sampling, model, plan.precision, plan.approximate]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def listen_for_stop(attempt: AttemptDir, *, in_batch_job: bool) -> None:
+    """On SIGUSR1, and in a batch job on SIGTERM, ask every rank of the attempt to store and stop."""
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        attempt.stop.touch()
+
+    signal.signal(signal.SIGUSR1, ask)
+    if in_batch_job:
+        signal.signal(signal.SIGTERM, ask)

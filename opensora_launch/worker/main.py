@@ -1,4 +1,4 @@
-"""One rank from its first line to its exit code: it joins the others, does the work, and ends without hanging."""
+"""One rank from start to exit code: it joins the others, does the work, and ends without hanging."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch.distributed as dist
 
 from opensora_launch import exit_codes
@@ -17,18 +18,20 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify_spec import VerifySpec
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker import start
-from opensora_launch.worker.checkpoint import Preempted
+from opensora_launch.worker.checkpoint import Preempted, listen_for_stop
+from opensora_launch.worker.failures import fail, leave, record_early
+from opensora_launch.worker.logs import keep_log, redirect_output, start_logging
+from opensora_launch.worker.process_group import join
+from opensora_launch.worker.rank import Rank, gpus_visible, may_have_peers
 from opensora_launch.worker.rendezvous import Unreachable
 from opensora_launch.worker.run import run_plan
-from opensora_launch.worker.start import Rank
 from opensora_launch.worker.verify import run_verify
 
 
 def run_rank(argv: Sequence[str]) -> int:
-    """`--attempt DIR`, `--verify DIR`, or the overrides and flags of `generate`; the exit code.
+    """Run one rank and return its exit code. argv: `--attempt DIR`, `--verify DIR`, or the arguments of `generate`.
 
-    Where there are other ranks, a failure ends this process here and now: they must not wait for it.
+    If there are other ranks, a failure ends this process at once: they must not wait for it.
     """
     started = (time.monotonic(), time.time())
     launched = len(argv) == 2 and argv[0] in ("--attempt", "--verify")
@@ -36,23 +39,23 @@ def run_rank(argv: Sequence[str]) -> int:
         me = Rank.from_env(os.environ)
         alone = me.starter != "torchrun" and me.world == 1
         if launched and not alone:
-            start.open_log(AttemptDir(Path(argv[1])).log(me.rank))
-        start.start_logging(me)
-        start.join(me)
+            redirect_output(AttemptDir(Path(argv[1])).log(me.rank))
+        start_logging(me)
+        join(me)
         attempt, work = _agree(argv, me, launched)
-        if alone or not launched:  # what it prints is seen, and is kept too
-            start.keep_log(attempt.log(me.rank), me)
+        if alone or not launched:  # its output is visible, and is stored too
+            keep_log(attempt.log(me.rank), me)
     except (UserError, Unreachable) as e:
         sys.stderr.write(f"error: {e}\n")
         code = exit_codes.USER_ERROR if isinstance(e, UserError) else exit_codes.FAILURE
         if launched:
-            start.record_early(AttemptDir(Path(argv[1])), e, os.environ)
-        if start.has_peers(os.environ):
-            start.leave(code)  # they may be in the rendezvous
+            record_early(AttemptDir(Path(argv[1])), e, os.environ)
+        if may_have_peers(os.environ):
+            leave(code)  # they may be in the rendezvous
         return code
     beat = Heartbeat(attempt.heartbeat(me.rank), rank=me.rank, host=socket.gethostname())
     beat.start()
-    start.listen_for_stop(attempt, me)
+    listen_for_stop(attempt, in_batch_job=me.starter == "srun")
     try:
         if isinstance(work, VerifySpec):
             run_verify(work, attempt, me, beat)
@@ -61,13 +64,13 @@ def run_rank(argv: Sequence[str]) -> int:
     except Preempted:
         beat.close("preempted")
         if me.world > 1:
-            start.leave(exit_codes.PREEMPTED)
+            leave(exit_codes.PREEMPTED)
         dist.destroy_process_group()
         return exit_codes.PREEMPTED
-    except BaseException as e:  # noqa: BLE001 an interrupt too is a failure that other ranks must learn of
-        code = start.fail(e, attempt, me, beat)
+    except BaseException as e:  # noqa: BLE001 other ranks must learn of any failure, even an interrupt
+        code = fail(e, attempt, me, beat)
         if me.world > 1:
-            start.leave(code)
+            leave(code)
         return code
     beat.close("done")
     dist.destroy_process_group()
@@ -77,48 +80,51 @@ def run_rank(argv: Sequence[str]) -> int:
 
 
 def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[AttemptDir, Plan | VerifySpec]:
-    """The attempt's folder and what to do, which the first rank reads, or makes, and sends to the others."""
+    """Return the attempt and its work, which the first rank reads, or prepares, and sends to the others.
+
+    Raises UserError on all ranks if the run is impossible, or was planned for another number of ranks.
+    """
     verify = launched and argv[0] == "--verify"
-    said: list[tuple[str, str, str] | None] = [None]
+    shared: list[tuple[str, str, str] | None] = [None]
     if me.rank == 0:
         try:
             attempt = AttemptDir(Path(argv[1])) if launched else _prepare(argv, me)
             file = attempt.verify_spec if verify else attempt.plan
-            said = [(str(attempt), file.read_text(encoding="utf-8"), "")]
+            shared = [(str(attempt), file.read_text(encoding="utf-8"), "")]
         except UserError as e:
-            said = [("", "", str(e))]
+            shared = [("", "", str(e))]
     if me.world > 1:
-        dist.broadcast_object_list(said, 0)
-    assert said[0] is not None
-    folder, text, problem = said[0]
+        dist.broadcast_object_list(shared, 0)
+    assert shared[0] is not None
+    folder, text, problem = shared[0]
     if problem:
-        raise UserError(problem if me.rank == 0 else "rank 0 found the run impossible, and says why")
+        raise UserError(problem if me.rank == 0 else "the run is impossible; rank 0 reports why")
     attempt = AttemptDir(Path(folder))
-    attempt.path.mkdir(parents=True, exist_ok=True)  # a host that does not share the first rank's disk
+    attempt.path.mkdir(parents=True, exist_ok=True)  # this host may not share the first rank's disk
     data = json.loads(text)
     if verify:
-        return attempt, VerifySpec.from_dict(data)
+        return attempt, msgspec.convert(data, VerifySpec)
     plan = Plan.from_dict(data)
     if plan.machine.ranks != me.world:
         raise UserError(
-            f"{folder} is planned for {plan.machine.ranks} ranks and {me.world} have come; plan it anew for these: "
+            f"{folder} was planned for {plan.machine.ranks} ranks, but {me.world} started. Plan again with "
             f"opensora-launch generate --resume {attempt.run} topology=..."
         )
     return attempt, plan
 
 
 def _prepare(argv: Sequence[str], me: Rank) -> AttemptDir:
-    """Write a run from the command line of `generate`, for the ranks that are here."""
+    """Prepare a run from the arguments of `generate`, for the ranks that have started."""
     from opensora_launch.plan.plan import Machine
     from opensora_launch.request.attempt import prepare_attempt
 
-    device = "cuda" if start.gpus_visible() else "cpu"
-    cpus = count_cpus() * (me.local_world if me.starter == "srun" else 1)  # srun's ranks have their own share by now
+    device = "cuda" if gpus_visible() else "cpu"
+    cpus = count_cpus() * (me.local_world if me.starter == "srun" else 1)  # srun's ranks are bound to their share
     return prepare_attempt(argv, Machine(device, me.world // me.local_world, me.local_world, cpus))
 
 
 def _report(attempt: AttemptDir) -> None:
-    """Ranks that were started by hand have no launcher that would build the report."""
+    """Build and print the report of ranks that were started by hand: no launcher does it for them."""
     from opensora_launch.report.build import build_report
     from opensora_launch.report.markdown import summary_lines
 

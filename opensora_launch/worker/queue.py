@@ -1,14 +1,13 @@
-"""Batches are taken from a queue, so that a slow one holds nobody: groups of ranks and jobs of an array share it.
+"""The queue of a run's batches, which groups of ranks and jobs of an array share, so that a slow batch delays no one.
 
-The queue is files. claims/<batch>.<n>.json is created exclusively by the n-th group that takes the batch; a claim whose
-owner is dead is answered by a claim n + 1, which again only one can create. A batch is finished when all its videos
-have their record. Which group makes a video decides nothing about the video.
+The queue consists of files. The n-th group that takes a batch creates claims/<batch>.<n>.json exclusively. If the owner
+of a claim is dead, another group adds claim n + 1, which again only one group can create. A batch is finished when all
+its videos have their record. The group that makes a video has no influence on the video.
 
-Whether an owner lives is seen by watching its heartbeat: one that was written a moment ago may have been the last.
+Whether an owner is alive shows only by watching its heartbeat: one written a moment ago may have been the last.
 """
 
 import json
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +16,19 @@ from typing import Any, NamedTuple
 
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, create_once
+from opensora_launch.runs.alive import ALIVE_S, is_process_gone
 from opensora_launch.telemetry.heartbeat import read_beat
-from opensora_launch.worker.start import lives
 
-STALE_S = 30.0  # without a heartbeat, of which there are two a second: its host is gone
-LOOK_S = 0.5  # between two looks at a heartbeat that must move or go stale
-WATCHED_S = 5.0  # an older look at a heartbeat says nothing of now
+QUEUE_POLL_S = 0.5  # between two looks at a heartbeat that must move or go stale
+WATCHED_S = 5.0  # an older look at a heartbeat says nothing about now
 WAIT = -1  # of `take`: ask again in a moment
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who claims: the first rank of a group, in one attempt. `job` is the same after a restart of the job.
+    """The first rank of a group, in one attempt, which claims batches. `job` stays the same after a restart of the job.
 
-    Host and process tell it from the owner of an earlier attempt of that name, whose folder was deleted.
+    Host and process distinguish it from the owner of an earlier attempt of that name, whose folder was deleted.
     """
 
     attempt: str
@@ -52,7 +50,7 @@ class Claimant(NamedTuple):
 
 @dataclass
 class _Look:
-    """What was seen of a heartbeat: its time, since when that was it, and when it was looked at last."""
+    """What was seen of a heartbeat: its time, since when it has had this time, and when it was last read."""
 
     time_s: float
     since_s: float
@@ -68,8 +66,9 @@ class Queue:
         self._looks: dict[Claimant, _Look] = {}
 
     def take(self) -> int | None:
-        """The index of a batch that is now ours; None when every other one is finished or in living hands; WAIT while
-        that is not certain of some.
+        """Return the index of a batch that this group now owns.
+
+        None if every other batch is finished or has a living owner; WAIT while that is uncertain for some batch.
         """
         certain, known = True, dict[Claimant, bool | None]()
         for index, batch in enumerate(self._batches):
@@ -80,19 +79,19 @@ class Queue:
             if not ours:
                 continue
             self._taken.add(index)
-            if not finished(self._run_dir, batch):  # by the owner that has died meanwhile
+            if not finished(self._run_dir, batch):  # by an owner that has died meanwhile
                 return index
         return None if certain else WAIT
 
     def _claim(self, name: str, known: dict[Claimant, bool | None]) -> bool | None:
-        """Whether the batch is now ours; None where it is not certain that its owner lives. `known`: who does."""
+        """Whether the batch is now ours; None if its owner may be alive or dead. known: which owners are alive."""
         folder = self._run_dir.claims
         folder.mkdir(exist_ok=True)
         last = max((int(p.name.rsplit(".", 2)[1]) for p in folder.glob(f"{name}.*.json")), default=-1)
         if last >= 0:
             path = folder / f"{name}.{last}.json"
             claim = _read(path)
-            if not claim and time.time() - path.stat().st_mtime < STALE_S:
+            if not claim and time.time() - path.stat().st_mtime < ALIVE_S:
                 return None  # it is being written
             owner = Claimant(*(str(claim.get(name)) for name in Claimant._fields))
             if owner not in known:
@@ -102,20 +101,20 @@ class Queue:
         return create_once(folder / f"{name}.{last + 1}.json", json.dumps(vars(self._owner)))
 
     def _lives(self, owner: Claimant) -> bool | None:
-        """Whether an owner works; None while only the next look can tell."""
+        """Whether an owner is alive; None if only the next look can show it."""
         beat = read_beat(self._run_dir.attempt(owner.attempt).heartbeat(owner.rank))
         if beat is None or beat.state != "running" or (beat.host, str(beat.pid)) != (owner.host, owner.pid):
             return False
         if owner.attempt == self._owner.attempt:
-            return True  # if it dies, so do we
+            return True  # if it dies, this rank ends too
         if self._owner.job and owner.job == self._owner.job:
             return False  # an earlier start of our own job, which cannot run twice
-        if beat.host == socket.gethostname() and not lives(beat.pid):
+        if is_process_gone(beat):
             return False
         return self._moves(owner, beat.time_s)
 
     def _moves(self, owner: Claimant, time_s: float) -> bool | None:
-        """Whether a heartbeat has moved since the last look; False once it stands for STALE_S, by its clock or ours."""
+        """Whether a heartbeat has moved since the last look; False once it stands for ALIVE_S, by its clock or ours."""
         now = time.monotonic()
         look = self._looks.get(owner)
         if look and now - look.last_s < WATCHED_S:
@@ -126,11 +125,11 @@ class Queue:
         self._looks[owner] = _Look(time_s, since_s, now)
         if moved:
             return True
-        return False if max(time.time() - time_s, now - since_s) >= STALE_S else None
+        return False if max(time.time() - time_s, now - since_s) >= ALIVE_S else None
 
 
 def finished(run_dir: RunDir, videos: Sequence[VideoRequest]) -> bool:
-    """Whether each has its record of completion."""
+    """Whether each video has its record of completion."""
     return all(run_dir.record(video.name).exists() for video in videos)
 
 

@@ -1,4 +1,4 @@
-"""Ranks of a batch job find each other, or say within a minute who cannot be reached."""
+"""Let the ranks of a batch job find each other, or report within a minute which one cannot be reached."""
 
 import logging
 import os
@@ -10,35 +10,32 @@ from typing import Any
 
 import torch.distributed as dist
 
-CONNECT_S = 30.0  # for a host that does not answer
-COME_UP_S = 300.0  # for ranks that are still loading torch, from a slow disk perhaps: their host answers, they do not
+CONNECT_S = 30.0  # to wait for a host that does not answer
+START_S = 300.0  # to wait for ranks that still load torch, perhaps from a slow disk: only their host answers
 TRY_S, AGAIN_S = 3.0, 0.2  # one attempt to connect, and the pause before the next
 
 log = logging.getLogger("opensora_launch.worker")
 
 
 class Unreachable(Exception):
-    """A rank that the others cannot find; the message names host and port."""
+    """The others cannot find a rank. The message names host and port."""
 
 
-def meet(
-    rank: int, world: int, host: str, port: int, connect_s: float = CONNECT_S, come_up_s: float = COME_UP_S
-) -> Any:
-    """The store of all ranks, which rank 0 serves.
+def meet(rank: int, world: int, host: str, port: int, connect_s: float = CONNECT_S, start_s: float = START_S) -> Any:
+    """Return the store of all ranks, which rank 0 serves.
 
-    Raises Unreachable when the first rank's host has not answered for `connect_s`, or when ranks have not come up in
-    `come_up_s`.
+    Raises Unreachable if the host of rank 0 has not answered for `connect_s`, or ranks have not started in `start_s`.
     """
-    deadline = time.monotonic() + come_up_s
+    deadline = time.monotonic() + start_s
     try:
         if rank == 0:
-            store = _store(host, port, world, come_up_s, serves=True)
+            store = _store(host, port, world, start_s, serves=True)
             _gather(store, world, deadline, f"{host}:{port}")
         else:
-            _reach(rank, host, port, connect_s, come_up_s)
+            _reach(rank, host, port, connect_s, start_s)
             store = _store(host, port, world, max(1.0, deadline - time.monotonic()), serves=False)
             store.set(f"here{rank}", socket.gethostname())
-            store.wait(["everyone"], timedelta(seconds=come_up_s))
+            store.wait(["everyone"], timedelta(seconds=start_s))
     except (RuntimeError, OSError) as error:
         raise Unreachable(f"rank {rank} on {socket.gethostname()}: {host}:{port} fails: {error}") from error
     log.info("%d ranks met at %s:%d", world, host, port)
@@ -57,39 +54,39 @@ def _gather(store: Any, world: int, deadline: float, place: str) -> None:
             missing = ", ".join(map(str, sorted(waiting)))
             nodes = os.environ.get("SLURM_STEP_NODELIST", "unknown")
             raise Unreachable(
-                f"rank 0 on {socket.gethostname()} waits at {place}, and these ranks did not come: {missing}; the "
-                f"nodes are {nodes}. Does that name lead here from all of them, and does a firewall close the port? "
-                f"launcher.slurm.host_suffix and launcher.slurm.interface choose another way"
+                f"rank 0 on {socket.gethostname()} waits at {place}, and these ranks did not connect: {missing}; the "
+                f"nodes are {nodes}. Check that this name leads here from all of them and that no firewall closes the "
+                f"port; launcher.slurm.host_suffix and launcher.slurm.interface choose another network"
             )
         time.sleep(0.05)
     store.set("everyone", "1")
 
 
-def _reach(rank: int, host: str, port: int, connect_s: float, come_up_s: float) -> None:
-    """Return once somebody listens there."""
+def _reach(rank: int, host: str, port: int, connect_s: float, start_s: float) -> None:
+    """Return as soon as rank 0 listens there."""
     started = answered = time.monotonic()
     while True:
         try:
             address = _resolve(host, port, connect_s)
             socket.create_connection(address, timeout=min(TRY_S, connect_s)).close()
             return
-        except ConnectionRefusedError as refused:  # its host is there
+        except ConnectionRefusedError as refused:  # its host answers
             answered = time.monotonic()
             error: OSError = refused
         except OSError as failed:
             error = failed
         now = time.monotonic()
-        if now - answered > connect_s or now - started > come_up_s:
+        if now - answered > connect_s or now - started > start_s:
             break
         time.sleep(AGAIN_S)
     raise Unreachable(
-        f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {host}:{port}: {error}. Is that the name of the "
-        f"first node on a network that joins all of them? launcher.slurm.host_suffix changes it (now part of the name)"
+        f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {host}:{port}: {error}. This must name the "
+        f"first node on a network that connects all nodes; launcher.slurm.host_suffix changes it"
     )
 
 
 def _resolve(host: str, port: int, timeout_s: float) -> tuple[str, int]:
-    """The first address of a name, in a thread: a resolver may take minutes to give up."""
+    """Return the first address of a name. Asks in a thread, because a resolver may take minutes to give up."""
     found: list[tuple[str, int]] = []
     failed: list[OSError] = []
 
@@ -104,4 +101,4 @@ def _resolve(host: str, port: int, timeout_s: float) -> tuple[str, int]:
     thread.join(timeout_s)
     if found:
         return found[0]
-    raise failed[0] if failed else TimeoutError(f"the name {host} is not resolved in {timeout_s:.0f} s")
+    raise failed[0] if failed else TimeoutError(f"the name {host} was not resolved in {timeout_s:.0f} s")

@@ -1,4 +1,4 @@
-"""`verify` on one rank: everything once on all ranks, once on the first alone, and a line per compared tensor."""
+"""`verify` on one rank: compute everything once on all ranks and once on the first, with one line per tensor."""
 
 import json
 import time
@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora_launch.engines.native import Source
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.kernel_choice import choose_kernel
+from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.vae import assemble
-from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
-from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
@@ -25,24 +26,30 @@ from opensora_launch.plan.verify_spec import VerifyLine, VerifySpec
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker import start
-from opensora_launch.worker.cases import Case, Ranks, compare, distance, read_case, run_case, within
-from opensora_launch.worker.generate import DTYPES, Job, decode_latent, denoise_videos
-from opensora_launch.worker.networks import Networks, read_networks
-from opensora_launch.worker.run import BACKSTOP, load, settle, stop_stalled
-from opensora_launch.worker.start import Rank
-from opensora_launch.worker.texts import Embedding
+from opensora_launch.worker.cases import Case, Ranks, compare_case, distance, read_case, run_case, within
+from opensora_launch.worker.context import RankContext
+from opensora_launch.worker.decode_videos import decode_latent
+from opensora_launch.worker.denoise_videos import denoise_videos
+from opensora_launch.worker.encode_references import encode_references
+from opensora_launch.worker.encode_texts import Embedding
+from opensora_launch.worker.failures import stop_stalled
+from opensora_launch.worker.load_networks import Networks, load_networks, shard_model
+from opensora_launch.worker.numerics import set_numerics
+from opensora_launch.worker.process_group import BACKSTOP
+from opensora_launch.worker.rank import Rank, pick_device
+from opensora_launch.worker.run import load_networks_and_texts
+from opensora_launch.worker.set_up import set_up
 
-# Between layouts only rounding may differ; over the steps guidance makes it larger.
+# Layouts may differ only in rounding, which guidance amplifies over the steps.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
 
 
 def run_verify(spec: VerifySpec, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> None:
-    """Write verify.jsonl, a line per compared tensor, from the first rank."""
-    start.set_numerics(spec.threads_per_rank, NumericsConfig())
-    device = start.pick_device(spec.machine.device, me)
+    """Write verify.jsonl on the first rank: one line per compared tensor."""
+    set_numerics(spec.threads_per_rank, NumericsConfig())
+    device = pick_device(spec.machine.device, me)
     beat.watch(spec.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
-    everyone = dist.new_group(timeout=BACKSTOP)  # the first rank may compute alone for long while the others wait
+    everyone = dist.new_group(timeout=BACKSTOP)  # the first rank may compute alone for a long time
     lines: list[VerifyLine] = []
     for path in spec.cases:
         lines += _verify_case(read_case(Path(path), device), spec, me)
@@ -55,6 +62,7 @@ def run_verify(spec: VerifySpec, attempt: AttemptDir, me: Rank, beat: Heartbeat)
 
 
 def unrecorded(*_: Any) -> nullcontext[None]:
+    """Record nothing about an exchange or a step."""
     return nullcontext()
 
 
@@ -71,8 +79,8 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     alone = Layout(dp=me.world)
     meshes = build_meshes([*dict.fromkeys(layout for _, layout in layouts), alone], me.rank, BACKSTOP, unrecorded)
 
-    def kernel(dtype: torch.dtype, head_dim: int) -> Kernel:
-        return choose_attention(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim).call
+    def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
+        return choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim).call
 
     by_rows = {rows: meshes[layout] for rows, layout in layouts}
     node = node_axis(by_rows[case.rows].video, me.local_world, me.world, BACKSTOP)
@@ -84,24 +92,25 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
         solo = meshes[alone]
         on_one = Ranks({rows: solo for rows, _ in layouts}, solo.video, Placement(), kernel)
         by_one = run_case(case, on_one, unrecorded)
-    return compare(case, got, by_one, layouts[-1][1])
+    return compare_case(case, got, by_one, layouts[-1][1])
 
 
 def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> list[VerifyLine]:
-    """The plan's first batch in its layouts and on one rank, to latents and to pixels."""
+    """Make the plan's first batch in its layouts and on one rank; compare latents and pixels."""
     alone = Layout(dp=me.world)
-    site = settle(plan, attempt, me, beat, (time.monotonic(), time.time()), more=[alone])
-    networks, texts = load(site)
+    ctx = set_up(plan, attempt, me, beat, (time.monotonic(), time.time()), more=[alone])
+    networks, texts = load_networks_and_texts(ctx)
     layouts = dict(plan.layouts)
-    got = _make(site.job, networks, site.model(networks, layouts), texts)
+    got = _make(ctx, networks, shard_model(ctx, networks, layouts), texts)
     if networks.blocks:
         networks.blocks.release()
     if me.rank != 0:
         return []
-    solo = site.meshes[alone]
-    source = Source(plan.model, site.job.device, DTYPES[plan.precision])
-    whole = read_networks(source, Engine.native, Placement(), solo.video, solo, beat.loaded)
-    by_one = _make(replace(site.job, mesh=solo), whole, site.model(whole, dict.fromkeys(layouts, alone)), texts)
+    solo = ctx.meshes[alone]
+    source = WeightSource(plan.model, ctx.device, ctx.dtype)
+    whole = load_networks(source, choose_engine(Engine.native), Placement(), solo.video, solo, beat.loaded)
+    on_one = shard_model(ctx, whole, dict.fromkeys(layouts, alone))
+    by_one = _make(replace(ctx, mesh=solo), whole, on_one, texts)
     bound, layout = BOUNDS[plan.precision], plan.layouts[-1][1]
     return [
         VerifyLine(
@@ -118,12 +127,15 @@ def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> 
     ]
 
 
-def _make(job: Job, networks: Networks, model: ShardedModel, texts: Mapping[str, Embedding]) -> dict[str, Tensor]:
-    videos = job.plan.batches[0]
+def _make(
+    ctx: RankContext, networks: Networks, model: ShardedModel, texts: Mapping[str, Embedding]
+) -> dict[str, Tensor]:
+    videos = ctx.plan.batches[0]
+    references = [encode_references(ctx, networks.vae, video) for video in videos]
     out: dict[str, Tensor] = {}
-    for video, latent in zip(videos, denoise_videos(job, networks, model, texts, videos), strict=True):
-        grid, regions = decode_latent(job, networks, latent)
+    for video, latent in zip(videos, denoise_videos(ctx, model, texts, videos, references), strict=True):
+        grid, regions = decode_latent(ctx, networks.vae, latent)
         if regions is not None:
-            pixels = assemble(grid, regions)[0, :, : job.plan.geometry.num_frames]
+            pixels = assemble(grid, regions)[0, :, : ctx.plan.geometry.num_frames]
             out |= {f"{video.name}.latent": latent.float(), f"{video.name}.video": pixels.float()}
     return out

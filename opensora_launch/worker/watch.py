@@ -1,4 +1,4 @@
-"""What a rank notes beside its phases, steps and collectives: its kernels and blocks, and how its clock stands."""
+"""Measure what phases, steps and collectives do not show: kernels, blocks, the node, and the offset of clocks."""
 
 import logging
 import socket
@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from opensora_launch.model.attention import Kernel
+from opensora_launch.model.kernel_choice import Kernel
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
-from opensora_launch.worker.start import Rank
+from opensora_launch.worker.rank import Rank
 
 PINGS = 32
 
@@ -23,7 +23,7 @@ log = logging.getLogger("opensora_launch.worker")
 
 
 def watch_kernel(kernel: Kernel, recorder: Recorder) -> Kernel:
-    """The same kernel, each call noted as work of the kind "attention"."""
+    """Return the same kernel, which records each call as work of the kind "attention"."""
     call = kernel.call
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,8 +36,10 @@ def watch_kernel(kernel: Kernel, recorder: Recorder) -> Kernel:
 
 
 def watch_blocks(mmdit: nn.Module, recorder: Recorder, *, streamed: bool) -> None:
-    """Note the time of each kind of blocks as work of that kind: all of a kind as one, for that costs least. Where the
-    weights are streamed each block is noted alone, so that waiting for the next one's weights is in none.
+    """Record the time of double and single blocks as work of that kind.
+
+    All blocks of a kind are one record, which costs least. If weights are streamed, each block is one record, so that
+    none includes waiting for the weights of the next block.
     """
     begun: list[Any] = []
 
@@ -52,10 +54,10 @@ def watch_blocks(mmdit: nn.Module, recorder: Recorder, *, streamed: bool) -> Non
 
 
 def clock_offset(me: Rank) -> tuple[float | None, float | None]:
-    """(offset, error): what to add to this host's monotonic clock to get that of rank 0's host, and half of the
-    fastest round trip, within which the truth lies. Measured with the first rank of each node; None on the others.
+    """Return (offset, error) in seconds: rank 0's host has this host's monotonic clock plus offset, give or take error.
 
-    All ranks call it together, outside of other collectives. The fastest of 32 round trips counts (Cristian 1989).
+    The first rank of each node measures it; the others get None. The fastest of 32 round trips counts, and the error
+    is half of it (Cristian 1989). All ranks call this together, outside of other collectives.
     """
     places = [me.local_rank] * me.world
     if me.world > me.local_world:
@@ -70,7 +72,7 @@ def clock_offset(me: Rank) -> tuple[float | None, float | None]:
 
 @contextmanager
 def sampling(attempt: AttemptDir, me: Rank) -> Iterator[None]:
-    """The node's samples, taken by its first rank."""
+    """Take samples of the node on its first rank, until the context ends."""
     if me.local_rank != 0:
         yield
         return
@@ -82,14 +84,6 @@ def sampling(attempt: AttemptDir, me: Rank) -> Iterator[None]:
         sampler.close()
     if sampler.problem:
         log.warning("the sampler of this node stopped: %s", sampler.problem)
-
-
-def device_uuid(device: torch.device) -> str | None:
-    """What NVML calls this GPU, but for the "GPU-" where it is a MIG instance; None on a CPU and before torch 2.4."""
-    if device.type != "cuda":
-        return None
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    return None if uuid is None else (str(uuid) if str(uuid).startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
 
 
 def _answer(rank: int) -> None:

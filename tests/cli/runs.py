@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.report.build import build_report
+from opensora_launch.rundir import AttemptDir
+from opensora_launch.telemetry.events import Meta, Step, event_line, meta_line
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 
@@ -31,6 +33,26 @@ def sampled(attempt: Path, host: str, uuids: Sequence[str], samples: Sequence[Ma
 def on_gpus(attempt: Path, uuids: Sequence[str]) -> None:
     """Ranks that have begun on these GPUs."""
     for rank, uuid in enumerate(uuids):
-        path = attempt / "telemetry" / f"rank{rank}.jsonl"
+        path = AttemptDir(attempt).events(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"rank": rank, "start_epoch_s": 1.0, "device_uuid": uuid}) + "\n")
+        path.write_text(meta_line(_meta(rank, 1.0, device_uuid=uuid)))
+
+
+def work_began(attempt: Path, start_epoch_s: float, *steps: int, rank: int = 0) -> None:
+    """The events of a rank that has finished these steps of the first video, ten seconds each."""
+    path = AttemptDir(attempt).events(rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [event_line(Step("0000_0", step, 2, 2, "x", 10.0 * n, 10.0 * n + 10)) for n, step in enumerate(steps)]
+    path.write_text(meta_line(_meta(rank, start_epoch_s)) + "".join(lines))
+
+
+def _meta(rank: int, start_epoch_s: float, **more: Any) -> Meta:
+    facts: dict[str, Any] = {
+        "world": 2,
+        "local_rank": rank,
+        "host": "h",
+        "device": "cpu",
+        "device_name": "c",
+        "threads": 1,
+    }
+    return Meta(rank=rank, start_s=0.0, start_epoch_s=start_epoch_s, layouts={}, **facts, **more)

@@ -4,18 +4,19 @@ import csv
 import fcntl
 import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from opensora_launch.cli import bench, main
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import read_either
 from opensora_launch.report.wording import message, say
-from opensora_launch.request.sweep_plan import Done, Spot, Sweep, order, read_sweep, read_words
+from opensora_launch.request.bench_points import read_words
 from opensora_launch.rundir import SweepDir
+from opensora_launch.runs.sweep_state import BenchPoint, FinishedRun, Sweep, read_sweep
 from tests.cli.runs import made_run
 from tests.report.sweeps import read_sweep_report
 
@@ -28,13 +29,14 @@ TINY = (
 def test_points_of_a_sweep() -> None:
     """Sizes and layouts are series; each has every count."""
     asked = read_words(["gpus=[1,2,2x4]", "video=256px,768px", "repeats=5", "topology=custom"], None)
-    found = asked.spots
+    found = asked.sweep.points
     assert [(s.series, s.gpus, s.nodes) for s in found] == [
         ("video=256px", 1, 1), ("video=256px", 2, 1), ("video=256px", 8, 2),
         ("video=768px", 1, 1), ("video=768px", 2, 1), ("video=768px", 8, 2),
     ]  # fmt: skip
-    assert asked.own == {"gpus": "[1,2,2x4]", "repeats": "5", "warmup": "1", "scaling": "strong"}
-    assert (asked.runs_dir, asked.elsewhere) == (Path("runs").absolute(), False)
+    sweep = asked.sweep
+    assert (sweep.repeats, sweep.warmup, sweep.weak, sweep.elsewhere) == (5, 1, False, False)
+    assert asked.runs_dir == Path("runs").absolute()
     assert found[5].overrides[-2:] == ("topology.nodes=2", "topology.gpus_per_node=4")
     threads = {o for s in found for o in s.overrides if "threads" in o}
     assert len(threads) == 1  # one number for all counts, or they would do other work
@@ -42,23 +44,23 @@ def test_points_of_a_sweep() -> None:
 
 def test_weak_scaling_makes_more_videos() -> None:
     asked = read_words(["gpus=[1,4]", "scaling=weak", "launcher.threads_per_rank=1"], None)
-    assert [s.overrides[-1] for s in asked.spots] == ["sampling.num_samples=1", "sampling.num_samples=4"]
+    assert [s.overrides[-1] for s in asked.sweep.points] == ["sampling.num_samples=1", "sampling.num_samples=4"]
 
 
 @pytest.mark.parametrize("word", ["launcher=slurm", "launcher.kind=slurm"])
 def test_jobs_are_waited_for(word: str) -> None:
     """However Slurm was asked for: a job that is only submitted has left no report."""
     asked = read_words([word, "gpus=[2]"], None)
-    assert asked.spots[0].overrides[-1] == "follow=true"
-    assert asked.elsewhere
+    assert asked.sweep.points[0].overrides[-1] == "follow=true"
+    assert asked.sweep.elsewhere
 
 
 def test_inside_an_allocation_runs_are_steps_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ID", "7"), ("NUM_NODES", "2"), ("CPUS_PER_NODE", "12(x2)")):
         monkeypatch.setenv(f"SLURM_JOB_{name}", value)
     asked = read_words(["gpus=[1,2x3]"], None)
-    assert {"launcher=srun", "launcher.threads_per_rank=4"} <= set(asked.spots[1].overrides)
-    assert "launcher=srun" not in read_words(["gpus=[1]", "launcher=torchrun"], None).spots[0].overrides
+    assert {"launcher=srun", "launcher.threads_per_rank=4"} <= set(asked.sweep.points[1].overrides)
+    assert "launcher=srun" not in read_words(["gpus=[1]", "launcher=torchrun"], None).sweep.points[0].overrides
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -75,7 +77,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         (["gpus=[]"], "gpus=[] must be counts of GPUs"),
         (["repeats=²"], "repeats=² must be a whole number"),
         (["sampling.num_steps=0"], "sampling.num_steps=0 must be at least 1"),
-        (["gpus=[2x2]"], "topology.nodes=2: launcher=torchrun starts the ranks of one machine"),
+        (["gpus=[2x2]"], "topology.nodes=2: launcher=torchrun starts ranks on one machine"),
         (["layout.ring=3"], "ring"),
         (["--prompts", "none.txt"], "none.txt: no such file"),
     ],
@@ -89,11 +91,33 @@ def test_what_cannot_run_is_refused_before_the_first_run(
 
 
 def test_every_second_round_goes_backwards() -> None:
-    assert [order(3, r) for r in range(3)] == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+    sweep = Sweep((), (BenchPoint("x", 1, 1, ()),) * 3, repeats=2, warmup=1, weak=False, elsewhere=False)
+    assert list(sweep.runs()) == [(0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2)]
+
+
+def test_a_sweep_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """Its file names points "spots"; so do new files."""
+    point = {"series": "x", "nodes": 1, "gpus_per_node": 2, "overrides": ["a=1"], "device": "cpu"}
+    done = [{"spot": 0, "round": 1, "run": "a2", "busy": None}]
+    settings = {"repeats": 2, "warmup": 1, "weak": False, "elsewhere": False}
+    data = {"argv": ["--prompt", "é"], "spots": [point], **settings, "done": done}
+    folder = SweepDir(tmp_path)
+    folder.state.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    before = folder.state.read_text()
+    sweep = read_sweep(folder)
+    assert (sweep.points[0].size, sweep.done) == ("2 CPU ranks", (FinishedRun(0, 1, "a2", None),))
+    sweep.write(folder)
+    assert json.loads(folder.state.read_text()) == data
+    assert folder.state.read_text().splitlines()[:3] == before.splitlines()[:3]
 
 
 def test_counts_in_words() -> None:
-    spots = [Spot("x", 1, 1, ()), Spot("x", 2, 4, ()), Spot("x", 1, 1, (), "cpu"), Spot("x", 1, 3, (), "cpu")]
+    spots = [
+        BenchPoint("x", 1, 1, ()),
+        BenchPoint("x", 2, 4, ()),
+        BenchPoint("x", 1, 1, (), "cpu"),
+        BenchPoint("x", 1, 3, (), "cpu"),
+    ]
     assert [s.size for s in spots] == ["1 GPU", "8 GPUs", "1 CPU rank", "3 CPU ranks"]
 
 
@@ -101,19 +125,19 @@ def test_counts_in_words() -> None:
 def half_done(tmp_path: Path) -> Path:
     """Two counts, a warm-up and two repeats: one run is missing."""
     folder = tmp_path / "bench-1"
-    spots = (Spot("tiny", 1, 1, (), "cpu"), Spot("tiny", 1, 2, (), "cpu"))
+    spots = (BenchPoint("tiny", 1, 1, (), "cpu"), BenchPoint("tiny", 1, 2, (), "cpu"))
     scales = {"w1": (0, 0, 3.0), "w2": (1, 0, 3.0), "a2": (1, 1, 1.0), "a1": (0, 1, 1.0), "b1": (0, 2, 1.1)}
     for name, (spot, _, scale) in scales.items():
         made_run(folder, name, spots[spot].gpus, scale)
-    done = tuple(Done(spot, round_, name, 0.0) for name, (spot, round_, _) in scales.items())
+    done = tuple(FinishedRun(spot, round_, name, 0.0) for name, (spot, round_, _) in scales.items())
     state = Sweep(("--prompt", "x"), spots, 2, 1, False, False, done)
-    (folder / "sweep.json").write_text(json.dumps(asdict(state)))
+    state.write(SweepDir(folder))
     return folder
 
 
 def with_runs(folder: Path, **runs: tuple[int, int, float | None]) -> dict[str, Any]:
     """The sweep's report, made anew, with these runs (point, round, busy) in the place of what was done."""
-    done = tuple(Done(spot, round_, name, busy) for name, (spot, round_, busy) in runs.items())
+    done = tuple(FinishedRun(spot, round_, name, busy) for name, (spot, round_, busy) in runs.items())
     replace(read_sweep(SweepDir(folder)), done=done).write(SweepDir(folder))
     assert main(["report", str(folder)]) == 0
     return read_sweep_report(folder)
@@ -125,9 +149,9 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     """Only the missing run is made; the third round goes forwards, so it is the last one."""
     asked: list[int] = []
 
-    def generate(folder: Path, argv: Any, spot: Spot) -> str:
-        asked.append(spot.gpus)
-        return made_run(folder, "b2", spot.gpus).name
+    def generate(folder: Path, sweep: Sweep, point: BenchPoint) -> str:
+        asked.append(point.gpus)
+        return made_run(folder, "b2", point.gpus).name
 
     monkeypatch.setattr(bench, "_run", generate)
     monkeypatch.setattr(bench, "busy_share", lambda: 0.125)
@@ -157,9 +181,9 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
 def test_a_failed_point_does_not_keep_the_others_back(
     half_done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "_run", lambda folder, argv, spot: None)
+    monkeypatch.setattr(bench, "_run", lambda folder, sweep, point: None)
     assert main(["bench", "--resume", str(half_done)]) == 1
-    said = f"failed: tiny on 2 CPU ranks; go on with: opensora-launch bench --resume {half_done}"
+    said = f"failed: tiny on 2 CPU ranks; continue with: opensora-launch bench --resume {half_done}"
     assert said in capsys.readouterr().err
     assert (half_done / "report.html").exists()
 
@@ -178,16 +202,16 @@ def test_a_sweep_of_which_every_point_fails(
 ) -> None:
     """Runs that failed are exit code 1, and what to do next is said; there is nothing to report."""
     replace(read_sweep(SweepDir(half_done)), done=()).write(SweepDir(half_done))
-    monkeypatch.setattr(bench, "_run", lambda folder, argv, spot: None)
+    monkeypatch.setattr(bench, "_run", lambda folder, sweep, point: None)
     assert main(["bench", "--resume", str(half_done)]) == 1
     again = f"opensora-launch bench --resume {half_done}"
     assert capsys.readouterr().err.splitlines() == [
-        f"no report: no run that counts ended well; see {half_done / 'bench.log'}",
-        f"failed: tiny on 1 CPU rank, tiny on 2 CPU ranks; go on with: {again}",
+        f"no report: no run that counts was successful; see {half_done / 'bench.log'}",
+        f"failed: tiny on 1 CPU rank, tiny on 2 CPU ranks; continue with: {again}",
     ]
     assert not (half_done / "report.json").exists()
     assert main(["report", str(half_done)]) == 2
-    assert f"and go on with: {again}" in capsys.readouterr().err
+    assert f"and continue with: {again}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -255,7 +279,7 @@ def test_two_benches_do_not_share_a_folder(half_done: Path, capsys: pytest.Captu
 
 
 def test_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"is no sweep: sweep\.json cannot be read"):
+    with pytest.raises(UserError, match=r"is not a sweep: sweep\.json cannot be read"):
         read_sweep(SweepDir(tmp_path))
 
 

@@ -88,7 +88,7 @@ def test_sweeps_that_did_other_work_are_refused(tmp_path: Path, capsys: pytest.C
 def test_a_gate_that_nothing_can_fail_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], said: str) -> None:
     a = sweep_of(tmp_path / "a", (10.0,))
     assert main(["compare", str(a), str(a), "--threshold", said]) == 2
-    assert f"--threshold {said} must be a number of percent, at least 0" in capsys.readouterr().err
+    assert f"--threshold {said} must be a percentage of at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

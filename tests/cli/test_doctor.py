@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 from opensora_launch.cli import generate, main
 from opensora_launch.doctor import examine as launch_doctor
+from opensora_launch.doctor.check_result import CheckResult, Level
 from opensora_launch.doctor.nodes import from_line, node_command, nodes_of_job, to_line
-from opensora_launch.doctor.results import Finding, Level
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
 from tests.nvml_stub import build_stub
@@ -39,7 +40,7 @@ def test_all_of_it_as_json_on_real_ranks(capsys: pytest.CaptureFixture[str], mon
     assert ">ulysses of 2<" in Path("doctor.svg").read_text()
     assert checks["bandwidth"]["what"].startswith("ulysses of 2: all-to-all ")
     said = [finding["what"] for finding in data["findings"] if finding["check"] == "env"]
-    what = "CUDA_MEMORY_FRACTION=0.4: nothing reads it: neither CUDA nor torch; env=workstation keeps it from the ranks"
+    what = "CUDA_MEMORY_FRACTION=0.4: neither CUDA nor torch reads it; env=workstation removes it for the ranks"
     assert what in said
 
 
@@ -48,17 +49,17 @@ def test_missing_files_and_gpus_fail(capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     fails = [line for line in lines if line.startswith("fail")]
     assert any("Open_Sora_v2.safetensors is missing; to download it" in line for line in fails)
-    assert any(line.split()[1] == "gpus" and "0 of 0 visible, 1 asked for" in line for line in fails)
+    assert any(line.split()[1] == "gpus" and "0 of 0 visible, 1 requested" in line for line in fails)
     assert not any(" ranks " in line for line in lines)  # not started where they cannot
-    assert lines[-1].endswith("that stop a run")
+    assert re.fullmatch(r"\d+ ok, \d+ warnings?, \d+ failures", lines[-1])
 
 
 def test_quick(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", "--quick", *TINY]) == 0
-    assert "nothing to complain of" in capsys.readouterr().out
+    assert "no problem found" in capsys.readouterr().out
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     assert main(["doctor", "--quick", *TINY]) == 1
-    assert "names no interface of this host" in capsys.readouterr().out
+    assert "matches no interface of this host" in capsys.readouterr().out
 
 
 def test_wrong_profiles_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +95,7 @@ def test_nodes_of_a_job() -> None:
     assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}) == 1
     assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == 4
     assert node_command(2, ["--quick", "a=b c"])[-4:] == ["doctor", "--here", "--quick", "a=b c"]
-    finding = Finding(Level.warn, "env", "é\n", "f", "c", "h")
+    finding = CheckResult(Level.warn, "env", "é\n", "f", "c", "h")
     assert from_line(to_line(finding)) == finding
     assert "\n" not in to_line(finding)
 
@@ -107,7 +108,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Profiled]:
         seen.append(made)
         return 0
 
-    monkeypatch.setattr(generate, "start", start)
+    monkeypatch.setattr(generate, "start_run", start)
     return seen
 
 
@@ -119,7 +120,7 @@ def test_generate_stops_before_it_writes(
     assert main(["generate", "--prompt", "x", *TINY]) == 2
     said = capsys.readouterr().err
     assert "this machine is not ready" in said
-    assert "GLOO_SOCKET_IFNAME=nosuch0 names no interface" in said
+    assert "GLOO_SOCKET_IFNAME=nosuch0 matches no interface" in said
     assert (seen, list(empty_folder.iterdir())) == ([], [])
 
 
@@ -132,8 +133,8 @@ def test_generate_warns_once_and_records_the_profile(
     assert main(["generate", "--prompt", "x", *TINY, "-m", "video.num_frames=5,9"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "NCCL_DEBUG=INFO" in line] == [said[1]]
-    assert said[0].startswith("warn  env  CUDA_LAUNCH_BLOCKING=1: the CPU waits for every kernel, so nothing overlaps")
-    assert "; env=workstation keeps it from the ranks; fix: leave it out of your shell" in said[0]
+    assert said[0].startswith("warn  env  CUDA_LAUNCH_BLOCKING=1: the CPU waits for every kernel")
+    assert "; env=workstation removes it for the ranks; fix: remove it from your shell" in said[0]
     assert len(said) == 2
     assert [made.taken for made in seen] == [{"CUDA_LAUNCH_BLOCKING": "1"}] * 2
     for attempt in empty_folder.glob("runs/*/attempts/0"):
@@ -157,15 +158,15 @@ def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, caps
     import time
 
     took: list[float] = []
-    look = launch_doctor.quick
+    look = launch_doctor.quick_checks
 
-    def timed(patient: launch_doctor.Patient) -> list[Finding]:
+    def timed(target: launch_doctor.CheckTarget) -> list[CheckResult]:
         begun = time.process_time()
-        found = look(patient)
+        found = look(target)
         took.append(time.process_time() - begun)
         return found
 
-    monkeypatch.setattr("opensora_launch.doctor.preflight.quick", timed)
+    monkeypatch.setattr("opensora_launch.doctor.preflight.quick_checks", timed)
     started(monkeypatch)
     assert main(["generate", "--prompt", "x", *TINY]) == 0
     assert capsys.readouterr().err == ""
@@ -184,11 +185,11 @@ def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
     def said(level: str, check: str, part: str) -> bool:
         return any(f[:2] == (level, check) and part in f[2] for f in found)
 
-    assert said("fail", "torch", "built for the CPU only, and there are 2 GPUs")
+    assert said("fail", "torch", "built for the CPU only, but this host has 2 GPUs")
     assert said("ok", "driver", "570.86.10, runs CUDA up to 12.8")
     assert said("fail", "ecc", "GPU 1 (Stub GPU): 2 uncorrected memory errors")
-    assert said("warn", "throttled", "GPU 1 (Stub GPU): too hot (driver)")
-    assert said("warn", "pcie", "4 PCIe lanes of 16")
+    assert said("warn", "throttled", "GPU 1 (Stub GPU): clocks are reduced (too hot (driver))")
+    assert said("warn", "pcie", "4 of 16 PCIe lanes")
     assert said("warn", "gpu memory", "process 4242 (10.0 GiB)")
     assert said("warn", "links", "GPUs 0-1: PHB, peer access chipset not supported")
     assert said("fail", "env", "max_split_size_mb:8 is below 20")

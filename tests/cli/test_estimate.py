@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.estimate_print import show
-from opensora_launch.cli.picture import bars_svg
-from opensora_launch.estimate.topics import Line
+from opensora_launch.cli.bar_picture import bars_svg
+from opensora_launch.cli.estimate_text import value_text
+from opensora_launch.estimate.figures import Figure
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,7 +174,10 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["video", "estimate.usd_per_kwh=nan"], "estimate.usd_per_kwh=nan must be at least 0"),
         (["build", "estimate.psu_reserve=-0.5"], "estimate.psu_reserve=-0.5 must be at least 0"),
         (["build", "estimate.cpu_w=inf"], "estimate.cpu_w=inf must be at least 0"),
-        (["build", "estimate.psu_w=450"], "estimate.psu_w=450.0 carries no GPU: CPU and other parts draw 450 W"),
+        (
+            ["build", "estimate.psu_w=450"],
+            "estimate.psu_w=450.0 leaves nothing for GPUs: CPU and other parts draw 450 W",
+        ),
         (["breakeven", "estimate.training_flops=[1e21,0]"], "estimate.training_flops=0.0 must be more than 0"),
         (["fleet", "estimate.peak_factor=nan"], "estimate.peak_factor=nan must be at least 1"),
         (["video", "topology.gpus_per_node=0"], "topology.gpus_per_node=0 must be at least 1"),
@@ -204,7 +207,7 @@ def test_wrong_questions(argv: list[str], said: str, capsys: pytest.CaptureFixtu
     ],
 )
 def test_numbers_as_people_read_them(value: float | str | None, unit: str, text: str) -> None:
-    assert show(Line("k", "l", value, unit)) == text
+    assert value_text(Figure("k", "l", value, unit)) == text
 
 
 def test_it_is_quick_and_needs_no_torch(empty_folder: Path) -> None:

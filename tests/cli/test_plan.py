@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.errors import UserError
 from opensora_launch.machine.choose_gpus import Picked, pick_gpus
 from opensora_launch.machine.find_machine import NOTHING
 from opensora_launch.machine.host_gpus import HostGpus, PairFacts
-from opensora_launch.request.hardware import catalogue, match, settle_hardware
-from opensora_launch.schema.config import HardwareConfig, Link, RunConfig, TopologyConfig
+from opensora_launch.request.card_catalogue import match, read_cards
+from opensora_launch.request.final_config import final_config
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Link, RunConfig, TopologyConfig
 from tests.machine.test_choose_gpus import gpu, host
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +101,7 @@ def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) 
         (["hardware=l20", "hardware.pcie_generation=7"], "hardware.pcie_generation=7 is not known; use one of 3, 4"),
         (
             ["hardware=l20", "hardware.bf16_tflops=null", "hardware.fp16_tflops=null"],
-            "hardware.bf16_tflops or hardware.fp16_tflops must be given",
+            "hardware.bf16_tflops or hardware.fp16_tflops must be set",
         ),
         (["hardware=l20", "topology.gpus=[7]"], "topology.gpus: 7 names no GPU here; there are: none"),
     ],
@@ -173,7 +174,7 @@ def test_quick_and_without_torch() -> None:
 
 
 def test_cards_by_the_drivers_names() -> None:
-    cards = catalogue()
+    cards = read_cards()
     found = {name: getattr(match(name, cards), "name", None) for name in (
         "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090", "NVIDIA L40S",
         "NVIDIA L4", "NVIDIA L40", "NVIDIA RTX 6000 Ada Generation", "Tesla V100-SXM2-32GB", "NVIDIA H200",
@@ -191,25 +192,21 @@ def here(*names: str, path: str = "PHB") -> Picked:
 
 
 def test_a_found_card_is_looked_up() -> None:
-    run = RunConfig()
-    assert settle_hardware(run, here("NVIDIA L20", "NVIDIA L20")) == "hardware=l20, found here"
-    assert (run.hardware.name, run.hardware.memory_gib) == ("l20", 44.99)
-    mixed = RunConfig()
-    settle_hardware(mixed, here("NVIDIA L20", "NVIDIA H100 PCIe"))
+    found = final_config(RunConfig(), here("NVIDIA L20", "NVIDIA L20"))
+    assert found.note == "hardware=l20, found here"
+    assert (found.run.hardware.name, found.run.hardware.memory_gib) == ("l20", 44.99)
+    mixed = final_config(RunConfig(), here("NVIDIA L20", "NVIDIA H100 PCIe")).run
     assert mixed.hardware.name == "l20+h100_pcie"
-    unknown = RunConfig()
-    assert "NVIDIA T4: not in configs/hardware" in settle_hardware(unknown, here("NVIDIA T4"))
-    assert not unknown.hardware.known
-    named = RunConfig(hardware=HardwareConfig(name="mine", memory_gib=8, mixed=["no"]))
-    with pytest.raises(UserError, match="no is not a card"):
-        settle_hardware(named, NOTHING)
+    unknown = final_config(RunConfig(), here("NVIDIA T4"))
+    assert "NVIDIA T4: not in configs/hardware" in unknown.note
+    assert not unknown.run.hardware.known
+    named = final_config(RunConfig(hardware=Card(name="mine", memory_gib=8, mixed=["no"])), NOTHING)
+    assert [line.partition(";")[0] for line in named.problems] == ["no is not a card of configs/hardware"]
 
 
 def test_links_are_those_of_the_gpus_that_are_taken() -> None:
     def link(found: Picked, **topology: Any) -> Link:
-        run = RunConfig(topology=TopologyConfig(**topology))
-        settle_hardware(run, found)
-        return run.topology.link
+        return final_config(RunConfig(topology=TopologyConfig(**topology)), found).run.topology.link
 
     h100 = "NVIDIA H100 80GB HBM3"
     assert link(here(h100, h100, h100, path="NV18")) is Link.nvlink
@@ -224,7 +221,7 @@ def test_links_are_those_of_the_gpus_that_are_taken() -> None:
 
 
 def test_every_card_is_whole() -> None:
-    for name, card in catalogue().items():
+    for name, card in read_cards().items():
         file = (ROOT / "configs" / "hardware" / f"{name}.yaml").read_text()
         assert card.name == name
         assert file.startswith("# ")

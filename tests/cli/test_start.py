@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from opensora_launch.cli import main, start
-from opensora_launch.cli.progress import Pace, describe, progress
-from opensora_launch.cli.start import failure_lines
+from opensora_launch.cli.ending import failure_lines
+from opensora_launch.cli.view import describe, progress
 from opensora_launch.launch.supervise import Outcome
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.attempt import by_hand, prepare_attempt
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.live import share_done
+from opensora_launch.runs.progress import share_done
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
-from tests.cli.runs import on_gpus, sampled
+from tests.cli.runs import on_gpus, sampled, work_began
 
 
 def beat(phase: str = "denoise", **more: Any) -> Beat:
@@ -39,6 +39,11 @@ def beat(phase: str = "denoise", **more: Any) -> Beat:
         "videos": 4,
     }
     return Beat(**(given | more))
+
+
+@pytest.fixture
+def attempt() -> Path:
+    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2)).path
 
 
 @pytest.mark.parametrize(
@@ -57,24 +62,20 @@ def test_progress_in_words_and_as_a_share(at: Beat, said: str, share: float | No
     assert share_done([at]) == share
 
 
-def test_videos_that_several_groups_make_at_once() -> None:
-    """Two ranks a video: half of each of two is one of four, and a rank may not know yet of the one that was saved."""
-    half, other = beat(video="0001_0", step=5, steps=10), beat(video="0002_0", step=5, steps=10)
-    assert share_done([half, half, other, other]) == 0.25
-    assert share_done([half, replace(half, videos_done=1), other, other]) == 0.5
-    assert share_done([replace(half, videos=0), beat("save", videos_done=4), other]) == 1.0
-
-
-def test_a_pipe_gets_a_line_for_each_phase(empty_folder: Path) -> None:
-    """With the time that is left, once a fiftieth is done."""
-    with (empty_folder / "out").open("w") as stream, progress(stream) as show:
-        show(AttemptDir(empty_folder), [])
-        for at in (beat("text"), beat("text"), beat(step=0, steps=9), beat(step=3, steps=9), beat("vae")):
-            show(AttemptDir(empty_folder), [at])
-    assert re.sub(r"\d+ s to go", "N s to go", (empty_folder / "out").read_text()).splitlines() == [
+def test_a_pipe_gets_a_line_for_each_phase(attempt: Path) -> None:
+    """With the time left, once 2% is done."""
+    folder, out = AttemptDir(attempt), attempt / "out"
+    with out.open("w") as stream, progress(stream) as show:
+        show(folder, [])
+        for at in (beat("text"), beat("text"), beat(step=0, steps=9)):
+            show(folder, [at])
+        work_began(attempt, time.time() - 5, 0)
+        for at in (beat(step=3, steps=9), beat("vae")):
+            show(folder, [at])
+    assert re.sub(r"\d+ s left", "N s left", out.read_text()).splitlines() == [
         "text, video 1 of 4",
         "denoise, video 1 of 4, step 1 of 9",
-        "vae, video 1 of 4; about N s to go",
+        "vae, video 1 of 4; about N s left",
     ]
 
 
@@ -110,22 +111,6 @@ def test_a_pipe_is_told_what_ranks_on_cpus_use(empty_folder: Path) -> None:
     )
 
 
-def test_time_to_go_is_by_the_work_that_was_seen() -> None:
-    """Neither loading nor what an earlier attempt has done counts; what is saved at the end does not set it back."""
-    pace = Pace(0.0)
-    for now, at in ((0.0, beat("load", videos=0)), (100.0, beat("text")), (110.0, beat(step=4, steps=8))):
-        pace.look([at], now)
-        assert pace.to_go_s(now) is None
-    pace.look([beat(step=6, steps=8)], 120.0)
-    assert pace.to_go_s(120.0) == pytest.approx(10 * (4 - 0.75) / (0.75 - 0.5))
-    pace.look([beat("vae")], 125.0)
-    assert pace.share == 0.75 / 4
-    assert pace.to_go_s(125.0) == pytest.approx(15 * (4 - 0.75) / (0.75 - 0.5))
-    pace.look([beat("save", videos_done=4)], 300.0)
-    assert (pace.share, pace.to_go_s(300.0)) == (1, None), "nothing is left"
-    assert share_done([beat(step=2, steps=8, at_once=4)]) == 0.25, "four videos are at step 2"
-
-
 def on_a_terminal(folder: Path, *looks: list[Beat]) -> list[str]:
     """The lines that a terminal of 80 columns gets, without their colours."""
     ours, theirs = os.openpty()
@@ -152,27 +137,23 @@ def test_a_terminal_gets_a_bar_that_never_goes_back(empty_folder: Path, monkeypa
     ("count", "videos", "ending"), [(8, 4, "GPU 97% 61.5 GiB 5.2 kW"), (64, 1000, "GPU 97% 61.5 GiB")]
 )
 def test_the_bar_is_one_line_of_80_columns(
-    count: int, videos: int, ending: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, videos: int, ending: str, attempt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What there is no room for is left out, from the end."""
     monkeypatch.setenv("COLUMNS", "80")
     uuids = [f"GPU-{n}" for n in range(count)]
-    on_gpus(empty_folder, uuids)
+    on_gpus(attempt, uuids)
+    work_began(attempt, time.time() - 5, 0, rank=count)
     gpu = {"util": 0.97, "memory_used_bytes": 61.5 * 2**30, "power_w": 650.0}
-    sampled(empty_folder, "h", uuids, [{"time_s": 1.0, "gpus": [gpu | {"gpu": n} for n in range(count)]}])
+    sampled(attempt, "h", uuids, [{"time_s": 1.0, "gpus": [gpu | {"gpu": n} for n in range(count)]}])
     more = {"videos": videos, "steps": 50}
     looks = [stuck_ranks(count, step=step, videos_done=done, **more) for step, done in ((0, 0), (24, videos - 2))]
-    lines = [line.rstrip() for line in on_a_terminal(empty_folder, *looks)]
+    lines = [line.rstrip() for line in on_a_terminal(attempt, *looks)]
     assert all(len(line) <= 80 for line in lines)
     last = [line for line in lines if line.startswith(f"denoise {videos - 1}/{videos}, step 25/50 ")]
     assert last
-    assert re.search(rf"% ETA 0:00:0\d {count - 1} wait for {count - 1} {ending}$", last[-1])
+    assert re.search(rf"% ETA 0:00:\d\d {count - 1} wait for {count - 1} {ending}$", last[-1])
     assert "━" in last[-1]
-
-
-@pytest.fixture
-def attempt() -> Path:
-    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2)).path
 
 
 def test_a_failure_names_rank_place_log_and_its_last_lines(attempt: Path) -> None:
@@ -204,17 +185,17 @@ def test_the_end_of_a_run_that_failed(
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     failure = Failure(rank=1, host="h", kind="failure", message="rank 1 was killed")
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(1, failure))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 1
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
     assert "error: rank 1 was killed" in said.err
-    assert f"1 of 2 videos are missing; go on with --resume {run}" in said.err
+    assert f"1 of 2 videos are missing; continue with --resume {run}" in said.err
 
 
 def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 130
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 130
     assert "ended by SIGINT" in capsys.readouterr().err
 
 
@@ -229,10 +210,10 @@ def test_ranks_that_end_well_and_leave_videos(
     heart = Heartbeat(run / "attempts/7/heartbeat/rank0.json", rank=0, host="elsewhere")
     (run / "attempts/7/heartbeat").mkdir(parents=True)
     heart.write(heart.beat(heart.now(), "running" if others else "done"))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == code
-    goes_on = f"and others are at work on them: opensora-launch status {run}"
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == code
+    goes_on = f"and others work on them: opensora-launch status {run}"
     assert capsys.readouterr().err == (
-        f"2 of 2 videos are missing{f', {goes_on}' if others else f'; go on with --resume {run}'}\n"
+        f"2 of 2 videos are missing{f', {goes_on}' if others else f'; continue with --resume {run}'}\n"
     )
 
 
@@ -246,10 +227,10 @@ def test_a_full_disk_costs_the_report_and_not_the_run(
     (run / "report.json").mkdir()  # so that it cannot be written
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(0))
-    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
     said = capsys.readouterr()
     assert f"no report, Is a directory; make room, then: opensora-launch report {run}\n" in said.out
-    assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are not seen\n"
+    assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are ignored\n"
 
 
 def test_a_disk_that_is_full_from_the_start(empty_folder: Path) -> None:

@@ -19,12 +19,12 @@ from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.attempt import prepare_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
-from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch, seconds_left
+from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch
 from opensora_launch.slurm import query as slurm_query
 from opensora_launch.slurm.query import _code, exit_code, job_states
-from opensora_launch.telemetry.events import Meta, Step, event_line, meta_line
 from opensora_launch.telemetry.failure import Failure, record_failure
 from opensora_launch.telemetry.stall import Beat
+from tests.cli.runs import work_began
 
 HERE = socket.gethostname()
 
@@ -52,19 +52,15 @@ def shown(capsys: pytest.CaptureFixture[str], run: Path) -> str:
 def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = attempt.parents[1]
     write_beats(attempt, beat(), beat(1, host="n7", time_s=time.time() - 99))
-    telemetry = attempt / "telemetry" / "rank0.jsonl"
-    facts = {"rank": 0, "world": 2, "local_rank": 0, "host": HERE, "device": "cpu", "device_name": "c", "threads": 1}
-    meta = Meta(**facts, start_s=0.0, start_epoch_s=0.0, layouts={})  # type: ignore[arg-type]
-    steps = [event_line(Step("0000_0", i, 2, 2, "x", 10.0 * i, 10.0 * i + 10)) for i in range(2)]
-    telemetry.write_text(meta_line(meta) + "".join(steps))
+    work_began(attempt, time.time() - 100, 0, 1)
     text = shown(capsys, run)
-    assert "videos: 0 of 2 done" in text
     assert "attempt 0: running" in text
     log = attempt / "logs"
     assert f"rank 0 on {HERE}: running, denoise, video 1 of 2, step 3 of 6; {log / 'rank0.log'}" in text
     assert "rank 1 on n7: lost, silent for 99 s, denoise, video 1 of 2, step 3 of 6" in text
-    assert seconds_left(read_attempts(RunDir(run))[0], [6]) == 10.0 * (4 + 6)
-    assert "of denoising left" in text
+    left = re.search(r"videos: 0 of 2 done, about 0:(\d\d):(\d\d) left", text)
+    assert left
+    assert 499 <= 60 * int(left[1]) + int(left[2]) <= 560, "100 s for 2 of 12 steps"
 
 
 def test_a_run_that_failed(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +73,11 @@ def test_a_run_that_failed(attempt: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("states", "said"),
-    [(("done", "done"), "done"), (("preempted", "done"), "preempted"), (("running", "done"), "stopped without a word")],
+    [
+        (("done", "done"), "done"),
+        (("preempted", "done"), "preempted"),
+        (("running", "done"), "stopped without a report"),
+    ],
 )
 def test_a_run_that_is_over(
     states: tuple[str, str], said: str, attempt: Path, capsys: pytest.CaptureFixture[str]
@@ -99,7 +99,7 @@ def test_cancel_ends_the_launcher_and_not_another_process_of_its_id(
             AttemptDir(attempt), Launched("torchrun", HERE, launcher.pid, processes.start_ticks(launcher.pid))
         )
         assert main(["cancel", str(run)]) == 0
-        assert capsys.readouterr().out == "attempt 0 is ended\n"
+        assert capsys.readouterr().out == "attempt 0 is stopped\n"
         assert launcher.wait() == -15
     write_beats(attempt, beat(host="n7"))
     assert main(["cancel", str(run)]) == 1
@@ -181,7 +181,7 @@ def test_without_slurm_nothing_is_known(
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert main(["cancel", str(two_jobs)]) == 1
     why = "Slurm cannot be asked (there is no squeue on this host)"
-    assert capsys.readouterr().out == "".join(f"job {n} may go on: {why}; scancel {n} ends it\n" for n in (7, 8))
+    assert capsys.readouterr().out == "".join(f"job {n} may still run: {why}; scancel {n} stops it\n" for n in (7, 8))
     assert f"job 7: {why}\njob 8: {why}\n" in shown(capsys, two_jobs)
 
 
@@ -192,10 +192,8 @@ def test_a_slurm_that_does_not_answer_is_waited_for_once(
     (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\necho asked >>{fake_slurm}/asked\nexec sleep 60\n")
     assert main(["cancel", str(two_jobs)]) == 1
     said = capsys.readouterr().out
-    assert [f"job {n} may go on: Slurm cannot be asked (squeue does not answer in 1 s)" in said for n in (7, 8)] == [
-        True,
-        True,
-    ]
+    silence = "Slurm cannot be asked (squeue does not answer within 1 s)"
+    assert all(f"job {n} may still run: {silence}" in said for n in (7, 8))
     assert (fake_slurm / "asked").read_text() == "asked\n"
 
 
@@ -271,16 +269,14 @@ def test_where_a_run_stands_that_was_stopped(attempt: Path, capsys: pytest.Captu
 
 
 def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seven videos of six steps, two of them in the making: five are left for two attempts of one group each."""
+    """Seven videos of six steps, two of them in the making by two attempts: 2 of 42 steps took 10 s."""
     prompts = [word for i in range(7) for word in ("--prompt", str(i))]
     first = prepare_attempt([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1)).path
     second = first.with_name("1")
     (second / "heartbeat").mkdir(parents=True)
-    (second / "telemetry").mkdir()
-    facts = {"rank": 0, "world": 1, "local_rank": 0, "host": HERE, "device": "cpu", "device_name": "c", "threads": 1}
-    meta = Meta(**facts, start_s=0.0, start_epoch_s=0.0, layouts={})  # type: ignore[arg-type]
     for each, name in ((first, "0000_0"), (second, "0001_0")):
-        write_beats(each, beat(video=name, step=1))
-        (each / "telemetry/rank0.jsonl").write_text(meta_line(meta) + event_line(Step(name, 0, 2, 2, "x", 0.0, 10.0)))
-    said = re.findall(r"about (\S+) of denoising left", shown(capsys, first.parents[1]))
-    assert said == ["00:03:50"] * 2  # 5 steps of its own and 3 of the 5 videos that wait
+        write_beats(each, beat(video=name, step=1, videos=7))
+        work_began(each, time.time() - 10, 0)
+    said = re.findall(r"videos: 0 of 7 done, about 0:(\d\d):(\d\d) left", shown(capsys, first.parents[1]))
+    assert len(said) == 1
+    assert 199 <= 60 * int(said[0][0]) + int(said[0][1]) <= 260

@@ -43,7 +43,7 @@ def test_what_is_refused_is_said_at_once(capsys: pytest.CaptureFixture[str], tmp
     words = ("launcher.slurm.array=0", "launcher.slurm.container=pyxis", "topology.gpus_per_node=null")
     assert main(["generate", "--prompt", "x", "model=tiny", "launcher=slurm", *words]) == 2
     said = capsys.readouterr().err
-    for line in ("array=0 must be at least 1", "needs launcher.slurm.image", "needs to know the ranks of a node"):
+    for line in ("array=0 must be at least 1", "needs launcher.slurm.image", "needs the number of ranks per node"):
         assert line in said
     assert slurm_query.no_sbatch()[0] in said
     assert list(tmp_path.iterdir()) == []

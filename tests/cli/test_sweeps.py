@@ -10,14 +10,14 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request import prepare as jobs
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
-from opensora_launch.request.prepare import Job, prepare_jobs
+from opensora_launch.request.prepare import PlannedRun, prepare_runs
 
 ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
 
 
-def jobs_of(*words: str) -> tuple[Job, ...]:
+def jobs_of(*words: str) -> tuple[PlannedRun, ...]:
     argv = ["--prompt", "sea", "--prompt", "raining, sea", "-m", "model=tiny", *words]
-    return prepare_jobs(parse("generate", GENERATE_FLAGS, argv), ONE_RANK).jobs
+    return prepare_runs(parse("generate", GENERATE_FLAGS, argv), ONE_RANK).runs
 
 
 def test_seeds_steps_and_guidance_share_one_run() -> None:
@@ -94,7 +94,7 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = iter([0, 1, 0])
-    monkeypatch.setattr(generate, "start", lambda kind, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "start_run", lambda kind, plan, attempt, made: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == 1
     out = capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
 def test_a_batch_job_that_stops_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = iter([75, 0, 0])
     monkeypatch.setattr(jobs, "no_sbatch", lambda: [])
-    monkeypatch.setattr(generate, "submit", lambda run, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "submit_run", lambda run, plan, attempt, made: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "launcher=slurm", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == 75
     assert list(codes) == []
@@ -117,7 +117,7 @@ def test_what_ends_one_run_of_a_sweep_ends_the_sweep(
     code: int, empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = iter([1, code, 0])
-    monkeypatch.setattr(generate, "start", lambda kind, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "start_run", lambda kind, plan, attempt, made: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == code
     assert capsys.readouterr().out.splitlines()[-1] == "3 runs: 0 done, failed: 1, 2, not started: 1"

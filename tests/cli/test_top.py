@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.top import is_over
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.live import TAIL_BYTES
-from opensora_launch.runs.state import Launched, read_attempts, record_launch
+from opensora_launch.runs.state import Launched, is_over, read_attempts, record_launch
 from opensora_launch.telemetry.samples import read_samples
 from opensora_launch.telemetry.stall import Beat
 from tests.cli.runs import made_run, on_gpus, sampled
@@ -36,7 +35,7 @@ def test_top_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (beats / f"rank{beat.rank}.json").write_text(json.dumps(asdict(beat)))
     assert main(["top", str(run), "--once"]) == 0
     head, _, one, two = capsys.readouterr().out.splitlines()
-    assert head.startswith("2 of 2 ranks at work, 50% done after ")
+    assert head.startswith("2 of 2 ranks working, 50% done after ")
     assert one.split() == ["0", "host-a", "denoise", "0000_0", "25/50", "9", "s", "in", "ulysses"]
     assert two.split() == ["1", "host-a", "denoise", "0000_0", "26/50"]
     for beat in (first, second):
@@ -74,19 +73,19 @@ def test_top_ends_where_all_were_killed(tmp_path: Path, capsys: pytest.CaptureFi
     launcher = started[0].pid  # stands for it: a process with an id and a start
     record_launch(AttemptDir(attempt), Launched("torchrun", host, launcher, processes.start_ticks(launcher)))
     assert main(["top", str(run), "--once"]) == 0
-    assert capsys.readouterr().out.startswith("2 of 2 ranks at work, 0% done")
+    assert capsys.readouterr().out.startswith("2 of 2 ranks working, 0% done")
     started[1].kill()
     started[1].wait()
     assert main(["top", str(run), "--once"]) == 0
     head, _, one, two = capsys.readouterr().out.splitlines()
-    assert head.startswith("1 of 2 ranks at work, 1 of them lost without a word, 0% done")
+    assert head.startswith("1 of 2 ranks working, 1 lost, 0% done")
     assert (one.split()[:3], two.split()[:5]) == (["0", host, "denoise"], ["1", host, "lost", "in", "denoise"])
     started[0].kill()
     started[0].wait()
     begun = time.monotonic()
     assert main(["top", str(run)]) == 0
     assert time.monotonic() - begun < 10
-    assert capsys.readouterr().out.startswith("all 2 ranks have ended, 2 of them lost without a word")
+    assert capsys.readouterr().out.startswith("all 2 ranks have ended, 2 lost")
 
 
 def test_top_goes_on_with_the_next_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,17 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from opensora_launch.doctor.build_checks import builds
-from opensora_launch.doctor.examine import visible
-from opensora_launch.doctor.gpu_checks import gpu_memory, gpu_state, links
-from opensora_launch.doctor.host_checks import Needs, limits, memory_and_disk
-from opensora_launch.doctor.host_facts import Clock, Disk, HostFacts
-from opensora_launch.doctor.results import Finding, Level, gib, lines, ok, worst
+from opensora_launch.doctor.build_checks import check_builds
+from opensora_launch.doctor.check_result import CheckResult, Level, lines, ok, size_text, worst
+from opensora_launch.doctor.gpu_checks import check_gpu_memory, check_gpu_state, check_links
+from opensora_launch.doctor.host_checks import Needs, check_limits, check_memory_and_disk
 from opensora_launch.doctor.torch_facts import TorchFacts, version_number
+from opensora_launch.machine.host import Disk, HostFacts, KernelClock
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
 
 GIB = 2**30
-HOST = HostFacts(64 * GIB, 8 * GIB, (Disk("runs", 100 * GIB, True),), 65536, -1, -1, Clock(True, 0.01))
+HOST = HostFacts(64 * GIB, 8 * GIB, (Disk("runs", 100 * GIB, True),), 65536, -1, -1, KernelClock(True, 0.01))
 NEEDS = Needs(ranks=4, nodes=1, on_gpu=True)
 GPU = GpuFacts(
     0, "GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0), True, 0, False, (), False, (), 700.0, 700.0,
@@ -24,14 +23,14 @@ TORCH = TorchFacts("2.13.0", "12.8", None, True, ("sm_80", "sm_90", "sm_120"), (
 MACHINE = HostGpus((GPU,), (), "570.86.10", (12, 8), None)
 
 
-def said(found: list[Finding]) -> list[str]:
+def said(found: list[CheckResult]) -> list[str]:
     return [f"{finding.level.value} {finding.check}" for finding in found]
 
 
 def test_a_good_host() -> None:
-    assert said(memory_and_disk(HOST, NEEDS)) == ["ok memory", "ok disk"]
-    assert said(limits(HOST, replace(NEEDS, nodes=2))) == ["ok shm", "ok limits", "ok clock"]
-    assert said(limits(HOST, NEEDS)) == ["ok shm", "ok limits"]  # one node needs no common clock
+    assert said(check_memory_and_disk(HOST, NEEDS)) == ["ok memory", "ok disk"]
+    assert said(check_limits(HOST, replace(NEEDS, nodes=2))) == ["ok shm", "ok limits", "ok clock"]
+    assert said(check_limits(HOST, NEEDS)) == ["ok shm", "ok limits"]  # one node needs no common clock
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_a_good_host() -> None:
     ],
 )
 def test_memory_and_disk(host: HostFacts, needs: Needs, expected: str) -> None:
-    assert expected in said(memory_and_disk(host, needs))
+    assert expected in said(check_memory_and_disk(host, needs))
 
 
 @pytest.mark.parametrize(
@@ -59,25 +58,25 @@ def test_memory_and_disk(host: HostFacts, needs: Needs, expected: str) -> None:
         (replace(HOST, processes=512), NEEDS, "warn limits"),
         (replace(HOST, locked_bytes=65536), replace(NEEDS, nodes=2), "warn limits"),
         (replace(HOST, locked_bytes=65536), NEEDS, "ok limits"),
-        (replace(HOST, clock=Clock(False, 16.0)), replace(NEEDS, nodes=2), "warn clock"),
-        (replace(HOST, clock=Clock(True, 0.9)), replace(NEEDS, nodes=2), "warn clock"),
+        (replace(HOST, clock=KernelClock(False, 16.0)), replace(NEEDS, nodes=2), "warn clock"),
+        (replace(HOST, clock=KernelClock(True, 0.9)), replace(NEEDS, nodes=2), "warn clock"),
     ],
 )
 def test_limits(host: HostFacts, needs: Needs, expected: str) -> None:
-    assert expected in said(limits(host, needs))
+    assert expected in said(check_limits(host, needs))
 
 
 def test_gpu_memory() -> None:
     busy = replace(GPU, index=2, free_bytes=30 * GIB, processes=((77, 40 * GIB), (78, None), (9, GIB)))
-    assert said(gpu_memory([GPU], NEEDS, ())) == ["ok gpu memory"]
-    (shared,) = gpu_memory([busy], NEEDS, {9})
+    assert said(check_gpu_memory([GPU], NEEDS, ())) == ["ok gpu memory"]
+    (shared,) = check_gpu_memory([busy], NEEDS, {9})
     assert shared.level is Level.warn
     assert "GPU 2 (H100 80GB HBM3): 30.0 GiB of 80.0 GiB free; process 77 (40.0 GiB), process 78 on it" in shared.what
     assert "CUDA_VISIBLE_DEVICES without 2" in shared.fix
     tight = replace(NEEDS, gpu_bytes=44.0 * GIB, gpu_weight_bytes=22.0 * GIB)
-    assert said(gpu_memory([busy], tight, ())) == ["warn gpu memory"]
-    assert said(gpu_memory([busy], replace(tight, gpu_weight_bytes=31.0 * GIB), ())) == ["fail gpu memory"]
-    assert gpu_memory([replace(GPU, free_bytes=None)], NEEDS, ()) == []
+    assert said(check_gpu_memory([busy], tight, ())) == ["warn gpu memory"]
+    assert said(check_gpu_memory([busy], replace(tight, gpu_weight_bytes=31.0 * GIB), ())) == ["fail gpu memory"]
+    assert check_gpu_memory([replace(GPU, free_bytes=None)], NEEDS, ()) == []
 
 
 @pytest.mark.parametrize(
@@ -93,10 +92,10 @@ def test_gpu_memory() -> None:
     ],
 )
 def test_gpu_state(gpu: GpuFacts, expected: str, fix: str) -> None:
-    (finding,) = gpu_state([gpu])
+    (finding,) = check_gpu_state([gpu])
     assert said([finding]) == [expected]
     assert fix in finding.fix
-    one, healthy = gpu_state([gpu, replace(GPU, index=1)])
+    one, healthy = check_gpu_state([gpu, replace(GPU, index=1)])
     assert (one, healthy.level) == (finding, Level.ok)
     assert "1 x H100" in healthy.what
 
@@ -104,19 +103,19 @@ def test_gpu_state(gpu: GpuFacts, expected: str, fix: str) -> None:
 def test_links() -> None:
     pairs = (PairFacts(0, 1, "NV18", "ok"), PairFacts(0, 2, "SYS", "GPU not supported"), PairFacts(1, 2, "PHB", "ok"))
     host = replace(MACHINE, pairs=pairs)
-    fast, slow, through = links(host, {0, 1, 2})
+    fast, slow, through = check_links(host, {0, 1, 2})
     assert (fast.level, fast.what) == (Level.ok, "GPUs 0-1: NV18, peer access ok")
-    assert (slow.level, slow.fix) == (Level.warn, "none: this kind of card has no peer access")
+    assert (slow.level, slow.fix) == (Level.warn, "none; this kind of card has no peer access")
     assert through.level is Level.ok
-    assert len(links(host, {0, 1})) == 1
-    (off,) = links(replace(MACHINE, pairs=(PairFacts(0, 1, "PHB", "chipset not supported"),)), {0, 1})
+    assert len(check_links(host, {0, 1})) == 1
+    (off,) = check_links(replace(MACHINE, pairs=(PairFacts(0, 1, "PHB", "chipset not supported"),)), {0, 1})
     assert "ACS and IOMMU" in off.fix
 
 
 def test_builds_that_fit() -> None:
-    assert said(builds(MACHINE, TORCH, "", wants_gpu=True)) == ["ok torch", "ok driver", "ok kernels"]
+    assert said(check_builds(MACHINE, TORCH, "", wants_gpu=True)) == ["ok torch", "ok driver", "ok kernels"]
     cpu = TorchFacts("2.13.0+cpu", None, None, False, (), (), None, ())
-    assert said(builds(HostGpus((), (), None, None, "no driver"), cpu, "", wants_gpu=False)) == ["ok torch"]
+    assert said(check_builds(HostGpus((), (), None, None, "no driver"), cpu, "", wants_gpu=False)) == ["ok torch"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_builds_that_fit() -> None:
             MACHINE,
             replace(TORCH, cuda=None, nccl=None, available=False),
             "fail torch",
-            "for the CPU only, and there are 1 GPUs",
+            "for the CPU only, but this host has 1 GPU",
         ),
         (MACHINE, replace(TORCH, available=False), "fail torch", "sees no GPU"),
         (replace(MACHINE, driver="470.57.02", cuda=(11, 4)), TORCH, "fail driver", "CUDA 12.8 needs 525.60"),
@@ -146,7 +145,7 @@ def test_builds_that_fit() -> None:
     ],
 )
 def test_builds(host: HostGpus, torch: TorchFacts | None, expected: str, part: str) -> None:
-    found = builds(host, torch, "no module", wants_gpu=True)
+    found = check_builds(host, torch, "no module", wants_gpu=True)
     hits = [finding for finding in found if said([finding]) == [expected] and part in finding.what]
     assert len(hits) == 1, found
 
@@ -163,7 +162,7 @@ def test_builds(host: HostGpus, torch: TorchFacts | None, expected: str, part: s
 )
 def test_code_for_a_card(capability: tuple[int, int], archs: tuple[str, ...], runs: bool) -> None:
     host = replace(MACHINE, gpus=(replace(GPU, capability=capability),))
-    found = builds(host, replace(TORCH, archs=archs), "", wants_gpu=True)
+    found = check_builds(host, replace(TORCH, archs=archs), "", wants_gpu=True)
     assert ("fail torch" in said(found)) is not runs
 
 
@@ -173,18 +172,8 @@ def test_versions() -> None:
     assert version_number("dev") is None
 
 
-@pytest.mark.parametrize(
-    ("text", "indices"),
-    [(None, [0, 1]), ("", []), ("1", [1]), ("1,0", [1, 0]), ("GPU-b", [1]), ("GPU-", []), ("0,7,1", [0]), ("-1", [])],
-)
-def test_visible(text: str | None, indices: list[int]) -> None:
-    gpus = [GPU, replace(GPU, index=1, uuid="GPU-b")]
-    env = {} if text is None else {"CUDA_VISIBLE_DEVICES": text}
-    assert [gpu.index for gpu in visible(gpus, env)] == indices
-
-
 def test_lines_are_aligned_and_hosts_named_where_there_are_several() -> None:
-    bad = Finding(Level.fail, "gpu memory", "none", "buy some", "money", host="b")
+    bad = CheckResult(Level.fail, "gpu memory", "none", "buy some", "money", host="b")
     assert lines([replace(ok("shm", "fine"), host="b"), bad]) == [
         "ok    shm         fine",
         "fail  gpu memory  none; fix: buy some (money)",
@@ -192,4 +181,4 @@ def test_lines_are_aligned_and_hosts_named_where_there_are_several() -> None:
     assert lines([replace(ok("shm", "fine"), host="a1"), bad])[1] == "fail  b   gpu memory  none; fix: buy some (money)"
     assert worst([ok("a", "b"), bad]) is Level.fail
     assert worst([]) is Level.ok
-    assert [gib(count) for count in (3 * GIB, 64 * 2**20, 90_000, 0)] == ["3.0 GiB", "64 MiB", "88 KiB", "0 KiB"]
+    assert [size_text(count) for count in (3 * GIB, 64 * 2**20, 90_000, 0)] == ["3.0 GiB", "64 MiB", "88 KiB", "0 KiB"]

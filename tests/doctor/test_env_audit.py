@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.doctor.alloc_conf import LEAST_SPLIT_MB, alloc_findings, parse
+from opensora_launch.doctor.alloc_conf import LEAST_SPLIT_MB, check_allocator, parse_alloc_conf
+from opensora_launch.doctor.check_result import CheckResult, Level
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
-from opensora_launch.doctor.interfaces import Interface, infiniband_up, interfaces, nccl_matches, socket_findings
-from opensora_launch.doctor.results import Finding, Level
+from opensora_launch.doctor.interfaces import Interface, check_socket_names, infiniband_up, interfaces, nccl_matches
 from opensora_launch.launch.env_profile import applied, profile_problems, profiled
 from opensora_launch.schema.config import EnvConfig
 
@@ -33,7 +33,7 @@ GUIDE = {
 }
 
 
-def named(found: list[Finding]) -> list[str]:
+def named(found: list[CheckResult]) -> list[str]:
     return sorted(f"{f.level.value} {f.what.split('=')[0].split(':')[0]}" for f in found)
 
 
@@ -70,10 +70,10 @@ def test_what_a_profile_takes_away_is_told_with_why() -> None:
         said = {name: f.what for name, f in found.items()}
         assert "the CPU waits for every kernel" in said["CUDA_LAUNCH_BLOCKING"]
         assert "cudaMalloc" in said["PYTORCH_NO_CUDA_MEMORY_CACHING"]
-        assert "nothing reads it" in said["CUDA_MEMORY_FRACTION"]
-        assert "stands still in every collective" in said["NCCL_BLOCKING_WAIT"]
-        assert all(what.endswith("env=workstation keeps it from the ranks") for n, what in said.items() if n != "env")
-        assert said["env"] == "env=workstation keeps CUDA_LAUNCH=0 from the ranks"  # no reason known; MY_OWN as well
+        assert "neither CUDA nor torch reads it" in said["CUDA_MEMORY_FRACTION"]
+        assert "blocks in every collective" in said["NCCL_BLOCKING_WAIT"]
+        assert all(what.endswith("env=workstation removes it for the ranks") for n, what in said.items() if n != "env")
+        assert said["env"] == "env=workstation removes CUDA_LAUNCH=0 for the ranks"  # no reason known; MY_OWN as well
         assert {f.level for f in found.values()} == {Level.warn}
     assert audit(ranks, GPUS) == []
 
@@ -115,14 +115,14 @@ def test_no_complaint(env: dict[str, str], here: Surroundings) -> None:
         ("backend:cudaMallocAsync,max_split_size_mb:256", Level.warn, "excludes max_split_size_mb"),
         ("backend:cudaMallocAsync,expandable_segments:True", Level.warn, "excludes expandable_segments"),
         ("backend=cudaMallocAsync", Level.fail, "has no value"),
-        ("max_splt_size_mb:256", Level.fail, "knows no option 'max_splt_size_mb'"),
-        ("max_split_size_mb:256,expandable_segments:True", Level.warn, "both answer fragments"),
-        ("max_split_size_mb:abc", Level.fail, "max_split_size_mb:abc must be a whole number, and torch stops at it"),
-        ("max_split_size_mb:256MB", Level.warn, "is no whole number"),
+        ("max_splt_size_mb:256", Level.fail, "has no option 'max_splt_size_mb'"),
+        ("max_split_size_mb:256,expandable_segments:True", Level.warn, "both handle fragmentation"),
+        ("max_split_size_mb:abc", Level.fail, "max_split_size_mb:abc must be a whole number, so torch stops"),
+        ("max_split_size_mb:256MB", Level.warn, "is not a whole number"),
         ("max_split_size_mb:64,large_segment_size_mb:128", Level.fail, "is below 128"),
         ("max_non_split_rounding_mb:5", Level.fail, "must be at least 20"),
-        ("expandable_segments:true", Level.fail, "must be True or False, written so"),
-        ("garbage_collection_threshold:1", Level.fail, "must lie between 0 and 1"),
+        ("expandable_segments:true", Level.fail, "must be True or False, in this spelling"),
+        ("garbage_collection_threshold:1", Level.fail, "must be between 0 and 1"),
         ("garbage_collection_threshold:much", Level.fail, "must be a number"),
         ("roundup_power2_divisions:3", Level.fail, "must be a power of 2"),
         ("roundup_power2_divisions:[256:1,512:3]", Level.fail, "must be a power of 2, or a list"),
@@ -132,19 +132,19 @@ def test_no_complaint(env: dict[str, str], here: Surroundings) -> None:
     ],
 )
 def test_allocator_options(text: str, level: Level, said: str) -> None:
-    (finding,) = alloc_findings({CONF: text}, (2, 13))
+    (finding,) = check_allocator({CONF: text}, (2, 13))
     assert finding.level is level
     assert said in finding.what
 
 
 def test_allocator_names() -> None:
     new = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert alloc_findings(new, (2, 9)) == []
-    (old,) = alloc_findings(new, (2, 6))
-    assert "torch 2.6 ignores that name" in old.what
-    (both,) = alloc_findings({**new, CONF: "max_split_size_mb:512"}, (2, 13))
+    assert check_allocator(new, (2, 9)) == []
+    (old,) = check_allocator(new, (2, 6))
+    assert "torch 2.6 ignores this name" in old.what
+    (both,) = check_allocator({**new, CONF: "max_split_size_mb:512"}, (2, 13))
     assert "PYTORCH_ALLOC_CONF is ignored" in both.what
-    assert parse("a:[1:2,3:4],b:c,d") == {"a": "[1:2,3:4]", "b": "c", "d": ""}
+    assert parse_alloc_conf("a:[1:2,3:4],b:c,d") == {"a": "[1:2,3:4]", "b": "c", "d": ""}
 
 
 def test_the_installed_torch_agrees() -> None:
@@ -168,7 +168,8 @@ def test_the_installed_torch_agrees() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     told = [
-        "stops" if any(f.level is Level.fail for f in alloc_findings({CONF: text}, (2, 13))) else "ok" for text in texts
+        "stops" if any(f.level is Level.fail for f in check_allocator({CONF: text}, (2, 13))) else "ok"
+        for text in texts
     ]
     assert dict(zip(texts, told, strict=True)) == dict(zip(texts, done.stdout.split(), strict=True)), done.stderr
     assert 10 < told.count("ok") < len(told) - 10
@@ -195,14 +196,14 @@ def test_socket_findings() -> None:
     name = "NCCL_SOCKET_IFNAME"
 
     def said(env: dict[str, str], nodes: int = 1, gpus: int = 8) -> list[str]:
-        return [f"{f.level.value} {f.what}" for f in socket_findings(env, here, nodes=nodes, gpus=gpus)]
+        return [f"{f.level.value} {f.what}" for f in check_socket_names(env, here, nodes=nodes, gpus=gpus)]
 
-    assert "fail NCCL_SOCKET_IFNAME=wlan names no interface of this host (eth0, ib0, lo)" in said({name: "wlan"})[0]
+    assert "fail NCCL_SOCKET_IFNAME=wlan matches no interface of this host (eth0, ib0, lo)" in said({name: "wlan"})[0]
     assert "warn NCCL_SOCKET_IFNAME=eth0: eth0 is down" in said({name: "eth0"})
     assert said({name: "lo"}) == []
     assert "reaches no other node" in said({name: "^docker0"}, nodes=2)[0]
     assert said({name: "wlan"}, gpus=0) == []
-    assert "GLOO_SOCKET_IFNAME=ib names no interface" in said({"GLOO_SOCKET_IFNAME": "ib"})[0]
+    assert "GLOO_SOCKET_IFNAME=ib matches no interface" in said({"GLOO_SOCKET_IFNAME": "ib"})[0]
 
 
 def test_interfaces_and_infiniband_from_sys(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """doctor's short test on real ranks, and what is made of its answer."""
 
+import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from opensora_launch.doctor import probe
-from opensora_launch.doctor.probe import probe_findings, run_probe
+from opensora_launch.doctor.check_result import Level
+from opensora_launch.doctor.probe import check_probe, run_probe
 from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
-from opensora_launch.doctor.results import Level
 from opensora_launch.machine.processes import descendants
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
@@ -27,15 +30,15 @@ def test_each_axis_on_real_ranks() -> None:
     sent = {(speed.axis, speed.op, speed.ranks): speed.sent_bytes for speed in result.speeds}
     assert sent == {("ulysses", "all_to_all", 2): 1 << 19, ("ring", "ring", 2): 1 << 20}
     assert all(0 < speed.seconds < 10 for speed in result.speeds)
-    assert ProbeResult.from_dict(result.to_dict()) == result
-    assert [f.check for f in probe_findings(result, "", {})] == ["ranks", "bandwidth", "bandwidth"]
+    assert msgspec.json.decode(json.dumps(asdict(result)), type=ProbeResult) == result
+    assert [f.check for f in check_probe(result, "", {})] == ["ranks", "bandwidth", "bandwidth"]
 
 
 def test_ranks_that_cannot_start_say_why() -> None:
     result, why_not = run_probe(Machine("cuda", 1, 1, 2), spec(Layout(), device="cuda"), os.environ)
     assert result is None
     assert "torch sees no GPU" in why_not
-    (finding,) = probe_findings(result, why_not, {})
+    (finding,) = check_probe(result, why_not, {})
     assert finding.level is Level.fail
 
 
@@ -54,22 +57,22 @@ def seen(*gpus: str | None, hosts: str = "aa", ahead: tuple[float | None, ...] =
 
 
 def test_two_ranks_on_one_gpu() -> None:
-    first, _ = probe_findings(seen("GPU-x", "GPU-x"), "", {})
+    first, _ = check_probe(seen("GPU-x", "GPU-x"), "", {})
     assert (first.level, "share a GPU: GPU-x on a" in first.what) == (Level.fail, True)
-    first, _ = probe_findings(seen("GPU-x", "GPU-x", hosts="ab"), "", {})
-    assert (first.level, first.what) == (Level.ok, "2 came up on 2 hosts, each on its own GPU")
+    first, _ = check_probe(seen("GPU-x", "GPU-x", hosts="ab"), "", {})
+    assert (first.level, first.what) == (Level.ok, "2 started on 2 hosts, each on its own GPU")
 
 
 @pytest.mark.parametrize(("expected", "level"), [(150.0, Level.ok), (450.0, Level.warn)])
 def test_bandwidth_against_the_catalogue(expected: float, level: Level) -> None:
-    last = probe_findings(seen(None, None), "", {"ulysses": expected})[-1]
+    last = check_probe(seen(None, None), "", {"ulysses": expected})[-1]
     assert last.level is level
     assert f"all-to-all 100.00 GB/s sent by each rank, {100 / expected:.0%} of the catalogue's" in last.what
 
 
 @pytest.mark.parametrize(("ahead", "level"), [((0.0, 0.02), Level.ok), ((0.0, -3.0), Level.warn)])
 def test_clocks(ahead: tuple[float, float], level: Level) -> None:
-    clock = probe_findings(seen("g", "h", hosts="ab", ahead=ahead), "", {})[1]
+    clock = check_probe(seen("g", "h", hosts="ab", ahead=ahead), "", {})[1]
     assert (clock.check, clock.level) == ("clock", level)
     assert level is Level.ok or "b is off most" in clock.what
 
@@ -79,6 +82,6 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(probe, "probe_command", lambda machine, folder: ["false"])
     assert run_probe(Machine("cpu", 1, 2, 2), spec(Layout(1, 1, 1, 2)), os.environ) == (
-        None, "the ranks ended without a word",
+        None, "the ranks ended without an error message",
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []

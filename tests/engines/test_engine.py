@@ -16,7 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.attention import attend_alone, choose_attention
+from opensora_launch.model.kernel_choice import choose_kernel
+from opensora_launch.model.kernels import attend_alone
 from opensora_launch.parallel.mesh import build_meshes
 from opensora_launch.parallel.split import share_slices
 from opensora_launch.plan.layout import Layout
@@ -80,7 +81,7 @@ MODES = (Layout(ulysses=3), Layout(ring=3))
 
 def attended_on_rank() -> list[tuple[float, list[int]]]:
     """Distance from whole attention, and bytes sent, of each mode and shape."""
-    from opensora_launch.engines.colossal.attention import colossal_attention
+    from opensora_launch.engines.colossal.sequence_modes import colossal_attention
 
     sent: list[int] = []
 
@@ -88,7 +89,7 @@ def attended_on_rank() -> list[tuple[float, list[int]]]:
         sent.append(nbytes)
         return nullcontext()
 
-    kernel = choose_attention("cpu_flash", device=CPU, dtype=torch.float64, head_dim=8).call
+    kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float64, head_dim=8).call
     meshes, found = build_meshes(MODES, dist.get_rank(), timedelta(seconds=60), record), []
     for layout in MODES:
         for rows, tokens, heads in SHARES:
@@ -116,7 +117,7 @@ def test_shares_and_heads_need_not_divide(tmp_path):
 
 def ringed_on_gpu() -> float:
     """ring_attn in bf16 by NCCL, against whole attention in fp32."""
-    from opensora_launch.engines.colossal.attention import colossal_attention
+    from opensora_launch.engines.colossal.sequence_modes import colossal_attention
 
     rank, layout = dist.get_rank(), Layout(ring=2)
     device = torch.device("cuda", rank)
@@ -124,7 +125,7 @@ def ringed_on_gpu() -> float:
     dist.destroy_process_group()
     dist.init_process_group("nccl", init_method=f"file://{os.environ['RING_STORE']}", rank=rank, world_size=2)
     mesh = build_meshes([layout], rank, timedelta(seconds=60), lambda *_: nullcontext())[layout]
-    kernel = choose_attention("auto", device=device, dtype=torch.bfloat16, head_dim=64).call
+    kernel = choose_kernel("auto", device=device, dtype=torch.bfloat16, head_dim=64).call
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1001, 8, 64, generator=rng).to(device) for _ in range(3))
     want = attend_alone(q, k, v)

@@ -12,19 +12,19 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.engines.native import Source
-from opensora_launch.engines.tensor_parallel import cut_transformer, reader
+from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import load_mmdit
-from opensora_launch.model.attention import choose_attention
-from opensora_launch.model.cuts import Kind, mmdit_cuts
+from opensora_launch.model.cuts import CutKind, mmdit_cuts
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import build_meshes
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.costs import tensor_parallel_bytes, tensor_parallel_calls
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import VideoSize, memory_of
-from opensora_launch.plan.networks import Shape, network_of
+from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig
@@ -61,7 +61,7 @@ def on_rank(layout: Layout, rows: int, config: dict[str, Any]) -> tuple[float, d
     alone = Layout(dp=layout.ranks)
     meshes = build_meshes([layout, alone], dist.get_rank(), timedelta(seconds=60), record)
     model = whole(config, torch.float64)
-    kernel = choose_attention("cpu_flash", device=CPU, dtype=torch.float64, head_dim=8)
+    kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float64, head_dim=8)
     rng = torch.Generator().manual_seed(1)
 
     def draw(*size: int) -> torch.Tensor:
@@ -69,10 +69,11 @@ def on_rank(layout: Layout, rows: int, config: dict[str, Any]) -> tuple[float, d
 
     latents = draw(1, VIDEO, 4)
     inputs = [RowInputs(0, 0.5, draw(TEXT, 8), draw(6), draw(VIDEO, 8), 0.0) for _ in range(rows)]
-    ids, target = position_ids(2, 3, 3, CPU), (CPU, torch.float64)
+    ids = position_ids(2, 3, 3, CPU)
     want = ShardedModel(model.forward, kernel.call, {rows: meshes[alone]}).predict(latents, ids, inputs)
     sent.clear()
-    cut = cut_transformer(model.cfg, model.state_dict().__getitem__, meshes[layout].tp, target, lambda nbytes: None)
+    tp, dtype = meshes[layout].tp, torch.float64
+    cut = cut_transformer(model.cfg, model.state_dict().__getitem__, tp, CPU, dtype, lambda nbytes: None)
     got = ShardedModel(cut.forward, kernel.call, {rows: meshes[layout]}).predict(latents, ids, inputs)
     return float((got - want).abs().max()), dict(sent), sum(p.numel() for p in cut.parameters())
 
@@ -102,7 +103,7 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(tmp_path):
     held = []
     for tp in (2, 5):
         results = run_ranks(tp, tmp_path, on_rank, Layout(tp=tp), rows, SMALL)
-        counted = rows * tensor_parallel_bytes(net, Shape(2, 9, TEXT), tp, element_bytes=8)
+        counted = rows * tensor_parallel_bytes(net, TokenGrid(2, 9, TEXT), tp, element_bytes=8)
         for distance, sent, _ in results:
             assert distance < 1e-12
             assert len(sent["tp"]) == tensor_parallel_calls(net)
@@ -113,7 +114,7 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(tmp_path):
         held.append([parameters for _, _, parameters in results])
     for tp, most in ((2, max(held[0])), (5, max(held[1]))):
         memory = memory_of(
-            net, Shape(2, 9, TEXT), Layout(tp=tp), VideoSize(16, 16, 5, None),
+            net, TokenGrid(2, 9, TEXT), Layout(tp=tp), VideoSize(16, 16, 5, None),
             rows=1, gpus_per_node=tp, placement=Placement(), element_bytes=1,
         )  # fmt: skip
         assert memory.weights == pytest.approx(most, rel=0.05)  # the biases are not counted as cut
@@ -131,14 +132,14 @@ def test_every_layer_of_a_block_is_named_with_its_size():
         cuts = mmdit_cuts(cfg)
         assert cuts.keys() == layers.keys()
         for name, cut in cuts.items():
-            size = layers[name].in_features if cut.kind is Kind.inputs else layers[name].out_features
-            assert sum(piece.count * piece.size for piece in cut.pieces) == size
+            size = layers[name].in_features if cut.kind is CutKind.inputs else layers[name].out_features
+            assert sum(segment.channels for segment in cut.segments) == size
 
 
-def loaded_on_rank(source: Source) -> dict[str, torch.Tensor]:
+def loaded_on_rank(source: WeightSource) -> dict[str, torch.Tensor]:
     layout = Layout(tp=dist.get_world_size())
     axis = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), lambda *_: nullcontext())[layout].tp
-    module = cut_transformer(source.model.mmdit, reader(source), axis, (CPU, source.dtype), lambda nbytes: None)
+    module = cut_transformer(source.model.mmdit, source.reader(), axis, CPU, source.dtype, lambda nbytes: None)
     return dict(module.state_dict())
 
 
@@ -164,7 +165,7 @@ def test_parts_make_up_the_whole(init, several, tmp_path):
     tensors = random_tensors(empty, seed=3, dtype=torch.float32, device=CPU)
     store(tensors, tmp_path / "weights", several=several)
     model = ModelConfig(init=init, init_seed=3, folder=str(tmp_path), mmdit_file="weights", mmdit=cfg)
-    parts = run_ranks(3, tmp_path, loaded_on_rank, Source(model, CPU, torch.float32))
+    parts = run_ranks(3, tmp_path, loaded_on_rank, WeightSource(model, CPU, torch.float32))
     name = "single_blocks.0.linear2.weight"
     heads, wide = (torch.cat([p[name][:, a:b] for p, (a, b) in zip(parts, ends, strict=True)], 1) for ends in (
         [(0, 16), (0, 16), (0, 8)], [(16, 70), (16, 69), (8, 61)]))  # fmt: skip

@@ -12,13 +12,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from opensora_launch.engines.choice import engine_transformer
-from opensora_launch.engines.native import Source
-from opensora_launch.engines.text_team import text_team
-from opensora_launch.model.files import check_weights
+from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import mmdit_shapes
-from opensora_launch.model.text import TextRows, load_text_encoders
+from opensora_launch.model.text_encoders import TextEmbeddings, load_text_encoders
+from opensora_launch.model.weight_files import check_weights
 from opensora_launch.model.weights import random_tensor
 from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
 from opensora_launch.plan.layout import Layout
@@ -45,12 +44,12 @@ def mesh_of(layout: Layout) -> Mesh:
     return build_meshes([layout], dist.get_rank(), timedelta(seconds=60), lambda *_: nullcontext())[layout]
 
 
-def source_of(**more: Any) -> Source:
-    return Source(ModelConfig(mmdit=CFG, **more), CPU, torch.bfloat16)
+def source_of(**more: Any) -> WeightSource:
+    return WeightSource(ModelConfig(mmdit=CFG, **more), CPU, torch.bfloat16)
 
 
-def engine_module(source: Source, engine: Engine, mesh: Mesh) -> MMDiT:
-    return engine_transformer(source, engine, Placement(), mesh.video, mesh, lambda nbytes: None).module
+def engine_module(source: WeightSource, engine: Engine, mesh: Mesh) -> MMDiT:
+    return choose_engine(engine).load_transformer(source, Placement(), mesh.video, mesh, lambda nbytes: None).module
 
 
 def boosted(mesh: Mesh) -> float:
@@ -58,7 +57,7 @@ def boosted(mesh: Mesh) -> float:
     from colossalai.booster import Booster
     from colossalai.booster.plugin import HybridParallelPlugin
 
-    from opensora_launch.engines.colossal.policy import MmditPolicy
+    from opensora_launch.engines.colossal.policies import MmditPolicy
 
     module, whole = MMDiT(CFG), MMDiT(CFG).requires_grad_(False)
     for m in (module, whole):
@@ -97,12 +96,12 @@ def test_its_layers_hold_the_parts_that_ours_hold(tmp_path):
 
 def stored_and_read_on_rank(folder: str) -> dict[str, tuple[Layout, dict[str, torch.Tensor]]]:
     """Save on cfg 2 x tp 2, read on other layouts and by both engines, sharded placements included."""
-    from opensora_launch.engines.colossal.checkpoint import save_checkpoint
-    from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
+    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, load_by_layer
+    from opensora_launch.engines.colossal.sharded_checkpoint import save_checkpoint
 
     saving = mesh_of(Layout(cfg=2, tp=2))
-    wrapped = cut_by_policy(CFG, saving, (CPU, torch.bfloat16))
-    fill(wrapped.unwrap(), drawn, lambda nbytes: None)
+    wrapped = cut_by_policy(CFG, saving, CPU, torch.bfloat16)
+    load_by_layer(wrapped.unwrap(), drawn, lambda nbytes: None)
     save_checkpoint(wrapped, Path(folder), saving, megabytes=0)
     dist.barrier()
     source = source_of(folder=str(Path(folder).parent), mmdit_file=f"{Path(folder).name}/model.safetensors")
@@ -136,13 +135,13 @@ def test_its_sharded_checkpoints_are_read_on_any_ranks_and_by_both_engines(tmp_p
     )
 
 
-def texts_on_rank(asked: list[tuple[ModelConfig, list[str]]]) -> list[TextRows | None]:
+def texts_on_rank(asked: list[tuple[ModelConfig, list[str]]]) -> list[TextEmbeddings | None]:
     """What this rank has of each model's texts; no texts are those that were all known."""
     mesh = mesh_of(Layout(ulysses=2, tp=2))
     world = Axis("text", (0, 1, 2, 3), dist.get_rank(), mesh.video.group, lambda *_: nullcontext())
-    found: list[TextRows | None] = []
+    found: list[TextEmbeddings | None] = []
     for model, texts in asked:
-        team = text_team(Engine.colossalai, world, mesh, model, (CPU, torch.float32))
+        team = choose_engine(Engine.colossalai).text_team(world, mesh, model, CPU, torch.float32)
         found.append(None)
         if world.index == 0:
             found[-1] = team.encode(texts) if texts else None

@@ -26,17 +26,17 @@ def missing(name: str) -> str:
         (
             missing,
             (),
-            "engine=colossalai needs ColossalAI 0.5.0, which is not installed: run scripts/install_colossalai",
+            "engine=colossalai needs ColossalAI 0.5.0, but it is not installed: run scripts/install_colossalai",
         ),
         (
             lambda name: "0.3.8",
             (),
-            "engine=colossalai needs ColossalAI 0.5.0, and 0.3.8 is installed: run scripts/inst",
+            "engine=colossalai needs ColossalAI 0.5.0, but 0.3.8 is installed: run scripts/inst",
         ),
         (
             lambda name: "0.5.0",
             ("peft", "einops"),
-            "ColossalAI 0.5.0 is installed without einops, peft, which it needs",
+            "ColossalAI 0.5.0 is installed, but it also needs einops, peft",
         ),
     ],
     ids=["missing", "another version", "without what it needs"],

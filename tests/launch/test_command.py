@@ -47,15 +47,15 @@ ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_CPUS_P
         (TopologyConfig(2, 4), ALLOCATION, Machine("cpu", 2, 4, 36), []),
         (TopologyConfig(3, None), ALLOCATION | {"SLURM_GPUS_ON_NODE": "8"}, Machine("cuda", 3, 8, 36), []),
         (TopologyConfig(1, 9), ALLOCATION | {"SLURM_GPUS_ON_NODE": "8"}, Machine("cuda", 1, 9, 36),
-         ["topology.gpus_per_node=9, and the allocation has 8 GPUs a node"]),
+         ["topology.gpus_per_node=9, but the allocation has 8 GPUs per node"]),
         (TopologyConfig(4, 40), ALLOCATION, Machine("cpu", 4, 40, 40),
-         ["topology.nodes=4, and the allocation has 3",
-          "topology.gpus_per_node=40 ranks need a CPU each, and the allocation has 36 a node"]),
+         ["topology.nodes=4, but the allocation has 3",
+          "topology.gpus_per_node=40 ranks need a CPU each, but the allocation has 36 per node"]),
         (TopologyConfig(1, None), ALLOCATION, Machine("cpu", 1, 1, 36),
-         ["launcher=srun needs to know the ranks of a node: topology=8gpu, topology=2x8, ..."]),
+         ["launcher=srun needs the number of ranks per node: topology=8gpu, topology=2x8, ..."]),
         (TopologyConfig(1, 2), {}, Machine("cpu", 1, 2, 2),
-         ["launcher=srun starts ranks inside an allocation, and this is none: get one by salloc or sbatch, or let "
-          "launcher=slurm submit a job"]),
+         ["launcher=srun starts ranks inside an allocation, but this process is in none: get one with salloc or "
+          "sbatch, or submit a job with launcher=slurm"]),
     ],
 )  # fmt: skip
 def test_the_machine_of_an_allocation(
@@ -80,7 +80,7 @@ def test_the_shells_line_gives_the_same_argv_and_environment() -> None:
     [
         (LauncherKind.torchrun, Machine("cuda", 1, 8, 8), None),
         (LauncherKind.inline, Machine("cpu", 1, 1, 8), None),
-        (LauncherKind.inline, Machine("cpu", 1, 2, 8), "launcher=inline is one rank"),
+        (LauncherKind.inline, Machine("cpu", 1, 2, 8), "launcher=inline runs one rank"),
         (LauncherKind.torchrun, Machine("cuda", 2, 8, 8), "topology.nodes=2"),
     ],
 )

@@ -68,11 +68,11 @@ def test_done(attempt: Path) -> None:
     [
         ("crash", 1, 1, ["out of luck"]),
         ("user", 2, 0, ["cat.png is no picture"]),
-        ("killed", 1, 1, ["rank 1", "SIGKILL", "memory", "step 3", "ulysses #17"]),
+        ("killed", 1, 1, ["rank 1", "SIGKILL", "memory", "step 3", "'ulysses' (#17)"]),
         ("victim", 1, 1, ["rank 1", "SIGKILL"]),
         ("exits", 1, 1, ["rank 1", "exit code 7"]),
-        ("torchrun-killed", 1, 1, ["rank 1", "SIGKILL", "memory", "step 3", "ulysses #17"]),
-        ("nothing", 1, 0, ["without saying why"]),
+        ("torchrun-killed", 1, 1, ["rank 1", "SIGKILL", "memory", "step 3", "'ulysses' (#17)"]),
+        ("nothing", 1, 0, ["without an error message"]),
     ],
 )
 def test_names_the_rank_that_failed_first(attempt: Path, scenario: str, code: int, rank: int, words: list[str]) -> None:
@@ -122,7 +122,7 @@ def test_ranks_end_with_a_torchrun_that_is_killed(attempt: Path) -> None:
     os.kill(int(agent), signal.SIGKILL)
     found = finish(launcher)
     assert found["code"] == 1
-    assert "their starter's exit code is -9" in found["failure"]["message"]
+    assert "(exit code of their starter: -9)" in found["failure"]["message"]
     assert left_over(attempt) == []
 
 

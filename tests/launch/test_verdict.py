@@ -50,8 +50,9 @@ def test_a_killed_rank_comes_before_what_its_peers_say() -> None:
     said = Failure(rank=0, host="h", kind="failure", message="rank 1 has not moved")
     verdict = first_failure(said, [beat(0), beat(1, step=3, steps=6)], [Exit(1, -11, 1001)], set(), 1)
     assert verdict.rank == 1
-    assert "rank 1 (pid 1001) was killed by SIGSEGV" in verdict.message
-    assert "step 3 of 6" in verdict.message
+    assert (
+        "rank 1 on host h (pid 1001) was killed by SIGSEGV; last seen in phase denoise, step 3 of 6" in verdict.message
+    )
 
 
 def test_peers_are_believed_before_ranks_that_torchrun_ended() -> None:
@@ -68,8 +69,8 @@ def test_of_several_exits_the_oldest_heartbeat() -> None:
 def test_ranks_lost_without_a_trace() -> None:
     verdict = first_failure(None, [beat(0), beat(1, 98.0), beat(2, 99.0)], [], {1, 2}, None)
     assert (verdict.rank, verdict.kind) == (1, "failure")
-    assert "ended without a word" in verdict.message
-    assert "exit code is 3" in first_failure(None, [], [], set(), 3).message
+    assert "ended without an error message" in verdict.message
+    assert "(exit code of their starter: 3)" in first_failure(None, [], [], set(), 3).message
 
 
 def test_silence() -> None:
@@ -79,7 +80,7 @@ def test_silence() -> None:
     assert verdict
     assert (verdict.rank, verdict.kind, verdict.step, verdict.collective) == (1, "stalled", 2, "ring")
     assert "silent for 11 s" in verdict.message
-    assert "collective ring #9" in verdict.message
+    assert "after collective 'ring' (#9)" in verdict.message
 
 
 def test_a_rank_that_never_came() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.launch.command import environment
-from opensora_launch.machine import find_machine as machine
 from opensora_launch.machine.choose_gpus import Picked, link_of, owner, pick_gpus
 from opensora_launch.machine.find_machine import find_machine
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
@@ -75,17 +74,25 @@ def test_names_that_name_nothing(asked: tuple[str, ...], said: str) -> None:
     assert said in picked(FOUR, *asked).problems[0]
 
 
-@pytest.mark.parametrize(
-    ("visible", "indices"), [("2,0", [2, 0]), ("0,9,2", [0]), ("GPU-22", [2]), ("", []), ("GPU-0,1", [0])]
-)
-def test_only_what_cuda_would_show(visible: str, indices: list[int]) -> None:
-    assert taken(picked(FOUR, visible=visible)) == indices
+def test_only_what_cuda_would_show() -> None:
+    assert taken(picked(FOUR, visible="2,0")) == [2, 0]
+    assert (taken(picked(FOUR, visible="1,0,9,2")), picked(FOUR, visible="1,0,9,2").visible) == ([0], 2)
+    assert picked(FOUR, "2", visible="0,1").problems == (
+        "topology.gpus: 2 names no GPU here; there are: 0 (GPU-00aa), 1 (GPU-11aa)",
+    )
 
 
 def test_mig_cards_are_not_taken_whole() -> None:
     found = picked(host(replace(gpu(0), mig=True), gpu(1)))
     assert taken(found) == [1]
     assert "divided into MIG instances" in found.lines[1]
+
+
+def test_an_instance_that_is_named_is_taken() -> None:
+    part = replace(gpu(0, name="NVIDIA H100 80GB HBM3 MIG 1g.10gb"), uuid="MIG-0a", total_bytes=10 * GIB)
+    found = picked(HostGpus((replace(gpu(0), mig=True),), instances=(part,)), visible="MIG-0a")
+    assert (found.gpus, found.visible) == ((part,), 1)
+    assert found.lines == ("found 1 x NVIDIA H100 80GB HBM3 MIG 1g.10gb, 10.0 GiB each",)
 
 
 def test_links_of_what_is_taken() -> None:
@@ -103,8 +110,7 @@ def test_an_owner_is_named() -> None:
 
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpu_uuids", lambda: tuple(gpu.uuid for gpu in FOUR.gpus))
-    monkeypatch.setattr("opensora_launch.machine.gpu_facts.find_gpus", lambda: FOUR)
+    monkeypatch.setattr("opensora_launch.machine.find_gpus.find_gpus", lambda: FOUR)
 
 
 @pytest.mark.usefixtures("four_gpus")
@@ -120,7 +126,7 @@ def test_a_topology_takes_the_free_ones() -> None:
 @pytest.mark.usefixtures("four_gpus")
 def test_too_few_free_ones_are_told_with_who_has_the_others() -> None:
     _, (line,) = find_machine(TopologyConfig(gpus_per_node=4), {})
-    assert line.startswith("topology.gpus_per_node=4 GPUs are asked and 2 free here; GPU 1 (NVIDIA L20) is left out")
+    assert line.startswith("topology.gpus_per_node=4, but 2 are free here; GPU 1 (NVIDIA L20) is left out")
     assert "topology=2gpu" in line
     _, (line,) = find_machine(TopologyConfig(gpus=["9"]), {})
     assert "topology.gpus: 9 names no GPU here" in line

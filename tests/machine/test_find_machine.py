@@ -1,52 +1,22 @@
-"""Which GPUs CUDA would show, and what machine a topology becomes."""
+"""The machine that a topology becomes."""
 
 import os
 
 import pytest
 
-from opensora_launch.machine import find_machine as machine
 from opensora_launch.machine import host
-from opensora_launch.machine.find_machine import count_visible, find_machine
+from opensora_launch.machine.find_machine import find_machine
 from opensora_launch.machine.host import count_cpus
+from opensora_launch.machine.host_gpus import HostGpus
 from opensora_launch.plan.plan import Machine
 from opensora_launch.schema.config import Device, TopologyConfig
-
-UUIDS = ("GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3", "GPU-dddd-4")
-
-
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [
-        (None, 4),
-        ("", 0),
-        ("-1", 0),
-        ("0", 1),
-        ("2,0", 2),
-        (" 1 , 3 ", 2),
-        ("0,9,1", 1),
-        ("0,-1,1", 1),
-        ("GPU-cccc-3", 1),
-        ("GPU-c,GPU-d", 2),
-        ("GPU-aa", 0),
-        ("GPU-zzzz", 0),
-        ("0,GPU-zzzz,1", 1),
-        ("MIG-1234", 1),
-        ("NoDevFiles", 0),
-        ("²", 0),
-    ],
-)
-def test_cuda_visible_devices(visible: str | None, count: int) -> None:
-    assert count_visible(UUIDS, visible) == count
-
-
-def test_nothing_is_visible_where_nothing_is() -> None:
-    assert count_visible((), "MIG-1234") == 0
-    assert count_visible((), None) == 0
+from tests.machine.test_choose_gpus import gpu
+from tests.machine.test_choose_gpus import host as host_of
 
 
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpu_uuids", lambda: UUIDS)
+    monkeypatch.setattr("opensora_launch.machine.find_gpus.find_gpus", lambda: host_of(*map(gpu, range(4))))
 
 
 def found(topology: TopologyConfig, **env: str) -> tuple[Machine, list[str]]:
@@ -65,16 +35,16 @@ def test_all_visible_gpus_by_default() -> None:
 @pytest.mark.usefixtures("four_gpus")
 def test_more_gpus_than_visible_is_told() -> None:
     _, (line,) = found(TopologyConfig(gpus_per_node=8, device=Device.cuda))
-    assert "8 GPUs are asked and 4 visible here" in line
+    assert "topology.gpus_per_node=8, but 4 are visible here" in line
     assert "topology=4gpu" in line
 
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpu_uuids", tuple)
+    monkeypatch.setattr("opensora_launch.machine.find_gpus.find_gpus", HostGpus)
     asked, problems = found(TopologyConfig(gpus_per_node=3))
     assert (asked.device, asked.ranks, problems) == ("cpu", 3, [])
     _, (line,) = found(TopologyConfig(device=Device.cuda))
-    assert "none is visible here" in line
+    assert "topology.gpus_per_node=1, but none is visible here" in line
 
 
 def test_the_share_of_a_container_counts(

@@ -1,4 +1,4 @@
-"""Small videos and images for the tests: FFV1 where pixels must come back exact."""
+"""Make small videos and images for the tests, with FFV1 if the pixels must be exact."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def write_clip(path: Path, frames: UInt8[np.ndarray, "T H W 3"], codec: Literal["ffv1", "libx264"] = "ffv1") -> Path:
-    """A clip of these frames at 8 fps; ffv1 as bgr0 is lossless."""
+    """Write a clip of these frames at 8 fps; ffv1 as bgr0 is lossless."""
     with av.open(f"file:{path}", "w") as container:
         stream = container.add_stream(codec, rate=8)
         assert isinstance(stream, av.VideoStream)
@@ -27,7 +27,7 @@ def noise(*shape: int, seed: int = 0) -> UInt8[np.ndarray, "..."]:
 
 
 def write_image(path: Path, pixels: UInt8[np.ndarray, "H W 3"], orientation: int = 1) -> Path:
-    """`orientation` is EXIF's: 6 is a camera held on its side."""
+    """Write an image. `orientation` is the EXIF value: 6 means that the camera was held on its side."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif)

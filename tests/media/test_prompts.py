@@ -1,4 +1,4 @@
-"""Prompts arrive byte for byte, and every mistake of every file is told at once."""
+"""Prompts arrive byte for byte, and every mistake of every file is reported at once."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.errors import UserError
+from opensora_launch.errors import Problems
+from opensora_launch.media import prompts
 from opensora_launch.media.prompts import (
     COND_TYPES,
     PromptEntry,
@@ -16,7 +17,6 @@ from opensora_launch.media.prompts import (
     check_cond_type,
     check_motion_score,
     cond_type_of,
-    read_prompts,
     with_suffixes,
 )
 
@@ -32,9 +32,16 @@ HOSTILE = [
 
 
 def problems_of(texts: list[str], files: list[Path], refs: list[str] | None = None) -> tuple[str, ...]:
-    with pytest.raises(UserError) as caught:
-        read_prompts(texts, files, refs or [])
-    return caught.value.problems
+    problems = Problems()
+    prompts.read_prompts(texts, files, refs or [], problems)
+    return tuple(problems.lines)
+
+
+def read_prompts(texts: list[str], files: list[Path], refs: list[str]) -> tuple[PromptEntry, ...]:
+    problems = Problems()
+    entries = prompts.read_prompts(texts, files, refs, problems)
+    assert problems.lines == []
+    return entries
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -97,7 +104,7 @@ def test_jsonl_has_the_same_keys(tmp_path):
     assert (second.settings, second.source) == (PromptSettings(num_steps=9), f"{path} line 3")
 
 
-def test_txt_is_one_prompt_a_line(tmp_path):
+def test_txt_has_one_prompt_per_line(tmp_path):
     path = written(tmp_path / "LIST.TXT", "\ufeffsea, \u2028 sky\r\n \n# not a comment\n")
     assert [(e.text, e.source) for e in read_prompts([], [path], [])] == [
         ("sea, \u2028 sky", f"{path} line 1"),
@@ -130,8 +137,8 @@ def test_command_line_mistakes():
     assert problems_of(["a\udcff"], []) == ("--prompt 1: the text is not valid UTF-8",)
     assert problems_of(["a"], [], ["b", "c"])[0].startswith("--ref: 2 references for 1 prompts; give one for all")
     assert problems_of([], [], ["b"])[0] == "--ref: goes with --prompt; prompts of a file have a column 'ref'"
-    assert "addresses are not fetched" in problems_of(["a"], [], ["https://example.org/a.png"])[0]
-    assert problems_of(["a"], [], ["b;;c"]) == ("--prompt 1: an empty reference between two ';'",)
+    assert "URLs are not fetched" in problems_of(["a"], [], ["https://example.org/a.png"])[0]
+    assert problems_of(["a"], [], ["b;;c"]) == ("--prompt 1: there is an empty reference between two ';'",)
 
 
 def test_all_mistakes_of_all_files_at_once(tmp_path):
@@ -151,25 +158,25 @@ def test_all_mistakes_of_all_files_at_once(tmp_path):
     assert sorted(found) == sorted(
         [
             f"{missing}: no such file",
-            f"{head} line 1: no column 'text'; the columns are name, ref",
-            f"{bad} line 4: more fields than the 4 columns; a text with a comma in it needs double quotes",
+            f"{head} line 1: there is no column 'text'; the columns are name, ref",
+            f"{bad} line 4: more fields than the 4 columns; a text that contains a comma needs double quotes",
             f"{bad} line 1: unknown column 'sed'; the nearest is 'seed' "
-            f"(columns: {columns}, num_samples, negative_prompt)",
-            f"{bad} line 2: seed=x must be a whole number of at least 0",
-            f"{bad} line 2: cond_type=i2v_hed is none of {known}; the nearest is i2v_head",
+            f"(known columns: {columns}, num_samples, negative_prompt)",
+            f"{bad} line 2: seed=x must be a whole number, at least 0",
+            f"{bad} line 2: cond_type=i2v_hed is not known; use one of {known}; the nearest is i2v_head",
             f"{bad} line 3: the text is empty",
-            f"{bad} line 3: seed=-1 must be a whole number of at least 0",
+            f"{bad} line 3: seed=-1 must be a whole number, at least 0",
             f"{rows} line 1: not JSON: Expecting ',' delimiter at column 13",
-            f"{rows} line 2: a JSON object is needed, not a list",
-            f"{rows} line 3: no key 'text'; the keys are ref",
+            f"{rows} line 2: expected a JSON object, got a list",
+            f"{rows} line 3: there is no key 'text'; the keys are: ref",
             f"{rows} line 4: text cannot be a number",
             f"{rows} line 5: the text is not valid UTF-8",
             f"{latin} line 2: not UTF-8 at byte 4 (0xe9): save it as UTF-8",
             f"{utf16} line 1: not UTF-8 at byte 0 (0xff); it looks like UTF-16: save it as UTF-8",
-            f"{empty}: no prompts in it",
-            f"{blank}: no prompts in it",
+            f"{empty}: the file holds no prompts",
+            f"{blank}: the file holds no prompts",
             f"{quote} line 3: not csv: unexpected end of data",
-            f"{other}: a prompt file ends in .csv, .jsonl, .txt, not '.yaml'",
+            f"{other}: a prompt file must end in .csv, .jsonl, .txt, not in '.yaml'",
         ]
     )
 
@@ -177,12 +184,12 @@ def test_all_mistakes_of_all_files_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "complaint"),
     [
-        ({"num_steps": 0}, "num_steps=0 must be a whole number of at least 1 and at most 10000"),
-        ({"num_steps": 1.5}, "num_steps=1.5 must be a whole number of at least 1 and at most 10000"),
-        ({"seed": 2**63}, f"seed={2**63} must be a whole number of at least 0"),
+        ({"num_steps": 0}, "num_steps=0 must be a whole number, at least 1 and at most 10000"),
+        ({"num_steps": 1.5}, "num_steps=1.5 must be a whole number, at least 1 and at most 10000"),
+        ({"seed": 2**63}, f"seed={2**63} must be a whole number, at least 0"),
         ({"seed": True}, "seed cannot be true or false"),
-        ({"guidance": "nan"}, "guidance=nan must be a number of at least 0"),
-        ({"guidance": -1}, "guidance=-1 must be a number of at least 0"),
+        ({"guidance": "nan"}, "guidance=nan must be a number, at least 0"),
+        ({"guidance": -1}, "guidance=-1 must be a number, at least 0"),
         ({"ref": [1]}, "ref cannot be a list"),
         ({"neg": "a", "negative_prompt": "b"}, "both neg and negative_prompt are set; keep one"),
     ],
@@ -192,12 +199,12 @@ def test_bad_cells(tmp_path, cell, complaint):
     assert problems_of([], [path]) == (f"{path} line 1: {complaint}",)
 
 
-def test_keys_and_columns_named_twice(tmp_path):
+def test_keys_and_columns_that_appear_twice(tmp_path):
     twice_csv = written(tmp_path / "a.csv", "text,seed,seed\nsea,1,2\n")
     twice_json = written(tmp_path / "a.jsonl", '{"text": "sea", "seed": 1, "seed": 2}')
     assert problems_of([], [twice_csv, twice_json]) == (
-        f"{twice_csv} line 1: columns named twice: seed",
-        f"{twice_json} line 1: not usable JSON: keys named twice: seed",
+        f"{twice_csv} line 1: these columns appear twice: seed",
+        f"{twice_json} line 1: not usable JSON: these keys appear twice: seed",
     )
 
 
@@ -211,10 +218,10 @@ def test_cond_type_of_a_prompt():
     assert [cond_type_of(entry, "t2v") for entry in (plain, with_ref, own)] == ["t2v", "t2v", "i2v_tail"]
 
 
-def test_open_soras_comment_names_are_answered_with_the_real_ones():
+def test_names_from_open_soras_comments_get_the_real_name():
     with pytest.raises(ValueError, match="the nearest is v2v_head"):
         check_cond_type("v2v_head_half")
-    with pytest.raises(ValueError, match="motion_score=dynamic is not offered"):
+    with pytest.raises(ValueError, match="motion_score=dynamic is not supported"):
         check_motion_score("dynamic")
 
 

@@ -1,4 +1,4 @@
-"""References become tensors by the public implementation's arithmetic, here worked out by hand."""
+"""References become tensors with the public implementation's arithmetic, computed here by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Videos that browsers play, images, and no half-written file under a final name."""
+"""Videos play in browsers, images are exact, and no half-written file has a final name."""
 
 import errno
 import math
@@ -21,7 +21,7 @@ from tests.media.clips import noise
 
 
 def smooth_clip(frames: int, height: int, width: int) -> np.ndarray:
-    """Slowly moving colour gradients as frames, [T, H, W, 3]."""
+    """Make slowly moving colour gradients as frames, [T, H, W, 3]."""
     t = torch.linspace(0, 1, frames)[:, None, None]
     y, x = torch.linspace(-1, 1, height)[None, :, None], torch.linspace(-1, 1, width)[None, None]
     waves = [torch.sin(2 * x + t), torch.sin(y - 2 * t), torch.sin(x * y + 2 * t)]
@@ -38,7 +38,7 @@ def test_to_uint8_rounds_half_up_and_clamps():
     assert to_uint8(steps[None, None]).flatten().tolist() == [0, 0, 128, 255, 255, 1, 0]
     every = torch.arange(256)
     assert torch.equal(to_uint8((every / 127.5 - 1)[None, None]).flatten(), every.to(torch.uint8))
-    # 201/127.5 - 1 in bf16 is 0.578125, which is 201.2: fp32 arithmetic keeps it, bf16's would give 202
+    # 201/127.5 - 1 in bf16 is 0.578125, which is 201.2: fp32 keeps it, bf16 arithmetic would give 202
     assert to_uint8(torch.tensor([[[0.578125]]], dtype=torch.bfloat16)).item() == 201
 
 
@@ -82,8 +82,8 @@ def test_frames_are_the_pixels_in_bytes_and_the_tensor_is_left_alone():
     assert torch.equal(pixels, before)
 
 
-def test_many_frames_wait_in_a_file_without_a_name(tmp_path, monkeypatch):
-    """A folder that is full makes it memory; nothing is left behind either way."""
+def test_many_frames_are_kept_in_an_unnamed_file(tmp_path, monkeypatch):
+    """If the folder is full, frames stay in memory. Nothing is left behind in either case."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(video_module, "IN_MEMORY", 9 * 32 * 48 * 3)
     assert type(room_for_frames(9, 32, 48)) is np.ndarray
@@ -147,7 +147,7 @@ def test_a_png_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width", "frame"), [(31, 48, (31, 48, 3)), (32, 48, (48, 32, 3))])
-def test_wrong_sizes_are_our_own_bugs(tmp_path, height, width, frame):
+def test_wrong_sizes_are_bugs_of_the_package(tmp_path, height, width, frame):
     with pytest.raises(AssertionError), VideoWriter(tmp_path / "a.mp4", height, width, 24) as writer:
         writer.write(noise(*frame))
     assert os.listdir(tmp_path) == []

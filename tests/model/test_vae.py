@@ -26,9 +26,9 @@ from opensora_launch.model.tiles import (
 from opensora_launch.model.vae import (
     assemble,
     blend,
-    decode,
+    decode_latents,
     decode_regions,
-    encode,
+    encode_pixels,
     load_vae,
     posterior_mean,
     posterior_sample,
@@ -60,20 +60,20 @@ def check(name: str, got: Tensor | None) -> None:
 @pytest.mark.parametrize("variant", TILINGS)
 def test_decode_equals_the_reference(vae: CausalVae, variant: str) -> None:
     latent = TENSORS["latent"][:, :, :1] if variant == "image_T1" else TENSORS["latent"]
-    check(f"decode.{variant}", decode(vae, CFG, latent, TILINGS[variant]))
+    check(f"decode.{variant}", decode_latents(vae, CFG, latent, TILINGS[variant]))
 
 
 def test_a_shift_is_taken_back_before_decoding(vae: CausalVae) -> None:
     latent, shifted = TENSORS["latent"][:, :, :1], replace(CFG, shift_factor=0.3)
-    want = decode(vae, CFG, latent, UNTILED)
-    got = decode(vae, shifted, latent - CFG.scale_factor * 0.3, UNTILED)
+    want = decode_latents(vae, CFG, latent, UNTILED)
+    got = decode_latents(vae, shifted, latent - CFG.scale_factor * 0.3, UNTILED)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", TILINGS)
 def test_encode_equals_the_reference(vae: CausalVae, variant: str) -> None:
     pixels = TENSORS["pixels"][:, :, :1] if variant == "image_T1" else TENSORS["pixels"]
-    moments = encode(vae, pixels, TILINGS[variant])
+    moments = encode_pixels(vae, pixels, TILINGS[variant])
     assert moments is not None
     if variant != "image_T1":
         check(f"encode.{variant}.moments", moments)
@@ -91,12 +91,12 @@ def test_tiles_may_be_computed_in_any_order_and_elsewhere(vae: CausalVae) -> Non
         done = {tile: compute(tile) for tile in reversed(tiles)}
         return (done[tile] for tile in tiles)
 
-    whole = decode(vae, CFG, TENSORS["latent"], Tiles(**SIZES))
-    again = decode(vae, CFG, TENSORS["latent"], Tiles(**SIZES), backwards)
+    whole = decode_latents(vae, CFG, TENSORS["latent"], Tiles(**SIZES))
+    again = decode_latents(vae, CFG, TENSORS["latent"], Tiles(**SIZES), backwards)
     assert whole is not None
     assert again is not None
     assert torch.equal(whole, again)
-    assert decode(vae, CFG, TENSORS["latent"], Tiles(**SIZES), lambda tiles, compute: None) is None
+    assert decode_latents(vae, CFG, TENSORS["latent"], Tiles(**SIZES), lambda tiles, compute: None) is None
 
 
 def test_one_output_is_held_at_a_time(vae: CausalVae) -> None:
@@ -109,20 +109,20 @@ def test_one_output_is_held_at_a_time(vae: CausalVae) -> None:
             yield compute(tile)
             events.append(f"blended {i}")
 
-    decode(vae, CFG, TENSORS["latent"][:, :, :2], SPATIAL, watched)
+    decode_latents(vae, CFG, TENSORS["latent"][:, :, :2], SPATIAL, watched)
     assert events[:3] == ["compute 0", "blended 0", "compute 1"]
 
 
 def test_regions_come_as_they_are_finished_and_cover_the_whole_once(vae: CausalVae) -> None:
     """Of tiles in time and space: frames of a later time come after all of the time before, and none twice."""
     latent, tiles = TENSORS["latent"], Tiles(**SIZES)
-    whole = decode(vae, CFG, latent, tiles)
+    whole = decode_latents(vae, CFG, latent, tiles)
     grid, regions = decode_regions(vae, CFG, latent, tiles)
     assert whole is not None
     assert regions is not None
     covered, starts = torch.zeros(grid.out_shape, dtype=torch.int64), list[int]()
     for region in regions:
-        place = (region.frames, region.rows, region.columns)
+        place = (region.frames, region.y, region.x)
         covered[place] += 1
         starts.append(region.frames.start)
         assert torch.equal(region.values, whole[(slice(None), slice(None), *place)])
@@ -142,7 +142,9 @@ def test_weights_that_do_not_match_are_listed() -> None:
     with pytest.raises(UserError, match="the VAE's weights do not match") as caught:
         load_vae(CFG, {"post_quant_conv.weight": torch.zeros(3, 3, 1, 1, 1), "other": torch.zeros(1)})
     assert "1 unexpected: other" in str(caught.value)
-    assert "post_quant_conv.weight has shape (3, 3, 1, 1, 1), the config wants (4, 4, 1, 1, 1)" in str(caught.value)
+    assert "post_quant_conv.weight has shape (3, 3, 1, 1, 1), but the config requires (4, 4, 1, 1, 1)" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_a_convolution_in_parts_of_the_frames_is_the_same(
     x = torch.randn(1, 2, frames, 5, 6, dtype=torch.float64)
     whole = conv(x)
     for at_once in (1, 2, 3):
-        monkeypatch.setattr(causal_vae, "CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
+        monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
         torch.testing.assert_close(conv(x), whole, atol=1e-14, rtol=0)
 
 
@@ -207,10 +209,10 @@ def test_layers_in_parts_of_the_frames_are_the_same(
     tensors = {k: v.to(dtype) for k, v in vae.state_dict().items()}
     whole = load_vae(CFG, tensors)
     latent, pixels = TENSORS["latent"][..., :4, :5].to(dtype), TENSORS["pixels"][..., :40, :32].to(dtype)
-    want = [decode(whole, CFG, latent, UNTILED), encode(whole, pixels, UNTILED)]
+    want = [decode_latents(whole, CFG, latent, UNTILED), encode_pixels(whole, pixels, UNTILED)]
     for numbers in (1, 3000, 30000):
-        monkeypatch.setattr(causal_vae, "CHUNK_NUMBERS", numbers)
-        got = [decode(whole, CFG, latent, UNTILED), encode(whole, pixels, UNTILED)]
+        monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", numbers)
+        got = [decode_latents(whole, CFG, latent, UNTILED), encode_pixels(whole, pixels, UNTILED)]
         bound = 1e-12 if dtype == torch.float64 else 3e-5
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, atol=bound, rtol=bound)
@@ -254,7 +256,7 @@ def test_bf16_blends_without_losing_the_weights() -> None:
     """Weights y/n of a blend are not rounded to bf16; the result differs from fp32 by rounding of the pixels alone."""
     grid = decode_grid(tiles_of(VaeConfig()), (1, 8, 40))
     whole = torch.linspace(-1, 1, 320).expand(1, 3, 1, 64, 320)
-    cut = [whole[..., tile.columns[0] * 8 : tile.columns[1] * 8].clone() for tile in grid.tiles]
+    cut = [whole[..., tile.x[0] * 8 : tile.x[1] * 8].clone() for tile in grid.tiles]
     torch.testing.assert_close(assemble(grid, blend(grid, cut)), whole, atol=1e-6, rtol=0)
     half = assemble(grid, blend(grid, [part.bfloat16() for part in cut]))
     assert half.dtype == torch.bfloat16

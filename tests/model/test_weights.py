@@ -13,7 +13,7 @@ from opensora_launch.model import load_mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.tiles import UNTILED
-from opensora_launch.model.vae import decode, load_vae
+from opensora_launch.model.vae import decode_latents, load_vae
 from opensora_launch.model.weights import random_tensors, read_pickle, read_tensors
 from opensora_launch.schema.config import MmditConfig, VaeConfig
 
@@ -101,7 +101,7 @@ def test_the_random_vae_keeps_the_size_of_activations() -> None:
     with torch.device("meta"):
         module = CausalVae(cfg)
     vae = load_vae(cfg, random_tensors(module, seed=0, dtype=FP32, device=CPU))
-    pixels = decode(vae, cfg, torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0)), UNTILED)
+    pixels = decode_latents(vae, cfg, torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0)), UNTILED)
     assert pixels is not None
     assert pixels.shape == (1, 3, 5, 32, 32)
     assert bool(pixels.isfinite().all())

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 
 from opensora_launch.model import load_mmdit
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
+from opensora_launch.model.tiles import Tile
 from opensora_launch.model.weights import random_tensors
+from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import build_meshes
-from opensora_launch.parallel.rows import RowInputs, ShardedModel
-from opensora_launch.parallel.tiles import broadcast, deal, spread_tiles
+from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
+from opensora_launch.parallel.tile_spreading import deal, spread_tiles
 from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
@@ -65,7 +67,7 @@ def compare(cases: list[tuple[int, int, int]], fixed: dict[str, int], dtype: tor
     """Largest distance of sharded and whole, for cases of (rows, text tokens, video tokens)."""
     world, rank = dist.get_world_size(), dist.get_rank()
     model, alone = small_model(dtype), Layout(dp=world)
-    kernel = choose_attention("cpu_flash", device=CPU, dtype=dtype, head_dim=8).call
+    kernel = choose_kernel("cpu_flash", device=CPU, dtype=dtype, head_dim=8).call
     chosen = {}
     for rows, text, video in cases:
         facts = LayoutFacts(world, world, 1, rows, text + video, RULES)
@@ -110,16 +112,15 @@ def test_rows_need_not_divide_the_cfg_axis(ranks, fixed, rows, tmp_path):
         assert max(distances) < 1e-10
 
 
-class Job:
-    def __init__(self, value: int) -> None:
-        self.out_shape = (1, 1, value)
+def tile(cost: int) -> Tile:
+    return Tile((0, 0, 0), (0, 1), (0, 1), (0, 1), (1, 1, cost))
 
 
 def tiles_on_rank() -> list[list[float]] | None:
     layout = Layout(cfg=dist.get_world_size())
     axis = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout].video
-    run = spread_tiles(axis, lambda job: job.out_shape[2])
-    outputs = run([Job(n) for n in (3, 1, 4, 1, 5)], lambda job: torch.full((1, *job.out_shape), job.out_shape[2]))
+    run = spread_tiles(axis)
+    outputs = run([tile(n) for n in (3, 1, 4, 1, 5)], lambda job: torch.full((1, *job.out_shape), job.out_shape[2]))
     made = None if outputs is None else [t.flatten().tolist() for t in outputs]
     shared = broadcast(axis, torch.tensor([7.0, axis.index]) if axis.index == 0 else None, CPU)
     assert shared.tolist() == [7.0, 0.0]

@@ -1,5 +1,6 @@
-"""Parameters, FLOPs and live numbers of decoders, ours and those that diffusers has, on the meta device, as JSON: a
-process of its own, since shape checks hold tensors. Keys are the names in plan/vaes.py.
+"""Print parameters, FLOPs and live numbers of our decoder and of those in diffusers, on the meta device, as JSON.
+
+It runs in a separate process, because shape checks keep tensors alive. Keys are the names in plan/vaes.py.
 """
 
 import json
@@ -36,7 +37,7 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "wan": (AutoencoderKLWan, (1, 16, LATENTS, SIDE // 8, SIDE // 8)),
     "wan2.2": (lambda: AutoencoderKLWan(**WAN22), (1, 48, LATENTS, SIDE // 16, SIDE // 16)),
     "cogvideox": (lambda: AutoencoderKLCogVideoX(**COG), (1, 16, LATENTS, SIDE // 8, SIDE // 8)),
-    "hunyuan": (lambda: CausalVae(VaeConfig()), (1, 16, 33, SIDE // 8, SIDE // 8)),  # a tile of ours
+    "hunyuan": (lambda: CausalVae(VaeConfig()), (1, 16, 33, SIDE // 8, SIDE // 8)),  # a tile of our decoder
     "mochi": (AutoencoderKLMochi, (1, 12, (FRAMES - 1) // 6 + 1, SIDE // 8, SIDE // 8)),
 }
 

@@ -1,7 +1,7 @@
-"""Peaks of live bytes of real forwards on one rank of many, as JSON. A process of its own: shape checks hold tensors.
+"""Print the peaks of live bytes of real forwards on one of many ranks as JSON.
 
-The only argument is JSON: `forward`, cases of rows, dtype, layout, mlp_ratio and at_once; `placed`, cases of placement
-and ranks.
+It runs in a separate process, because shape checks keep tensors alive. The only argument is JSON: `forward`, cases of
+rows, dtype, layout, mlp_ratio and at_once; `placed`, cases of placement and ranks.
 """
 
 import json
@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,23 +19,23 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_launch.engines.native import Source, load_transformer
-from opensora_launch.engines.tensor_parallel import cut_transformer
+from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.placed_weights import place_transformer
+from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.parallel.attention import sharded_attention
 from opensora_launch.parallel.mesh import Axis, build_meshes
-from opensora_launch.plan.codec import decode
+from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
 
-TOKENS, TEXT = 2048, 8  # of all ranks; the first rank holds all of the text
+TOKENS, TEXT = 2048, 8  # sums over all ranks; the first rank holds the whole text
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operators return, until they are freed. What existed before is not counted."""
+    """Counts the storages that operators return, until they are freed. Earlier storages are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """What a fused kernel returns, with no memory of its own."""
+    """Return tensors like those of a fused kernel, which allocates nothing else."""
     return torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1], device=q.device)
 
 
@@ -73,14 +74,14 @@ def forward_peak(case: dict[str, Any]) -> int:
         hidden_size=192, num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[4, 2, 2], mlp_ratio=case["mlp_ratio"]
     )
     layout, dtype, rows = Layout(**case["layout"]), getattr(torch, case["dtype"]), case["rows"]
-    mmdit.TOKENS_AT_ONCE = case["at_once"]
+    vars(mmdit)["TOKENS_AT_ONCE"] = case["at_once"]
     mesh = build_meshes([layout], 0, timedelta(seconds=60), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in MMDiT(cfg).state_dict().items()}
-    target = (torch.device("cpu"), dtype)
-    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, target, lambda nbytes: None)
+    cpu = torch.device("cpu")
+    model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, cpu, dtype, lambda nbytes: None)
     inputs = {
         "img": torch.zeros(rows, video, cfg.in_channels),
         "img_ids": torch.zeros(rows, video, 3),
@@ -96,15 +97,16 @@ def forward_peak(case: dict[str, Any]) -> int:
 
 
 def placed_peak(case: dict[str, Any]) -> int:
-    """Bytes on the device of a forward on one of `ranks` ranks: weights that stay, buffers, and activations at their
-    peak. What waits in host memory is not counted.
+    """Measure a forward on one of `ranks` ranks: the device's bytes of resident weights, buffers and peak activations.
+
+    Weights that wait in host memory are not counted.
     """
     cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8, axes_dim=[4, 2, 2])
-    placement, ranks, rows = decode(Placement, case["placement"]), case["ranks"], 1
-    mmdit.TOKENS_AT_ONCE = 512
+    placement, ranks, rows = msgspec.convert(case["placement"], Placement), case["ranks"], 1
+    vars(mmdit)["TOKENS_AT_ONCE"] = 512
     axis = Axis("weights", tuple(range(ranks)), 0, dist.new_group(list(range(ranks))), lambda *_: nullcontext())
-    source = Source(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
-    loaded = load_transformer(source, placement, (axis, axis), lambda nbytes: None)
+    source = WeightSource(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
+    loaded = place_transformer(source, placement, axis, axis, lambda nbytes: None)
     held = sum(p.numel() * p.element_size() for p in loaded.module.parameters())
     for x in loaded.blocks.placed if loaded.blocks else ():
         held += x.share.numel() if x.resident or placement.offload is Offload.none else 0

@@ -1,4 +1,4 @@
-"""Layouts ranked by predicted time under the memory limit; the golden file of plans on every card."""
+"""Layouts are ranked by predicted time under the memory limit. A golden file holds the plans for every card."""
 
 import math
 import os
@@ -14,16 +14,16 @@ import yaml
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option, options, ways_to_fit
-from opensora_launch.plan.fit import COUNTS, fit_problems
+from opensora_launch.plan.fit import GPU_COUNTS, fit_problems
 from opensora_launch.plan.layout import Layout, all_layouts
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.plan.table import plan_text, waterfall
+from opensora_launch.plan.table import plan_text
 from opensora_launch.plan.times import rates_of, uses_nvlink
-from opensora_launch.plan.work import Work
-from opensora_launch.schema.cards import HardwareConfig, slowest
+from opensora_launch.plan.workload import Workload
+from opensora_launch.schema.cards import Card, slowest
 from opensora_launch.schema.config import (
     Fit,
     LayoutConfig,
@@ -36,15 +36,16 @@ from opensora_launch.schema.config import (
     TopologyConfig,
     VideoConfig,
 )
+from tests.configs import changed
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plans.txt"
-Predicted = tuple[Work, tuple[Option, ...]]
+Predicted = tuple[Workload, tuple[Option, ...]]
 T2V = Guidance(50, 7.5, 3.0, True, True, False)
 
 
-def card(name: str) -> HardwareConfig:
-    return HardwareConfig(**yaml.safe_load((ROOT / "configs" / "hardware" / f"{name}.yaml").read_text()))
+def card(name: str) -> Card:
+    return Card(**yaml.safe_load((ROOT / "configs" / "hardware" / f"{name}.yaml").read_text()))
 
 
 CARDS = sorted(path.stem for path in (ROOT / "configs" / "hardware").glob("*.yaml") if path.stem != "auto")
@@ -66,7 +67,7 @@ def planned(name: str, gpus: int, size: str = "768px", count: int = 1, **more: A
     return predict(run_of(name, size, **more), machine(gpus), videos(count))
 
 
-def test_every_legal_layout_is_there_once_and_ranked() -> None:
+def test_every_legal_layout_is_ranked_once() -> None:
     _, found = planned("l20", 8)
     layouts = [option.layout for option in found]
     legal = [x for x in all_layouts(8) if x.dp == 1 and x.cfg <= 2]
@@ -91,7 +92,7 @@ def test_what_is_chosen_fits_and_what_fits_is_not_refused() -> None:
 
 
 def test_the_weights_are_placed_so_that_the_run_fits() -> None:
-    """Replicated where that fits, else the fastest way that does; a card of 10 GB makes the large video."""
+    """Weights are replicated if that fits, else placed in the fastest way that fits. A 10 GB card makes 768px."""
     assert planned("h100_sxm", 8)[1][0].placement == Placement()
     two = planned("rtx4090", 2)[1][0]
     assert (two.placement, two.fits) == (Placement(Shard.node), True)
@@ -106,7 +107,7 @@ def test_the_weights_are_placed_so_that_the_run_fits() -> None:
     assert (plan.placement, plan.smaller) == (Placement(Shard.node), Placement(Shard.none, Offload.host))
 
 
-def test_as_many_blocks_stay_as_there_is_room_for() -> None:
+def test_as_many_blocks_stay_on_the_gpu_as_fit() -> None:
     for name in ("rtx3080", "rtx4080", "rtx4090"):
         best = planned(name, 1)[1][0]
         stay = best.placement.resident_blocks
@@ -116,7 +117,7 @@ def test_as_many_blocks_stay_as_there_is_room_for() -> None:
         assert not planned(name, 1, placement=more)[1][0].fits
 
 
-def test_what_is_asked_of_the_placement_stays() -> None:
+def test_configured_placement_settings_are_kept() -> None:
     run = run_of("h100_sxm", placement=PlacementConfig(offload=Offload.host, rows_at_once=1))
     chosen = predict(run, machine(2), videos())[1][0].placement
     assert (chosen.offload, chosen.rows_at_once) == (Offload.host, 1)
@@ -128,14 +129,12 @@ def test_what_is_asked_of_the_placement_stays() -> None:
         make_plan(run_of("l20", placement=PlacementConfig(None, Offload.none, 2)), machine(1), videos(), "0")
 
 
-def test_short_videos_are_made_several_at_once() -> None:
-    """Where the CPU's time to start kernels, or copies of weights, are much of a step. Long ones gain nothing."""
+def test_short_videos_are_made_in_batches() -> None:
+    """Batches help if kernel launches or copies of weights take much of a step. Long videos gain nothing."""
     short = VideoConfig("256px", num_frames=1)
 
     def run(**more: Any) -> RunConfig:
-        made = run_of("h100_sxm", **more)
-        made.video = short
-        return made
+        return changed(run_of("h100_sxm", **more), video=short)
 
     work, (best, *_) = predict(run(), machine(1), videos(8))
     one = predict(run(sampling=SamplingConfig(batch_size=1)), machine(1), videos(8))[1][0]
@@ -156,27 +155,26 @@ def test_the_refusal_says_what_would_fit() -> None:
     many = run_of("rtx4090", placement=PlacementConfig(offload=Offload.host, resident_blocks=57))
     with pytest.raises(UserError, match=r"; placement\.offload=host placement\.resident_blocks=\d+ fits in"):
         make_plan(many, machine(1), videos(), "0")
-    small = run_of("rtx3080")
-    small.hardware.memory_gib = 6.0
+    small = changed(run_of("rtx3080"), hardware__memory_gib=6.0)
     work, found = predict(small, machine(1), videos())
     assert not ways_to_fit(work, LayoutConfig())
     (line,) = fit_problems(work, LayoutConfig(), found)
     assert line.startswith("weights in host memory: VAE needs 8.9 of 5.9 GiB on rtx3080; video.num_frames=")
 
 
-def test_more_gpus_are_offered_as_machines_have_them() -> None:
-    """The first count of those that people have which does fit."""
-    asked = run_of("l4")
-    asked.video.num_frames, asked.model.vae.tile_frames, asked.hardware.memory_gib = 1025, 64, 16.0
+def test_remedies_suggest_common_numbers_of_gpus() -> None:
+    """The suggested number is the first common number of GPUs that fits."""
+    changes = {"video__num_frames": 1025, "model__vae__tile_frames": 64, "hardware__memory_gib": 16.0}
+    asked = changed(run_of("l4"), **changes)
     work, found = predict(asked, machine(1), videos())
     (line,) = fit_problems(work, LayoutConfig(), found)
     offered = re.search(r"; (\d+) GPUs fit with placement", line)
     assert offered, line
-    fit = [n for n in COUNTS if n > 1 and predict(asked, machine(n), videos())[1][0].fits]
+    fit = [n for n in GPU_COUNTS if n > 1 and predict(asked, machine(n), videos())[1][0].fits]
     assert fit[0] == int(offered[1]) > 2
 
 
-def test_what_is_offered_as_a_remedy_does_fit() -> None:
+def test_every_suggested_remedy_fits() -> None:
     for name, gpus in (("rtx4090", 1), ("rtx4090", 4), ("rtx5090", 1), ("rtx4080", 2)):
         work, _ = planned(name, gpus, fit=Fit.strict)
         ways = ways_to_fit(work, LayoutConfig())
@@ -189,23 +187,23 @@ def test_what_is_offered_as_a_remedy_does_fit() -> None:
 
 
 def test_the_topology_decides() -> None:
-    """Over PCIe what sends least; many videos go apart; heads that do not divide are avoided."""
+    """PCIe prefers layouts that send little, many videos go to separate groups, uneven heads are avoided."""
     best = planned("l40", 8)[1][0]
     assert best.layout.cfg == 2
     assert planned("h100_sxm", 8, count=8)[1][0].layout == Layout(dp=8)
     assert planned("h100_sxm", 7)[1][0].layout.sequence == 7
     slow = TopologyConfig(nodes=2, gpus_per_node=8, node_link_gb_s=2.0)
     _, found = predict(run_of("h100_sxm", topology=slow), machine(16), videos())
-    assert found[0].layout.cfg == 2  # only the latents of a step cross
+    assert found[0].layout.cfg == 2  # only the latents of a step cross nodes
     assert found[0].layout.sequence == 8
 
 
-def test_what_is_fixed_stays() -> None:
+def test_configured_degrees_are_kept() -> None:
     _, found = planned("h100_sxm", 8, layout=LayoutConfig(ring=2))
     assert {option.layout.ring for option in found} == {2}
     _, alone = planned("h100_sxm", 8, layout=LayoutConfig(cfg=1, ulysses=1, tp=1))
     assert [option.layouts for option in alone] == [((1, Layout(ring=8)), (2, Layout(ring=8)))]
-    _, odd = planned("h100_sxm", 8, layout=LayoutConfig(cfg=8))  # of no use, but asked
+    _, odd = planned("h100_sxm", 8, layout=LayoutConfig(cfg=8))  # useless, but configured
     assert [option.layout for option in odd] == [Layout(cfg=8)]
 
 
@@ -222,8 +220,8 @@ def test_parts_of_a_prediction_add_up() -> None:
     for gpus in (2, 8):
         best, alone = planned("h100_sxm", gpus)[1][0], planned("h100_sxm", 1)[1][0]
         assert alone.efficiency == pytest.approx(1.0)
-        lost = gpus * best.phases.making - alone.phases.making
-        assert sum(value for _, value in waterfall(best, alone)) == pytest.approx(lost)
+        parts = {name: seconds for name, seconds in vars(best.phases).items() if name not in ("load", "text")}
+        assert sum(parts.values()) == pytest.approx(best.phases.making)
         assert best.efficiency == pytest.approx(alone.phases.making / (gpus * best.phases.making))
         assert best.phases.total == pytest.approx(best.phases.making + best.phases.load + best.phases.text)
         assert best.energy_kwh == pytest.approx(gpus * 700 * best.phases.total / 3.6e6)
@@ -243,14 +241,14 @@ def test_mixed_cards_are_no_better_than_the_worst() -> None:
     assert (mixed.nvlink_gb_s, mixed.fp8_tflops, mixed.tdp_w, mixed.price_usd) == (None, None, 400.0, 1549.0)
 
 
-def test_bridges_join_pairs_only() -> None:
+def test_bridges_connect_only_pairs() -> None:
     bridged = card("rtx3090")
     assert uses_nvlink(bridged, TopologyConfig(gpus_per_node=2))
     assert not uses_nvlink(bridged, TopologyConfig(gpus_per_node=4))
     assert rates_of(bridged, TopologyConfig(gpus_per_node=4, link_gb_s=11.0)).link_bytes == 11e9
 
 
-def test_rows_decide_the_work() -> None:
+def test_the_work_depends_on_the_rows() -> None:
     pruned = planned("h100_sxm", 1)[1][0]
     whole = planned("h100_sxm", 1, sampling=SamplingConfig(prune_rows=False))[1][0]
     assert whole.phases.denoise / pruned.phases.denoise == pytest.approx(150 / 80, rel=1e-3)

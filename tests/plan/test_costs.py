@@ -1,4 +1,4 @@
-"""FLOPs against torch's counter on the real modules, weights against their shapes, and the numbers of the design."""
+"""Compare FLOPs with torch's counter on the real modules, weights with their shapes, and check published numbers."""
 
 from dataclasses import replace
 
@@ -18,10 +18,10 @@ from opensora_launch.plan.costs import (
 )
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import blocks_bytes
-from opensora_launch.plan.networks import NETWORKS, OPEN_SORA_2, Shape, network_of, shape_of
+from opensora_launch.plan.networks import NETWORKS, OPEN_SORA_2, TokenGrid, network_of, token_grid
 from opensora_launch.schema.config import MmditConfig
 
-LARGE, SMALL = Shape(33, 2304, 512), Shape(33, 252, 512)
+LARGE, SMALL = TokenGrid(33, 2304, 512), TokenGrid(33, 252, 512)
 TINY = MmditConfig(
     in_channels=16, vec_in_dim=24, context_in_dim=32, hidden_size=96, num_heads=6, depth=2, depth_single_blocks=3,
     axes_dim=[4, 6, 6],
@@ -29,23 +29,23 @@ TINY = MmditConfig(
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """As products, which the counter knows on every device."""
+    """Attention as plain products, which the counter knows on every device."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return ((q @ k.mT) @ v).transpose(1, 2)
 
 
-def counted(cfg: MmditConfig, shape: Shape) -> float:
-    """FLOPs of one row of the real module, on the meta device."""
+def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
+    """Count the FLOPs of one row of the real module, on the meta device."""
     with torch.device("meta"):
         model = MMDiT(cfg)
         inputs = {
-            "img": torch.empty(1, shape.video_tokens, cfg.in_channels),
-            "img_ids": torch.empty(1, shape.video_tokens, 3),
-            "txt": torch.empty(1, shape.text_tokens, cfg.context_in_dim),
-            "txt_ids": torch.empty(1, shape.text_tokens, 3),
+            "img": torch.empty(1, grid.video_tokens, cfg.in_channels),
+            "img_ids": torch.empty(1, grid.video_tokens, 3),
+            "txt": torch.empty(1, grid.text_tokens, cfg.context_in_dim),
+            "txt_ids": torch.empty(1, grid.text_tokens, 3),
             "timesteps": torch.empty(1),
             "y_vec": torch.empty(1, cfg.vec_in_dim),
-            "cond": torch.empty(1, shape.video_tokens, cfg.in_channels + cfg.patch_size**2),
+            "cond": torch.empty(1, grid.video_tokens, cfg.in_channels + cfg.patch_size**2),
         }
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs, attend=attend)
@@ -53,17 +53,17 @@ def counted(cfg: MmditConfig, shape: Shape) -> float:
 
 
 @pytest.mark.parametrize(
-    ("cfg", "shape"),
+    ("cfg", "grid"),
     [
         (MmditConfig(), LARGE),
         (MmditConfig(), SMALL),
-        (MmditConfig(), Shape(1, 256, 512)),
-        (MmditConfig(fused_qkv=True, depth=3, depth_single_blocks=5, mlp_ratio=3.0), Shape(9, 100, 64)),
-        (TINY, Shape(5, 24, 16)),
+        (MmditConfig(), TokenGrid(1, 256, 512)),
+        (MmditConfig(fused_qkv=True, depth=3, depth_single_blocks=5, mlp_ratio=3.0), TokenGrid(9, 100, 64)),
+        (TINY, TokenGrid(5, 24, 16)),
     ],
 )
-def test_flops_are_what_torch_counts(cfg: MmditConfig, shape: Shape) -> None:
-    assert row_work(network_of(cfg, shape.text_tokens), shape).flops == pytest.approx(counted(cfg, shape), rel=0.01)
+def test_flops_are_what_torch_counts(cfg: MmditConfig, grid: TokenGrid) -> None:
+    assert row_work(network_of(cfg, grid.text_tokens), grid).flops == pytest.approx(counted(cfg, grid), rel=0.01)
 
 
 def test_the_numbers_of_open_sora() -> None:
@@ -75,7 +75,7 @@ def test_the_numbers_of_open_sora() -> None:
     assert weight_count(OPEN_SORA_2) == 11_891_390_528
     assert weight_bytes(OPEN_SORA_2) / 2**30 == pytest.approx(22.149, abs=1e-3)
     assert weight_count(NETWORKS["open_sora_v2_dcae"]) == 11_891_971_200
-    assert shape_of(OPEN_SORA_2, 1024, 576, 129) == LARGE
+    assert token_grid(OPEN_SORA_2, 1024, 576, 129) == LARGE
 
 
 FUSED = MmditConfig(fused_qkv=True, guidance_embed=True, cond_embed=False)
@@ -105,22 +105,22 @@ def test_traffic_of_a_row_on_eight_gpus() -> None:
     assert row_traffic(OPEN_SORA_2, LARGE, Layout(cfg=8)) == row_traffic(OPEN_SORA_2, LARGE, Layout())
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"mochi_1"}))  # its text stream's weights are not in the blocks
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"mochi_1"}))  # its text stream is not in the blocks
 def test_published_parameters_are_near_the_blocks(name: str) -> None:
     net = NETWORKS[name]
     assert weight_count(replace(net, parameters=None)) == pytest.approx(weight_count(net), rel=0.3)
 
 
 def test_wan_and_hunyuan_tokens() -> None:
-    assert shape_of(NETWORKS["wan2.2_a14b"], 1280, 720, 81).video_tokens == 75_600
-    assert shape_of(NETWORKS["hunyuan_video"], 1280, 720, 129).video_tokens == 118_800
-    assert shape_of(NETWORKS["wan2.2_ti2v_5b"], 1280, 704, 121).video_tokens == 27_280
-    assert shape_of(NETWORKS["flux1_dev"], 1024, 1024, 1).video_tokens == 4096
+    assert token_grid(NETWORKS["wan2.2_a14b"], 1280, 720, 81).video_tokens == 75_600
+    assert token_grid(NETWORKS["hunyuan_video"], 1280, 720, 129).video_tokens == 118_800
+    assert token_grid(NETWORKS["wan2.2_ti2v_5b"], 1280, 704, 121).video_tokens == 27_280
+    assert token_grid(NETWORKS["flux1_dev"], 1024, 1024, 1).video_tokens == 4096
 
 
 def test_a_cross_attention_block_by_hand() -> None:
     net = NETWORKS["wan2.1_14b"]
-    work = row_work(net, Shape(1, 1000, 512))
+    work = row_work(net, TokenGrid(1, 1000, 512))
     assert work.attention_flops == 40 * 4 * 5120 * (1000**2 + 1000 * 512)
     products = 40 * (1000 * 2 * (4 * 5120**2 + 2 * 5120 * 13824) + (1000 + 512) * 4 * 5120**2)
     assert work.matmul_flops == pytest.approx(products, rel=0.005)

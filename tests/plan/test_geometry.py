@@ -1,11 +1,11 @@
-"""Sizes and tokens against the reference's tables."""
+"""Compare sizes and tokens with the reference's tables."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from opensora_launch.plan.geometry import geometry, geometry_problems, pixel_size
+from opensora_launch.plan.geometry import geometry_of, geometry_problems, pixel_size
 from opensora_launch.schema.config import MmditConfig, VideoConfig
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -26,31 +26,31 @@ def test_tokens_of_all_ninety_geometries():
     for row in SP_ROWS:
         video = VideoConfig(row["resolution"], row["aspect_ratio"], num_frames=row["num_frames"])
         assert geometry_problems(video, MmditConfig()) == []
-        got = geometry(video, MmditConfig(), row["txt_tokens"])
+        got = geometry_of(video, MmditConfig(), row["txt_tokens"])
         assert (got.height_px, got.width_px, got.latent_frames) == (row["height"], row["width"], row["latent_frames"])
         assert (got.tokens_per_frame, got.video_tokens) == (row["tokens_per_frame"], row["img_tokens"])
         assert got.total_tokens == row["total_tokens"]
 
 
-def test_every_problem_is_said_at_once_with_its_remedy():
+def test_every_problem_is_reported_at_once_with_its_remedy():
     video = VideoConfig(resolution=None, height_px=199, width_px=None, num_frames=128, fps=0)
     assert geometry_problems(video, MmditConfig()) == [
         "video.num_frames=128 must be 1 plus a multiple of 4; the nearest is 129",
         "video.fps=0 must be between 1 and 240",
         "video.height_px=199 must be a multiple of 16; the nearest is 192",
-        "video.width_px is missing; video=custom needs video.height_px and video.width_px",
+        "video.width_px is not set; video=custom needs video.height_px and video.width_px",
     ]
 
 
 @pytest.mark.parametrize(
-    ("video", "said"),
+    ("video", "message"),
     [
         (VideoConfig("big"), "video.resolution=big is not known; write it as 256px, 768px or 480p"),
-        (VideoConfig("12px"), "video.resolution=12px is too small; the least is 64px"),
+        (VideoConfig("12px"), "video.resolution=12px is too small; the smallest is 64px"),
         (VideoConfig("256px", "7:5"), "video.aspect_ratio=7:5 is not known; use one of 16:9, 9:16, 1:1"),
-        (VideoConfig("256px", width_px=64), "video.width_px=64 is given beside video.resolution=256px"),
+        (VideoConfig("256px", width_px=64), "video.width_px=64 contradicts video.resolution=256px"),
     ],
 )
-def test_bad_sizes(video, said):
+def test_bad_sizes(video, message):
     (problem,) = geometry_problems(video, MmditConfig())
-    assert problem.startswith(said)
+    assert problem.startswith(message)

@@ -1,7 +1,8 @@
-"""A request resolved: layouts for any number of ranks, and a plan that survives its JSON."""
+"""A request is resolved: layouts for any number of ranks, and a plan that survives its JSON."""
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,15 @@ def test_the_layout_follows_the_number_of_rows():
     assert planned(RunConfig(), 8).layouts == ((1, Layout(ulysses=8)), (2, Layout(cfg=2, ulysses=4)))
     assert planned(RunConfig(), 7).layout(2) == Layout(ring=7)  # 24 heads on 7 ranks would leave 13% idle
     assert planned(RunConfig(), 5).layout(2) == Layout(ulysses=5)  # 5, 5, 5, 5, 4 heads
-    assert planned(RunConfig(), 16).layout(1) == Layout(ring=2, ulysses=8)  # Ulysses stays inside a node
+    assert planned(RunConfig(), 16).layout(1) == Layout(ring=2, ulysses=8)  # Ulysses stays within a node
 
 
-def test_many_videos_go_to_groups_of_their_own():
+def test_many_videos_go_to_separate_groups():
     groups = {videos: planned(RunConfig(), 4, videos).dp for videos in (1, 2, 4, 7, 40)}
     assert groups == {1: 1, 2: 2, 4: 4, 7: 1, 40: 4}  # 7 on 4 groups would take two rounds
 
 
-def test_what_the_user_fixes_stays():
+def test_configured_degrees_are_kept():
     run = RunConfig(layout=LayoutConfig(cfg=2, ring=2))
     assert planned(run, 8).layout(2) == Layout(cfg=2, ring=2, ulysses=2)
     assert planned(RunConfig(layout=LayoutConfig(ulysses=1, cfg=1)), 4).layouts == (
@@ -58,12 +59,14 @@ def test_what_the_user_fixes_stays():
     )
 
 
-def test_an_impossible_layout_says_what_instead():
-    with pytest.raises(UserError, match=r"layout.cfg=2 layout.ring=2 needs 4 ranks or a multiple, the topology has 6"):
+def test_an_impossible_layout_names_the_remedy():
+    with pytest.raises(
+        UserError, match=r"layout.cfg=2 layout.ring=2 needs 4 ranks or a multiple of them, but the topology has 6"
+    ):
         planned(RunConfig(layout=LayoutConfig(cfg=2, ring=2)), 6)
 
 
-def test_every_problem_is_said_at_once():
+def test_every_problem_is_reported_at_once():
     run = RunConfig(video=VideoConfig(num_frames=128), sampling=SamplingConfig(num_steps=0, state_dtype="fp8"))
     with pytest.raises(UserError) as e:
         planned(run, 2)
@@ -76,10 +79,14 @@ def test_every_problem_is_said_at_once():
 
 def test_a_plan_survives_its_json():
     plan = planned(RunConfig(sampling=SamplingConfig(flow_shift=3.0)), 3, videos=2)
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    data = json.loads(json.dumps(asdict(plan)))
+    assert Plan.from_dict(data) == plan
+    data["videos"][1]["guidance"]["scale"] = 1.0
+    with pytest.raises(ValueError, match="it has an unknown key 'scale'"):
+        Plan.from_dict(data)
 
 
-def test_batches_hold_neighbours_that_are_mixed_alike():
+def test_batches_hold_neighbours_with_equal_guidance():
     other = Guidance(50, 3.0, 3.0, True, True, False)
     videos = [video("a"), video("b"), video("c"), video("d", other), video("e")]
     assert [[v.name for v in b] for b in batches(videos, 2)] == [["a", "b"], ["c"], ["d"], ["e"]]

@@ -1,4 +1,4 @@
-"""Which guidance rows a step needs, against the reference's own scales."""
+"""Compare the guidance rows that a step needs with the reference's scales."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def forwards(guidance: Guidance, equal_to: tuple[int, ...], prune: bool = True) 
 
 
 def test_row_forwards_of_the_shipped_settings():
-    """80 and 110 of the reference's 150: nothing here knows about t2v or i2v, only about weights and inputs."""
+    """80 and 110 of the reference's 150 remain. The code knows only weights and inputs, not t2v or i2v."""
     t2v = equal_branches(text_equals_negative=False, has_condition=False)
     i2v = equal_branches(text_equals_negative=False, has_condition=True)
     ramp = Guidance(50, 7.5, 3.0, text_osci=True, image_osci=True, temporal_osci=True)
@@ -48,7 +48,7 @@ def test_an_empty_prompt_needs_one_row():
 @pytest.mark.parametrize("scales", [(7.5, 3.3), (1.0, 3.3), (2.2, 1.0), (1.0, 1.0), (0.0, 2.0)])
 @pytest.mark.parametrize("equal_to", [(0, 1, 1), (0, 1, 2), (0, 0, 2), (0, 0, 0)])
 def test_pruned_rows_mix_to_the_same_sum(scales, equal_to):
-    """With outputs that are equal where inputs are, dropping and merging rows changes nothing."""
+    """If equal inputs give equal outputs, dropping and merging rows changes nothing."""
     guidance = Guidance(3, scales[0], scales[1], text_osci=False, image_osci=False, temporal_osci=True)
     outputs = [(2.0, -5.0, 11.0)[equal_to[b]] for b in range(3)]
     full = branch_weights(guidance, 1, 4)

@@ -1,4 +1,4 @@
-"""Facts of the public models' decoders against the modules themselves, and what estimates make of them."""
+"""Compare the facts of the public models' decoders with the modules, and check that estimates use them."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_decoders_are_what_the_modules_are(name: str) -> None:
     found, vae = measured()[name], VAES[name]
     assert vae.parameters == found["parameters"]
     assert vae.flops == pytest.approx(found["flops"], rel=0.02)
-    if name != "hunyuan":  # whose bytes are those of our own decoder, held by test_memory.py
+    if name != "hunyuan":  # test_memory.py checks the bytes of our own decoder
         frames = min(found["frames"], vae.frames or found["frames"])
         assert vae.live_bytes(1, frames, 1) == pytest.approx(found["live"], rel=0.02)
 

@@ -3,8 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,13 +18,14 @@ from opensora_launch.telemetry.events import (
     End,
     Event,
     Meta,
+    PhaseSpan,
     RankEvents,
-    Span,
     Step,
     end_line,
     event_line,
     meta_line,
 )
+from tests.configs import changed
 
 EPOCH_S = 1_700_000_000.0
 
@@ -45,7 +45,7 @@ class Simulation:
         self.zero = {name: 5000.0 + 977.0 * n for n, name in enumerate(names)}  # each host's own clock
         self.now = [0.0] * self.world  # true seconds since the first rank's start
         self.start = [0.0] * self.world
-        self.spans: list[list[Span]] = [[] for _ in range(self.world)]
+        self.spans: list[list[PhaseSpan]] = [[] for _ in range(self.world)]
         self.steps: list[list[Step]] = [[] for _ in range(self.world)]
         self.collectives: list[list[Collective]] = [[] for _ in range(self.world)]
         self.counts: dict[tuple[int, ...], int] = defaultdict(int)
@@ -61,7 +61,7 @@ class Simulation:
         self.truth[rank][part] += seconds
 
     def phase(self, rank: int, phase: str, begun: float, video: str | None = None) -> None:
-        self.spans[rank].append(Span(phase, self.clock(rank, begun), self.clock(rank, self.now[rank]), video))
+        self.spans[rank].append(PhaseSpan(phase, self.clock(rank, begun), self.clock(rank, self.now[rank]), video))
 
     def meet(self, axis: str, ranks: tuple[int, ...], seconds: float, idle: Sequence[int] = ()) -> None:
         """A collective: all wait for the last, then all are in it for `seconds`. It is idle time on `idle` ranks."""
@@ -193,12 +193,7 @@ def plain_simulation(world: int, *, slow: Sequence[float] | None = None, scale: 
 
 
 def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes: Any) -> Plan:
-    run = RunConfig()
-    run.launcher.threads_per_rank = 1
-    run.layout.ulysses = world
-    for name, value in changes.items():
-        *parts, key = name.split("__")
-        setattr(reduce(getattr, parts, run), key, value)
+    run = changed(RunConfig(), **{"launcher__threads_per_rank": 1, "layout__ulysses": world} | changes)
     guidance = Guidance(run.sampling.num_steps, 7.5, 3.0, True, True, False)
     videos = [
         VideoRequest(f"{n:04d}_0", prompt, prompt, "", (), "t2v", 42, guidance) for n, prompt in enumerate(prompts)
@@ -209,7 +204,7 @@ def a_plan(world: int, *, prompts: Sequence[str] = ("raining, sea",), **changes:
 def write_run(run: Path, plan: Plan, attempts: Sequence[Sequence[RankEvents]], *, done: Sequence[str] = ()) -> Path:
     """A run directory as the launcher and the worker leave it."""
     (run / "samples").mkdir(parents=True)
-    text = json.dumps(plan.to_dict())
+    text = json.dumps(asdict(plan))
     (run / "plan.json").write_text(text)
     (run / "overrides.json").write_text(json.dumps(["video=256px", "topology=cpu2"]))
     (run / "prompts.jsonl").write_text("".join(json.dumps({"text": video.prompt}) + "\n" for video in plan.videos))

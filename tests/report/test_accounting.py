@@ -50,8 +50,8 @@ def test_parts_add_up_whatever_the_events_are(seed: int) -> None:
         broken = replace(
             events,
             end=None if n % 2 else events.end,
-            collectives=tuple(c._replace(end_s=c.end_s + 0.3) for c in events.collectives),
-            steps=tuple(s._replace(start_s=s.start_s - 5.0, end_s=s.end_s + 0.1) for s in events.steps),
+            collectives=tuple(replace(c, end_s=c.end_s + 0.3) for c in events.collectives),
+            steps=tuple(replace(s, start_s=s.start_s - 5.0, end_s=s.end_s + 0.1) for s in events.steps),
         )
         (found,) = account([broken]).ranks
         assert sum(found.parts.values()) == pytest.approx(found.wall_s, rel=1e-9)
@@ -82,7 +82,7 @@ def test_missing_ranks_make_waiting_unknown_not_invented() -> None:
 
 def test_collectives_that_do_not_match_are_said() -> None:
     first, second = plain_simulation(2, slow=[1.0, 2.0]).events()
-    other = tuple(c._replace(axis="cfg") for c in second.collectives)
+    other = tuple(replace(c, axis="cfg") for c in second.collectives)
     accounts = account([first, replace(second, collectives=other)])
     assert accounts.ranks[0].parts["waiting"] == 0
     assert accounts.unknown == (message("collectives_differ"),)

@@ -8,19 +8,18 @@ import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan, predict
 from opensora_launch.report.wording import message, say
-from opensora_launch.schema.cards import HardwareConfig
+from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Offload, PlacementConfig, RunConfig, Shard
 from opensora_launch.schema.plain import config_yaml
+from tests.configs import changed
 from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 CARDS = Path(__file__).parents[2] / "configs" / "hardware"
 
 
-def config(card: str = "h100_sxm") -> RunConfig:
-    run = RunConfig()
-    run.hardware = HardwareConfig(**yaml.safe_load((CARDS / f"{card}.yaml").read_text()))
-    return run
+def config(card: str = "h100_sxm", **changes: Any) -> RunConfig:
+    return changed(RunConfig(hardware=Card(**yaml.safe_load((CARDS / f"{card}.yaml").read_text()))), **changes)
 
 
 def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> dict[str, dict[str, Any]]:
@@ -37,8 +36,7 @@ def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> di
 
 def test_the_planner_advises_another_layout(tmp_path: Path) -> None:
     """A ring over eight GPUs with NVLink, where guidance rows and heads could be dealt."""
-    asked = config()
-    asked.layout.ring = 8
+    asked = config(layout__ring=8)
     ((do, advice),) = (pair for pair in advised(tmp_path, asked, 8).items() if pair[0].startswith("layout."))
     assert "layout.ring=1" in do
     assert advice["do"] == message("set", overrides=do)
@@ -49,9 +47,7 @@ def test_the_planner_advises_another_layout(tmp_path: Path) -> None:
 
 def test_its_gain_is_the_planners_ratio(tmp_path: Path) -> None:
     """Weights in host memory that would fit on the GPU: 24.75 s, of which 3.5 are setup, load and text."""
-    asked = config()
-    asked.placement.offload = Offload.host
-    asked.placement.resident_blocks = 0
+    asked = config(placement__offload=Offload.host, placement__resident_blocks=0)
     found = advised(tmp_path, asked, 2)
     advice = found["placement.offload=none"]
     assert say(advice["what"]).endswith(": replicated weights instead of weights in host memory.")
@@ -73,25 +69,21 @@ def test_all_of_a_placement_that_differs_is_advised(
     card: str, ranks: int, frames: int, shard: Shard | None, change: str, tmp_path: Path
 ) -> None:
     """And nothing that the run has: the run with the change is the one that was predicted to be faster."""
-    asked = config(card)
-    asked.video.num_frames = frames
-    asked.placement = PlacementConfig(shard=shard, offload=Offload.host, resident_blocks=0)
+    placement = PlacementConfig(shard=shard, offload=Offload.host, resident_blocks=0)
+    asked = config(card, video__num_frames=frames, placement=placement)
     assert [c for c in advised(tmp_path, asked, ranks) if c.startswith("placement.")] == [change]
 
 
 def test_what_would_not_fit_is_not_advised(tmp_path: Path) -> None:
     """24 GB cards can not hold the weights whole, and a run that was planned freely has nothing to gain."""
-    asked = config("rtx4090")
-    asked.placement.shard = Shard.node
+    asked = config("rtx4090", placement__shard=Shard.node)
     whole = "placement.shard=none placement.offload=host placement.resident_blocks=41"  # of 57 blocks
     assert [c for c in advised(tmp_path, asked, 4) if c.startswith("placement.")] == [whole]
     assert [c for c in advised(tmp_path / "free", config(), 8) if c.startswith(("layout", "placement"))] == []
 
 
 def test_rows_and_batches_are_left_to_the_planner(tmp_path: Path) -> None:
-    asked = config()
-    asked.sampling.prune_rows = False
-    asked.layout.ring = 8
+    asked = config(sampling__prune_rows=False, layout__ring=8)
     found = advised(tmp_path, asked, 8)
     assert found["sampling.prune_rows=true"]["basis"] == "predicted"
     do, together = next((do, advice) for do, advice in found.items() if advice["what"] == message("all_changes"))

@@ -66,7 +66,7 @@ def test_mig_instances_have_their_cards_readings(tmp_path: Path) -> None:
     assert [(say(f, "title"), say(f)) for f in attempt["findings"]] == [
         (
             "GPU 0 (whole card) was throttled (host-a, ranks 0, 1)",
-            "Reasons: too hot (hardware) in 100% of the samples.",
+            "Reasons: too hot (hardware) in 100% of the readings.",
         ),
         ("GPU 0 (whole card) reported an error (host-a, ranks 0, 1)", "XID 79."),
     ]

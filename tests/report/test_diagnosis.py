@@ -209,11 +209,11 @@ def test_a_hot_gpu_is_the_cause() -> None:
     assert slow["cause"] == message("gpu_throttled", reasons=reasons, sm_mhz=1300, others_sm_mhz=1980)
     assert slow["seconds"] == pytest.approx(8.0)
     assert say(slow["cause"]) == (
-        "Throttle reasons: too hot (hardware) in 100% of the samples. Its GPU ran at 1300 MHz, the others at 1980 MHz."
+        "Throttle reasons: too hot (hardware) in 100% of the readings. Its GPU ran at 1300 MHz, the others at 1980 MHz."
     )
     assert (heat["code"], heat["ranks"], heat["reasons"]) == ("throttled", [1], reasons)
     assert say(heat, "title") == "GPU 1 was throttled (host-a, rank 1)"
-    assert say(heat) == ("Reasons: too hot (hardware) in 100% of the samples. The median clock was 1300 of 1980 MHz.")
+    assert say(heat) == ("Reasons: too hot (hardware) in 100% of the readings. The median clock was 1300 of 1980 MHz.")
 
 
 @pytest.mark.parametrize("why", ["power cap", "locked clocks", "clocks in step with another GPU"])
@@ -230,7 +230,7 @@ def test_clocks_that_are_as_somebody_wants_them_are_no_finding(why: str) -> None
 def test_heat_power_and_faults_are_findings_on_every_card(why: str) -> None:
     found = scene([gpu(n, throttled=[why, "locked clocks"]) for n in range(2)], slow=[1.0, 1.0])
     assert [(f["code"], f["ranks"]) for f in found] == [("throttled", [0]), ("throttled", [1])]
-    assert say(found[0]) == f"Reasons: {why} in 100% of the samples. The median clock was 1980 of 1980 MHz."
+    assert say(found[0]) == f"Reasons: {why} in 100% of the readings. The median clock was 1980 of 1980 MHz."
 
 
 def test_faults_that_throttle_are_reasons_of_the_driver() -> None:

@@ -182,7 +182,7 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) ->
     for said in (
         "Run 20261120-190000", "Rank 1 is slow: its GPU was throttled (host-a, GPU 1)",
         "Baseline (predicted): Estimated time on one rank, from run 20261120-190000", "This overstates the efficiency.",
-        "too hot (hardware) in 100% of the samples", "1 memory error that ECC could not correct",
+        "too hot (hardware) in 100% of the readings", "1 memory error that ECC could not correct",
         "Where the efficiency went", "Power", "0 Stub GPU", "host-a refused: processes (Not Supported)", "Karp–Flatt",
         "</script><script>alert(1)</script> raining, sea",
         "opensora-launch generate video=256px topology=cpu2 --prompts /",

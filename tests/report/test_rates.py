@@ -14,10 +14,10 @@ from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
 from opensora_launch.report.rates import Prices, amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
 from opensora_launch.report.wording import message
-from opensora_launch.schema.cards import HardwareConfig
-from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import LayoutConfig, RunConfig
 from opensora_launch.schema.plain import config_yaml
-from opensora_launch.telemetry.events import Collective, RankEvents, Work
+from opensora_launch.telemetry.events import Collective, RankEvents, WorkSpan
 from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, Simulation, a_plan, plain_simulation, write_run
 
@@ -25,10 +25,7 @@ CARD = Path(__file__).parents[2] / "configs" / "hardware" / "h100_sxm.yaml"
 
 
 def config() -> RunConfig:
-    run = RunConfig()
-    run.layout.ulysses = 2
-    run.hardware = HardwareConfig(**yaml.safe_load(CARD.read_text()))
-    return run
+    return RunConfig(layout=LayoutConfig(ulysses=2), hardware=Card(**yaml.safe_load(CARD.read_text())))
 
 
 def test_row_flops_are_the_published_models() -> None:
@@ -98,7 +95,7 @@ def test_compute_by_kind_adds_up() -> None:
     zero = events.meta.start_s
     events = replace(
         events,
-        work=(Work("double", zero + 1, zero + 6), Work("attention", zero + 2, zero + 4)),
+        work=(WorkSpan("double", zero + 1, zero + 6), WorkSpan("attention", zero + 2, zero + 4)),
         collectives=(Collective("ring", (0,), 1, 8, zero + 3, zero + 3.5),),
     )
     (found,) = account([events]).ranks
@@ -124,9 +121,9 @@ def on_hosts(offset_s: float | None, later_s: float | None) -> list[RankEvents]:
         made.append(
             replace(
                 e, meta=meta, end=replace(e.end, end_s=e.end.end_s + move, clock_offset_s=later_s if r else 0.0),
-                spans=tuple(s._replace(start_s=s.start_s + move, end_s=s.end_s + move) for s in e.spans),
-                steps=tuple(s._replace(start_s=s.start_s + move, end_s=s.end_s + move) for s in e.steps),
-                collectives=tuple(c._replace(start_s=c.start_s + move, end_s=c.end_s + move) for c in e.collectives),
+                spans=tuple(replace(s, start_s=s.start_s + move, end_s=s.end_s + move) for s in e.spans),
+                steps=tuple(replace(s, start_s=s.start_s + move, end_s=s.end_s + move) for s in e.steps),
+                collectives=tuple(replace(c, start_s=c.start_s + move, end_s=c.end_s + move) for c in e.collectives),
             )
         )  # fmt: skip
     return made

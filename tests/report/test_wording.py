@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from opensora_launch.machine.nvml import THROTTLES
-from opensora_launch.plan.placement import Placement, in_words
+from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.report.build import build_report
 from opensora_launch.report.device_use import throttle_code
 from opensora_launch.report.prediction import placement_message
@@ -143,7 +143,7 @@ def test_placements_are_worded_as_the_planner_does(shard: Shard) -> None:
     """The plan's tables and the report say the same of a placement."""
     for offload, resident, rows, storage in product(Offload, (0, 1, 41), (0, 1), Storage):
         placement = Placement(shard, offload, resident if offload is Offload.host else 0, rows, storage)
-        assert say(placement_message(placement)) == in_words(placement)
+        assert say(placement_message(placement)) == placement_text(placement)
 
 
 @pytest.mark.browser

@@ -1,7 +1,9 @@
 """Every group composes, every wrong key, type and value is one clear line, and Hydra's own ways work."""
 
 import shlex
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -134,7 +136,7 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
         ("model.mmdit.axes_dim=4", "takes a list"),
         ("video.fps.x=4", "no such key"),
         ("sampling.seed=1,2", "add -m for a sweep"),
-        ("raining", "a prompt goes behind --prompt"),
+        ("raining", "a prompt follows --prompt"),
         ("prompt=raining, sea", "--prompt 'raining, sea'"),
         ("prompt=sea", "--prompt"),
         ("sampling.negative_prompt=a cat's eye", "quote the value"),
@@ -142,7 +144,7 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
         ("video.num_frames=${nothing}", "nothing"),
         ("=3", "neither a flag nor KEY=VALUE"),
         ("hydra.foo=1", "Could not override 'hydra.foo'. To append to your config use +hydra.foo=1"),
-        ("+video=256px", "leave out the plus"),
+        ("+video=256px", "remove the plus"),
         ("topology.gpus_per_node=${oc.env:NOT_SET}", "topology.gpus_per_node: "),
         ("~video.nothing", "does not exist"),
         ("+video.num_frames=9", "num_frames"),
@@ -202,3 +204,29 @@ def test_info_says_where_the_config_comes_from(capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "model/tiny" in out
     assert "video/tiny" in out
+
+
+@pytest.mark.parametrize("part", ["", "model", "model.mmdit", "topology", "hardware", "launcher.slurm", "estimate"])
+def test_a_config_is_final(part: str) -> None:
+    """Nobody can assign to a field of a composed config, in any part of it. mypy refuses it too."""
+    run = run_of("model=tiny")
+    config: Any = run
+    for name in filter(None, part.split(".")):
+        config = getattr(config, name)
+    before = plain(run)
+    for item in fields(config):
+        with pytest.raises(FrozenInstanceError, match=f"{item.name} is final"):
+            setattr(config, item.name, None)
+    assert plain(run) == before
+    assert replace(config) == config
+
+
+def test_every_part_of_the_schema_is_final() -> None:
+    """Also parts that are added later."""
+    parts, waiting = list[Any](), list[Any]([RunConfig])
+    while waiting:
+        part = waiting.pop()
+        parts.append(part)
+        waiting += [hint for hint in get_type_hints(part).values() if is_dataclass(hint)]
+    assert len(parts) > 10
+    assert all(part.__setattr__ is not object.__setattr__ for part in parts)

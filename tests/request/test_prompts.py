@@ -161,7 +161,7 @@ def test_a_wrong_prompt_file_does_not_hide_a_missing_reference(
     words = ["generate", "--prompt", "x", "--ref", "cat.png", "--prompts", "gone.csv", "model=tiny"]
     for more, said in (
         (["attention=flash3", "topology=cpu2"], "attention=flash3 cannot be used: it needs a GPU; use attention=auto"),
-        (["sampling.cond_type=i2v"], "cond_type=i2v is none of t2v"),
+        (["sampling.cond_type=i2v"], "cond_type=i2v is not known; use one of t2v"),
         (["sampling.num_stepz=3"], "did you mean sampling.num_steps?"),
     ):
         assert main([*words, *more]) == 2
@@ -179,8 +179,8 @@ def test_the_layout_is_looked_at_whatever_else_is_wrong(capsys: pytest.CaptureFi
         "  - sampling.num_steps=100000000 must be at most 10000",
         "  - sampling.num_samples=20000 must be at most 10000",
         "  - video.num_frames=6 must be 1 plus a multiple of 4; the nearest is 5",
-        "  - layout.ring=3 needs 3 ranks or a multiple, the topology has 4; "
-        "change topology.gpus_per_node or leave an axis out, and it is chosen",
+        "  - layout.ring=3 needs 3 ranks or a multiple of them, but the topology has 4; "
+        "change topology.gpus_per_node, or leave an axis out for the planner to choose",
     ]
 
 

@@ -40,7 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
         calls.append((str(kind), attempt.path))
         return 0
 
-    monkeypatch.setattr(generate, "start", start)
+    monkeypatch.setattr(generate, "start_run", start)
     return calls
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_still_being_made_is_left_alone(
     beat = Heartbeat(run / "attempts" / "0" / "heartbeat" / "rank0.json", rank=0, host=socket.gethostname())
     beat.write(beat.beat(beat.now()))
     assert main(["generate", "--resume", str(run)]) == 2
-    assert f"it is still being made: rank 0 runs on {socket.gethostname()}" in capsys.readouterr().err
+    assert f"it is still running: rank 0 on {socket.gethostname()}" in capsys.readouterr().err
     beat.write(beat.beat(beat.now() - 60))
     assert main(["generate", "--resume", str(run)]) == 0
     assert len(started) == 1
@@ -147,13 +147,13 @@ def test_a_dry_run_of_what_is_missing(run: Path, capsys: pytest.CaptureFixture[s
     ("name", "text", "said"),
     [
         ("plan.json", "{", "Expecting property name"),
-        ("plan.json", '{"a": 1}', "it names no schema"),
-        ("plan.json", '{"schema": 99}', "it has schema 99, and this version of opensora-launch reads "),
-        ("plan.json", '{"schema": 1, "a": 1}', "'a' is nothing of Plan"),
-        ("plan.json", '{"schema": 1}', "'attention' of Plan is missing"),
+        ("plan.json", '{"a": 1}', "its schema is None, but this version of opensora-launch reads "),
+        ("plan.json", '{"schema": 99}', "its schema is 99, but this version of opensora-launch reads "),
+        ("plan.json", '{"schema": 1, "a": 1}', "Object missing required field `version`"),
+        ("plan.json", '{"schema": 1, "version": 2}', "Expected `str`, got `int` - at `$.version`"),
         ("config.yaml", "a: [1,\nb: {", "while parsing a flow"),
-        ("config.yaml", "- a", "it holds no keys"),
-        ("overrides.json", '{"a": 1}', "it is no list of words"),
+        ("config.yaml", "- a", "it has no keys"),
+        ("overrides.json", '{"a": 1}', "it is not a list of words"),
     ],
 )
 def test_a_damaged_run_is_told(name: str, text: str, said: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Timesteps, packing and conditions against the reference's numbers."""
+"""Compare timesteps, packing and conditions with the reference's numbers."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def read(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     return case, load_file(REFERENCE / case["file"]) if "file" in case else {}
 
 
-# The released configs never change the schedule's base and max shift, and neither can a run.
+# The released configs never change the schedule's base and max shift, and a run cannot change them either.
 SCHEDULES = [c for c in read("schedule")[0]["cases"] if "base_shift" not in c["args"]]
 
 
@@ -50,7 +50,7 @@ def test_noise_and_packing(case):
     assert torch.equal(unpack(PACKED[f"{n}.packed"], shape[2], shape[3], shape[4], patch), noise)
     ids = position_ids(shape[2], shape[3] // patch, shape[4] // patch, CPU)
     assert torch.equal(ids[0], PACKED[f"{n}.prepare.img_ids"][0])
-    if shape[0] == 1:  # one generator a video: the reference's draw where it makes one
+    if shape[0] == 1:  # one generator per video: equal to the reference if it makes one video
         assert torch.equal(draw_noise([case["seed"]], tuple(shape[1:]), device=CPU, dtype=torch.float32), noise)
 
 
@@ -76,7 +76,7 @@ def test_conditions(case):
         assert torch.equal(pack_condition(masks, given, 2), GIVEN[f"{key}.cond_packed"][b])
 
 
-def test_a_single_image_has_no_frames_to_give():
+def test_the_condition_of_a_single_image_is_ignored():
     assert given_frames("i2v_head", 1) == []
 
 
@@ -95,7 +95,7 @@ def test_rows_with_equal_inputs_are_found_by_value():
 
 
 def linear(step, latents, t, rows):
-    """Branch b predicts b + 1 everywhere."""
+    """Predict b + 1 everywhere for branch b."""
     return torch.stack([torch.full_like(latents[v], row.branch + 1.0) for v, row in rows])
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from opensora_launch.report.compare import read_either
 from opensora_launch.report.wording import message
-from opensora_launch.request.sweep_plan import read_sweep
 from opensora_launch.rundir import SweepDir
+from opensora_launch.runs.sweep_state import read_sweep
 from opensora_launch.telemetry.heartbeat import read_beat
 from tests.slurm.conftest import TINY, Cluster, wait_for
 
@@ -25,7 +25,7 @@ SHORT = ("sampling.num_steps=2", "repeats=1", "warmup=0")
 
 def hosts(sweep: Path) -> list[list[str]]:
     """Of each run that counts, in the order of the points."""
-    runs = [done.run for done in sorted(read_sweep(SweepDir(sweep)).done, key=lambda d: d.spot)]
+    runs = [done.run for done in sorted(read_sweep(SweepDir(sweep)).done, key=lambda d: d.point)]
     return [read_either(sweep / run)["machine"]["hosts"] for run in runs]
 
 
@@ -58,8 +58,8 @@ def test_one_allocation_holds_all_runs(cluster: Cluster, tmp_path: Path) -> None
     assert {(each["kind"], each["job"]) for each in launched} == {("srun", "")}
     too_many = cluster.run(*words, "opensora_launch.cli", "bench", *CPU, *SHORT, "gpus=[3x1,9]", cwd=tmp_path)
     assert too_many.returncode == 2
-    assert "topology.nodes=3, and the allocation has 2" in too_many.stderr
-    assert "topology.gpus_per_node=9 ranks need a CPU each, and the allocation has 2 a node" in too_many.stderr
+    assert "topology.nodes=3, but the allocation has 2" in too_many.stderr
+    assert "topology.gpus_per_node=9 ranks need a CPU each, but the allocation has 2 per node" in too_many.stderr
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_rank_of_a_step_that_is_killed(running: tuple[subprocess.Popen[str], P
     assert process.wait(120) == 1
     assert json.loads((run / "attempts/0/error.json").read_text())["rank"] == 1
     said = (run.parents[1] / "said").read_text()
-    assert re.search(r"error: rank 1 \(pid \d+\) was killed by SIGKILL.* step \d+ of 4000", said), said
+    assert re.search(r"error: rank 1 on host \S+ \(pid \d+\) was killed by SIGKILL.* step \d+ of 4000", said), said
     wait_for(lambda: not ranks_of(run), 60)
 
 

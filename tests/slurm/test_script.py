@@ -87,7 +87,7 @@ def test_shellcheck_finds_nothing(name: str, tmp_path: Path) -> None:
 
 def test_values_come_out_of_the_script_as_they_were(tmp_path: Path) -> None:
     """Run its head: everything up to the part that is the same in every script."""
-    head = SCRIPTS["full"].partition("# ---- the same")[0].replace("module load", ": module load")
+    head = SCRIPTS["full"].partition("# ---- identical")[0].replace("module load", ": module load")
     script = tmp_path / "head.sh"
     script.write_text(head + '\nprintf "%s\\0" "$attempt_made" "$TEXT" "$NCCL_DEBUG" "$NCCL_SOCKET_IFNAME"\n')
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
@@ -112,10 +112,10 @@ def test_gpus_cpus_and_tasks() -> None:
     [
         ({"array": 0}, "launcher.slurm.array=0 must be at least 1"),
         ({"env": ["1=2"]}, "'1=2' is not NAME=VALUE"),
-        ({"extra": ["comment=x"]}, "'comment=x' is no option of sbatch"),
+        ({"extra": ["comment=x"]}, "'comment=x' is not an option of sbatch"),
         ({"container": Container.pyxis}, "needs launcher.slurm.image"),
-        ({"gpus": GpuOption.none, "gpu_type": "h200"}, "gpu_type is set and no GPUs"),
-        ({"job_name": "a\nb"}, "job_name holds a line break"),
+        ({"gpus": GpuOption.none, "gpu_type": "h200"}, "gpu_type is set, but the job requests no GPUs"),
+        ({"job_name": "a\nb"}, "job_name contains a line break"),
         ({"connect_timeout_s": 0.0}, "connect_timeout_s=0.0 must be more than 0"),
         ({"setup": ["if true; then\n  :\nfi"]}, None),
     ],
@@ -131,5 +131,5 @@ def test_the_machine_is_what_is_asked_for() -> None:
     assert (machine, problems) == (Machine("cuda", 2, 4, 32), [])
     assert slurm_machine(TopologyConfig(gpus_per_node=2, device=Device.cpu), SlurmConfig())[0].device == "cpu"
     assert slurm_machine(TopologyConfig(), SlurmConfig())[1] == [
-        "launcher=slurm needs to know the ranks of a node: topology=8gpu, topology=2x8, ..."
+        "launcher=slurm needs the number of ranks per node: topology=8gpu, topology=2x8, ..."
     ]

@@ -38,7 +38,7 @@ def test_requeued_by_the_signal(cluster: Cluster, long_picture: bytes, limited: 
     assert "is stored after step" in array.log(1)
     assert [f"requeued after exit code {code}" in array.log() for code in (75, 1)] == [True, False]
     assert "requeued after exit code 75" in by_torchrun.log()
-    assert re.search(r"goes on after step \d\d", by_torchrun.log(1))
+    assert re.search(r"resumes after step \d\d", by_torchrun.log(1))
     jobs = [json.loads((array.folder / f"attempts/{k}/launcher.json").read_text())["job"] for k in range(3)]
     assert jobs == [f"{array.job}_{task}" for task in (0, 1, 1)]
     for name in ("command.txt", "environment.json"):
@@ -58,7 +58,7 @@ def test_requeued_by_hand_and_by_a_partition_that_goes_first(
     followed.process.send_signal(signal.SIGINT)
     code, said = followed.end()
     assert code == 130
-    assert f"job {followed.run.job} goes on\n" in said
+    assert f"job {followed.run.job} continues\n" in said
     assert f"cancel: opensora-launch cancel {followed.run.folder}\n" in said
     assert cluster.run("scontrol", "requeue", followed.run.job).returncode == 0
     low.wait_for_step(15)
@@ -68,7 +68,7 @@ def test_requeued_by_hand_and_by_a_partition_that_goes_first(
     for run in (followed.run, low):
         assert cluster.wait(run.job) == "COMPLETED", run.log()
         assert run.picture() == long_picture
-        assert re.search(r"goes on after step \d\d", run.log(1))
+        assert re.search(r"resumes after step \d\d", run.log(1))
     assert cluster.state(high.stdout.strip()) == "COMPLETED"
     assert "attempt 1: done" in low.status()
 
@@ -86,7 +86,7 @@ def test_a_job_that_may_not_be_requeued_ends_with_75(cluster: Cluster, long_pict
     more = ["generate", "--resume", str(run.folder), "topology.nodes=2", "follow=true", "layout.dp=1"]
     done = cluster.opensora(*more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + run.log(1)
-    assert re.search(r"goes on after step \d\d", run.log(1))
+    assert re.search(r"resumes after step \d\d", run.log(1))
     assert_same(run.picture(), long_picture)
 
 
@@ -99,14 +99,14 @@ def test_a_job_whose_rank_is_killed(cluster: Cluster, long_picture: bytes, tmp_p
     code, said = followed.end()
     assert code == 1
     assert f"job {run.job}: FAILED n1" in said
-    assert "1 of 1 videos are missing" in said
+    assert "1 of 1 videos is missing" in said
     status = run.status()
     assert "attempt 0: over, its job is FAILED" in status
     assert "rank 0 on n1: lost" in status
     again = ["generate", "--resume", str(run.folder), "launcher.slurm.nodelist=n2", "follow=true"]
     done = cluster.opensora(*again, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + run.log(1)
-    assert re.search(r"goes on after step \d\d", run.log(1))
+    assert re.search(r"resumes after step \d\d", run.log(1))
     assert run.picture() == long_picture
 
 
@@ -149,7 +149,7 @@ def test_a_node_that_is_lost(cluster: Cluster, long_picture: bytes, tmp_path: Pa
     hosts = {json.loads(p.read_text())["host"] for p in (run.folder / "attempts/1/heartbeat").glob("rank*.json")}
     assert len(hosts) == 2
     assert lost not in hosts
-    assert re.search(r"goes on after step \d\d", run.log(1))
+    assert re.search(r"resumes after step \d\d", run.log(1))
     assert_same(run.picture(), long_picture)
 
 
@@ -160,8 +160,8 @@ def test_a_time_limit_and_the_most_restarts(cluster: Cluster, limited: Run) -> N
     assert "ExitCode=75:0" in shown
     log = limited.log()
     assert log.count("requeued after exit code 75") == 1
-    assert "this job has been restarted 1 times: no more" in log
+    assert "this job was restarted 1 times and is not restarted again" in log
     steps = [int(n) for k in (0, 1) for n in re.findall(r"rank 0 .* is stored after step (\d+)", limited.log(k))]
     assert steps == sorted(steps)
     assert len(steps) == 2
-    assert f"goes on after step {steps[0]}" in limited.log(1)
+    assert f"resumes after step {steps[0]}" in limited.log(1)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from opensora_launch.errors import UserError
+from opensora_launch.machine.numa import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
 from opensora_launch.slurm import task_env as slurm_env
-from opensora_launch.worker.affinity import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
+from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rendezvous import Unreachable, meet
-from opensora_launch.worker.start import Rank, pick_device
 from tests.nvml_stub import build_stub
 
 STEP = {
@@ -44,7 +44,7 @@ def test_the_rank(env: dict[str, str], rank: Rank) -> None:
 
 @pytest.mark.parametrize("step", [STEP, ONE_A_NODE])
 def test_two_worlds_are_refused(step: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="one torchrun a node"):
+    with pytest.raises(UserError, match="one torchrun per node"):
         Rank.from_env(TORCHRUN | step)
 
 
@@ -106,29 +106,29 @@ def test_cpus_are_those_beside_the_gpu() -> None:
         (None, [1, 0, 0, 1]),
         ("3,1", [1, 0]),
         ("GPU-0000-2,GPU-0000-0", [0, 1]),
-        ("MIG-0000-0", []),
+        ("MIG-0000-0", [1]),
         ("GPU-0000", []),  # of all four
-        ("0,9", []),
+        ("1,9", [0]),
         ("", []),
     ],
 )
 def test_the_numa_node_of_each_gpu(shown: str | None, nodes: list[int], tmp_path: Path) -> None:
     """By NVML's address of it, in /sys."""
-    env = build_stub(tmp_path / "lib", "GPUS=4")
+    env = build_stub(tmp_path / "lib", "GPUS=4", "MIG")
     for gpu, node in enumerate([1, 0, 0, 1]):
         folder = tmp_path / "pci" / f"0000:{0x1A + gpu:02x}:00.0"
         folder.mkdir(parents=True)
         (folder / "numa_node").write_text(f"{node}\n")
     given = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
     code = (
-        "import sys; from pathlib import Path; from opensora_launch.worker.affinity import gpu_nodes; "
+        "import sys; from pathlib import Path; from opensora_launch.machine.numa import gpu_nodes; "
         f"print(gpu_nodes({given!r}, Path(sys.argv[1])), gpu_nodes({given!r}, Path('/gone')))"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "pci")]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == f"{nodes} []\n"
     (tmp_path / "pci/0000:1a:00.0/numa_node").write_text("-1\n")
-    of_first = shown in (None, "GPU-0000-2,GPU-0000-0")
+    of_first = shown in (None, "GPU-0000-2,GPU-0000-0", "MIG-0000-0")
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == f"{[] if of_first else nodes} []\n"
 
@@ -149,5 +149,5 @@ def test_ranks_that_do_not_come_are_named() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    with pytest.raises(Unreachable, match="did not come: 1, 2;"):
-        meet(0, 3, "127.0.0.1", port, come_up_s=0.5)
+    with pytest.raises(Unreachable, match="did not connect: 1, 2;"):
+        meet(0, 3, "127.0.0.1", port, start_s=0.5)

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opensora_launch.errors import UserError
-from opensora_launch.telemetry.events import Collective, Event, RankEvents, Work, event_line, read_events
+from opensora_launch.telemetry.events import Collective, Event, RankEvents, WorkSpan, event_line, read_events
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Position
@@ -61,7 +62,7 @@ def test_events_come_back_in_the_contracts_lines(tmp_path: Path) -> None:
     assert [c.sequence for c in events.collectives] == [1, 2, 3, 4, 5]
     assert [c.axis for c in events.collectives] == ["ulysses"] * 4 + ["barrier"]
     assert {(c.ranks, c.bytes) for c in events.collectives[:4]} == {((0, 1), 64)}
-    assert [s[:5] for s in events.steps] == [("0000_0", n, 2, 1, "dp1 cfg1 ring1 ulysses2") for n in (0, 1)]
+    assert [astuple(s)[:5] for s in events.steps] == [("0000_0", n, 2, 1, "dp1 cfg1 ring1 ulysses2") for n in (0, 1)]
     assert events.spans[0].end_s - events.spans[0].start_s >= 0.01
     assert events.end is not None
     assert (events.end.peak_memory_bytes, events.end.videos, events.bad_lines) == (123, ("0000_0",), 0)
@@ -72,16 +73,15 @@ def test_events_come_back_in_the_contracts_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "event",
+    ("kind", "event"),
     [
-        Work("attention", 12345.678901234, 1e-07),
-        Collective("ulysses", (0, 3), 7, 1 << 40, 0.1, 1e22),
-        Collective("world", (0,), 1, 0, 0.0, 2.5),
+        ("work", WorkSpan("attention", 12345.678901234, 1e-07)),
+        ("collective", Collective("ulysses", (0, 3), 7, 1 << 40, 0.1, 1e22)),
+        ("collective", Collective("world", (0,), 1, 0, 0.0, 2.5)),
     ],
 )
-def test_the_lines_spelled_out_are_what_the_encoder_writes(event: Event) -> None:
-    kind = type(event).__name__.lower()
-    assert event_line(event) == json.dumps({"kind": kind, **event._asdict()}) + "\n"
+def test_the_lines_spelled_out_are_what_the_encoder_writes(kind: str, event: Event) -> None:
+    assert event_line(event) == json.dumps({"kind": kind, **asdict(event)}) + "\n"
 
 
 def test_each_group_of_ranks_has_its_own_count(tmp_path: Path) -> None:
@@ -184,23 +184,35 @@ import sys, time
 from pathlib import Path
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
+
+class Bare:
+    __slots__ = ("start",)
+    def __enter__(self):
+        self.start = time.monotonic()
+    def __exit__(self, kind, error, tb):
+        found.append(("collective", "ulysses", (0, 1), 64, self.start, time.monotonic()))
+
+def cost(make):
+    start = time.process_time()
+    for _ in range(2000):
+        with make():
+            pass
+    return time.process_time() - start
+
 folder = Path(sys.argv[1])
 meta = dict(rank=0, world=1, local_rank=0, host="h", device_name="", threads=1, layouts={})
 heartbeat = Heartbeat(folder / "rank0.json", rank=0, host="h")
-recorder = Recorder(folder / "rank0.jsonl", meta, device="cpu", heartbeat=heartbeat)
-costs = []
-for _ in range(7):
-    start = time.perf_counter()
-    for _ in range(2000):
-        with recorder.collective("ulysses", (0, 1), 64):
-            pass
-    costs.append((time.perf_counter() - start) / 2000)
+recorder, found = Recorder(folder / "rank0.jsonl", meta, device="cpu", heartbeat=heartbeat), []
+pairs = [(cost(lambda: recorder.collective("ulysses", (0, 1), 64)), cost(Bare)) for _ in range(15)]
 assert "torch" not in sys.modules
-print(min(costs))
+print(min(recorded for recorded, _ in pairs) / min(bare for _, bare in pairs))
 """
 
 
-def test_a_collective_costs_microseconds(tmp_path: Path) -> None:
-    """In a process of its own: here the checks of shapes and types would be counted too. Half of it is the usual."""
+def test_a_collective_costs_little_more_than_its_two_times(tmp_path: Path) -> None:
+    """CPU time against a context manager that only takes the times: twice as much is usual.
+
+    In a process of its own: here the checks of shapes and types would be counted too.
+    """
     done = subprocess.run([sys.executable, "-c", COST, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 5e-6
+    assert float(done.stdout) < 3.5, "times as much"

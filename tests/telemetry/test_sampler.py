@@ -11,7 +11,7 @@ import pytest
 
 from opensora_launch.errors import UserError
 from opensora_launch.machine.host import host_sample, process_sample, rank_samples
-from opensora_launch.machine.nvml import TRIES, Gpu
+from opensora_launch.machine.nvml import READINGS, TRIES, Gpu
 from opensora_launch.telemetry.sampler import Sampler
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 from tests.nvml_stub import build_stub
@@ -100,13 +100,17 @@ def test_a_mig_instance_stands_beside_its_gpu(tmp_path: Path) -> None:
     assert node.refused == {"utilisation": "Not Supported"}
 
 
-def test_a_reading_that_breaks_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+def test_a_reading_that_breaks_does_not_take_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handle without what is read of it, as with another version of nvidia-ml-py; and a name that is no UTF-8."""
     gpu = Gpu(0, "GPU-0", "X", None)
-    found = [gpu.read("clocks", lambda handle: {"sm_mhz": handle.clock}) for _ in range(TRIES)]
+    monkeypatch.setitem(READINGS, "clocks", lambda handle: {"sm_mhz": handle.clock})
+    monkeypatch.setitem(READINGS, "power", lambda handle: {"power_w": 1.0})
+    found = [gpu.read("clocks") for _ in range(TRIES)]
     assert (found, gpu.failures["clocks"]) == ([{}] * TRIES, TRIES)
     assert gpu.refused == {"clocks": "AttributeError: 'NoneType' object has no attribute 'clock'"}
-    assert gpu.read("power", lambda handle: {"power_w": 1.0}) == {"power_w": 1.0}
+    assert gpu.read("power") == {"power_w": 1.0}
     node = sampled(tmp_path, r'NAME="\xff"')
     assert (node.gpus, node.problem) == ((), None)
     assert (node.no_gpus or "").startswith("UnicodeDecodeError: ")

@@ -42,7 +42,7 @@ def test_a_silent_rank_is_named_with_step_and_collective() -> None:
     assert (verdict.rank, verdict.kind, verdict.stalled_s) == (2, "silent", math.inf)
     assert verdict.message == (
         "rank 2 on host h (pid 102) has been silent for 31 s; "
-        "last seen in step 7 of 0000_0, collective 'ulysses' (#1234)"
+        "last seen in phase denoise, video 0000_0, step 7, collective 'ulysses' (#1234)"
     )
 
 
@@ -61,8 +61,8 @@ def test_a_rank_that_lives_but_is_in_no_collective() -> None:
     verdict = find_guilty(others(beat(1, inside=False, sequence=1230, progress_s=NOW - 61)), NOW, 0)
     assert (verdict.rank, verdict.kind, verdict.stalled_s) == (1, "outside", 61)
     assert verdict.message == (
-        "rank 1 on host h (pid 101) lives but has not moved for 61 s; "
-        "last seen in step 7 of 0000_0, after collective 'ulysses' (#1234)"
+        "rank 1 on host h (pid 101) is alive but has not moved for 61 s; "
+        "last seen in phase denoise, video 0000_0, step 7, after collective 'ulysses' (#1234)"
     ).replace("1234", "1230")
 
 
@@ -98,20 +98,29 @@ def test_waiting_is_followed_from_rank_to_rank() -> None:
 def test_a_missing_rank_is_named_with_who_waits() -> None:
     verdict = find_guilty(others()[:3], NOW, 0)
     assert (verdict.rank, verdict.kind) == (3, "missing")
-    assert "rank 0 on host h (pid 100) waits for it, last seen in step 7" in verdict.message
+    assert "rank 0 on host h (pid 100) waits for it, last seen in phase denoise" in verdict.message
     chained = [beat(0, ranks=(0, 1)), beat(1, ranks=(1, 3), sequence=2)]
     assert find_guilty(chained, NOW, 0).rank == 3
 
 
 def test_a_failed_rank_comes_first() -> None:
     beats = others(beat(1, state="failed", time_s=NOW - 9), beat(2, time_s=NOW - 50))
-    assert find_guilty(beats, NOW, 0).message.startswith("rank 1 on host h (pid 101) has failed; last seen in step 7")
+    assert find_guilty(beats, NOW, 0).message.startswith(
+        "rank 1 on host h (pid 101) has failed; last seen in phase denoise"
+    )
+
+
+def test_a_process_that_is_gone_comes_before_its_victims() -> None:
+    beats = others(beat(1, state="failed"), beat(2, time_s=NOW - 50), beat(3, time_s=NOW - 9))
+    verdict = find_guilty(beats, NOW, 0, gone=[3])
+    assert (verdict.rank, verdict.kind, verdict.stalled_s) == (3, "gone", math.inf)
+    assert verdict.message.startswith("rank 3 on host h (pid 103) ended without an error message: killed, or out of")
 
 
 def test_a_rank_that_ended_is_not_silent_but_done() -> None:
     verdict = find_guilty(others(beat(3, state="done", time_s=NOW - 90, inside=False)), NOW, 0)
     assert (verdict.rank, verdict.kind, verdict.stalled_s) == (3, "done", math.inf)
-    assert "has ended while others wait for it" in verdict.message
+    assert "has ended, but others wait for it" in verdict.message
 
 
 def test_a_done_rank_that_nobody_waits_for_is_not_named() -> None:

@@ -7,6 +7,7 @@ from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.schema.config import (
     Init,
+    LauncherConfig,
     LayoutConfig,
     MmditConfig,
     ModelConfig,
@@ -60,6 +61,6 @@ def small_plan(
         layout=layout or LayoutConfig(),
         placement=placement or PlacementConfig(),
         sampling=SamplingConfig(**sampling),
+        launcher=LauncherConfig(threads_per_rank=1),
     )
-    run.launcher.threads_per_rank = 1
     return make_plan(run, Machine("cpu", 1, ranks, 2), videos, "0")

@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 import torch
 
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.parallel.mesh import build_meshes
-from opensora_launch.parallel.rows import ShardedModel
+from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.latents import position_ids
@@ -47,7 +47,7 @@ def forwards(has_condition: bool, prune: bool) -> tuple[int, torch.Tensor]:
         latent_frames=FRAMES,
         prune=prune,
     )
-    kernel = choose_attention("reference", device=CPU, dtype=torch.float32, head_dim=8).call
+    kernel = choose_kernel("reference", device=CPU, dtype=torch.float32, head_dim=8).call
     model = ShardedModel(forward, kernel, dict.fromkeys((1, 2, 3), mesh))
     latents = denoise_batch(batch, model, unrecorded)
     return given, latents

@@ -15,8 +15,8 @@ from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig, PlacementConfig, Shard, Storage
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, fingerprint
+from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import run_plan
-from opensora_launch.worker.start import Rank
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import frames_of, prepare

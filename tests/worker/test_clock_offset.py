@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from opensora_launch.worker.start import Rank
+from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.watch import clock_offset
 from tests.ranks import run_ranks
 

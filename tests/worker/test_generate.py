@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -18,9 +19,13 @@ from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker.generate import decode_latent, denoise_videos
-from opensora_launch.worker.run import load, run_plan, settle
-from opensora_launch.worker.start import Rank
+from opensora_launch.worker.decode_videos import decode_latent
+from opensora_launch.worker.denoise_videos import denoise_videos
+from opensora_launch.worker.encode_references import encode_references
+from opensora_launch.worker.load_networks import shard_model
+from opensora_launch.worker.rank import Rank
+from opensora_launch.worker.run import load_networks_and_texts, run_plan
+from opensora_launch.worker.set_up import set_up
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 
@@ -43,7 +48,7 @@ def make(plan: Plan, run_dir: Path) -> dict[str, bytes]:
 def prepare(plan: Plan, run_dir: Path) -> Path:
     attempt = run_dir / "attempts" / "0"
     attempt.mkdir(parents=True)
-    text = json.dumps(plan.to_dict())
+    text = json.dumps(asdict(plan))
     (run_dir / "plan.json").write_text(text)
     (attempt / "plan.json").write_text(text)
     return attempt
@@ -52,16 +57,15 @@ def prepare(plan: Plan, run_dir: Path) -> Path:
 def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
     beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
-    site = settle(
-        plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time())
-    )
-    networks, texts = load(site)
-    model = site.model(networks, dict(plan.layouts))
+    ctx = set_up(plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
+    networks, texts = load_networks_and_texts(ctx)
+    model = shard_model(ctx, networks, dict(plan.layouts))
     made = {}
-    group = site.job.mesh.video.ranks[0] // site.job.mesh.video.size
+    group = ctx.mesh.video.ranks[0] // ctx.mesh.video.size
     for videos in plan.batches[group :: plan.dp]:
-        for v, latent in zip(videos, denoise_videos(site.job, networks, model, texts, videos), strict=True):
-            grid, regions = decode_latent(site.job, networks, latent)
+        references = [encode_references(ctx, networks.vae, v) for v in videos]
+        for v, latent in zip(videos, denoise_videos(ctx, model, texts, videos, references), strict=True):
+            grid, regions = decode_latent(ctx, networks.vae, latent)
             if regions is not None:
                 made[v.name] = assemble(grid, regions)[0, :, : plan.geometry.num_frames]
     if networks.blocks:

@@ -14,16 +14,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.attention import Kernel, choose_attention
+from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.plan.placement import Placement, next_smaller
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker import run as worker_run
+from opensora_launch.worker import set_up as worker_set_up
+from opensora_launch.worker.failures import is_out_of_memory
+from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import run_plan
-from opensora_launch.worker.start import Rank, is_out_of_memory
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_checkpoint import attempt_of, stored
@@ -38,7 +39,7 @@ def makes(attempt: str, plan: Plan, fails_at_step: int) -> str:
     calls = 0
 
     def fake_gpu(name: str, **facts: object) -> Kernel:
-        kernel = choose_attention(name, **facts)  # type: ignore[arg-type]
+        kernel = choose_kernel(name, **facts)  # type: ignore[arg-type]
 
         def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal calls
@@ -50,7 +51,7 @@ def makes(attempt: str, plan: Plan, fails_at_step: int) -> str:
         return replace(kernel, call=call)
 
     started = (time.monotonic(), time.time())
-    with mock.patch.object(worker_run, "choose_attention", fake_gpu):
+    with mock.patch.object(worker_set_up, "choose_kernel", fake_gpu):
         try:
             run_plan(plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, started)
         except RuntimeError as error:
@@ -83,7 +84,7 @@ LARGE = (  # 40 blocks of 63 MB and one of 151 in fp32: 2.7 GB
     "model.mmdit.depth=1", "model.mmdit.depth_single_blocks=40",
 )  # fmt: skip
 BASE = (
-    "import torch, torch.distributed as dist; from opensora_launch.worker import rank; "
+    "import torch.distributed as dist, opensora_launch.worker.main; "
     "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1); "
     "lines = open('/proc/self/status').read().splitlines(); "
     "print(next(line.split()[1] for line in lines if line.startswith('VmData')))"
@@ -109,7 +110,7 @@ def test_the_launcher_goes_on_with_shares_under_a_real_limit(tmp_path: Path) -> 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "ran out of memory in phase load\ngoing on from there with weights spread over a node\n" in run.stderr
+    assert "ran out of memory in phase load\ncontinuing from there with weights spread over a node\n" in run.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     first, second = (json.loads((folder / "attempts" / k / "plan.json").read_text()) for k in ("0", "1"))
     assert (first["placement"]["shard"], second["placement"]["shard"]) == ("none", "node")

@@ -10,14 +10,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.engines.native import Source, blocks_of, load_transformer
-from opensora_launch.model.attention import choose_attention
+from opensora_launch.engines.placed_weights import blocks_of, place_transformer
+from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.kernel_choice import choose_kernel
+from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
-from opensora_launch.parallel.attention import Kernel
 from opensora_launch.parallel.mesh import build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.placement import Placement, in_words
+from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.plan import Plan
 from opensora_launch.schema.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
 from opensora_launch.worker.cases import Ranks, read_case, run_case
@@ -76,8 +77,8 @@ def cases_on_rank(ranks: int) -> dict[str, bool]:
     by_rows = {rows: meshes[layout] for rows, layout in layouts.items()}
     node = node_axis(by_rows[1].video, ranks, ranks, timeout)
 
-    def kernel(dtype: torch.dtype, head_dim: int) -> Kernel:
-        return choose_attention("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=head_dim).call
+    def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
+        return choose_kernel("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=head_dim).call
 
     same = {}
     for path in CASES:
@@ -85,7 +86,9 @@ def cases_on_rank(ranks: int) -> dict[str, bool]:
         want = run_case(case, Ranks(by_rows, node, Placement(), kernel), unrecorded)
         for placement in AS_PLACED:
             got = run_case(case, Ranks(by_rows, node, placement, kernel), unrecorded)
-            same[f"{path.stem} {in_words(placement)}"] = all(torch.equal(got[name], x) for name, x in want.items())
+            same[f"{path.stem} {placement_text(placement)}"] = all(
+                torch.equal(got[name], x) for name, x in want.items()
+            )
     return same
 
 
@@ -103,8 +106,8 @@ def output_on_rank(model: ModelConfig, placement: Placement) -> torch.Tensor:
     mesh = build_meshes([layout], dist.get_rank(), timeout, lambda *args: nullcontext())[layout]
     node = node_axis(mesh.video, mesh.video.size, mesh.video.size, timeout)
     read: list[int] = []
-    source = Source(model, torch.device("cpu"), torch.float32)
-    loaded = load_transformer(source, placement, (node, mesh.video), read.append)
+    source = WeightSource(model, torch.device("cpu"), torch.float32)
+    loaded = place_transformer(source, placement, node, mesh.video, read.append)
     assert len(read) == 2, "a word for each block"
     every = torch.tensor(sum(read))
     dist.all_reduce(every, group=node.group)
@@ -134,7 +137,7 @@ def stored(tmp_path: Path) -> ModelConfig:
     return replace(TINY, init=Init.checkpoint, folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("placement", [Placement(), *AS_PLACED], ids=in_words)
+@pytest.mark.parametrize("placement", [Placement(), *AS_PLACED], ids=placement_text)
 def test_a_checkpoint_is_read_in_parts(placement, stored, tmp_path):
     """What three ranks put together from their shares of a file is what one reads whole."""
     (want,) = run_ranks(1, tmp_path, output_on_rank, stored, Placement())

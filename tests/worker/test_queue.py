@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.rundir import RunDir
+from opensora_launch.runs.alive import ALIVE_S
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
 from opensora_launch.worker import queue as queue_of
-from opensora_launch.worker.queue import STALE_S, WAIT, Owner, Queue
+from opensora_launch.worker.queue import WAIT, Owner, Queue
 from tests.worker.plans import video
 
 BATCHES = [[video(f"000{i}_0")] for i in range(3)]
@@ -54,7 +55,7 @@ def test_a_claim_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     claim.touch()
     asked = queue(tmp_path, "0")
     assert [asked.take(), asked.take(), asked.take()] == [1, 2, WAIT]
-    os.utime(claim, (time.time() - STALE_S - 1,) * 2)
+    os.utime(claim, (time.time() - ALIVE_S - 1,) * 2)
     assert asked.take() == 0
 
 
@@ -91,7 +92,7 @@ def test_what_is_finished_is_not_taken(tmp_path: Path) -> None:
         replace(ALIVE, state="failed"),
         replace(ALIVE, state="preempted"),
         replace(ALIVE, pid=2**22 + 1),  # more than any process id
-        replace(ALIVE, host="elsewhere", time_s=-STALE_S - 1),
+        replace(ALIVE, host="elsewhere", time_s=-ALIVE_S - 1),
     ],
 )
 def test_the_dead_are_inherited_at_once(last: Beat, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_the_dead_are_inherited_at_once(last: Beat, tmp_path: Path) -> None:
 @pytest.mark.parametrize("age_s", [1.0, -3600.0])
 def test_a_fresh_heartbeat_may_be_the_last(age_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its node was lost a moment ago, or has a clock that runs ahead: it is watched until it moves or is old."""
-    monkeypatch.setattr(queue_of, "STALE_S", 2.0)
+    monkeypatch.setattr(queue_of, "ALIVE_S", 2.0)
     beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - age_s))
     finish(tmp_path, 1)
     finish(tmp_path, 2)

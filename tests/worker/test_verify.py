@@ -18,7 +18,7 @@ from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.cases import read_case
-from opensora_launch.worker.start import Rank
+from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.verify import run_verify
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
@@ -94,7 +94,10 @@ def test_the_current_model_without_a_case(tmp_path):
     [
         ("{", "is not a case"),
         ('{"file": "none.safetensors", "kind": "mmdit"}', "cannot be read"),
-        ('{"file": "mmdit_tiny_t2v.safetensors", "kind": "audio", "compare": {}}', "verify knows mmdit, vae, sampling"),
+        (
+            '{"file": "mmdit_tiny_t2v.safetensors", "kind": "audio", "compare": {}}',
+            "the known kinds are mmdit, vae, sampling",
+        ),
         (
             '{"file": "mmdit_tiny_t2v.safetensors", "kind": "mmdit", "compare": {"video": {}}}',
             "lacks tensors that bad.json compares",

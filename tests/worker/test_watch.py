@@ -16,7 +16,8 @@ from opensora_launch.telemetry.events import read_events
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.samples import bare_uuid, read_samples
-from opensora_launch.worker.watch import device_uuid, watch_blocks
+from opensora_launch.worker.rank_facts import device_uuid
+from opensora_launch.worker.watch import watch_blocks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import make
 

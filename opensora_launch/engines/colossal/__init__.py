@@ -1,4 +1,4 @@
-"""The ColossalAI engine: its tensor parallel and its sequence parallel around our networks, by policies and subclasses.
+"""The ColossalAI engine: its tensor and sequence parallelism around this project's networks.
 
-Loaded only where engine=colossalai. `require` is the part that starts without torch and without ColossalAI.
+It is imported only for engine=colossalai. doctor/engine_packages.py checks, without importing it, whether it can be.
 """

@@ -1,11 +1,11 @@
-"""The device that ColossalAI works on, told to it."""
+"""Set the device that ColossalAI works on."""
 
 import torch
 from colossalai.accelerator import CpuAccelerator, set_accelerator
 
 
 class SeededCpu(CpuAccelerator):  # type: ignore[misc]
-    """Its CPU with the generator's methods that its layers call, and that it has not (0.5.0)."""
+    """ColossalAI's CPU with random generator methods that its layers call and that 0.5.0 lacks."""
 
     def get_rng_state(self, device: object = None) -> torch.Tensor:
         return torch.get_rng_state()
@@ -18,5 +18,5 @@ class SeededCpu(CpuAccelerator):  # type: ignore[misc]
 
 
 def use_device(device: torch.device) -> None:
-    """Of a GPU it takes the current one, which the rank has set."""
+    """Let ColossalAI work on a CPU, or on the current GPU, which the rank has set."""
     set_accelerator("cuda" if device.type == "cuda" else SeededCpu())

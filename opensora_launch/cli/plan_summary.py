@@ -1,0 +1,73 @@
+"""A plan as text: what is made, how much work it is, and how the ranks share it."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from opensora_launch.plan.placement import placement_text
+from opensora_launch.plan.plan import Plan, rows_per_step
+from opensora_launch.plan.rows import NUM_ROWS
+
+
+def plan_summary(plan: Plan) -> str:
+    """The plan in aligned lines of "name   value"."""
+    lines = list(_facts(plan))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
+
+
+def _row_forwards(plan: Plan) -> tuple[int, int]:
+    """Row-forwards of all videos as planned, and as the reference computes them."""
+    ours = sum(sum(_rows(plan, i)) for i in range(len(plan.videos)))
+    theirs = sum(v.guidance.num_steps * (1 if v.guidance.distilled else NUM_ROWS) for v in plan.videos)
+    return ours, theirs
+
+
+def _rows(plan: Plan, index: int) -> tuple[int, ...]:
+    return rows_per_step(plan.videos[index], plan.geometry.latent_frames, plan.sampling.prune_rows)
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    g, machine, model = plan.geometry, plan.machine, plan.model
+    kind = ", random weights" if model.init == "random" else ""
+    yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}, engine={plan.engine}"
+    seconds = g.num_frames / g.fps
+    frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
+    yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"
+    yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} video"
+    yield from _videos(plan)
+    yield from _work(plan)
+    yield "weights", placement_text(plan.placement)
+    for rows, layout in plan.layouts:
+        yield f"layout, {rows} row{'s' if rows > 1 else ''}", str(layout)
+    nodes = f" on {machine.nodes} nodes" if machine.nodes > 1 else ""
+    unit = "GPU" if machine.device == "cuda" else "CPU rank"
+    yield "ranks", f"{machine.ranks} ({unit}{'s' if machine.ranks > 1 else ''}{nodes}), {_threads(plan)}"
+
+
+def _threads(plan: Plan) -> str:
+    return f"{plan.threads_per_rank} CPU thread{'s' if plan.threads_per_rank > 1 else ''} each"
+
+
+def _videos(plan: Plan) -> Iterator[tuple[str, str]]:
+    kinds = Counter(video.cond_type for video in plan.videos)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    yield "videos", f"{len(plan.videos)} ({listed}) in {len(plan.batches)} batch{'es' if len(plan.batches) > 1 else ''}"
+    for video in plan.videos[:4]:
+        text = video.prompt if len(video.prompt) <= 60 else f"{video.prompt[:57]}..."
+        yield f"  {video.name}", f"{text!r}, seed {video.seed}, {video.guidance.num_steps} steps"
+    if len(plan.videos) > 4:
+        yield "  ...", f"{len(plan.videos) - 4} more"
+
+
+def _work(plan: Plan) -> Iterator[tuple[str, str]]:
+    steps = Counter(rows for i in range(len(plan.videos)) for rows in _rows(plan, i))
+    each = ", ".join(f"{count} steps of {rows}" for rows, count in sorted(steps.items(), reverse=True))
+    ours, theirs = _row_forwards(plan)
+    fewer = f", {theirs / ours:.3f}x fewer" if theirs > ours else ""
+    yield "rows", f"{each}: {ours} row-forwards; the reference computes {theirs}{fewer}"
+
+
+def command_lines(argv: Sequence[str]) -> str:
+    """The command, quoted for a shell."""
+    return f"  {shlex.join(argv)}"

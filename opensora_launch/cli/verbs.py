@@ -1,0 +1,154 @@
+"""Every verb with its flags and its help. `opensora_launch/cli/VERB.py` does what it says."""
+
+from dataclasses import dataclass
+
+from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, PROMPTS, Flag
+
+SETTINGS = "[GROUP=CHOICE ...] [KEY=VALUE ...]"
+AS_GENERATE = "Groups and keys are those of generate."
+JSON = Flag(("--json",), "", "Print one JSON document.")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`about` is its line in the list of verbs; `text` stands between usage and flags in its own help."""
+
+    about: str
+    usage: tuple[str, ...]  # what follows the verb
+    text: str
+    flags: tuple[Flag, ...] = (HELP,)
+    settings: bool = False  # whether it takes groups and keys
+
+
+VERBS = {
+    "generate": Verb(
+        "Make videos from prompts, on one GPU or many.",
+        (f"--prompt TEXT [FLAGS] {SETTINGS}",),
+        "Make a video of each prompt, in a new folder under runs/. Text and paths are flags; every setting is a Hydra "
+        "override.",
+        GENERATE_FLAGS,
+        settings=True,
+    ),
+    "plan": Verb(
+        "Predict time and memory of every layout, on any card. Needs no GPU.",
+        ("hardware=CARD topology=CHOICE video=CHOICE [FLAGS] [KEY=VALUE ...]",),
+        "Predict every layout of a topology on a card: seconds per phase, efficiency, memory, and why the others are "
+        f"not chosen. Needs neither weight files nor GPUs. {AS_GENERATE}",
+        (
+            Flag(("--videos",), "N", "Number of videos to make [1]."),
+            JSON,
+            Flag(("--plot",), "FILE", "Draw time, memory and roofline: .svg, .png or .pdf. Needs matplotlib."),
+            CONFIG_DIR,
+            HELP,
+        ),
+        settings=True,
+    ),
+    "verify": Verb(
+        "Compare N ranks with one rank, and with stored tensors.",
+        (f"[--case FILE ...] {SETTINGS}",),
+        "Run stored cases, or a small video of the current model, on a layout and on one rank. Prints one line per "
+        f"compared tensor. Exit code 0 if all agree, else 1. {AS_GENERATE}",
+        (
+            Flag(
+                ("--case",),
+                "FILE",
+                "Stored case (docs/verify.md). Without one, the current model is checked. May be repeated.",
+                repeats=True,
+            ),
+            CONFIG_DIR,
+            HELP,
+        ),
+        settings=True,
+    ),
+    "bench": Verb(
+        "Measure scaling: a sweep over counts of GPUs, with one report.",
+        (
+            "gpus=[1,2,4] [repeats=3] [warmup=1] [scaling=strong|weak] [GROUP=CHOICE ...] [KEY=VALUE]",
+            "--resume FOLDER",
+        ),
+        "Run every point of a sweep alone, several times in alternating order, and write one report on all of them. A "
+        f"count may be nodes x GPUs (2x8). Several values (video=256px,768px) give several lines. {AS_GENERATE}",
+        (
+            Flag(("--prompt",), "TEXT", "What the videos show; the times do not depend on it.", repeats=True),
+            PROMPTS,
+            Flag(("--resume",), "FOLDER", "Continue a sweep that was interrupted."),
+            CONFIG_DIR,
+            HELP,
+        ),
+        settings=True,
+    ),
+    "compare": Verb(
+        "Compare two runs or sweeps. Exit code 1 if the second is slower.",
+        ("A B [--threshold PERCENT]",),
+        "Print the times of two runs or two sweeps side by side. Exit code 1 if a time of B is above A's by more than "
+        "the threshold and, with repeats, beyond their spread; 2 if the two did different work.",
+        (
+            Flag(("--threshold",), "PERCENT", "Allowed slowdown of B in percent before exit code 1 [5]."),
+            HELP,
+        ),
+    ),
+    "top": Verb(
+        "Watch a run: step, GPU use, memory and power of each rank.",
+        ("RUN [--once]",),
+        "Show what each rank of a run does now, with the use, memory and power of its GPU. Without a terminal it "
+        "prints a table every 30 seconds.",
+        (Flag(("--once",), "", "Print the table once and exit."), HELP),
+    ),
+    "report": Verb(
+        "Show where each rank's time went, from the files of a run.",
+        ("RUN [--baseline RUN]", "FILE.json [--out FOLDER]"),
+        "Write the reports of a run or sweep (report.json, .md, .html) from its telemetry, and print a summary. "
+        "FILE.json holds published figures: the report computes their efficiency from their seconds.",
+        (
+            Flag(("--baseline",), "RUN", "Run to compare with."),
+            Flag(("--usd-per-gpu-hour",), "X", "Price of a GPU-hour in US dollars, for the cost per video."),
+            Flag(("--usd-per-kwh",), "X", "Price of a kWh in US dollars."),
+            Flag(("--out",), "FOLDER", "Output folder for the report on published figures [next to the input file]."),
+            HELP,
+        ),
+    ),
+    "status": Verb(
+        "Show the state of a run: job, ranks, nodes, logs, last error.",
+        ("RUN",),
+        "Show the state of a run from its folder and, for a batch job, from Slurm: job, ranks, nodes, logs, time left, "
+        "last error.",
+    ),
+    "cancel": Verb(
+        "Stop everything that works on a run.",
+        ("RUN",),
+        "Stop everything that works on a run: its Slurm job, or its launcher and ranks on this host. Exit code 1 if "
+        "something cannot be stopped from here.",
+    ),
+    "doctor": Verb(
+        "Check this machine. Prints one line per finding, with the fix.",
+        (f"[FLAGS] {SETTINGS}",),
+        "Check this machine, or every node of a Slurm allocation, for a run with these settings: driver and builds, "
+        "memory, disk, limits, links, weight files, environment (docs/doctor.md). Prints one line per finding: ok, "
+        f"warn or fail. Exit code 1 if anything fails. {AS_GENERATE}",
+        (
+            Flag(("--quick",), "", "Check only what generate checks: environment, memory, disk."),
+            Flag(
+                ("--no-ranks",), "", "Start no ranks: measure no bandwidth, and do not test that each sees its own GPU."
+            ),
+            JSON,
+            Flag(("--plot",), "FILE", "Draw free memory and bandwidth: .svg; .png and .pdf need matplotlib."),
+            Flag(("--here",), "", "In a Slurm job: check only this node, and print one line of JSON per finding."),
+            CONFIG_DIR,
+            HELP,
+        ),
+        settings=True,
+    ),
+    "estimate": Verb(
+        "Estimate FLOPs, GPU-hours, energy and cost; fleets, machines, cards to buy.",
+        (f"[video|fleet|breakeven|card|build] [FLAGS] {SETTINGS}",),
+        "Estimate a video, a fleet or a machine (docs/estimate.md). Needs no GPU. Each number shows its arithmetic.\n"
+        "  video      FLOPs, GPU-hours, kWh and cost of a video and of a minute of video\n"
+        "  fleet      GPUs for estimate.minutes_per_day at a peak factor and utilisation\n"
+        "  breakeven  FLOPs of training, and the number of videos whose inference takes as many\n"
+        "  card       cards that run this video: by memory, then by estimate.card_order\n"
+        "  build      power, supply and cooling of a machine, and buying against renting\n"
+        f"estimate=sora, estimate=dit_xl and estimate=guide_4090 hold figures of published documents. {AS_GENERATE}",
+        (JSON, Flag(("--plot",), "FILE", "Draw bars: .svg; .png and .pdf need matplotlib."), CONFIG_DIR, HELP),
+        settings=True,
+    ),
+}

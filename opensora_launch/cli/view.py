@@ -1,0 +1,230 @@
+"""What the terminal shows: styled lines, and a moving view of a run. rich draws it; a pipe gets plain lines.
+
+`generate` and `bench` show a bar for all ranks of an attempt; `top` adds a table with one row per rank.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import accumulate
+from typing import TYPE_CHECKING, TextIO
+
+from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.alive import rank_state
+from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, stuck_s, together, waiting
+from opensora_launch.runs.progress import Pace
+from opensora_launch.telemetry.stall import Beat
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+LINE_EVERY_S = 30.0  # in a pipe
+USE_EVERY_S = 1.0  # between two reads of the samples
+SPARE_CHARS = 8  # of the bar's line: for a bar of two characters, the percentage, and blanks
+LARGE_BYTES = 1e8  # of weights, whose loading is worth watching
+RANK_COLUMNS = ("rank", "host", "doing", "step", "use", "memory", "power", "stuck since")
+StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
+OnBeats = Callable[[AttemptDir, Sequence[Beat]], None]
+
+
+def print_lines(lines: Iterable[StyledLine]) -> None:
+    """Print lines in colour on a terminal. A narrow terminal wraps them; nothing is cut off."""
+    if not sys.stdout.isatty():  # rich takes longer to import than some verbs take to answer
+        sys.stdout.writelines("".join(text for text, _ in line) + "\n" for line in lines)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in lines:
+        console.print(Text.assemble(*line))
+
+
+@dataclass
+class RunView:
+    """What a run does at this moment. `look` reads its files again."""
+
+    attempt: AttemptDir
+    since_s: float = field(default_factory=time.monotonic)
+    beats: Sequence[Beat] = ()
+    uses: dict[int, DeviceUse] = field(default_factory=dict)
+    uses_s: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.pace = Pace([self.attempt])
+
+    def look(self, beats: Sequence[Beat]) -> None:
+        self.beats, now = beats, time.monotonic()
+        self.pace.look(beats)
+        if now - self.uses_s >= USE_EVERY_S:
+            self.uses, self.uses_s = rank_uses(self.attempt, beats), now
+
+    @property
+    def seconds_left(self) -> float | None:
+        return self.pace.seconds_left(time.time())
+
+    def bar(self, width: int) -> "Table":
+        """One line: what the first rank does, a bar, and as many words as there is room for."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        doing = describe(self.beats).replace(", video", "").replace(" of ", "/")
+        share = self.pace.share
+        percent = "" if share is None else f"{share:>4.0%}"
+        words = _fitting(self._short_words(), width - len(doing) - SPARE_CHARS)
+        line = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            line.add_column(ratio=ratio, no_wrap=True)
+        line.add_row(
+            Text(doing), ProgressBar(total=None if share is None else 1.0, completed=share or 0.0), percent, Text(words)
+        )
+        return line
+
+    def ranks(self) -> list[list[str]]:
+        """A row of cells for each rank."""
+        return [[str(cell) for cell in self._rank(beat)] for beat in self.beats]
+
+    def _rank(self, beat: Beat) -> Iterator[object]:
+        state, stuck = rank_state(beat), stuck_s(beat, time.time())
+        doing = beat.phase if state == "running" else f"{state} in {beat.phase}" if state == "lost" else state
+        yield from (beat.rank, beat.host, f"{doing} {beat.video or ''}".strip())
+        yield f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
+        yield from self.uses.get(beat.rank, DeviceUse()).cells
+        yield "" if stuck is None else f"{stuck:.0f} s in {beat.collective}"
+
+    def summary(self) -> str:
+        """How many ranks work, the share of the videos that is done, and the time left."""
+        states = [rank_state(beat) for beat in self.beats]
+        running = states.count("running")
+        ends = [(states.count("failed"), "failed"), (states.count("lost"), "lost")]
+        lines = [f"{count} {how}" for count, how in ends if count]
+        if not running:
+            return ", ".join(
+                [f"all {len(states)} ranks have ended" if len(states) > 1 else "the rank has ended", *lines]
+            )
+        started = min((meta.start_epoch_s for meta in rank_metas(self.attempt).values()), default=time.time())
+        left = self.seconds_left
+        done = f"{self.pace.share or 0.0:.0%} done after {time.time() - started:.0f} s"
+        return ", ".join(
+            [
+                f"{running} of {len(states)} ranks working",
+                *lines,
+                done + ("" if left is None else f", about {left:.0f} s left"),
+            ]
+        )
+
+    def _short_words(self) -> Iterator[str]:
+        """For a terminal of 80 columns: time, which ranks wait for which, and use, memory and power."""
+        left = self.seconds_left
+        yield clock(time.monotonic() - self.since_s) if left is None else f"ETA {clock(left)}"
+        count, slowest = waiting(self.beats, time.time())
+        if count:
+            yield f"{count} wait" + ("" if slowest is None else f" for {slowest}")
+        use = together(self.uses.values())
+        busy, memory, power = use.cells
+        yield from filter(None, [busy and f"{'GPU' if use.of_gpu else 'CPU'} {busy}", memory, power])
+
+    def long_words(self) -> Iterator[str]:
+        """The same in words, for a pipe."""
+        yield describe(self.beats)
+        if (left := self.seconds_left) is not None:
+            yield f"about {left:.0f} s left"
+        use = together(self.uses.values())
+        busy, memory, power = use.cells
+        used = [busy and f"{busy} {'busy' if use.of_gpu else 'of a core'}", memory and f"{memory} at most", power]
+        if any(used):
+            yield f"{'GPUs' if use.of_gpu else 'ranks'}: {', '.join(filter(None, used))}"
+        count, slowest = waiting(self.beats, time.time())
+        if count:
+            yield f"{count} of {len(self.beats)} ranks wait" + ("" if slowest is None else f" for rank {slowest}")
+
+
+def describe(beats: Sequence[Beat]) -> str:
+    """Phase, video and step of the first rank; while weights load, how much of all ranks' bytes is read."""
+    beat = beats[0]
+    if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos):
+        return "finishing"
+    reading = [b for b in beats if b.phase == "load"]
+    loaded, whole = sum(b.loaded_bytes for b in beats), sum(b.load_bytes for b in beats)
+    if reading and whole >= LARGE_BYTES:
+        took = max(b.time_s for b in reading) - min(b.load_since_s for b in reading)
+        return f"load, {loaded / 1e9:.1f} of {whole / 1e9:.1f} GB, {loaded / 1e9 / max(took, 1e-3):.1f} GB/s"
+    video = f", video {min(beat.videos_done + 1, beat.videos)} of {beat.videos}" if beat.videos else ""
+    step = f", step {beat.step + 1} of {beat.steps}" if beat.step is not None and beat.steps else ""
+    return f"{beat.phase}{video}{step}"
+
+
+@contextmanager
+def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
+    """A function that shows an attempt, given its folder and its heartbeats.
+
+    On a terminal it is a bar. In a pipe it prints a line for each new phase, and every 30 seconds.
+    """
+    views = dict[AttemptDir, RunView]()
+    phase, last_s = "", float("-inf")
+    with screen(stream) as draw:
+
+        def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
+            nonlocal phase, last_s
+            view = views.setdefault(attempt, RunView(attempt))
+            if not beats:
+                return
+            view.look(beats)
+            if draw:
+                draw(lambda console: view.bar(console.width))
+                return
+            now, doing = time.monotonic(), describe(beats).partition(",")[0]
+            if doing != phase or now - last_s >= LINE_EVERY_S:
+                phase, last_s = doing, now
+                print("; ".join(view.long_words()), file=stream, flush=True)
+
+        yield show
+
+
+@contextmanager
+def screen(stream: TextIO) -> Iterator[Callable[[Callable[["Console"], "RenderableType"]], None] | None]:
+    """A function that draws in one place of the terminal, over what it drew before; None if there is no terminal."""
+    if not stream.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=stream)
+    # Without rich's thread: the launcher forks the ranks while the screen is there, and a fork with threads is a risk.
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda render: live.update(render(console), refresh=True)
+
+
+def rank_table(view: RunView) -> "Table":
+    """One row per rank, for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*RANK_COLUMNS, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for cells in view.ranks():
+        style = "bold red" if cells[2].startswith(("lost", "failed")) else "yellow" if cells[-1] else ""
+        table.add_row(*cells, style=style)
+    return table
+
+
+def rank_lines(view: RunView) -> list[str]:
+    """The same as aligned lines, for a pipe."""
+    rows = [list(RANK_COLUMNS), *view.ranks()]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(RANK_COLUMNS))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _fitting(words: Iterable[str], chars: int) -> str:
+    """As many of the first words as there is room for."""
+    return max((text for text in accumulate(words, "{} {}".format) if len(text) <= chars), key=len, default="")
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, with the days before it if there are any."""
+    return str(timedelta(seconds=round(seconds)))

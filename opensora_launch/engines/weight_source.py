@@ -1,0 +1,91 @@
+"""Read the transformer's weights from a checkpoint, or draw random ones: whole tensors, or any part of them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from opensora_launch.errors import UserError
+from opensora_launch.model.shapes import mmdit_shapes
+from opensora_launch.model.weight_files import DTYPE_BYTES, Stored, read_stored, stored_problems
+from opensora_launch.model.weights import random_tensor, random_tensors, read_tensors
+from opensora_launch.parallel.packing import ReadRange
+from opensora_launch.schema.config import Init, ModelConfig
+
+ReadTensor = Callable[[str], Tensor]  # name -> the whole tensor
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """The checkpoint (or seed) of `model`, with the device and dtype that the transformer computes in.
+
+    `prefix` starts the names of its tensors in the file, which may hold others too.
+    """
+
+    model: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    prefix: str = ""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.model.folder) / self.model.mmdit_file
+
+    @cached_property
+    def stored(self) -> Mapping[str, Stored]:
+        """The tensors in the files of the checkpoint, without the prefix; empty if weights are random."""
+        if self.model.init is Init.random:
+            return {}
+        every = read_stored(self.path)
+        return {name.removeprefix(self.prefix): x for name, x in every.items() if name.startswith(self.prefix)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as they are read."""
+        return self.number_bytes * sum(torch.Size(shape).numel() for shape in mmdit_shapes(self.model.mmdit).values())
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one number as it is read."""
+        return DTYPE_BYTES[next(iter(self.stored.values())).dtype] if self.stored else self.dtype.itemsize
+
+    def check(self) -> None:
+        """Raise UserError if the files cannot be read, or hold other tensors than the config requires."""
+        if self.model.init is Init.random:
+            return
+        if wrong := stored_problems(self.path, self.stored, mmdit_shapes(self.model.mmdit)):
+            raise UserError("the transformer's weights cannot be loaded", wrong)
+
+    def on_device(self, empty: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return whole tensors of `empty` (a module on the meta device) on the device, in the dtype."""
+        if self.model.init is Init.random:
+            seed = self.model.init_seed
+            return random_tensors(empty, seed=seed, dtype=self.dtype, device=self.device, wanted=names)
+        return read_tensors(self.path, device=self.device, dtype=self.dtype, prefix=self.prefix, wanted=names)
+
+    def reader(self) -> ReadTensor:
+        """Return a reader of whole tensors: of the files, mapped and not yet read; or random ones in fp32."""
+        if self.model.init is Init.checkpoint:
+            return read_tensors(self.path, device=torch.device("cpu"), prefix=self.prefix).__getitem__
+        shapes = {name: torch.Size(shape) for name, shape in mmdit_shapes(self.model.mmdit).items()}
+        return lambda name: random_tensor(name, shapes[name], self.model.init_seed, self.device)
+
+    def range_reader(self, block: str, shapes: Mapping[str, tuple[int, ...]]) -> ReadRange:
+        """Return a reader of parts of a block's tensors, which reads only the lines of a file that hold the part."""
+
+        def draw(name: str, first: int, last: int) -> Tensor:
+            shape = torch.Size(shapes[name])
+            return random_tensor(block + name, shape, self.model.init_seed, self.device).reshape(-1)[first:last]
+
+        def read(name: str, first: int, last: int) -> Tensor:
+            line = torch.Size(shapes[name][1:]).numel()
+            top = first // line
+            with safe_open(self.stored[block + name].file, framework="pt") as file:
+                lines: Tensor = file.get_slice(self.prefix + block + name)[top : -(-last // line)]
+            return lines.reshape(-1)[first - top * line : last - top * line]
+
+        return draw if self.model.init is Init.random else read

@@ -1,0 +1,125 @@
+"""GPUs of this host before a run, by NVML: their state, and the links of each pair.
+
+Nothing here raises. Without a driver there are no GPUs, and a reason.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import pynvml
+
+from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.machine.nvml import Gpu, open_gpus
+
+MAX_NVLINKS = 18
+P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which is a tuple in nvidia-ml-py by mistake
+P2P = {  # nvmlGpuP2PStatus_t
+    pynvml.NVML_P2P_STATUS_OK: "ok",
+    pynvml.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED: "chipset not supported",
+    pynvml.NVML_P2P_STATUS_GPU_NOT_SUPPORTED: "GPU not supported",
+    pynvml.NVML_P2P_STATUS_IOH_TOPOLOGY_NOT_SUPPORTED: "topology not supported",
+    pynvml.NVML_P2P_STATUS_DISABLED_BY_REGKEY: "turned off in the driver",
+    pynvml.NVML_P2P_STATUS_NOT_SUPPORTED: "not supported",
+}
+PATHS = {  # nvmlGpuTopologyLevel_t, as nvidia-smi names them
+    pynvml.NVML_TOPOLOGY_INTERNAL: "one board",
+    pynvml.NVML_TOPOLOGY_SINGLE: "PIX",
+    pynvml.NVML_TOPOLOGY_MULTIPLE: "PXB",
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: "PHB",
+    pynvml.NVML_TOPOLOGY_NODE: "NODE",
+    pynvml.NVML_TOPOLOGY_SYSTEM: "SYS",
+}
+
+
+def find_gpus() -> HostGpus:
+    """Read the state of every GPU and MIG instance of this host."""
+    opened, problem = open_gpus()
+    if opened is None:
+        return HostGpus(problem=problem)
+    try:
+        whole = [gpu for gpu in opened.gpus if gpu.parent is None]
+        return HostGpus(
+            gpus=tuple(map(_facts, whole)),
+            pairs=tuple(_pair(a, b) for a, b in combinations(whole, 2)),
+            driver=opened.driver,
+            cuda=_cuda(),
+            instances=tuple(_facts(gpu) for gpu in opened.gpus if gpu.parent),
+        )
+    finally:
+        opened.close()
+
+
+def _try(reading: Callable[..., Any], *args: Any) -> Any:
+    """A reading, or None where the driver refuses it or does not have it."""
+    try:
+        return reading(*args)
+    except pynvml.NVMLError:
+        return None
+
+
+def _facts(gpu: Gpu) -> GpuFacts:
+    handle = gpu.handle
+    memory = _try(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    ecc = _try(pynvml.nvmlDeviceGetEccMode, handle)
+    remapped = _try(pynvml.nvmlDeviceGetRemappedRows, handle)
+    mig = _try(pynvml.nvmlDeviceGetMigMode, handle)
+    default = _try(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
+    return GpuFacts(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        name=gpu.name,
+        total_bytes=int(memory.total) if memory else None,
+        free_bytes=int(memory.free) if memory else None,
+        capability=_try(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        ecc=bool(ecc[0]) if ecc else None,
+        ecc_errors=gpu.read("ecc").get("ecc_uncorrected"),
+        remap_pending=bool(remapped[2] or remapped[3]) if remapped else None,
+        throttled=tuple(gpu.read("throttling").get("throttled", ())),
+        mig=bool(mig and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE),
+        processes=tuple((pid, used) for pid, used in gpu.read("processes").get("processes", ())),
+        power_limit_w=gpu.read("power limit").get("power_limit_w"),
+        power_default_w=default / 1000 if default else None,
+        pcie=_pcie(handle),
+    )
+
+
+def _pcie(handle: Any) -> tuple[int, int, int, int] | None:
+    readings = (
+        pynvml.nvmlDeviceGetCurrPcieLinkGeneration,
+        pynvml.nvmlDeviceGetMaxPcieLinkGeneration,
+        pynvml.nvmlDeviceGetCurrPcieLinkWidth,
+        pynvml.nvmlDeviceGetMaxPcieLinkWidth,
+    )
+    found = [_try(reading, handle) for reading in readings]
+    now, most, lanes, most_lanes = found
+    return None if None in found else (int(now), int(most), int(lanes), int(most_lanes))
+
+
+def _cuda() -> tuple[int, int] | None:
+    version = _try(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    return (version // 1000, version % 1000 // 10) if version else None
+
+
+def _pair(a: Gpu, b: Gpu) -> PairFacts:
+    status = _try(pynvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, P2P_READ)
+    links = _nvlinks(a, b)
+    level = _try(pynvml.nvmlDeviceGetTopologyCommonAncestor, a.handle, b.handle)
+    path = f"NV{links}" if links else PATHS.get(-1 if level is None else level, "unknown path")
+    return PairFacts(a.index, b.index, path, P2P.get(-1 if status is None else status, "unknown"))
+
+
+def _nvlinks(a: Gpu, b: Gpu) -> int:
+    """Count the active NVLinks between two GPUs; a link to a switch reaches every GPU on it."""
+    if _try(pynvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) not in (0, None):
+        return 0
+    bus = _try(pynvml.nvmlDeviceGetPciInfo, b.handle)
+    count = 0
+    for link in range(MAX_NVLINKS):
+        if not _try(pynvml.nvmlDeviceGetNvLinkState, a.handle, link):
+            continue
+        kind = _try(pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, a.handle, link)
+        remote = _try(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, a.handle, link)
+        to_switch = kind == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
+        count += bool(to_switch or (remote and bus and remote.busId == bus.busId))
+    return count

@@ -1,0 +1,189 @@
+"""Check weight files without torch: do they exist, are they complete, do they match the config?
+
+The launcher runs these checks before any rank starts, so they read only the headers of files.
+"""
+
+import json
+import shlex
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensora_launch.errors import UserError
+from opensora_launch.model.shapes import Shapes, TensorShape, config_problems, mismatches, mmdit_shapes, vae_shapes
+from opensora_launch.schema.config import Init, ModelConfig
+
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # weights in these types need no unpacking
+PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of a file by torch.save, new and old
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("tokenizer.json", "vocab.json")}  # any one
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file; `dtype` is the name that the format uses."""
+
+    file: Path
+    shape: TensorShape
+    dtype: str
+
+
+def check_files(model: ModelConfig) -> list[str]:
+    """Return one line per problem with the config and the files of the model; [] if ranks can load them."""
+    problems = config_problems(model)
+    if model.init == Init.random:
+        return problems
+    folder, sound = Path(model.folder), not problems  # shapes of an impossible config would only mislead
+    problems += check_weights(folder / model.mmdit_file, mmdit_shapes(model.mmdit) if sound else None, model)
+    problems += check_weights(folder / model.vae_file, vae_shapes(model.vae) if sound else None, model)
+    problems += check_text_folder(folder / model.t5_folder, "t5", model)
+    return problems + check_text_folder(folder / model.clip_folder, "clip", model)
+
+
+def check_weights(path: Path, want: Shapes | None, model: ModelConfig) -> list[str]:
+    """Compare `want` with the names and shapes in a file, or in the files of its index; one line per problem.
+
+    None for `want` only checks that the files exist and are complete.
+    """
+    try:
+        if absent := [file for file in files_of(path) if not file.is_file()]:
+            return [missing(file, model) for file in absent]
+        stored = read_stored(path)
+    except UserError as error:
+        return [str(error)]
+    return stored_problems(path, stored, want)
+
+
+def stored_problems(path: Path, stored: Mapping[str, Stored], want: Shapes | None) -> list[str]:
+    """Return one line per name, shape or type in a file that does not match `want` or cannot be read."""
+    got = {name: tensor.shape for name, tensor in stored.items()}
+    problems = [f"{path} does not match the config: {line}" for line in mismatches(want or got, got)]
+    strange = sorted({tensor.dtype for tensor in stored.values()} - set(DTYPE_BYTES))
+    return problems + [f"{path} holds {t} numbers; only {', '.join(DTYPE_BYTES)} can be read" for t in strange]
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the file itself, or those of its index: `path` may be one (*.json), or X.index.json may stand in for X."""
+    index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
+    if path.suffix != ".json" and (path.is_file() or not index.is_file()):
+        return [path]
+    return indexed_files(index) if index.is_file() else [index]
+
+
+def read_stored(path: Path) -> dict[str, Stored]:
+    """List every tensor of a file, or of the files of an index, by name. Raises UserError like `read_header`."""
+    return {name: stored for file in files_of(path) for name, stored in read_header(file).items()}
+
+
+def missing(path: Path, model: ModelConfig) -> str:
+    """Say that a file is missing, with the command to download it; {folder} in the command is the model's folder."""
+    return f"{path} is missing; to download it: {model.download.replace('{folder}', shlex.quote(model.folder))}"
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """List the tensors of a safetensors file. Raises UserError of one line if it is truncated or of another format."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start, brace = file.read(8), file.read(1)
+        if start.startswith(PICKLES) and brace != b"{":  # a header of 128 bytes has the same first byte as a pickle
+            raise UserError(f"{path} is a pickle; to convert it: {convert_command(path)}")
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
+            raise UserError(f"{path} is not a safetensors file ({size} bytes); download it again")
+        if 8 + length > size:
+            raise UserError(
+                f"{path} is truncated: its header needs {length} bytes, the file has {size}; download it again"
+            )
+        text = brace + file.read(length - 1)
+    try:
+        entries: Mapping[str, Any] = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        stored = {
+            name: Stored(path, tuple(map(int, entry["shape"])), str(entry["dtype"])) for name, entry in entries.items()
+        }
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{path} is not a safetensors file (its header cannot be read); download it again") from error
+    if end != size:
+        raise UserError(f"{path} is truncated: it has {size} bytes, but its header says {end}; download it again")
+    return stored
+
+
+def convert_command(path: Path) -> str:
+    """Return a command that rewrites a pickle of tensors without running anything in it."""
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; source, target = sys.argv[1:]; "
+        "save_file({k: v.clone() for k, v in torch.load(source, weights_only=True, mmap=True).items()}, target)"
+    )
+    return f"python -c '{code}' '{path}' '{path.with_suffix('.converted.safetensors')}'"
+
+
+def check_text_folder(folder: Path, kind: str, model: ModelConfig) -> list[str]:
+    """Check a folder of the transformers library: config, tokenizer, and weights as one file or in shards."""
+    if not folder.is_dir():
+        return [missing(folder, model)]
+    problems = list(check_text_config(folder / "config.json", kind, model))
+    if not any((folder / name).is_file() for name in TOKENIZERS[kind]):
+        problems.append(missing(folder / TOKENIZERS[kind][0], model))
+    try:
+        files = weight_files(folder)
+    except UserError as error:
+        return [*problems, str(error)]
+    if not files:
+        problems.append(missing(folder / WEIGHTS[0], model))
+    for file in files:
+        if not file.is_file():
+            problems.append(missing(file, model))
+        elif file.suffix == ".safetensors":
+            problems += check_header(file)
+        elif not is_pickle(file):
+            problems.append(f"{file} is truncated, or not a file by torch.save; download it again")
+    return problems
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the file is a complete zip by torch.save, or starts like its older form."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(1) == PICKLES[1])
+
+
+def check_header(path: Path) -> list[str]:
+    try:
+        read_header(path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def check_text_config(path: Path, kind: str, model: ModelConfig) -> Iterator[str]:
+    """Check that the width of the encoder is the one that the transformer was built for."""
+    if not path.is_file():
+        yield missing(path, model)
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        width = config["d_model"] if kind == "t5" else config.get("text_config", config)["hidden_size"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield f"{path} is not the config of a text encoder; download it again"
+        return
+    name = "context_in_dim" if kind == "t5" else "vec_in_dim"
+    if width != (wanted := getattr(model.mmdit, name)):
+        yield f"{path} describes an encoder with {width} channels, but model.mmdit.{name} is {wanted}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files in a transformers folder, safetensors rather than pickles; [] if there are none."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None or found.suffix != ".json":
+        return [] if found is None else [found]
+    return indexed_files(found)
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """Return the files that the index of a sharded checkpoint names, each once."""
+    try:
+        return [index.with_name(name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is not an index of weight files; download it again") from error

@@ -1,0 +1,39 @@
+"""The workload that the cost functions read: what is made, and on which machine. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from opensora_launch.plan.memory import VideoSize
+from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.schema.cards import Card
+from opensora_launch.schema.config import Engine, Fit, PlacementConfig, TopologyConfig
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Videos to make and the machine to make them on. `steps` are (rows, number of such steps) of one batch."""
+
+    net: Network
+    grid: TokenGrid
+    video: VideoSize
+    steps: tuple[tuple[int, int], ...]
+    batches: int
+    videos: int
+    ranks: int
+    gpus_per_node: int
+    element_bytes: int
+    placement: PlacementConfig  # as configured
+    fit: Fit
+    card: Card
+    topology: TopologyConfig
+    engine: Engine = Engine.native
+
+    @property
+    def max_rows(self) -> int:
+        return max(rows for rows, _ in self.steps)
+
+
+def steps_of(rows: list[int]) -> tuple[tuple[int, int], ...]:
+    """Count steps: (rows, number of steps with so many rows), from 1 row to the most."""
+    counts = Counter(rows)
+    return tuple((number, counts[number]) for number in range(1, max(rows, default=1) + 1))

@@ -1,0 +1,107 @@
+"""The points of a scaling sweep that a command line of `bench` asks for."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from opensora_launch.errors import Problems, UserError
+from opensora_launch.machine.host import count_cpus
+from opensora_launch.request.compose import ConfigPoint, compose
+from opensora_launch.request.final_config import absolute
+from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
+from opensora_launch.request.prepare import prepare_runs
+from opensora_launch.runs.sweep_state import BenchPoint, Sweep
+from opensora_launch.schema.config import LauncherKind
+from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
+
+BENCH_KEYS = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}  # of bench alone, with defaults
+COUNT = r"\d+(?:x\d+)?"
+PROMPT = "waves at dusk"
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """A new sweep, and the folder that gets its folder."""
+
+    sweep: Sweep
+    runs_dir: Path
+
+
+def prepare_bench(parsed: Parsed) -> BenchRequest:
+    """Read a command line of `bench`. Raises UserError with everything that keeps any of its points from starting."""
+    asked = read_words(parsed.rest, parsed.path("--config-dir"))
+    argv = [word for value in parsed.all("--prompt") for word in ("--prompt", value)]
+    for name in ("--prompts", "--config-dir"):
+        argv += [word for value in parsed.all(name) for word in (name, os.path.abspath(value))]
+    if not parsed.has("--prompt") and not parsed.has("--prompts"):
+        argv += ["--prompt", PROMPT]
+    sweep = replace(asked.sweep, argv=tuple(argv), points=checked(argv, asked.sweep.points))
+    return BenchRequest(sweep, asked.runs_dir)
+
+
+def read_words(words: Sequence[str], config_dir: Path | None) -> BenchRequest:
+    """The points of a command line without its flags. Raises UserError with everything that is wrong with it.
+
+    Inside an allocation each run is a step of it, unless a launcher is named, so that all points use the same nodes.
+    """
+    own = BENCH_KEYS | {key: value for key, _, value in (w.partition("=") for w in words) if key in BENCH_KEYS}
+    rest = [w for w in words if w.partition("=")[0] not in BENCH_KEYS]
+    if problems := _own_problems(own):
+        raise UserError("this sweep cannot start", problems)
+    counts, weak = re.findall(COUNT, own["gpus"]), own["scaling"] == "weak"
+    inside = in_allocation(os.environ)
+    if inside and not any(w.partition("=")[0] in ("launcher", "launcher.kind") for w in rest):
+        rest.append("launcher=srun")
+    if not any(w.startswith("launcher.threads_per_rank=") for w in rest):  # equal for every count: equal work
+        most = max(int(text.rpartition("x")[2]) for text in counts)
+        cpus = cpus_per_node(os.environ) if inside else count_cpus()
+        rest.append(f"launcher.threads_per_rank={max(1, cpus // most)}")
+    composed = compose(rest, multirun=True, config_dir=config_dir).points
+    points = tuple(_point(point, text, weak) for point in composed for text in counts)
+    folders = {point.run.runs_dir for point in composed}
+    if len(folders) > 1:
+        raise UserError(f"a sweep has one folder, and runs_dir names {len(folders)}")
+    elsewhere = composed[0].run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun)
+    sweep = Sweep((), points, int(own["repeats"]), int(own["warmup"]), weak, elsewhere)
+    return BenchRequest(sweep, Path(absolute(folders.pop())))
+
+
+def checked(argv: Sequence[str], points: Sequence[BenchPoint]) -> tuple[BenchPoint, ...]:
+    """The points, each with its device. Raises UserError, before any starts, with what keeps any from starting."""
+    problems, found = Problems(), []
+    for point in points:
+        with problems.collect():
+            runs = prepare_runs(parse("generate", GENERATE_FLAGS, [*argv, *point.overrides])).runs
+            found.append(replace(point, device=runs[0].plan.machine.device))
+    problems.stop("this sweep cannot start")
+    return tuple(found)
+
+
+def _own_problems(own: dict[str, str]) -> list[str]:
+    problems = []
+    counts = re.findall(COUNT, own["gpus"])
+    no_counts = not re.fullmatch(rf"\[?{COUNT}(,{COUNT})*\]?", own["gpus"])
+    if no_counts or any(int(n) < 1 for text in counts for n in text.split("x")):
+        problems.append(f"gpus={own['gpus']} must be counts of GPUs, such as [1,2,4,2x8]; 2x8 is nodes x GPUs")
+    for name, least in (("repeats", 1), ("warmup", 0)):
+        if not re.fullmatch("[0-9]+", own[name]) or int(own[name]) < least:
+            problems.append(f"{name}={own[name]} must be a whole number of at least {least}")
+    if own["scaling"] not in ("strong", "weak"):
+        problems.append(f"scaling={own['scaling']} must be strong (equal work) or weak (work grows with the GPUs)")
+    return problems
+
+
+def _point(point: ConfigPoint, count: str, weak: bool) -> BenchPoint:
+    before, _, per_node = count.rpartition("x")
+    nodes, gpus_per_node = int(before or 1), int(per_node)
+    overrides = [*point.overrides, f"topology.nodes={nodes}", f"topology.gpus_per_node={gpus_per_node}"]
+    if weak:
+        overrides.append(f"sampling.num_samples={nodes * gpus_per_node}")
+    if point.run.launcher.kind is LauncherKind.slurm:
+        overrides.append("follow=true")
+    series = " ".join(point.swept) or point.run.model.name
+    return BenchPoint(series, nodes, gpus_per_node, tuple(overrides))

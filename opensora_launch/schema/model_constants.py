@@ -1,0 +1,6 @@
+"""Numbers that the networks use and the planner counts with. No config changes them."""
+
+TIME_CHANNELS = 256  # channels of the timestep embedding
+# rows x tokens that a block widens at once: a few hundred MB of activations, and products large enough for any GPU
+TOKENS_AT_ONCE = 8192
+VAE_CHUNK_NUMBERS = 2**27  # numbers in the input or output of a VAE layer that are processed at once

@@ -1,0 +1,109 @@
+"""Denoise phase: from the noise of a batch of videos, or the latents of a stopped run, to their latents (C T H W)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opensora_launch.parallel.sharded_model import ShardedModel
+from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
+from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
+from opensora_launch.sampling.schedule import timesteps
+from opensora_launch.worker.batch import Batch, Branch, denoise_batch
+from opensora_launch.worker.checkpoint import fingerprint
+from opensora_launch.worker.context import DTYPES, RankContext
+from opensora_launch.worker.encode_texts import Embedding
+
+
+def denoise_videos(
+    ctx: RankContext,
+    model: ShardedModel,
+    texts: Mapping[str, Embedding],
+    videos: Sequence[VideoRequest],
+    references: Sequence[Sequence[Tensor]],
+) -> list[Float[Tensor, "C T H W"]]:
+    """Return the latents of the videos, with their given frames put back, on every rank of the group.
+
+    references: the latents of each video's references. Raises FloatingPointError if latents are not finite.
+    """
+    plan, shape = ctx.plan, ctx.plan.geometry
+    with ctx.recorder.span("denoise", video=videos[0].name):
+        final = _denoise(ctx, _batch(ctx, texts, videos, references), model, videos)
+        latents = unpack(
+            final, shape.latent_frames, shape.latent_height, shape.latent_width, plan.model.mmdit.patch_size
+        )
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError(
+            f"the latents of {videos[0].name} are not finite: check the weights, or use another precision than "
+            f"{plan.precision}"
+        )
+    return [restore_given(x, v.cond_type, r) for x, v, r in zip(latents, videos, references, strict=True)]
+
+
+def _denoise(
+    ctx: RankContext, batch: Batch, model: ShardedModel, videos: Sequence[VideoRequest]
+) -> Float[Tensor, "V S C"]:
+    """Denoise the batch, from where an earlier attempt stopped if there was one."""
+    if ctx.checkpoints is None:
+        return denoise_batch(batch, model, ctx.recorder.step)
+    name, kept = batch.name, ctx.checkpoints
+    own = fingerprint(ctx.plan, videos)
+    first, latents = kept.load(name, own, batch.latents)
+    resumed = replace(batch, latents=latents)
+    return denoise_batch(resumed, model, ctx.recorder.step, first, lambda done, x: kept.after_step(name, own, done, x))
+
+
+def _batch(
+    ctx: RankContext,
+    texts: Mapping[str, Embedding],
+    videos: Sequence[VideoRequest],
+    references: Sequence[Sequence[Tensor]],
+) -> Batch:
+    plan, shape, device = ctx.plan, ctx.plan.geometry, ctx.device
+    patch, sampling = plan.model.mmdit.patch_size, plan.sampling
+    latent = (plan.model.vae.latent_channels, shape.latent_frames, shape.latent_height, shape.latent_width)
+    noise = draw_noise(
+        [v.seed for v in videos],
+        latent,
+        device=device if sampling.noise_device == "cuda" else torch.device("cpu"),
+        dtype=ctx.dtype if sampling.noise_device == "cuda" else torch.float32,
+    ).to(device, DTYPES[sampling.state_dtype])
+    guidance = videos[0].guidance
+    return Batch(
+        name=videos[0].name,
+        latents=pack(noise, patch),
+        img_ids=position_ids(latent[1], latent[2] // patch, latent[3] // patch, device),
+        branches=[
+            _branches(ctx, texts, v, r, like) for v, r, like in zip(videos, references, noise.float(), strict=True)
+        ],
+        guidance=guidance,
+        times=timesteps(
+            guidance.num_steps,
+            shape.tokens_per_frame,
+            shape.latent_frames,
+            shift=sampling.shift,
+            flow_shift=sampling.flow_shift,
+        ),
+        latent_frames=shape.latent_frames,
+        prune=sampling.prune_rows,
+    )
+
+
+def _branches(
+    ctx: RankContext, texts: Mapping[str, Embedding], video: VideoRequest, references: Sequence[Tensor], like: Tensor
+) -> tuple[Branch, ...]:
+    """Return the inputs of the three guidance branches: text and condition, negative and condition, negative alone."""
+    text, negative = (texts[t].to(ctx.device) for t in (video.text, video.negative))
+    if not ctx.plan.model.mmdit.cond_embed:
+        return ((text.t5, text.clip, None), *[(negative.t5, negative.clip, None)] * 2)
+    masks, given = condition(video.cond_type, references, like)
+    cond = pack_condition(masks, given, ctx.plan.model.mmdit.patch_size)
+    nothing = torch.zeros_like(cond)
+    return (
+        (text.t5, text.clip, cond),
+        (negative.t5, negative.clip, cond),
+        (negative.t5, negative.clip, nothing),
+    )

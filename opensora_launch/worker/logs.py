@@ -1,0 +1,40 @@
+"""Where a rank's output goes."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from opensora_launch.worker.rank import Rank
+
+
+def redirect_output(path: Path) -> None:
+    """Append what this process and its libraries print from now on to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def start_logging(me: Rank) -> None:
+    """Log to standard output, with time and rank in each line."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
+    logging.getLogger().handlers[0].setFormatter(_formatter(me))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def keep_log(path: Path, me: Rank) -> None:
+    """Write log lines to `path` too, unless standard output goes there already, as under srun."""
+    if path.exists() and os.path.samestat(os.fstat(sys.stdout.fileno()), path.stat()):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_formatter(me))
+    logging.getLogger().addHandler(handler)
+
+
+def _formatter(me: Rank) -> logging.Formatter:
+    return logging.Formatter(f"%(asctime)s rank {me.rank} %(message)s", datefmt="%H:%M:%S")
