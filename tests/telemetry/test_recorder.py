@@ -180,7 +180,7 @@ def test_a_line_cut_short_is_counted_and_passed_over(tmp_path: Path) -> None:
 
 
 COST = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
@@ -188,19 +188,27 @@ folder = Path(sys.argv[1])
 meta = dict(rank=0, world=1, local_rank=0, host="h", device_name="", threads=1, layouts={})
 heartbeat = Heartbeat(folder / "rank0.json", rank=0, host="h")
 recorder = Recorder(folder / "rank0.jsonl", meta, device="cpu", heartbeat=heartbeat)
-costs = []
-for _ in range(7):
-    start = time.perf_counter()
+line = dict(kind="collective", axis="ulysses", ranks=(0, 1), sequence=7, bytes=64, start_s=12345.6789, end_s=12345.7891)
+ours, lines = [], []
+for _ in range(15):
+    start = time.process_time()
     for _ in range(2000):
         with recorder.collective("ulysses", (0, 1), 64):
             pass
-    costs.append((time.perf_counter() - start) / 2000)
+    middle = time.process_time()
+    for _ in range(2000):
+        json.dumps(line)
+    ours.append(middle - start)
+    lines.append(time.process_time() - middle)
 assert "torch" not in sys.modules
-print(min(costs))
+print(min(ours) / min(lines))
 """
 
 
-def test_a_collective_costs_microseconds(tmp_path: Path) -> None:
-    """In a process of its own: here the checks of shapes and types would be counted too. Half of it is the usual."""
+def test_a_collective_costs_less_than_its_line(tmp_path: Path) -> None:
+    """Lines are made when a step is over. A quarter of what JSON takes for one is the usual.
+
+    In a process of its own: here the checks of shapes and types would be counted too.
+    """
     done = subprocess.run([sys.executable, "-c", COST, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 5e-6
+    assert float(done.stdout) < 0.5
