@@ -18,6 +18,7 @@ def spec(layout: Layout, timeout_s: float = 60.0, device: str = "cpu") -> ProbeS
     return ProbeSpec(device, layout, 1, nbytes=1 << 20, repeats=3, timeout_s=timeout_s)
 
 
+@pytest.mark.slow
 def test_each_axis_on_real_ranks() -> None:
     result, why_not = run_probe(Machine("cpu", 1, 4, 2), spec(Layout(1, 1, 2, 2)), os.environ)
     assert result, why_not
