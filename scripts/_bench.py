@@ -1,4 +1,4 @@
-"""What the scripts that write docs/benchmarks share: where they ran, medians with spread, tables, files."""
+"""Helpers for the scripts that write docs/benchmarks: the environment, medians with spread, tables, files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RESULTS = ROOT / "docs" / "benchmarks"
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, with the quartiles around it and the number of samples."""
+    """Hold a median, the quartiles around it, and the number of measurements."""
 
     median: float
     low: float
@@ -31,7 +31,7 @@ class Spread:
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """The quartiles are the samples' own extremes where there are fewer than four."""
+    """Return the median and quartiles; with fewer than four measurements, the extremes replace the quartiles."""
     if len(samples) < 4:
         return Spread(statistics.median(samples), min(samples), max(samples), len(samples))
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
@@ -39,12 +39,12 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """above / below, round by round: both of a round met the same load, so their ratio is steadier than they are."""
+    """Divide round by round: both times of a round saw the same load, so their ratio is steadier than they are."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each run returns in each round. Every second round goes backwards, so no run is always the first."""
+    """Return what each run returns in each round. Every second round goes backwards, so no run is always first."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
@@ -53,7 +53,7 @@ def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Where and with what a result was made."""
+    """Return the machine and the versions that made a result."""
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
@@ -68,7 +68,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def where(env: dict[str, Any]) -> str:
-    """A line that goes under every table."""
+    """Return the line that goes under every table."""
     packages = ", ".join(f"{name} {version}" for name, version in env["packages"].items())
     return f"{env['cpu']}, {env['cores']} cores, load {env['load_before']} before the start; {packages}; {env['made']}."
 
@@ -79,7 +79,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_result(name: str, data: dict[str, Any]) -> Path:
-    """docs/benchmarks/NAME.json, whole or not at all."""
+    """Write docs/benchmarks/NAME.json, whole or not at all."""
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps(data, indent=1, default=_as_dict) + "\n")
     return path
@@ -93,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def between_markers(page: str, name: str, text: str) -> str:
-    """The page with `text` between the lines <!-- NAME --> and <!-- /NAME -->; ValueError if they are not there."""
+    """Return the page with `text` between <!-- NAME --> and <!-- /NAME -->; ValueError if these lines are missing."""
     start, stop = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     head, found, rest = page.partition(start)
     _, ended, tail = rest.partition(stop)

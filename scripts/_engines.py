@@ -1,4 +1,4 @@
-"""What the ranks of `scripts/bench_engines` do: forwards of both engines in turns, a start of one, a checkpoint.
+"""Do the work of the ranks of `scripts/bench_engines`: race both engines, start one, or write a checkpoint.
 
 torchrun ... scripts/_engines.py WORK OUT ROUNDS FOLDER      WORK: race, store, native, colossalai
 """
@@ -41,12 +41,12 @@ STARTED = MmditConfig(
 )  # fmt: skip
 TEXT, FRAMES, HEIGHT, WIDTH = 128, 5, 10, 16
 TOKENS = TEXT + FRAMES * HEIGHT * WIDTH
-INDEX = "model.safetensors"  # .index.json: where ColossalAI puts it
+INDEX = "model.safetensors"  # plus .index.json: ColossalAI's name for it
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this rank works."""
+    """Hold the device and dtype of this rank."""
 
     device: torch.device
     dtype: torch.dtype
@@ -65,7 +65,7 @@ class Place:
 
 
 def layouts_of(world: int) -> dict[str, Layout]:
-    """By the words of the tables. ColossalAI's all_to_all and ring_attn are Ulysses and a ring of ours."""
+    """Return layouts by their names in the tables. ColossalAI's all_to_all and ring_attn are our Ulysses and ring."""
     plain = {"tp": Layout(tp=world), "all_to_all": Layout(ulysses=world), "ring_attn": Layout(ring=world)}
     return plain | {"tp 2 x all_to_all 2": Layout(ulysses=2, tp=2)} if world == 4 else plain
 
@@ -98,7 +98,7 @@ def inputs(cfg: MmditConfig, place: Place) -> tuple[Tensor, Tensor, list[RowInpu
 
 @dataclass
 class Sent:
-    """Bytes that this rank sends, as every exchange notes them."""
+    """Count the bytes that this rank sends, as every exchange records them."""
 
     nbytes: int = 0
 
@@ -113,11 +113,11 @@ class Way:
     name: str
     engine: Engine
     run: Callable[[], Tensor]
-    weights: int  # bytes that this rank holds
+    weights: int  # bytes on this rank
 
 
 def race(place: Place, rounds: int) -> list[dict[str, Any]]:
-    """Forwards of each layout by both engines, in turns: wall and CPU time, and bytes of all ranks together."""
+    """Run forwards of each layout with both engines in turns; return wall and CPU time, and bytes of all ranks."""
     world, sent = dist.get_world_size(), Sent()
     layouts, given = layouts_of(world), inputs(RACED, place)
     alone = Layout(dp=world)
@@ -174,7 +174,7 @@ def gathered(x: Tensor) -> list[Tensor]:
 
 
 def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
-    """From files to the first forward on a tp axis of all ranks; seconds of the slowest rank, bytes of all."""
+    """Go from files to the first forward on a tp axis of all ranks; seconds are the slowest rank's, bytes of all."""
     before, began, cpu = pss(), time.monotonic(), time.process_time()
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
@@ -196,13 +196,13 @@ def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
 
 
 def pss() -> int:
-    """Of this process, its part of what is shared included."""
+    """Return this process's proportional set size in bytes, which includes its part of shared memory."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
 
 
 def store(place: Place, folder: str) -> None:
-    """The checkpoint of the starts, by ColossalAI's own writer."""
+    """Write the checkpoint for the starts with ColossalAI's own writer."""
     from opensora_launch.engines.colossal.checkpoint import save_checkpoint
     from opensora_launch.engines.colossal.transformer import cut_by_policy, fill
     from opensora_launch.engines.tensor_parallel import reader

@@ -1,11 +1,11 @@
-"""What bench_parallel races against: torch's context_parallel and diffusers' ContextParallelConfig, on CPU and gloo.
+"""Run torch's context_parallel and diffusers' ContextParallelConfig on CPU and gloo, for the races of bench_parallel.
 
-Neither is made for a CPU, so shims are put into effect, in this process only:
-* `aten::_scaled_dot_product_flash_attention`, which both call for a part of the keys, has no CPU kernel: one is
-  registered that calls torch's own flash kernel for CPUs.
-* on a CPU, `F.scaled_dot_product_attention` calls another operator, which torch's context_parallel does not know (it
-  then gives wrong shares): inside `context_parallel` the operator above is called on DTensors instead.
-* diffusers counts accelerators to choose a device and divides by that count: it is told that there is one.
+Neither is made for a CPU, so this module installs shims, in this process only:
+* `aten::_scaled_dot_product_flash_attention`, which both call for a part of the keys, has no CPU kernel. The shim
+  registers one that calls torch's own flash kernel for CPUs.
+* On a CPU, `F.scaled_dot_product_attention` calls another operator, which torch's context_parallel does not know (it
+  then gives wrong shares). Inside `context_parallel`, the shim calls the operator above on DTensors instead.
+* diffusers counts accelerators to choose a device and divides by that count. The shim reports one accelerator.
 """
 
 import math
@@ -31,7 +31,7 @@ from opensora_launch.schema.config import MmditConfig
 
 @contextmanager
 def flash_on_cpu() -> Iterator[None]:
-    """The flash operator works on CPU tensors while this lasts, with the outputs that it has on a GPU."""
+    """Make the flash operator work on CPU tensors inside this context, with the same outputs as on a GPU."""
 
     def flash(
         q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
@@ -40,7 +40,7 @@ def flash_on_cpu() -> Iterator[None]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, dropout_p, is_causal, scale=scale
         )
-        nothing = torch.tensor(0)  # what only a backward pass reads; DTensor wants it to be a scalar
+        nothing = torch.tensor(0)  # only a backward pass reads this; DTensor requires a scalar
         return out, lse, nothing, nothing, q.shape[2], k.shape[2], nothing, nothing, nothing
 
     library = torch.library.Library("aten", "IMPL")
@@ -57,16 +57,16 @@ def torch_mesh() -> DeviceMesh:
 
 @contextmanager
 def torch_context(mesh: DeviceMesh, rotate: str) -> Iterator[None]:
-    """torch's context_parallel, without load balancing, which is for causal masks. rotate: allgather or alltoall."""
+    """Enter torch's context_parallel without load balancing (for causal masks only). rotate: allgather or alltoall."""
     _cp_options.enable_load_balance = False
     set_rotate_method(rotate)
-    unused = torch.zeros(1, 1, 2 * mesh.size(), 1)  # it wants at least one buffer to shard
+    unused = torch.zeros(1, 1, 2 * mesh.size(), 1)  # it requires at least one buffer to shard
     with context_parallel(mesh, buffers=[unused], buffer_seq_dims=[2]):
         yield
 
 
 def torch_attend(mesh: DeviceMesh) -> Attend:
-    """Attention over all ranks' tokens, for use inside `torch_context`. q, k, v: B s N D."""
+    """Return attention over all ranks' tokens, for use inside `torch_context`. q, k, v: B s N D."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shards = [DTensor.from_local(x.transpose(1, 2), mesh, [Shard(2)], run_check=False) for x in (q, k, v)]
@@ -84,7 +84,7 @@ def diffusers_config(ring: int, ulysses: int) -> Any:
 
 
 def diffusers_backend(ring: int) -> str:
-    """Its ring needs a backend that gives the log-sum-exp; Ulysses alone takes torch's own choice, the faster one."""
+    """Return diffusers' attention. Its ring needs a backend with log-sum-exp; Ulysses uses torch's faster choice."""
     return "_native_flash" if ring > 1 else "native"
 
 
@@ -99,7 +99,7 @@ def diffusers_attend(ring: int, ulysses: int) -> Attend:
 
 
 def flux(cfg: MmditConfig, degrees: tuple[int, int] | None) -> Any:
-    """diffusers' Flux of the same sizes, whole or parallel over (ring, ulysses) ranks; random weights, equal on all."""
+    """Build diffusers' Flux of the same sizes, whole or parallel over (ring, ulysses), with equal random weights."""
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
         in_channels=cfg.in_channels,
@@ -122,7 +122,7 @@ def flux(cfg: MmditConfig, degrees: tuple[int, int] | None) -> Any:
 
 
 def flux_forward(model: Any, given: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """One forward on the inputs of our model; the result is whole on every rank."""
+    """Return one forward on our model's inputs, whose result is whole on every rank."""
 
     def run() -> Tensor:
         out: Tensor = model(

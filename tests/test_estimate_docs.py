@@ -19,7 +19,7 @@ BEGIN, END = "<!-- figures: made by tests/test_estimate_docs.py -->", "<!-- end 
 H100 = e.Running(989.4e12, 700.0, 0.0, 0.0)
 
 
-class Row(NamedTuple):
+class Figure(NamedTuple):
     what: str
     formula: str
     value: float
@@ -32,55 +32,57 @@ def preset(name: str) -> EstimateConfig:
     return EstimateConfig(**yaml.safe_load((ROOT / "configs" / "estimate" / f"{name}.yaml").read_text()))
 
 
-def dit(p: EstimateConfig) -> Iterator[Row]:
+def dit(p: EstimateConfig) -> Iterator[Figure]:
     assert p.flops_per_step
     assert p.num_steps
     image, training = e.flops_of_steps(p.flops_per_step, p.num_steps), p.training_flops[0]
-    yield Row("DiT-XL/2, 512 x 512: FLOPs a step", "28 blocks on 1,024 tokens", p.flops_per_step, 524e9, 2e-3, ".4g")
-    yield Row("DiT-XL/2: an image", "524.48e9 x 250 steps", image, 131e12, 2e-3, ".4g")
+    yield Figure(
+        "DiT-XL/2, 512 x 512: FLOPs per step", "28 blocks on 1,024 tokens", p.flops_per_step, 524e9, 2e-3, ".4g"
+    )
+    yield Figure("DiT-XL/2: an image", "524.48e9 x 250 steps", image, 131e12, 2e-3, ".4g")
     months = e.gpu_months(training, 989.4e12)
-    yield Row("DiT-XL/2: training, H100-months", "1e21 / (989.4e12 x 2.592e6 s)", months, 0.4, 0.03, ".3f")
+    yield Figure("DiT-XL/2: training, H100-months", "1e21 / (989.4e12 x 2.592e6 s)", months, 0.4, 0.03, ".3f")
     images = e.outputs_to_break_even(training, image)
-    yield Row("DiT-XL/2: images to break even", "1e21 / 131.1e12", images, 7.6e6, 5e-3, ",.0f")
+    yield Figure("DiT-XL/2: images to break even", "1e21 / 131.1e12", images, 7.6e6, 5e-3, ",.0f")
 
 
-def sora(p: EstimateConfig) -> Iterator[Row]:
+def sora(p: EstimateConfig) -> Iterator[Figure]:
     assert p.flops_per_step
     assert p.num_steps
     minute = e.flops_of_steps(p.flops_per_step, p.num_steps)
     rate = e.minutes_per_gpu_hour(e.cost_of_flops(minute, H100))
-    yield Row("Sora: FLOPs a step", "524.48e9 x 30 x 180", p.flops_per_step, 2.8e15, 0.02, ".4g")
-    yield Row("Sora: a minute of video", "2.832e15 x 250 steps", minute, 708e15, 1e-3, ".4g")
-    yield Row("Sora: minutes an hour and H100", "989.4e12 x 3600 / 708e15", rate, 5.0, 0.01, ".2f")
+    yield Figure("Sora: FLOPs per step", "524.48e9 x 30 x 180", p.flops_per_step, 2.8e15, 0.02, ".4g")
+    yield Figure("Sora: a minute of video", "2.832e15 x 250 steps", minute, 708e15, 1e-3, ".4g")
+    yield Figure("Sora: minutes per hour and H100", "989.4e12 x 3600 / 708e15", rate, 5.0, 0.01, ".2f")
     for factor, flops, months, minutes in ((4.0, 1.1e25, 4211, 15.3e6), (10.0, 2.7e25, 10528, 38.1e6)):
         training = e.scaled_training_flops(1e21, 30.0, factor, 180.0, 0.5)
         assert training in p.training_flops
-        yield Row(
+        yield Figure(
             f"Sora: training, data x {factor:g}", f"1e21 x 30 x {factor:g} x 180 x 50%", training, flops, 0.02, ".3g"
         )
         ours = e.gpu_months(training, 989.4e12)
-        yield Row("in H100-months", f"{training:.3g} / (989.4e12 x 2.592e6 s)", ours, months, 1e-4, ",.0f")
+        yield Figure("in H100-months", f"{training:.3g} / (989.4e12 x 2.592e6 s)", ours, months, 1e-4, ",.0f")
         ours = e.outputs_to_break_even(training, minute)
-        yield Row("minutes to break even", f"{training:.3g} / 708e15", ours, minutes, 5e-3, ",.0f")
+        yield Figure("minutes to break even", f"{training:.3g} / 708e15", ours, minutes, 5e-3, ",.0f")
     assert p.minutes_per_day == 17e6 * 0.5 + 43e6 * 0.05
     mean = e.fleet(e.Demand(p.minutes_per_day), 5.0, H100).gpus
-    yield Row("Sora: H100s, even demand", "(17e6 x 50% + 43e6 x 5%) / (24 x 5)", mean, 89e3, 5e-3, ",.0f")
+    yield Figure("Sora: H100s, even demand", "(17e6 x 50% + 43e6 x 5%) / (24 x 5)", mean, 89e3, 5e-3, ",.0f")
     peak = e.fleet(e.Demand(p.minutes_per_day, p.drafts, p.peak_factor, p.utilisation), 5.0, H100).gpus
-    yield Row("Sora: H100s at peak demand", "88,750 x 2 drafts x 2 peak / 50% used", peak, 720e3, 0.02, ",.0f")
+    yield Figure("Sora: H100s at peak demand", "88,750 x 2 drafts x 2 peak / 50% used", peak, 720e3, 0.02, ",.0f")
 
 
-def guide(p: EstimateConfig) -> Iterator[Row]:
+def guide(p: EstimateConfig) -> Iterator[Figure]:
     assert p.gpu_usd
     assert p.psu_w
     parts = (2 * p.gpu_usd, p.cpu_usd, p.memory_usd, p.storage_usd, p.other_usd)
     build = Build(2, 450.0, p.cpu_w, p.other_w, tuple(("", price) for price in parts))
-    yield Row("2 x RTX 4090: price, USD", "3,200 + 800 + 400 + 300 + 800", build.price_usd, 5500, 0.0, ",.0f")
+    yield Figure("2 x RTX 4090: price, USD", "3,200 + 800 + 400 + 300 + 800", build.price_usd, 5500, 0.0, ",.0f")
     cap = gpu_cap_w(build, p.psu_w)
     draw = 2 * cap + p.cpu_w + p.other_w
-    yield Row("2 x RTX 4090 limited to 375 W: draw, W", "2 x 375 + 250 + 200", draw, 1200, 0.0, ",.0f")
+    yield Figure("2 x RTX 4090 limited to 375 W: draw, W", "2 x 375 + 250 + 200", draw, 1200, 0.0, ",.0f")
     money = purchase_or_cloud(build, 720.0, 0.17, p.cloud_usd_per_gpu_hour * 2)
-    yield Row(
-        "electricity a month, USD (150 to 200 printed)",
+    yield Figure(
+        "electricity per month, USD (150 to 200 printed)",
         "1.35 kW x 720 h x 0.17",
         money.power_usd_per_month,
         175,
@@ -89,7 +91,7 @@ def guide(p: EstimateConfig) -> Iterator[Row]:
     )
 
 
-def rows() -> list[Row]:
+def rows() -> list[Figure]:
     return [*dit(preset("dit_xl")), *sora(preset("sora")), *guide(preset("guide_4090"))]
 
 
@@ -103,7 +105,7 @@ def table() -> str:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.what)
-def test_a_printed_figure_is_reproduced(row: Row) -> None:
+def test_a_printed_figure_is_reproduced(row: Figure) -> None:
     assert row.value == pytest.approx(row.printed, rel=row.within)
 
 

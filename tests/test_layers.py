@@ -21,7 +21,7 @@ ROOMS = [
 PURE = {"errors", "exit_codes", "schema", "plan", "estimate"}
 MAY_IMPORT_ONLY = {
     "estimate": PURE,
-    "media": {"errors"},
+    "media": {"errors", "rundir"},
     "model": {"errors", "schema"},
     "parallel": {"errors", "plan", "schema"},
     "sampling": {"errors", "plan"},  # the loop gets functions: it knows neither model nor parallel

@@ -90,7 +90,7 @@ def test_rows_that_say_nothing_are_left_out_with_why(tmp_path: Path) -> None:
         ("nodes=-1 must be 1, 2, ...", good[0] | {"nodes": -1}),
         ("gpu=None must be a name", good[0] | {"gpu": None}),
         ("table=['a'] must be a name", good[0] | {"table": ["a"]}),
-        ("a row must be an object, not str", "row"),
+        ("a measurement must be an object, not str", "row"),
         ("link=None must be nvlink or pcie, layout=", good[0] | {"link": None, "layout": [2]}),
     ]
     rows: list[Any] = [*good, *(row for _, row in wrong)]
@@ -100,7 +100,7 @@ def test_rows_that_say_nothing_are_left_out_with_why(tmp_path: Path) -> None:
     for (said, _), row in zip(wrong, found[len(good) :], strict=True):
         assert said in row["why"]
     text = subprocess.run([sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")], capture_output=True)
-    assert b"row 3 is not predictable: link=None" in text.stdout
+    assert b"measurement 3 is not predictable: link=None" in text.stdout
 
 
 def test_a_file_that_is_no_list_of_rows(tmp_path: Path) -> None:
@@ -108,7 +108,8 @@ def test_a_file_that_is_no_list_of_rows(tmp_path: Path) -> None:
     argv = [sys.executable, str(SCRIPT), "--data", str(tmp_path / "rows.json")]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"error: {tmp_path / 'rows.json'} cannot be read: it must be a list of rows"]
+    reason = "it must be a list of measurements"
+    assert done.stderr.splitlines() == [f"error: {tmp_path / 'rows.json'} cannot be read: {reason}"]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -154,4 +155,4 @@ def test_the_page_has_what_the_planner_predicts_now_and_what_it_misses() -> None
     assert done.stdout.strip() in PAGE.read_text(), "scripts/validate_plan.py --write brings the page up to date"
     aims = [line for line in done.stdout.splitlines() if "missed by" in line or "reached;" in line]
     assert [line.split(" ")[1] for line in aims] == ["under", "2x", "efficiency"]
-    assert "Why: 80 row-forwards in place of 150 are 1.88x" in done.stdout
+    assert "Why: 80 row-forwards instead of 150 make denoising 1.88x as fast" in done.stdout

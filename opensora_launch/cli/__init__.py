@@ -10,13 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from opensora_launch import __version__
+from opensora_launch import __version__, exit_codes
 from opensora_launch.errors import UserError
 
 if TYPE_CHECKING:
     from opensora_launch.request.flags import Parsed
 
-EXIT_FAILURE, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # no traceback would help to mend it
 VERBS = ("generate", "plan", "bench", "verify", "report", "compare", "top", "status", "cancel", "doctor", "estimate")
 
@@ -30,18 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return exit_codes.USER_ERROR
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:  # whoever reads, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
+        return exit_codes.FAILURE
     except OSError as error:
         if error.errno not in DISK:
             raise
         place = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror}{place}", file=sys.stderr)
-        return EXIT_FAILURE
+        return exit_codes.FAILURE
 
 
 def _run(words: list[str]) -> int:

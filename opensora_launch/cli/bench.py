@@ -32,9 +32,8 @@ from opensora_launch.request.sweep_plan import (
     rounds,
     with_done,
 )
-from opensora_launch.runs.run_dir import make_folder, write_whole
+from opensora_launch.rundir import SweepDir, make_folder, write_whole
 
-LOG, LOCK = "bench.log", "bench.lock"
 LOOK_S = 0.5  # before each run, whether the machine is idle
 OF_A_NEW_ONE = ("--prompt", "--prompts", "--config-dir")
 
@@ -42,21 +41,21 @@ OF_A_NEW_ONE = ("--prompt", "--prompts", "--config-dir")
 def bench(parsed: Parsed) -> int:
     """Run what is missing of a sweep and write its report; the exit code."""
     resumed = parsed.one("--resume")
-    folder = _resumed(parsed, Path(resumed)) if resumed else _new(parsed)
+    folder = _resumed(parsed, SweepDir(Path(resumed).absolute())) if resumed else _new(parsed)
     with _locked(folder):
         plan, failed = _run_all(folder, read_sweep(folder))
         made = report_sweep(folder, plan)
     if made:
-        print(f"report: {folder / 'report.html'}")
+        print(f"report: {folder.report_page}")
     else:
-        print(f"no report: no run that counts ended well; see {folder / LOG}", file=sys.stderr)
+        print(f"no report: no run that counts ended well; see {folder.log}", file=sys.stderr)
     if failed:
         again = shlex.join(["opensora-launch", "bench", "--resume", str(folder)])
         print(f"failed: {in_words(plan.spots, sorted(failed))}; go on with: {again}", file=sys.stderr)
     return 1 if failed or not made else 0
 
 
-def _run_all(folder: Path, plan: Sweep) -> tuple[Sweep, set[int]]:
+def _run_all(folder: SweepDir, plan: Sweep) -> tuple[Sweep, set[int]]:
     """What is done then, and the points that failed: a failed one is not tried again and keeps nobody back."""
     have, failed = {(d.round, d.spot) for d in plan.done}, set[int]()
     todo = rounds(plan)
@@ -76,7 +75,7 @@ def _run_all(folder: Path, plan: Sweep) -> tuple[Sweep, set[int]]:
     return plan, failed
 
 
-def _new(parsed: Parsed) -> Path:
+def _new(parsed: Parsed) -> SweepDir:
     config_dir = parsed.one("--config-dir")
     asked = read_words(parsed.rest, Path(config_dir) if config_dir else None)
     flags = [word for value in parsed.all("--prompt") for word in ("--prompt", value)]
@@ -85,24 +84,24 @@ def _new(parsed: Parsed) -> Path:
     if not parsed.has("--prompt") and not parsed.has("--prompts"):
         flags += ["--prompt", "waves at dusk"]
     spots = checked(flags, asked.spots)
-    folder = make_folder(asked.runs_dir, f"bench-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = SweepDir(make_folder(asked.runs_dir, f"bench-{datetime.now():%Y%m%d-%H%M%S}"))
     repeats, warmup, weak = int(asked.own["repeats"]), int(asked.own["warmup"]), asked.own["scaling"] == "weak"
     Sweep(tuple(flags), spots, repeats, warmup, weak, asked.elsewhere, ()).write(folder)
-    write_whole(folder / "command.txt", shlex.join(["opensora-launch", "bench", *parsed.rest]) + "\n")
+    write_whole(folder.command, shlex.join(["opensora-launch", "bench", *parsed.rest]) + "\n")
     return folder
 
 
-def _resumed(parsed: Parsed, folder: Path) -> Path:
+def _resumed(parsed: Parsed, folder: SweepDir) -> SweepDir:
     read_sweep(folder)
     if extra := [*parsed.rest, *(name for name in OF_A_NEW_ONE if parsed.has(name))]:
         raise UserError(f"{extra[0]} does not go with --resume: what a sweep runs is in its sweep.json")
-    return folder.absolute()
+    return folder
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: SweepDir) -> Iterator[None]:
     """Two benches in one folder would take each other's runs, and time each other."""
-    with (folder / LOCK).open("w") as file:
+    with folder.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -110,16 +109,16 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(folder: Path, argv: Sequence[str], spot: Spot) -> str | None:
+def _run(folder: SweepDir, argv: Sequence[str], spot: Spot) -> str | None:
     """One `generate`, waited for; the run's folder, or None if it failed. What it prints goes to bench.log."""
     words = [*argv, *spot.overrides, f"runs_dir={hydra_quoted(str(folder))}"]
     command = [sys.executable, "-m", "opensora_launch.cli", "generate", *words]
-    before = {p.name for p in folder.iterdir()}
-    with (folder / LOG).open("ab") as log:
+    before = {p.name for p in folder.path.iterdir()}
+    with folder.log.open("ab") as log:
         code = _to_its_end(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-    new = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in before)
-    if code or not new or not (folder / new[-1] / "report.json").exists():
-        print(f"failed with exit code {code}; see {folder / LOG}", file=sys.stderr)
+    new = sorted(p.name for p in folder.path.iterdir() if p.is_dir() and p.name not in before)
+    if code or not new or not folder.run(new[-1]).report_json.exists():
+        print(f"failed with exit code {code}; see {folder.log}", file=sys.stderr)
         return None
     return new[-1]
 

@@ -1,21 +1,21 @@
 """One report over all runs of a sweep that count."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.sweep import Point, sweep
-from opensora_launch.request.sweep_plan import STATE, Sweep
+from opensora_launch.request.sweep_plan import Sweep
+from opensora_launch.rundir import SweepDir
 
 CROWDED = 0.2  # of the CPUs, that others used before a run
 
 
-def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any] | None:
+def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     """Write the sweep's reports, and return what they say; None where no run that counts has ended well."""
-    reports = {d.run: read_report(folder / d.run) for d in plan.done}
+    reports = {d.run: read_report(folder.run(d.run).path) for d in plan.done}
     points, unknown, counted = list[Point](), _weaknesses(plan), list[dict[str, Any]]()
     for place, spot in enumerate(plan.spots):
         runs = [d.run for d in plan.done if d.spot == place and d.round >= plan.warmup and reports[d.run]["times"]]
@@ -31,16 +31,16 @@ def report_sweep(folder: Path, plan: Sweep) -> dict[str, Any] | None:
     if not points:
         return None
     data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
-    build_sweep(folder, data)
+    build_sweep(folder.path, data)
     return data
 
 
 def _sweep(
-    folder: Path, plan: Sweep, points: list[Point], unknown: list[str], first: Mapping[str, Any]
+    folder: SweepDir, plan: Sweep, points: list[Point], unknown: list[str], first: Mapping[str, Any]
 ) -> dict[str, Any]:
-    command = folder / "command.txt"
+    command = folder.command
     return sweep(
-        folder.resolve().name,
+        folder.path.resolve().name,
         points,
         version=__version__,
         weak=plan.weak,
@@ -90,5 +90,5 @@ def _changes(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def is_sweep(folder: Path) -> bool:
-    return (folder / STATE).is_file()
+def is_sweep(folder: SweepDir) -> bool:
+    return folder.state.is_file()

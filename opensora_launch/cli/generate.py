@@ -6,24 +6,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from opensora_launch import exit_codes
 from opensora_launch.cli.show import command_lines, plan_table
 from opensora_launch.cli.start import start
-from opensora_launch.cli.submit import EXIT_USER, NotSubmitted, submit
+from opensora_launch.cli.submit import NotSubmitted, submit
 from opensora_launch.doctor.preflight import preflight
 from opensora_launch.launch.command import command
 from opensora_launch.launch.env_profile import Profiled, profiled
-from opensora_launch.launch.verdict import EXIT_PREEMPTED
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request import compose
 from opensora_launch.request.attempt import new_attempt, write_job
-from opensora_launch.request.batch_script import SCRIPT, script_of
+from opensora_launch.request.batch_script import script_of
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.prepare import Job, prepare_jobs
 from opensora_launch.request.resume import Resumed, prepare_resume, words_of
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.slurm.query import estimate
 
-ENDED = (EXIT_PREEMPTED, 129, 130, 143)  # on request; by SIGHUP, Ctrl-C or SIGTERM: they are meant for the whole sweep
+# On request; by SIGHUP, Ctrl-C or SIGTERM: these end a whole sweep.
+ENDED = (exit_codes.PREEMPTED, 129, exit_codes.INTERRUPTED, 143)
 
 
 def generate(parsed: Parsed) -> int:
@@ -36,7 +38,7 @@ def generate(parsed: Parsed) -> int:
     _note(prepared.note)
     for job in prepared.jobs:
         if job.run.dry_run:
-            _print_dry_run(job.run, job.plan, Path(job.run.runs_dir) / "STAMP", job.unfit)
+            _print_dry_run(job.run, job.plan, RunDir(Path(job.run.runs_dir) / "STAMP"), job.unfit)
     return _run_all([job for job in prepared.jobs if not job.run.dry_run])
 
 
@@ -79,9 +81,9 @@ def _run_all(jobs: Sequence[Job]) -> int:
         try:
             codes.append(_start(job.run, job.plan, attempt, made))
         except NotSubmitted as error:
-            shutil.rmtree(attempt.parents[1])  # nothing has worked on this run
+            shutil.rmtree(attempt.run)  # nothing has worked on this run
             print(f"error: {error}", file=sys.stderr)
-            codes.append(EXIT_USER)
+            codes.append(exit_codes.USER_ERROR)
         if _ended(job, codes[-1]):
             break
     if len(jobs) > 1:
@@ -93,7 +95,7 @@ def _run_all(jobs: Sequence[Job]) -> int:
 
 def _ended(job: Job, code: int) -> bool:
     """Whether the sweep ends with this run. Each batch job has an end of its own."""
-    return code in ENDED and not (code == EXIT_PREEMPTED and job.run.launcher.kind is LauncherKind.slurm)
+    return code in ENDED and not (code == exit_codes.PREEMPTED and job.run.launcher.kind is LauncherKind.slurm)
 
 
 def _count(codes: Sequence[int], asked: int) -> str:
@@ -103,7 +105,7 @@ def _count(codes: Sequence[int], asked: int) -> str:
     return said + (f", not started: {asked - len(codes)}" if len(codes) < asked else "")
 
 
-def _start(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> int:
+def _start(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> int:
     if run.launcher.kind is LauncherKind.slurm:
         return submit(run, plan, attempt, made)
     return start(run.launcher.kind, plan, attempt, made)
@@ -113,12 +115,12 @@ def _points(job: Job) -> str:
     return "; ".join(" ".join(overrides) for _, overrides in job.swept)
 
 
-def _print_dry_run(run: RunConfig, plan: Plan, run_dir: Path, unfit: Sequence[str]) -> None:
-    attempt, kind = run_dir / "attempts" / "0", run.launcher.kind
+def _print_dry_run(run: RunConfig, plan: Plan, run_dir: RunDir, unfit: Sequence[str]) -> None:
+    attempt, kind = run_dir.attempt(0), run.launcher.kind
     print(f"plan:\n{plan_table(plan)}")
     if kind is LauncherKind.slurm:
         script = script_of(run, plan, attempt, profiled(os.environ, run.env))
-        print("\n".join([f"{SCRIPT}:", script, *estimate(script)]))
+        print("\n".join([f"{attempt.batch_script.name}:", script, *estimate(script)]))
     else:
         print(f"command:\n{command_lines(command(kind, plan.machine, attempt))}")
     if unfit:

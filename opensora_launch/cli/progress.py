@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
-from pathlib import Path
 from typing import TextIO
 
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.live import Use, rank_uses, share_done, together, waiting
 from opensora_launch.telemetry.stall import Beat
 
@@ -18,7 +18,7 @@ LOOK_S = 1.0  # between two looks at the samples
 LEAST_SHARE = 0.02  # done in sight, before the rest is guessed
 BAR_CHARS = 8  # at least: a blank, a dash, the percentage, and a blank on both sides of it
 LARGE_BYTES = 1e8  # of weights, whose loading one may want to watch
-OnBeats = Callable[[Path, Sequence[Beat]], None]
+OnBeats = Callable[[AttemptDir, Sequence[Beat]], None]
 
 
 @contextmanager
@@ -36,9 +36,9 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     # No thread of rich: the launcher starts the ranks from here, and a fork with threads is a risk.
     with Progress(*columns, console=Console(file=stream), auto_refresh=False, expand=True) as bar:
         task = bar.add_task("starting", total=None, more="")
-        paces, use, used_s = dict[Path, Pace](), Use(), -LOOK_S
+        paces, use, used_s = dict[AttemptDir, Pace](), Use(), -LOOK_S
 
-        def show(attempt: Path, beats: Sequence[Beat]) -> None:
+        def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
             nonlocal use, used_s
             if beats:
                 now = time.monotonic()
@@ -130,9 +130,9 @@ def _clock(seconds: float) -> str:
 
 
 def _plain_lines(stream: TextIO) -> OnBeats:
-    paces, last_phase, last_s = dict[Path, Pace](), "", -LINE_EVERY_S
+    paces, last_phase, last_s = dict[AttemptDir, Pace](), "", -LINE_EVERY_S
 
-    def show(attempt: Path, beats: Sequence[Beat]) -> None:
+    def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
         nonlocal last_phase, last_s
         if not beats:
             return

@@ -11,24 +11,26 @@ from opensora_launch.report.document import Prices
 from opensora_launch.report.sweep import baseline_text, efficiency_text, published, size, sweep
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.sweep_plan import read_sweep
+from opensora_launch.rundir import RunDir, SweepDir
 
 
 def report(parsed: Parsed) -> int:
     """Rebuild the report of a run from its files and print its summary; the exit code."""
     if len(parsed.rest) != 1:
         raise UserError(f"report takes one run's folder, not {len(parsed.rest)}: opensora-launch report runs/STAMP")
-    run_dir = Path(parsed.rest[0])
-    if run_dir.is_file() and run_dir.suffix == ".json":
-        return _published(run_dir, parsed.one("--out"))
-    if is_sweep(run_dir):
-        return _sweep(run_dir, parsed)
-    if not (run_dir / "plan.json").is_file():
-        raise UserError(f"{run_dir} is not a run's folder: there is no plan.json")
+    path = Path(parsed.rest[0])
+    if path.is_file() and path.suffix == ".json":
+        return _published(path, parsed.one("--out"))
+    if is_sweep(SweepDir(path)):
+        return _sweep(SweepDir(path), parsed)
+    run_dir = RunDir(path)
+    if not run_dir.plan.is_file():
+        raise UserError(f"{run_dir} is not a run's folder: there is no {run_dir.plan.name}")
     baseline = parsed.one("--baseline")
     prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
-    made = build_report(run_dir, baseline=None if baseline is None else Path(baseline), prices=prices)
+    made = build_report(run_dir.path, baseline=None if baseline is None else Path(baseline), prices=prices)
     print("\n".join(summary_lines(made)))
-    print(f"report: {run_dir / 'report.html'}")
+    print(f"report: {run_dir.report_page}")
     return 0
 
 
@@ -45,21 +47,21 @@ def _price(parsed: Parsed, name: str) -> float | None:
     return price
 
 
-def _sweep(folder: Path, parsed: Parsed) -> int:
+def _sweep(folder: SweepDir, parsed: Parsed) -> int:
     """The report of a sweep anew, from its runs' reports."""
     of_a_run = ("--baseline", "--usd-per-gpu-hour", "--usd-per-kwh", "--out")
     if wrong := [name for name in of_a_run if parsed.has(name)]:
         raise UserError(f"{', '.join(wrong)} goes with one run, and {folder} is a sweep")
     data = report_sweep(folder, read_sweep(folder))
     if data is None:
-        again = f"see {folder / 'bench.log'}, and go on with: opensora-launch bench --resume {folder}"
+        again = f"see {folder.log}, and go on with: opensora-launch bench --resume {folder}"
         raise UserError(f"no run of {folder} that counts ended well; {again}")
     for row in data["table"]:
         where = size(row["gpus"], data["unit"])
         print(f"{row['name']:<30} {where:>12} {row['seconds']:>9.2f} s  efficiency {efficiency_text(row)}")
     for base in data["baselines"]:
         print(baseline_text(base, data["unit"]))
-    print(f"report: {folder / 'report.html'}")
+    print(f"report: {folder.report_page}")
     return 0
 
 

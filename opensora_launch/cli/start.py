@@ -12,11 +12,12 @@ from opensora_launch.cli.progress import progress
 from opensora_launch.cli.submit import print_samples, what_is_missing
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import Profiled, applied
-from opensora_launch.launch.supervise import AGENT_LOG, Outcome, Task, supervise
+from opensora_launch.launch.supervise import Outcome, Task, supervise
 from opensora_launch.plan.placement import in_words
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.attempt import new_attempt
-from opensora_launch.runs.run_dir import missing_videos
+from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.runs.files import missing_videos
 from opensora_launch.runs.state import record_launch, this_process
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import step_name
@@ -27,12 +28,12 @@ TAIL_LINES = 12
 LOG_BYTES = 64 * 1024
 
 
-def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
+def start(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> int:
     """Make the videos of an attempt, in the environment `made`; the exit code.
 
     Where memory runs out, the run goes on once from where it was, with less of its weights on a rank (`fit=auto`).
     """
-    run_dir = attempt.parent.parent
+    run_dir = attempt.run
     outcome = _attempt(kind, plan, attempt, made)
     if less := _with_less(kind, plan, attempt, outcome):
         plan = less
@@ -48,7 +49,7 @@ def start(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> int:
     return code
 
 
-def _attempt(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
+def _attempt(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> Outcome:
     launched = this_process(kind.value)
     record_launch(attempt, launched)
     outcome = _inline(attempt, made) if kind is LauncherKind.inline else _watched(kind, plan, attempt, made)
@@ -57,11 +58,11 @@ def _attempt(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> O
     return outcome
 
 
-def _with_less(kind: LauncherKind, plan: Plan, attempt: Path, outcome: Outcome) -> Plan | None:
+def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Outcome) -> Plan | None:
     """The plan to go on with, if memory has run out and there is one; says so. Not in this process: it is spent."""
     if outcome.failure is None or outcome.failure.kind != "memory" or kind is LauncherKind.inline:
         return None
-    less = plan.with_less(missing_videos(attempt.parent.parent, plan.videos))
+    less = plan.with_less(missing_videos(attempt.run, plan.videos))
     if less:
         where = f"in phase {outcome.failure.phase}" if outcome.failure.phase else "while loading"
         print(f"rank {outcome.failure.rank} ran out of memory {where}", file=sys.stderr)
@@ -69,14 +70,14 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: Path, outcome: Outcome) 
     return less
 
 
-def report_lines(run_dir: Path, baseline: Path | None = None) -> list[str]:
+def report_lines(run_dir: RunDir, baseline: Path | None = None) -> list[str]:
     """Write the run's report, and return its summary."""
     from opensora_launch.report.build import build_report, summary_lines
 
-    return list(summary_lines(build_report(run_dir, baseline=baseline)))
+    return list(summary_lines(build_report(run_dir.path, baseline=baseline)))
 
 
-def _report(run_dir: Path) -> list[str]:
+def _report(run_dir: RunDir) -> list[str]:
     """The videos are there: a disk that is full by now costs the report, not the run."""
     try:
         return report_lines(run_dir)
@@ -84,7 +85,7 @@ def _report(run_dir: Path) -> list[str]:
         return [f"no report, {error.strerror}; make room, then: opensora-launch report {run_dir}"]
 
 
-def _inline(attempt: Path, made: Profiled) -> Outcome:
+def _inline(attempt: AttemptDir, made: Profiled) -> Outcome:
     with applied(made):  # before torch is imported, which reads some of it then
         from opensora_launch import worker
 
@@ -95,7 +96,7 @@ def _inline(attempt: Path, made: Profiled) -> Outcome:
     return Outcome(code, read_failure(attempt) if code else None)
 
 
-def _watched(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> Outcome:
+def _watched(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> Outcome:
     argv = command(kind, plan.machine, attempt)
     env = environment(plan.threads_per_rank, made.env, plan.machine.gpus)
     task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s)
@@ -107,18 +108,18 @@ def _watched(kind: LauncherKind, plan: Plan, attempt: Path, made: Profiled) -> O
             end_step(os.environ.get("SLURM_JOB_ID", ""), step_name(attempt))
 
 
-def _ending(outcome: Outcome, plan: Plan, attempt: Path) -> tuple[int, list[str]]:
+def _ending(outcome: Outcome, plan: Plan, attempt: AttemptDir) -> tuple[int, list[str]]:
     """The exit code, and what a user needs to know of a run that did not end well."""
     said = list[str]()
     if outcome.failure:
         said += failure_lines(outcome.failure, attempt)
     elif outcome.code > 128:
         said.append(f"ended by {signal.Signals(outcome.code - 128).name}")
-    code, more = what_is_missing(outcome.code, attempt.parent.parent, plan, attempt)
+    code, more = what_is_missing(outcome.code, attempt.run, plan, attempt)
     return code, [*said, *more]
 
 
-def failure_lines(failure: Failure, attempt: Path) -> Iterator[str]:
+def failure_lines(failure: Failure, attempt: AttemptDir) -> Iterator[str]:
     """The first failing rank, its error, its log and the end of that. A user's mistake needs no log."""
     if failure.kind == "user":
         yield f"error: {failure.message}"
@@ -127,9 +128,9 @@ def failure_lines(failure: Failure, attempt: Path) -> Iterator[str]:
     place += f", step {failure.step}" if failure.step is not None else ""
     named = failure.message.startswith("rank")  # a verdict on a rank says who and where; a rank's own error does not
     yield f"error: {'' if named else f'rank {failure.rank} on {failure.host} failed{place}: '}{failure.message}"
-    log = attempt / "logs" / f"rank{failure.rank}.log"
+    log = attempt.log(failure.rank)
     if not log.exists() or not log.stat().st_size:
-        log = log.with_name(AGENT_LOG)
+        log = attempt.starter_log
     yield f"log: {log}"
     yield from (f"  | {line}" for line in _tail(log))
 

@@ -12,7 +12,8 @@ from opensora_launch.errors import UserError
 from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.flags import Parsed
-from opensora_launch.runs.run_dir import missing_videos, read_run
+from opensora_launch.rundir import RunDir
+from opensora_launch.runs.files import missing_videos, read_run, stored_steps
 from opensora_launch.runs.state import (
     AttemptState,
     JobAnswer,
@@ -25,7 +26,6 @@ from opensora_launch.runs.state import (
     record_launch,
     seconds_left,
     state_of,
-    stored_steps,
 )
 from opensora_launch.slurm.query import cancel as scancel
 from opensora_launch.telemetry.stall import Beat
@@ -55,7 +55,7 @@ def cancel(parsed: Parsed) -> int:
     return 1 if left else 0
 
 
-def status_lines(run_dir: Path, plan: Plan) -> Iterator[str]:
+def status_lines(run_dir: RunDir, plan: Plan) -> Iterator[str]:
     """State, step, time left, nodes and logs of the ranks, and the last error."""
     missing = missing_videos(run_dir, plan.videos)
     yield f"run: {run_dir}"
@@ -75,12 +75,12 @@ def status_lines(run_dir: Path, plan: Plan) -> Iterator[str]:
         yield from attempt_errors(run_dir)
 
 
-def stored_lines(run_dir: Path) -> list[str]:
+def stored_lines(run_dir: RunDir) -> list[str]:
     """Where batches stand that are not finished."""
     return [f"{name} is stored after step {step}" for name, step in stored_steps(run_dir)]
 
 
-def attempt_errors(run_dir: Path) -> Iterator[str]:
+def attempt_errors(run_dir: RunDir) -> Iterator[str]:
     """The last attempt's error, with the log of its rank."""
     from opensora_launch.cli.start import failure_lines
 
@@ -122,14 +122,14 @@ def _in_words(attempt: AttemptState, state: RunState) -> str:
 
 
 def _rank_line(attempt: AttemptState, beat: Beat, at_work: bool) -> str:
-    log = attempt.folder / "logs" / f"rank{beat.rank}.log"
+    log = attempt.folder.log(beat.rank)
     state = state_of(beat) if at_work or beat.state != "running" else "lost"
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"
 
 
-def _steps_to_come(at_work: Sequence[AttemptState], plan: Plan, run_dir: Path) -> list[int]:
+def _steps_to_come(at_work: Sequence[AttemptState], plan: Plan, run_dir: RunDir) -> list[int]:
     """Steps of the videos that nobody makes yet, as they fall to one of the groups of ranks that are at work."""
     now = {beat.video for attempt in at_work for beat in attempt.beats if is_alive(beat)}
     waiting = [v.guidance.num_steps for v in missing_videos(run_dir, plan.videos) if v.name not in now]
@@ -165,7 +165,7 @@ def _cancel(attempt: AttemptState) -> tuple[list[str], list[str]]:
     return [f"attempt {attempt.number} is ended"], []
 
 
-def _run_dir(verb: str, parsed: Parsed) -> Path:
+def _run_dir(verb: str, parsed: Parsed) -> RunDir:
     if len(parsed.rest) != 1:
         raise UserError(f"{verb} takes one run's folder, not {len(parsed.rest)}: opensora-launch {verb} runs/STAMP")
-    return Path(parsed.rest[0]).absolute()
+    return RunDir(Path(parsed.rest[0]).absolute())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.live import Use, rank_metas, rank_uses, share_done, stuck_s
 from opensora_launch.runs.state import AttemptState, is_alive, launcher_alive, read_attempts, state_of
 from opensora_launch.slurm.query import NoAnswer, job_states
@@ -22,7 +23,7 @@ def top(parsed: Parsed) -> int:
     """Watch the newest attempt of a run until nobody works on it any more; the exit code."""
     if len(parsed.rest) != 1:
         raise UserError(f"top takes one run's folder, not {len(parsed.rest)}: opensora-launch top runs/STAMP")
-    run_dir = Path(parsed.rest[0])
+    run_dir = RunDir(Path(parsed.rest[0]))
     if not read_attempts(run_dir):
         raise UserError(f"{run_dir} is not a run's folder: it has no attempts")
     live = sys.stdout.isatty()
@@ -57,7 +58,7 @@ def is_over(attempt: AttemptState) -> bool:
     return not alive if alive is not None else bool(attempt.beats)
 
 
-def rank_lines(attempt: Path, beats: Sequence[Beat], now: float) -> list[str]:
+def rank_lines(attempt: AttemptDir, beats: Sequence[Beat], now: float) -> list[str]:
     """A line for the run and one for each rank."""
     if not beats:
         return ["no rank has given a sign of life"]

@@ -25,6 +25,7 @@ from opensora_launch.request.compose import compose
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.hardware import settle_hardware
 from opensora_launch.request.prepare import finish_config, machine_of, weight_problems
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
 
 REDUCED = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
@@ -71,10 +72,9 @@ def reduced_plan(run: RunConfig, machine: Machine) -> Plan:
 
 
 def _run(run: RunConfig, spec: VerifySpec) -> int:
-    attempt = Path(tempfile.mkdtemp(prefix="opensora-verify-"))
-    for name in ("logs", "heartbeat", "telemetry"):
-        (attempt / name).mkdir()
-    (attempt / "verify.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+    attempt = AttemptDir(Path(tempfile.mkdtemp(prefix="opensora-verify-")))
+    attempt.make_folders()
+    attempt.verify_spec.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
     argv = command(run.launcher.kind, spec.machine, attempt, "--verify")
     env = environment(spec.threads_per_rank, profiled(os.environ, run.env).env, spec.machine.gpus)
     with progress() as show:
@@ -86,7 +86,7 @@ def _run(run: RunConfig, spec: VerifySpec) -> int:
         said = failure_lines(outcome.failure, attempt) if outcome.failure else ()
         print("\n".join(said), file=sys.stderr)
         return outcome.code
-    lines = [VerifyLine(**json.loads(text)) for text in (attempt / "verify.jsonl").read_text().splitlines()]
+    lines = [VerifyLine(**json.loads(text)) for text in attempt.verify_lines.read_text().splitlines()]
     for line in lines:
         print(line)
     shutil.rmtree(attempt)

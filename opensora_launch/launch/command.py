@@ -3,17 +3,17 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import step_name
 
 WORKER = "opensora_launch.worker"
 
 
-def command(kind: LauncherKind, machine: Machine, attempt: Path, work: str = "--attempt") -> list[str]:
+def command(kind: LauncherKind, machine: Machine, attempt: AttemptDir, work: str = "--attempt") -> list[str]:
     """argv that makes the videos of an attempt, or with "--verify" compares. Ranks open logs/rank<R>.log themselves."""
     worker = ["-m", WORKER, work, str(attempt)]
     if kind is LauncherKind.inline:
@@ -25,7 +25,7 @@ def command(kind: LauncherKind, machine: Machine, attempt: Path, work: str = "--
     return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), *worker]
 
 
-def _step(machine: Machine, attempt: Path) -> list[str]:
+def _step(machine: Machine, attempt: AttemptDir) -> list[str]:
     """srun with one task a rank. Steps of any size begin at the allocation's first node, so they meet the same ones."""
     per_node = machine.gpus_per_node
     return [

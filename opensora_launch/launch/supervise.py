@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from opensora_launch import exit_codes
 from opensora_launch.launch.verdict import (
-    EXIT_PREEMPTED,
     agent_exits,
     first_failure,
     missing_failure,
@@ -24,11 +24,11 @@ from opensora_launch.launch.verdict import (
     was_preempted,
 )
 from opensora_launch.machine import processes
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
 
-AGENT_LOG = "torchrun.log"
 TICK_S = 0.1
 GRACE_S = 3.0  # for the other ranks, after the first failure or Ctrl-C, before they are ended
 TERM_S = 2.0  # between SIGTERM and SIGKILL
@@ -41,7 +41,7 @@ class Task:
 
     argv: Sequence[str]
     env: Mapping[str, str]
-    attempt: Path
+    attempt: AttemptDir
     ranks: int
     timeout_s: float
 
@@ -79,7 +79,7 @@ def supervise(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome
             except _Signalled as stop:
                 _ignore_signals()
                 _ask_to_stop(task, before, signal.Signals(stop.signum))
-                outcome = Outcome(128 + stop.signum)
+                outcome = Outcome(exit_codes.BY_SIGNAL + stop.signum)
             finally:
                 _ignore_signals()
                 _end_all(task, before)
@@ -89,7 +89,7 @@ def supervise(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome
 
 
 def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
-    log = task.attempt / "logs" / AGENT_LOG
+    log = task.attempt.starter_log
     with log.open("ab") as out:
         process = subprocess.Popen(
             task.argv,
@@ -104,17 +104,17 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
     failure: Failure | None = None
     while failure is None:
         code = process.poll()
-        beats = read_heartbeats(task.attempt / "heartbeat")
+        beats = read_heartbeats(task.attempt.heartbeats)
         on_beats(beats)
-        if code == 0:
-            return Outcome(0)
+        if code == exit_codes.DONE:
+            return Outcome(exit_codes.DONE)
         failure = _look(task, watch, beats, code, log)
         if failure is None:
             time.sleep(TICK_S)
     if was_preempted(agent_exits(log.read_text(encoding="utf-8", errors="replace"))):
-        return Outcome(EXIT_PREEMPTED)
+        return Outcome(exit_codes.PREEMPTED)
     record_failure(task.attempt, failure)
-    return Outcome(2 if failure.kind == "user" else 1, failure)
+    return Outcome(exit_codes.USER_ERROR if failure.kind == "user" else exit_codes.FAILURE, failure)
 
 
 def _look(task: Task, watch: _Watch, beats: Sequence[Beat], code: int | None, log: Path) -> Failure | None:
@@ -166,14 +166,14 @@ def _ignore_signals() -> None:
 
 def _ours(task: Task, before: set[int]) -> set[int]:
     """Every process of the run that still lives: what descends from us, and what the heartbeats name."""
-    here = [b for b in read_heartbeats(task.attempt / "heartbeat") if b.host == socket.gethostname()]
+    here = [b for b in read_heartbeats(task.attempt.heartbeats) if b.host == socket.gethostname()]
     named = {b.pid for b in here if b.state == "running" and _is_worker(b.pid, task.attempt)}
     found = (processes.descendants(os.getpid()) - before) | named
     processes.reap(pid for pid in found if not processes.is_alive(pid))
     return {pid for pid in found if processes.is_alive(pid)}
 
 
-def _is_worker(pid: int, attempt: Path) -> bool:
+def _is_worker(pid: int, attempt: AttemptDir) -> bool:
     """Whether that process was started for this attempt, and is not another one that has got its id."""
     try:
         return os.fsencode(attempt) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from opensora_launch import exit_codes
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.stall import Beat
 
@@ -16,7 +17,6 @@ AGENT_SAYS = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: 
 SRUN_SAYS = re.compile(
     r"^srun: error: \S+: tasks? (\d+)[\d,-]*: (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$", re.MULTILINE
 )
-EXIT_PREEMPTED = 75
 SIGNALS = {signal.strsignal(s): s for s in signal.Signals}  # as srun names them
 ENDED_BY_US = (signal.SIGTERM, signal.SIGINT)  # torchrun ends the other ranks by these
 
@@ -40,7 +40,7 @@ def agent_exits(agent_log: str) -> tuple[Exit, ...]:
 
 def was_preempted(exits: Sequence[Exit]) -> bool:
     """Whether the ranks have stored where they are and left, as they were asked to."""
-    return bool(exits) and exits[0].code == EXIT_PREEMPTED
+    return bool(exits) and exits[0].code == exit_codes.PREEMPTED
 
 
 def first_failure(

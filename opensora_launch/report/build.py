@@ -1,7 +1,6 @@
 """From the files of a run to its reports. Everything comes from files, so it can be built again."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from opensora_launch.report.rounding import rounded
 from opensora_launch.report.run_files import SCHEMA, read_report, read_run
 from opensora_launch.report.sweep import sweep_markdown
 from opensora_launch.report.timeline import timeline
+from opensora_launch.rundir import write_whole
 
 __all__ = ["SCHEMA", "build_report", "summary_lines"]
 
@@ -68,13 +68,6 @@ def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
     published = [line | {"kind": "published"} for line in peer_lines()]
     return [{"name": "", "own": True, "kind": "measured", "points": points}, *published]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees all of it or nothing."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.cards import read_config
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
@@ -113,7 +114,7 @@ def _read_attempt(folder: Path) -> Attempt:
         command=_read_text(folder / "command.txt"),
         plan=_read_plan(folder / "plan.json"),
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
-        failure=read_failure(folder),
+        failure=read_failure(AttemptDir(folder)),
         nodes=tuple(n for p in sorted((folder / "telemetry").glob("node-*.jsonl")) if (n := read_samples(p))),
         environment=_environment(folder / "environment.json"),
     )

@@ -11,17 +11,17 @@ from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, command_text, environment
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.plan.plan import Machine, Plan
-from opensora_launch.request.batch_script import SCRIPT
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.prepare import Job, prepare_jobs
 from opensora_launch.request.resume import prepare_resume
-from opensora_launch.runs.run_dir import COMMAND, ENVIRONMENT, write_attempt, write_run, write_whole
+from opensora_launch.request.write_run import write_attempt, write_run
+from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.schema.config import EnvConfig, LauncherKind
 
 BY_HAND = "by hand"  # the profile of ranks that were started by somebody else
 
 
-def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Path:
+def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> AttemptDir:
     """The attempt directory of a new run, or of one that is resumed, for ranks that were started by hand."""
     parsed = parse("generate", GENERATE_FLAGS, argv)
     if wrong := [name for name in ("--cfg", "--info", "--help", "--shell-completion") if parsed.has(name)]:
@@ -42,20 +42,20 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Path
     return write_job(job, by_hand())
 
 
-def write_job(job: Job, made: Profiled) -> Path:
+def write_job(job: Job, made: Profiled) -> AttemptDir:
     run_dir = write_run(Path(job.run.runs_dir), datetime.now(), job.record, job.plan)
     return new_attempt(run_dir, job.plan, job.run.launcher.kind, made)
 
 
-def new_attempt(run_dir: Path, plan: Plan, kind: LauncherKind, made: Profiled) -> Path:
+def new_attempt(run_dir: RunDir, plan: Plan, kind: LauncherKind, made: Profiled) -> AttemptDir:
     """Make the folder of an attempt, with its plan, its command and the environment of its ranks."""
     attempt = write_attempt(run_dir, plan)
     ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
-    write_whole(attempt / ENVIRONMENT, made.to_json(ranks_env))
+    write_whole(attempt.environment, made.to_json(ranks_env))
     by_slurm = kind is LauncherKind.slurm
-    text = f"sbatch {shlex.quote(str(attempt / SCRIPT))}\n" if by_slurm else None
+    text = f"sbatch {shlex.quote(str(attempt.batch_script))}\n" if by_slurm else None
     text = text or command_text(command(kind, plan.machine, attempt), plan, made)
-    write_whole(attempt / COMMAND, text)
+    write_whole(attempt.command, text)
     return attempt
 
 

@@ -3,20 +3,19 @@
 import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan, predict
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.schema.slurm import SlurmConfig
 from opensora_launch.slurm.script import SlurmJob, job_script
 
-SCRIPT = "job.sbatch"
 TIME_MARGIN, START_MINUTES = 1.5, 15
 MEMORY_MARGIN, RANK_GIB = 1.25, 8
 
 
-def script_of(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> str:
+def script_of(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> str:
     """The batch script of an attempt."""
     settings = with_prediction(run, plan)
     return job_script(
@@ -24,7 +23,7 @@ def script_of(run: RunConfig, plan: Plan, attempt: Path, made: Profiled) -> str:
             settings,
             plan.machine,
             plan.threads_per_rank,
-            attempt,
+            attempt.path,
             settings.python or sys.executable,
             made.was_set,
             tuple(made.taken),

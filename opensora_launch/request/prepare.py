@@ -21,8 +21,9 @@ from opensora_launch.request.compose import Composed, Point, compose
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.hardware import settle_hardware
 from opensora_launch.request.videos import Asked, ask, prompt_setting_problems, settle_cond_types
-from opensora_launch.runs.run_dir import RunRecord, plain
+from opensora_launch.request.write_run import RunRecord
 from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
+from opensora_launch.schema.plain import plain
 from opensora_launch.slurm.allocation import allocation_machine
 from opensora_launch.slurm.query import no_sbatch
 from opensora_launch.slurm.script import slurm_machine

@@ -14,9 +14,11 @@ from opensora_launch.request.compose import compose
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
 from opensora_launch.request.hardware import settle_hardware
 from opensora_launch.request.prepare import PACKAGE, Problems, finish_config, machine_of, weight_problems
-from opensora_launch.runs.run_dir import missing_videos, plain, read_run
+from opensora_launch.rundir import RunDir
+from opensora_launch.runs.files import missing_videos, read_run
 from opensora_launch.runs.state import is_alive, read_state
 from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.plain import plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
 FREE = (
@@ -32,7 +34,7 @@ OF_THE_RUN = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun
 class Resumed:
     """The plan of what is missing; `unfit` says why this machine cannot run it, for a dry run."""
 
-    run_dir: Path
+    run_dir: RunDir
     run: RunConfig
     plan: Plan
     unfit: tuple[str, ...]
@@ -40,7 +42,7 @@ class Resumed:
 
 def prepare_resume(parsed: Parsed, machine: Machine | None) -> Resumed:
     """Raises UserError for a folder that is no run, and for overrides that would change the videos."""
-    run_dir = Path(os.path.abspath(parsed.one("--resume") or ""))
+    run_dir = _run_dir(parsed)
     problems = Problems()
     problems.add(
         [f"{name} does not go with --resume: the videos are the run's own" for name in OF_THE_RUN if parsed.has(name)]
@@ -76,8 +78,12 @@ def _same_folders(run: RunConfig, config: Mapping[str, Any], new: Set[str]) -> N
 
 def words_of(parsed: Parsed) -> Parsed:
     """The run's own words, with the overrides that are given beside --resume."""
-    _, _, argv = read_run(Path(os.path.abspath(parsed.one("--resume") or "")))
+    _, _, argv = read_run(_run_dir(parsed))
     return _asked(argv, parsed.rest)
+
+
+def _run_dir(parsed: Parsed) -> RunDir:
+    return RunDir(Path(os.path.abspath(parsed.one("--resume") or "")))
 
 
 def _asked(argv: Sequence[str], more: Sequence[str]) -> Parsed:
@@ -85,7 +91,7 @@ def _asked(argv: Sequence[str], more: Sequence[str]) -> Parsed:
     return replace(before, rest=(*_still_valid(before.rest, more), *more))
 
 
-def still_running(run_dir: Path) -> list[str]:
+def still_running(run_dir: RunDir) -> list[str]:
     """A line if ranks are at work on this run, or a job will be: by Slurm, and by fresh heartbeats."""
     state = read_state(run_dir)
     if queued := [s for answer in state.jobs for s in answer.states if not s.over]:

@@ -12,11 +12,10 @@ from opensora_launch.machine.host import count_cpus
 from opensora_launch.request.compose import Point, compose
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.prepare import Problems, prepare_jobs
-from opensora_launch.runs.run_dir import write_whole
+from opensora_launch.rundir import SweepDir, write_whole
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import cpus_a_node, in_allocation
 
-STATE = "sweep.json"
 OWN = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}
 COUNTS = r"\d+(?:x\d+)?"
 
@@ -65,20 +64,20 @@ class Sweep:
     elsewhere: bool  # the ranks run on other machines than this
     done: tuple[Done, ...]
 
-    def write(self, folder: Path) -> None:
-        write_whole(folder / STATE, json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n")
+    def write(self, folder: SweepDir) -> None:
+        write_whole(folder.state, json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n")
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: SweepDir) -> Sweep:
     """What a sweep's folder says of it; UserError if it is none."""
     try:
-        data = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        data = json.loads(folder.state.read_text(encoding="utf-8"))
         spots = tuple(Spot(**(s | {"overrides": tuple(s["overrides"])})) for s in data["spots"])
         return Sweep(
             **(data | {"argv": tuple(data["argv"]), "spots": spots, "done": tuple(Done(**d) for d in data["done"])})
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} is no sweep: {STATE} cannot be read ({error})") from error
+        raise UserError(f"{folder} is no sweep: {folder.state.name} cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.state import (state_of)
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, read_samples
 from opensora_launch.telemetry.stall import Beat, find_guilty
@@ -36,7 +37,7 @@ class Use:
         return [busy, memory, f"{self.power_w / 1000:.1f} kW" if self.power_w and self.power_w >= 1000 else watts]
 
 
-def rank_uses(attempt: Path, beats: Sequence[Beat]) -> dict[int, Use]:
+def rank_uses(attempt: AttemptDir, beats: Sequence[Beat]) -> dict[int, Use]:
     """What each rank uses by the last samples of its node; a rank that no node's file knows is left out."""
     nodes = {node.host: node for node in _nodes(attempt)}
     metas = rank_metas(attempt)
@@ -57,9 +58,9 @@ def together(uses: Iterable[Use]) -> Use:
     )
 
 
-def rank_metas(attempt: Path) -> dict[int, Mapping[str, Any]]:
+def rank_metas(attempt: AttemptDir) -> dict[int, Mapping[str, Any]]:
     """The first line of each rank's events, if it is whole; the rest may be long."""
-    return {m["rank"]: m for p in (attempt / "telemetry").glob("rank*.jsonl") if (m := _meta(p))}
+    return {m["rank"]: m for p in attempt.all_events() if (m := _meta(p))}
 
 
 def stuck_s(beat: Beat, now: float) -> float | None:
@@ -103,9 +104,9 @@ def _use(rank: int, node: NodeSamples, meta: Mapping[str, Any]) -> Use:
     return Use((now["cpu_s"] - first["cpu_s"]) / (last_s - first_s) if known else None, now.get("memory_bytes"))
 
 
-def _nodes(attempt: Path) -> Iterator[NodeSamples]:
+def _nodes(attempt: AttemptDir) -> Iterator[NodeSamples]:
     """Each node's last samples. A file that cannot be read at this moment is passed over, as heartbeats are."""
-    for path in (attempt / "telemetry").glob("node-*.jsonl"):
+    for path in attempt.all_samples():
         try:
             node = read_samples(path, TAIL_BYTES)
         except OSError:

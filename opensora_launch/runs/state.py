@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.machine import processes
-from opensora_launch.runs.run_dir import (write_whole)
 from opensora_launch.slurm.query import (JobState, NoAnswer, job_states)
 from opensora_launch.telemetry.events import read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.stall import Beat
 
-NAME = "launcher.json"
 FRESH_S = 30.0  # sixty heartbeats: a shared disk may show them late
 
 
@@ -37,14 +36,14 @@ class Launched:
 
 @dataclass(frozen=True)
 class AttemptState:
-    folder: Path
+    folder: AttemptDir
     launched: Launched | None
     beats: tuple[Beat, ...]
     failure: Failure | None
 
     @property
     def number(self) -> int:
-        return int(self.folder.name)
+        return self.folder.number
 
     @property
     def ended(self) -> str:
@@ -91,27 +90,26 @@ class RunState:
         later = (a for a in self.attempts if a.number > attempt.number and a.launched)
         return bool(job) and any(a.launched.job == job for a in later if a.launched)
 
-    def to_come(self, but: Path | None = None) -> bool:
+    def to_come(self, but: AttemptDir | None = None) -> bool:
         """Whether anybody works on the run, or will when Slurm lets it; `but` is an attempt that is over."""
         queued = any(not state.over for answer in self.jobs for state in answer.states)
         return queued or any(attempt.folder != but for attempt in self.at_work)
 
 
-def record_launch(attempt: Path, launched: Launched) -> None:
-    write_whole(attempt / NAME, json.dumps(asdict(launched)) + "\n")
+def record_launch(attempt: AttemptDir, launched: Launched) -> None:
+    write_whole(attempt.launcher, json.dumps(asdict(launched)) + "\n")
 
 
 def this_process(kind: str) -> Launched:
     return Launched(kind, socket.gethostname(), os.getpid(), processes.start_ticks(os.getpid()))
 
 
-def read_attempts(run_dir: Path) -> list[AttemptState]:
+def read_attempts(run_dir: RunDir) -> list[AttemptState]:
     """All attempts of a run, in order."""
-    folders = [p for p in (run_dir / "attempts").glob("*") if p.name.isdigit()]
-    return [_read(p) for p in sorted(folders, key=lambda p: int(p.name))]
+    return [_read(attempt) for attempt in run_dir.attempts()]
 
 
-def read_state(run_dir: Path) -> RunState:
+def read_state(run_dir: RunDir) -> RunState:
     """Attempts, and what Slurm says of their jobs; it is not asked again once it was waited for in vain."""
     attempts = read_attempts(run_dir)
     return RunState(tuple(attempts), tuple(_answers(jobs_of(attempts))))
@@ -156,7 +154,7 @@ def seconds_left(attempt: AttemptState, run_videos: Sequence[int]) -> float | No
     beat = next((b for b in attempt.beats if is_alive(b)), None)
     if beat is None or beat.step is None or beat.steps is None:
         return None
-    recorded = attempt.folder / "telemetry" / f"rank{beat.rank}.jsonl"
+    recorded = attempt.folder.events(beat.rank)
     events = read_events(recorded) if recorded.exists() else None
     steps = [e for e in events.steps if e.video == beat.video][-10:] if events else []
     if not steps:
@@ -178,9 +176,9 @@ def stored_steps(run_dir: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _read(folder: Path) -> AttemptState:
+def _read(folder: AttemptDir) -> AttemptState:
     try:
-        launched = Launched(**json.loads((folder / NAME).read_text(encoding="utf-8")))
+        launched = Launched(**json.loads(folder.launcher.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         launched = None
-    return AttemptState(folder, launched, tuple(read_heartbeats(folder / "heartbeat")), read_failure(folder))
+    return AttemptState(folder, launched, tuple(read_heartbeats(folder.heartbeats)), read_failure(folder))

@@ -3,9 +3,9 @@
 import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from opensora_launch.plan.plan import Machine
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Device, TopologyConfig
 
 GPU_WORDS = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS")  # set where it holds GPUs
@@ -51,7 +51,7 @@ def cpus_a_node(env: Mapping[str, str]) -> int:
     return min(int(part.partition("(")[0]) for part in env["SLURM_JOB_CPUS_PER_NODE"].split(","))
 
 
-def step_name(attempt: Path) -> str:
+def step_name(attempt: AttemptDir) -> str:
     """By which a step is found again: of the attempt's whole path."""
     return f"opensora-{zlib.crc32(os.fsencode(attempt)):08x}"
 

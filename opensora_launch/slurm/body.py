@@ -1,15 +1,15 @@
 """What every batch script of ours runs, once its settings are said."""
 
-BODY = r"""# ---- the same in every script
+BODY = r"""# ---- identical in every script
 set -uo pipefail
 export SLURM_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-me=${me:-$SLURM_JOB_ID} # of an array's last task that is the number of the whole array
-asked='' attempt='' # asked: to store and stop
+me=${me:-$SLURM_JOB_ID} # for an array's last task this is the number of the whole array
+asked='' attempt='' # asked: set when the job is asked to store and stop
 trap 'asked=1; [ -z "$attempt" ] || : >"$attempt/stop"' USR1
-trap : TERM # the ranks get it too, and this script waits for them
+trap : TERM # the ranks receive the signal too; this script waits for them
 
-# Rendezvous: the first node, and a port of this job that nobody listens on there. This script runs on that node.
+# Rendezvous: this script runs on the first node and chooses a free port there for this job.
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR=$host$host_suffix MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 for ((i = 0; i < 99; i++)); do
@@ -17,7 +17,7 @@ for ((i = 0; i < 99; i++)); do
   MASTER_PORT=$((20000 + (MASTER_PORT - 20000 + 101) % 10000))
 done
 
-# The folder of this attempt: plan.json tells the ranks what to do. A job that starts anew gets a new one.
+# The folder of this attempt; its plan.json tells the ranks what to do. A job that starts again gets a new folder.
 here=("${python[@]}") # Python on this node
 if [ ${#container[@]} -gt 0 ]; then
   here=(srun --nodes=1 --ntasks=1 --overlap --nodelist="$host" "${container[@]}" "${here[@]}")
@@ -26,7 +26,7 @@ attempt=$("${here[@]}" -m opensora_launch.request.slurm_task FIND_ATTEMPT) || ex
 [ -z "$asked" ] || : >"$attempt/stop"
 echo "job $me on $SLURM_JOB_NODELIST: $attempt"
 
-run_ranks() { # of the attempt, to their end; rc is their exit code
+run_ranks() { # run the attempt's ranks until they end; rc becomes their exit code
   local step=(--kill-on-bad-exit=1 --wait=60 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append
     --output="${attempt//%/%%}/logs/rank%t.log" "${container[@]}") ranks
   START_RANKS
@@ -36,22 +36,22 @@ run_ranks() { # of the attempt, to their end; rc is their exit code
   rc=$?
   case $rc in
     0 | 2 | 75) ;;
-    *) # what the ranks say of their end: torchrun turns all of it into 1, and srun has 143 for those that it ends
+    *) # ask the ranks' own files: torchrun turns every code into 1, and srun reports 143 for ranks that it ends
       rc=$("${here[@]}" -m opensora_launch.request.slurm_task --code "$attempt") || rc=1
       ;;
   esac
 }
 run_ranks
-if [ "$rc" = 1 ]; then # out of memory: once more from where they were, with less of the weights on a GPU
+if [ "$rc" = 1 ]; then # out of memory: continue once from the last step, with fewer weights on each GPU
   if less=$("${here[@]}" -m opensora_launch.request.slurm_task --with-less "$attempt"); then
     attempt=$less
-    echo "going on with less memory: $attempt"
+    echo "continuing with less memory: $attempt"
     [ -z "$asked" ] || : >"$attempt/stop"
     run_ranks
   fi
 fi
 
-# 75: the ranks have stored where they are. Other failures go on too if a node is lost; on good nodes they would recur.
+# 75: the ranks have stored their state. Requeue other failures only if a node is lost; on good nodes they would recur.
 nodes_answer() {
   timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 \
     --output=/dev/null true 2>/dev/null
@@ -64,7 +64,7 @@ case $rc in
 esac
 if [ "$again" = 1 ] && [ "$may_requeue" = 1 ] && running; then
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_restarts" ]; then
-    echo "this job has been restarted $max_restarts times: no more"
+    echo "this job was restarted $max_restarts times and is not restarted again"
   elif scontrol requeue "$me"; then
     echo "requeued after exit code $rc"
     sleep 600 # Slurm ends this script

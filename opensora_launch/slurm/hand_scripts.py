@@ -4,21 +4,21 @@ from opensora_launch.schema.slurm import Container, SlurmConfig, Starter
 from opensora_launch.slurm.script import hand_script
 
 USE = """\
-Videos on the GPUs of a cluster. Edit the options above, then submit with the words of `opensora-launch generate`:
+Make videos on a cluster. Edit the options above, then submit with the arguments of `opensora-launch generate`:
 
     sbatch slurm/{name} video=768px --prompt "raining, sea"
     sbatch slurm/{name} video=256px --prompts list.csv sampling.num_steps=30
 
-Options on the command line win over those above: sbatch --nodes=4 slurm/{name} ...
-The run's folder lies under runs/ where you submit, or where runs_dir=... says. docs/slurm.md explains the rest."""
+Options on the command line take precedence over those above: sbatch --nodes=4 slurm/{name} ...
+The run's folder is under runs/ in the folder where you submit, or in runs_dir=... docs/slurm.md explains the rest."""
 ABOUT = {
     "generate.sbatch": "",
-    "generate-array.sbatch": "An array: its tasks take prompts from one list until none is left. A task that is slow "
-    "or dies holds\nnobody: what it leaves is made when it is requeued, or by `opensora-launch generate --resume RUN`.",
-    "generate-torchrun.sbatch": "One torchrun a node instead of one task a GPU, for sites that want it so. srun ends "
-    "sooner after a failure.",
-    "generate-pyxis.sbatch": "In a container, by the pyxis plugin of enroot (srun --container-image).",
-    "generate-apptainer.sbatch": "In a container, by Apptainer.",
+    "generate-array.sbatch": "The tasks of the array take prompts from one list until none is left. A slow or dead "
+    "task does not block\nthe others. Its videos are made when it is requeued, or by `generate --resume RUN`.",
+    "generate-torchrun.sbatch": "Starts one torchrun per node instead of one task per GPU, for sites that require it. "
+    "After a failure, srun alone ends sooner.",
+    "generate-pyxis.sbatch": "Runs in a container, with the pyxis plugin of enroot (srun --container-image).",
+    "generate-apptainer.sbatch": "Runs in a container, with Apptainer.",
 }
 IMAGE, HERE = "/images/opensora-launch", "/data:/data"
 

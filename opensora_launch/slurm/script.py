@@ -80,7 +80,7 @@ def job_script(job: SlurmJob) -> str:
         *_options(job),
         "",
         "# shellcheck disable=SC2016,SC2034",
-        "# Made by opensora-launch. To submit it once more: sbatch and this file; what is missing is made.",
+        "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
         *_settings(settings, ranks, job.python),
         *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
@@ -100,11 +100,11 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
         *(f"# {line}".rstrip() for line in about.splitlines()),
         "",
         "# shellcheck disable=SC2016,SC2034",
-        "# Edit from here: how Python is started on a node, and what it needs.",
+        "# Edit from here: how to start Python on a node, and what it needs.",
         *_settings(settings, ranks_per_node, job.python, by_hand=True),
         *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
         "",
-        "# All tasks of an array, and a job that is requeued, work on one run; its folder is written down here.",
+        "# All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.",
         "run_file=${SLURM_SUBMIT_DIR:-$PWD}/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}.run",
     ]
     find = '--run-file "$run_file" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from opensora_launch.rundir import write_whole
 from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, find_guilty
 from opensora_launch.telemetry.typed import fits
 
@@ -130,10 +131,8 @@ class Heartbeat:
 
     def write(self, beat: Beat) -> None:
         """Rewrite the file; a full disk is remembered in `write_error` and tried again at the next beat."""
-        aside = self._path.with_name(f".{self._path.name}.new")
         try:
-            aside.write_text(json.dumps(vars(beat), ensure_ascii=False), encoding="utf-8")
-            aside.replace(self._path)
+            write_whole(self._path, json.dumps(vars(beat), ensure_ascii=False))
         except OSError as e:
             self.write_error = str(e)
 

@@ -6,7 +6,6 @@ or written is named in the file, and what ends it early also in `problem`.
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from opensora_launch.machine.host import host_sample, rank_samples
 from opensora_launch.machine.nvml import Gpus, open_gpus
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.samples import SCHEMA
 
@@ -97,9 +97,9 @@ class Sampler:
         }
 
 
-def node_sampler(attempt: Path, host: str) -> Sampler:
+def node_sampler(attempt: AttemptDir, host: str) -> Sampler:
     """The sampler of this node; the ranks and their processes are known by their heartbeats, read when one is new."""
-    folder, known = attempt / "heartbeat", dict[int, int]()
+    folder, known = attempt.heartbeats, dict[int, int]()
     files = 0
 
     def pids() -> Mapping[int, int]:
@@ -111,4 +111,4 @@ def node_sampler(attempt: Path, host: str) -> Sampler:
             files = len(beats)
         return known
 
-    return Sampler(attempt / "telemetry" / f"node-{re.sub(r'[^A-Za-z0-9._-]', '_', host)}.jsonl", host, pids)
+    return Sampler(attempt.samples_of(host), host, pids)

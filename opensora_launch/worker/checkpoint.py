@@ -22,6 +22,7 @@ from torch import Tensor
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.tiles import broadcast
 from opensora_launch.plan.plan import Plan, VideoRequest
+from opensora_launch.rundir import aside
 
 # Settings that change how a video is made and not which.
 FREE_SAMPLING = ("batch_size", "num_samples", "prune_rows")
@@ -109,12 +110,11 @@ class Checkpoints:
     def _write(self, path: Path, fingerprint: str, step: int, latents: Tensor) -> None:
         """Whole or not at all, and on the disk: the node may be gone a moment later."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         facts = {"step": str(step), "fingerprint": fingerprint}
-        save_file({"latents": latents.detach().cpu().contiguous()}, aside, metadata=facts)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with aside(path) as beside:
+            save_file({"latents": latents.detach().cpu().contiguous()}, beside, metadata=facts)
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 def fingerprint(plan: Plan, videos: Sequence[VideoRequest]) -> str:

@@ -5,10 +5,8 @@ Shapes: C T H W latents of a video, F Y X 3 its frames.
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from opensora_launch.parallel.mesh import Mesh
 from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.parallel.tiles import broadcast, spread_tiles
 from opensora_launch.plan.plan import Plan, VideoRequest
+from opensora_launch.rundir import RunDir, write_whole
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
@@ -44,7 +43,7 @@ class Job:
     """What a rank works with, passed down."""
 
     plan: Plan
-    run_dir: Path
+    run_dir: RunDir
     device: torch.device
     mesh: Mesh  # of the steps with the most rows; its `video` axis holds the ranks that share our videos
     recorder: Recorder
@@ -203,7 +202,7 @@ def decode_latent(
 
 def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"], cut_tokens: int) -> None:
     """The video, then the record of its completion; both appear whole or not at all."""
-    folder = job.run_dir / "samples"
+    folder = job.run_dir.samples
     folder.mkdir(parents=True, exist_ok=True)
     path = save_video(folder / video.name, frames, job.plan.geometry.fps)
     plan = job.plan
@@ -223,7 +222,5 @@ def _save(job: Job, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"], c
         "threads_per_rank": plan.threads_per_rank,
         **job.facts,
     }
-    aside = folder / f".{video.name}.json.{os.getpid()}"
-    aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    aside.replace(folder / f"{video.name}.json")
+    write_whole(job.run_dir.record(video.name), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     log.info("saved %s", path)

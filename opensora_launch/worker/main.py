@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
 from opensora_launch.machine.host import count_cpus
 from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify_spec import VerifySpec
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
 from opensora_launch.worker.checkpoint import Preempted
@@ -34,21 +36,21 @@ def run_rank(argv: Sequence[str]) -> int:
         me = Rank.from_env(os.environ)
         alone = me.starter != "torchrun" and me.world == 1
         if launched and not alone:
-            start.open_log(Path(argv[1]) / "logs" / f"rank{me.rank}.log")
+            start.open_log(AttemptDir(Path(argv[1])).log(me.rank))
         start.start_logging(me)
         start.join(me)
         attempt, work = _agree(argv, me, launched)
         if alone or not launched:  # what it prints is seen, and is kept too
-            start.keep_log(attempt / "logs" / f"rank{me.rank}.log", me)
+            start.keep_log(attempt.log(me.rank), me)
     except (UserError, Unreachable) as e:
         sys.stderr.write(f"error: {e}\n")
-        code = start.EXIT_USER if isinstance(e, UserError) else start.EXIT_FAILURE
+        code = exit_codes.USER_ERROR if isinstance(e, UserError) else exit_codes.FAILURE
         if launched:
-            start.record_early(Path(argv[1]), e, os.environ)
+            start.record_early(AttemptDir(Path(argv[1])), e, os.environ)
         if start.has_peers(os.environ):
             start.leave(code)  # they may be in the rendezvous
         return code
-    beat = Heartbeat(attempt / "heartbeat" / f"rank{me.rank}.json", rank=me.rank, host=socket.gethostname())
+    beat = Heartbeat(attempt.heartbeat(me.rank), rank=me.rank, host=socket.gethostname())
     beat.start()
     start.listen_for_stop(attempt, me)
     try:
@@ -59,9 +61,9 @@ def run_rank(argv: Sequence[str]) -> int:
     except Preempted:
         beat.close("preempted")
         if me.world > 1:
-            start.leave(start.EXIT_PREEMPTED)
+            start.leave(exit_codes.PREEMPTED)
         dist.destroy_process_group()
-        return start.EXIT_PREEMPTED
+        return exit_codes.PREEMPTED
     except BaseException as e:  # noqa: BLE001 an interrupt too is a failure that other ranks must learn of
         code = start.fail(e, attempt, me, beat)
         if me.world > 1:
@@ -74,14 +76,14 @@ def run_rank(argv: Sequence[str]) -> int:
     return 0
 
 
-def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[Path, Plan | VerifySpec]:
+def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[AttemptDir, Plan | VerifySpec]:
     """The attempt's folder and what to do, which the first rank reads, or makes, and sends to the others."""
     verify = launched and argv[0] == "--verify"
     said: list[tuple[str, str, str] | None] = [None]
     if me.rank == 0:
         try:
-            attempt = Path(argv[1]) if launched else _prepare(argv, me)
-            file = attempt / ("verify.json" if verify else "plan.json")
+            attempt = AttemptDir(Path(argv[1])) if launched else _prepare(argv, me)
+            file = attempt.verify_spec if verify else attempt.plan
             said = [(str(attempt), file.read_text(encoding="utf-8"), "")]
         except UserError as e:
             said = [("", "", str(e))]
@@ -91,20 +93,21 @@ def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[Path, Plan | 
     folder, text, problem = said[0]
     if problem:
         raise UserError(problem if me.rank == 0 else "rank 0 found the run impossible, and says why")
-    Path(folder).mkdir(parents=True, exist_ok=True)  # a host that does not share the first rank's disk
+    attempt = AttemptDir(Path(folder))
+    attempt.path.mkdir(parents=True, exist_ok=True)  # a host that does not share the first rank's disk
     data = json.loads(text)
     if verify:
-        return Path(folder), VerifySpec.from_dict(data)
+        return attempt, VerifySpec.from_dict(data)
     plan = Plan.from_dict(data)
     if plan.machine.ranks != me.world:
         raise UserError(
             f"{folder} is planned for {plan.machine.ranks} ranks and {me.world} have come; plan it anew for these: "
-            f"opensora-launch generate --resume {Path(folder).parent.parent} topology=..."
+            f"opensora-launch generate --resume {attempt.run} topology=..."
         )
-    return Path(folder), plan
+    return attempt, plan
 
 
-def _prepare(argv: Sequence[str], me: Rank) -> Path:
+def _prepare(argv: Sequence[str], me: Rank) -> AttemptDir:
     """Write a run from the command line of `generate`, for the ranks that are here."""
     from opensora_launch.plan.plan import Machine
     from opensora_launch.request.attempt import prepare_attempt
@@ -114,9 +117,8 @@ def _prepare(argv: Sequence[str], me: Rank) -> Path:
     return prepare_attempt(argv, Machine(device, me.world // me.local_world, me.local_world, cpus))
 
 
-def _report(attempt: Path) -> None:
+def _report(attempt: AttemptDir) -> None:
     """Ranks that were started by hand have no launcher that would build the report."""
     from opensora_launch.report.build import build_report, summary_lines
 
-    run_dir = attempt.parent.parent
-    sys.stdout.write("\n".join([*summary_lines(build_report(run_dir)), f"run: {run_dir}", ""]))
+    sys.stdout.write("\n".join([*summary_lines(build_report(attempt.run.path)), f"run: {attempt.run}", ""]))

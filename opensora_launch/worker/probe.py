@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensora_launch import exit_codes
 from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
 from opensora_launch.errors import UserError
 from opensora_launch.parallel.mesh import Axis, build_meshes
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         result = probe(spec, me, device)
     except (UserError, RuntimeError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
-        start.leave(start.EXIT_FAILURE)
+        start.leave(exit_codes.FAILURE)
     if me.rank == 0:
         (folder / "probe.json").write_text(json.dumps(result.to_dict()), encoding="utf-8")
     dist.destroy_process_group()

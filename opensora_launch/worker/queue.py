@@ -8,15 +8,15 @@ Whether an owner lives is seen by watching its heartbeat: one that was written a
 """
 
 import json
-import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.rundir import RunDir, create_once
 from opensora_launch.telemetry.heartbeat import read_beat
 from opensora_launch.worker.start import lives
 
@@ -62,7 +62,7 @@ class _Look:
 class Queue:
     """The batches of a run, for the first rank of a group."""
 
-    def __init__(self, run_dir: Path, batches: Sequence[Sequence[VideoRequest]], owner: Owner) -> None:
+    def __init__(self, run_dir: RunDir, batches: Sequence[Sequence[VideoRequest]], owner: Owner) -> None:
         self._run_dir, self._batches, self._owner = run_dir, batches, owner
         self._taken: set[int] = set()
         self._looks: dict[Claimant, _Look] = {}
@@ -86,7 +86,7 @@ class Queue:
 
     def _claim(self, name: str, known: dict[Claimant, bool | None]) -> bool | None:
         """Whether the batch is now ours; None where it is not certain that its owner lives. `known`: who does."""
-        folder = self._run_dir / "claims"
+        folder = self._run_dir.claims
         folder.mkdir(exist_ok=True)
         last = max((int(p.name.rsplit(".", 2)[1]) for p in folder.glob(f"{name}.*.json")), default=-1)
         if last >= 0:
@@ -99,11 +99,11 @@ class Queue:
                 known[owner] = self._lives(owner)
             if known[owner] is not False:
                 return None if known[owner] is None else False
-        return _create(folder / f"{name}.{last + 1}.json", vars(self._owner))
+        return create_once(folder / f"{name}.{last + 1}.json", json.dumps(vars(self._owner)))
 
     def _lives(self, owner: Claimant) -> bool | None:
         """Whether an owner works; None while only the next look can tell."""
-        beat = read_beat(self._run_dir / "attempts" / owner.attempt / "heartbeat" / f"rank{owner.rank}.json")
+        beat = read_beat(self._run_dir.attempt(owner.attempt).heartbeat(owner.rank))
         if beat is None or beat.state != "running" or (beat.host, str(beat.pid)) != (owner.host, owner.pid):
             return False
         if owner.attempt == self._owner.attempt:
@@ -129,33 +129,9 @@ class Queue:
         return False if max(time.time() - time_s, now - since_s) >= STALE_S else None
 
 
-def finished(run_dir: Path, videos: Sequence[VideoRequest]) -> bool:
+def finished(run_dir: RunDir, videos: Sequence[VideoRequest]) -> bool:
     """Whether each has its record of completion."""
-    return all((run_dir / "samples" / f"{video.name}.json").exists() for video in videos)
-
-
-def _create(path: Path, facts: Mapping[str, Any]) -> bool:
-    """The file with its contents at once, or False if somebody else has made it."""
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    aside.write_text(json.dumps(facts), encoding="utf-8")
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        return _create_empty(path, json.dumps(facts))
-    finally:
-        aside.unlink(missing_ok=True)
-    return True
-
-
-def _create_empty(path: Path, text: str) -> bool:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        return False
-    return True
+    return all(run_dir.record(video.name).exists() for video in videos)
 
 
 def _read(path: Path) -> dict[str, Any]:

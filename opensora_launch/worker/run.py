@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from opensora_launch import exit_codes
 from opensora_launch.engines.choice import attention_of, cuts_weights
 from opensora_launch.engines.native import Source
 from opensora_launch.engines.text_team import Team, text_team
@@ -25,6 +26,7 @@ from opensora_launch.parallel.mesh import Axis, Mesh, Record, build_meshes, node
 from opensora_launch.parallel.rows import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Plan, VideoRequest
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Engine, Init, Shard
 from opensora_launch.slurm.task_env import job_name
 from opensora_launch.telemetry.failure import record_failure
@@ -62,13 +64,13 @@ class Site:
         return ShardedModel(networks.mmdit.forward, self.kernel.call, meshes, sit_out, at_once, attention)
 
 
-def run_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
+def run_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
     """Make this rank's part of the plan's videos. `started` is monotonic and epoch seconds."""
     site = settle(plan, attempt, me, beat, started)
     job, world = site.job, site.world
     job = replace(job, checkpoints=_checkpoints(job, attempt))
     beat.videos = len(plan.videos)
-    with watch.sampling(attempt, me), profiler(plan.profile, attempt / "trace" / f"rank{me.rank}.json"):
+    with watch.sampling(attempt, me), profiler(plan.profile, attempt.profiler_trace(me.rank)):
         networks, texts = load(site)
         watch.watch_blocks(networks.mmdit, job.recorder, streamed=networks.blocks is not None)
         model = site.model(networks, dict(plan.layouts))
@@ -102,17 +104,15 @@ def _generate(
         raise
 
 
-def _checkpoints(job: Job, attempt: Path) -> Checkpoints:
-    return Checkpoints(
-        job.run_dir / "checkpoints", attempt / start.STOP, job.plan.checkpoint_every_steps, job.mesh.video
-    )
+def _checkpoints(job: Job, attempt: AttemptDir) -> Checkpoints:
+    return Checkpoints(job.run_dir.checkpoints, attempt.stop, job.plan.checkpoint_every_steps, job.mesh.video)
 
 
-def _batches(job: Job, attempt: Path, me: Rank) -> Iterator[tuple[VideoRequest, ...]]:
+def _batches(job: Job, attempt: AttemptDir, me: Rank) -> Iterator[tuple[VideoRequest, ...]]:
     """Those that this group gets from the run's queue: its first rank takes one, and tells the others."""
     axis, beat, everything = job.mesh.video, job.recorder.heartbeat, job.plan.batches
     assert job.checkpoints
-    owner = Owner(attempt.name, me.rank, job_name(os.environ), socket.gethostname(), os.getpid())
+    owner = Owner(attempt.path.name, me.rank, job_name(os.environ), socket.gethostname(), os.getpid())
     queue = Queue(job.run_dir, everything, owner)
     while True:
         beat.videos_done = sum(finished(job.run_dir, [video]) for video in job.plan.videos)
@@ -132,7 +132,13 @@ def _batches(job: Job, attempt: Path, me: Rank) -> Iterator[tuple[VideoRequest, 
 
 
 def settle(
-    plan: Plan, attempt: Path, me: Rank, beat: Heartbeat, started: tuple[float, float], *, more: Sequence[Layout] = ()
+    plan: Plan,
+    attempt: AttemptDir,
+    me: Rank,
+    beat: Heartbeat,
+    started: tuple[float, float],
+    *,
+    more: Sequence[Layout] = (),
 ) -> Site:
     """Device, kernel, telemetry and meshes of this rank, for the plan's layouts and some more."""
     start.set_numerics(plan.threads_per_rank, plan.numerics)
@@ -147,7 +153,7 @@ def settle(
     of_kernel = f"{kernel.name} {kernel.version}"
     log.info("%s, %s, attention by %s, CPUs %s", device_name(device), plan.precision, of_kernel, cpus)
     recorder = Recorder(
-        attempt / "telemetry" / f"rank{me.rank}.jsonl",
+        attempt.events(me.rank),
         _meta(plan, me, device, kernel, started) | _clock(me),
         device=device.type,
         heartbeat=beat,
@@ -159,7 +165,7 @@ def settle(
         world = world_axis(me, recorder.collective)
         mesh = meshes[plan.layouts[-1][1]]
         node = node_axis(mesh.video, me.local_world, me.world, BACKSTOP)
-    job = Job(plan, attempt.parent.parent, device, mesh, recorder, _facts(plan.engine, device, kernel))
+    job = Job(plan, attempt.run, device, mesh, recorder, _facts(plan.engine, device, kernel))
     return Site(job, watch.watch_kernel(kernel, recorder), meshes, world, node)
 
 
@@ -198,11 +204,11 @@ def world_axis(me: Rank, record: Record) -> Axis:
     return Axis("text", ranks, me.rank, dist.new_group(list(ranks), timeout=BACKSTOP), record)
 
 
-def stop_stalled(attempt: Path, verdict: Verdict) -> None:
+def stop_stalled(attempt: AttemptDir, verdict: Verdict) -> None:
     """Called from the heartbeat's thread while this rank waits in a collective that will not end."""
     log.error("stalled: %s", verdict.message)
     record_failure(attempt, start.stalled_failure(attempt, verdict.rank, verdict.message))
-    start.leave(start.EXIT_FAILURE)
+    start.leave(exit_codes.FAILURE)
 
 
 def _meta(plan: Plan, me: Rank, device: torch.device, kernel: Kernel, started: tuple[float, float]) -> dict[str, Any]:

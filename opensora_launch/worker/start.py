@@ -17,7 +17,9 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.slurm import task_env as slurm_env
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
@@ -38,8 +40,6 @@ PEER_ERRORS = (
 RENDEZVOUS = timedelta(minutes=5)  # for all ranks to come up
 MESH = timedelta(minutes=1)  # for ranks that have met already to connect to one another
 PEER_GRACE_S = 2.0  # how long a rank that lost a peer waits for that peer's own word
-EXIT_FAILURE, EXIT_USER, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 2, 75, 130
-STOP = "stop"  # of an attempt: a file that asks its ranks to store where they are and to end
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -148,18 +148,18 @@ def join(me: Rank) -> None:
         dist.init_process_group(backend, store=alone, rank=0, world_size=1)
 
 
-def listen_for_stop(attempt: Path, me: Rank) -> None:
+def listen_for_stop(attempt: AttemptDir, me: Rank) -> None:
     """SIGUSR1, and in a batch job SIGTERM, leave the file that asks every rank of the attempt to store and stop."""
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        (attempt / STOP).touch()
+        attempt.stop.touch()
 
     signal.signal(signal.SIGUSR1, ask)
     if me.starter == "srun":
         signal.signal(signal.SIGTERM, ask)
 
 
-def record_early(attempt: Path, error: Exception, env: Mapping[str, str]) -> None:
+def record_early(attempt: AttemptDir, error: Exception, env: Mapping[str, str]) -> None:
     """The failure of a rank that is not among the others yet."""
     rank = int(env.get("RANK") or env.get("SLURM_PROCID") or 0)
     kind = "user" if isinstance(error, UserError) else "failure"
@@ -179,7 +179,7 @@ def set_numerics(threads: int, numerics: NumericsConfig) -> None:
     torch.set_grad_enabled(False)
 
 
-def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
+def fail(error: BaseException, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> int:
     """Record the failure, if it is the run's first; the exit code to leave with.
 
     The process group is not destroyed: on an error that can wait for peers forever. Ctrl-C is no failure.
@@ -187,7 +187,7 @@ def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
     if isinstance(error, KeyboardInterrupt):
         log.info("interrupted in phase %s, step %s", beat.phase, beat.step)
         beat.close("failed")
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     log.error("failed in phase %s, step %s", beat.phase, beat.step, exc_info=error)
     if is_peer_error(error):
         failure = peer_failure(attempt, me)
@@ -206,7 +206,7 @@ def fail(error: BaseException, attempt: Path, me: Rank, beat: Heartbeat) -> int:
     if failure:
         record_failure(attempt, failure)
     beat.close("failed")
-    return EXIT_USER if failure and failure.kind == "user" else EXIT_FAILURE
+    return exit_codes.USER_ERROR if failure and failure.kind == "user" else exit_codes.FAILURE
 
 
 def is_peer_error(error: BaseException) -> bool:
@@ -220,14 +220,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def peer_failure(attempt: Path, me: Rank) -> Failure | None:
+def peer_failure(attempt: AttemptDir, me: Rank) -> Failure | None:
     """A peer is gone. None if it said why within a moment; else what its heartbeat tells of its end."""
     deadline = time.monotonic() + PEER_GRACE_S
     while time.monotonic() < deadline:
         if read_failure(attempt):
             return None
         time.sleep(0.05)
-    beats = read_heartbeats(attempt / "heartbeat")
+    beats = read_heartbeats(attempt.heartbeats)
     if dead := [b for b in beats if b.state == "running" and b.host == socket.gethostname() and not lives(b.pid)]:
         gone = dead[0]
         where = f"phase {gone.phase}" + (f", step {gone.step} of {gone.video}" if gone.step is not None else "")
@@ -240,9 +240,9 @@ def peer_failure(attempt: Path, me: Rank) -> Failure | None:
     return stalled_failure(attempt, verdict.rank, verdict.message)
 
 
-def stalled_failure(attempt: Path, rank: int | None, message: str) -> Failure:
+def stalled_failure(attempt: AttemptDir, rank: int | None, message: str) -> Failure:
     """The record of a rank that cannot write its own, with what its last heartbeat says."""
-    beat = next((b for b in read_heartbeats(attempt / "heartbeat") if b.rank == rank), None)
+    beat = next((b for b in read_heartbeats(attempt.heartbeats) if b.rank == rank), None)
     if rank is None or beat is None:
         return Failure(rank=-1 if rank is None else rank, host="unknown", kind="stalled", message=message)
     return Failure(

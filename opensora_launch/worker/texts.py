@@ -21,6 +21,7 @@ from opensora_launch.model.text import TextRows, random_embeddings
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.tiles import broadcast
 from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.rundir import aside
 from opensora_launch.schema.config import Init, ModelConfig
 
 log = logging.getLogger("opensora_launch.worker")
@@ -68,12 +69,11 @@ class TextCache:
     def write(self, text: str, embedding: Embedding) -> None:
         """A full or read-only disk costs the next run some time, not this one its video."""
         path = self._file(text)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tensors = {"t5": embedding.t5, "clip": embedding.clip, "cut": torch.tensor(embedding.cut)}
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-            aside.replace(path)
+            with aside(path) as beside:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
         except (OSError, SafetensorError) as error:
             log.warning("the text embeddings are not kept in %s: %s", self.folder, error)
 

@@ -22,6 +22,7 @@ from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, ru
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify_spec import VerifyLine, VerifySpec
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import start
@@ -36,7 +37,7 @@ from opensora_launch.worker.texts import Embedding
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
 
 
-def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> None:
+def run_verify(spec: VerifySpec, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> None:
     """Write verify.jsonl, a line per compared tensor, from the first rank."""
     start.set_numerics(spec.threads_per_rank, NumericsConfig())
     device = start.pick_device(spec.machine.device, me)
@@ -49,7 +50,7 @@ def run_verify(spec: VerifySpec, attempt: Path, me: Rank, beat: Heartbeat) -> No
         lines += _verify_plan(spec.plan, attempt, me, beat)
     if me.rank == 0:
         text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-        (attempt / "verify.jsonl").write_text(text, encoding="utf-8")
+        attempt.verify_lines.write_text(text, encoding="utf-8")
     dist.barrier(everyone)
 
 
@@ -86,7 +87,7 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     return compare(case, got, by_one, layouts[-1][1])
 
 
-def _verify_plan(plan: Plan, attempt: Path, me: Rank, beat: Heartbeat) -> list[VerifyLine]:
+def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> list[VerifyLine]:
     """The plan's first batch in its layouts and on one rank, to latents and to pixels."""
     alone = Layout(dp=me.world)
     site = settle(plan, attempt, me, beat, (time.monotonic(), time.time()), more=[alone])

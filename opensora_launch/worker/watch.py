@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from opensora_launch.model.attention import Kernel
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
 from opensora_launch.worker.start import Rank
@@ -69,7 +69,7 @@ def clock_offset(me: Rank) -> tuple[float | None, float | None]:
 
 
 @contextmanager
-def sampling(attempt: Path, me: Rank) -> Iterator[None]:
+def sampling(attempt: AttemptDir, me: Rank) -> Iterator[None]:
     """The node's samples, taken by its first rank."""
     if me.local_rank != 0:
         yield

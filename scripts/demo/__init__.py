@@ -1,1 +1,1 @@
-"""How the demo model is made and measured: clips, judge, training stages. Not part of the package."""
+"""Make and measure the demo model: clips, judge, training stages. This is not part of the package."""

@@ -1,4 +1,4 @@
-"""The demo's world: clips of one coloured shape moving over a flat background, drawn exactly, and their captions.
+"""Draw the demo's clips, one coloured shape that moves over a flat background, and write their captions.
 
 Shapes: B clips, C = 3 colours, T frames, H = W = 64 pixels. Pixels are in [-1, 1].
 """
@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "down": (0.0, 1.0), "up": (0.0, -1.0)}
 BACKGROUND = (40, 40, 44)
 DIAMETERS_PX = (22.0, 25.0, 28.0)
-SPEEDS_PX = (1.2, 1.6, 2.0)  # pixels a frame: 19 to 32 pixels in a clip
+SPEEDS_PX = (1.2, 1.6, 2.0)  # pixels per frame: 19 to 32 pixels per clip
 MARGIN_PX = 1.0
 PROMPT_SUFFIX = ". 24 FPS. 4 motion score."  # what generation adds to a prompt
 CAPTIONS = (
@@ -37,7 +37,7 @@ CAPTIONS = (
 
 @dataclass(frozen=True)
 class Combination:
-    """What a caption says of a clip."""
+    """Hold what a caption says about a clip."""
 
     colour: str
     shape: str
@@ -45,12 +45,12 @@ class Combination:
 
 
 def all_combinations() -> tuple[Combination, ...]:
-    """Every colour x shape x direction: 96."""
+    """Return all 96 combinations of colour, shape and direction."""
     return tuple(Combination(c, s, d) for c in COLOURS for s in SHAPES for d in DIRECTIONS)
 
 
 def held_out(combination: Combination) -> bool:
-    """True for the 24 combinations never trained on; every pair of their words is seen in training."""
+    """Return True for the 24 combinations without training; every pair of their words does occur in training."""
     colour = list(COLOURS).index(combination.colour)
     shape = SHAPES.index(combination.shape)
     direction = list(DIRECTIONS).index(combination.direction)
@@ -63,7 +63,7 @@ HELD_OUT = tuple(c for c in all_combinations() if held_out(c))
 
 @dataclass(frozen=True)
 class Paths:
-    """Where each clip's shape is, in pixels: centre in the first frame [B, 2], step a frame [B, 2], half width [B]."""
+    """Hold each clip's path in pixels: centre in the first frame [B, 2], step per frame [B, 2], half width [B]."""
 
     start: Tensor
     step: Tensor
@@ -71,7 +71,7 @@ class Paths:
 
 
 def draw_paths(combinations: Sequence[Combination], generator: torch.Generator) -> Paths:
-    """A size, a speed and a start for every clip, such that the shape stays inside for all FRAMES frames."""
+    """Draw a size, a speed and a start for every clip, so that the shape stays inside for all FRAMES frames."""
     count = len(combinations)
     sizes = torch.tensor(DIAMETERS_PX)[torch.randint(len(DIAMETERS_PX), (count,), generator=generator)]
     speeds = torch.tensor(SPEEDS_PX)[torch.randint(len(SPEEDS_PX), (count,), generator=generator)]
@@ -85,7 +85,7 @@ def draw_paths(combinations: Sequence[Combination], generator: torch.Generator) 
 
 
 def shape_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance in pixels, negative inside, exact near edges; x right, y down, from the centre; all broadcast.
+    """Return the signed distance in pixels, negative inside. x (right) and y (down) start at the centre and broadcast.
 
     Every shape is 2*radius wide and high. square: a frame with a hole; triangle: points up; cross: a plus.
     """
@@ -103,7 +103,7 @@ def shape_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
-    """How much of each pixel the shape covers: centre [..., 2] and radius [...] -> [..., SIDE, SIDE] in [0, 1]."""
+    """Return how much of each pixel the shape covers: centre [..., 2], radius [...] -> [..., SIDE, SIDE] in [0, 1]."""
     grid = torch.arange(SIDE) + 0.5
     x = grid - centre[..., 0, None, None]
     y = grid[:, None] - centre[..., 1, None, None]
@@ -111,12 +111,12 @@ def coverage(shape: str, centre: Tensor, radius: Tensor) -> Tensor:
 
 
 def pixels(rgb: Sequence[int]) -> Tensor:
-    """8-bit colour -> [3] in [-1, 1]."""
+    """Convert an 8-bit colour to [3] in [-1, 1]."""
     return torch.tensor(rgb, dtype=torch.float32) / 127.5 - 1
 
 
 def render(combinations: Sequence[Combination], paths: Paths, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Clips [B, 3, T, H, W] in [-1, 1] and the shape's coverage [B, 1, T, H, W], at the frame numbers given."""
+    """Return clips [B, 3, T, H, W] in [-1, 1] and the shape's coverage [B, 1, T, H, W] at these frame numbers."""
     times = torch.tensor(frames, dtype=torch.float32)
     centre = paths.start[:, None] + paths.step[:, None] * times[:, None]
     cover = torch.stack(
@@ -128,11 +128,11 @@ def render(combinations: Sequence[Combination], paths: Paths, frames: Sequence[i
 
 
 def pick(pool: Sequence[Combination], count: int, generator: torch.Generator) -> list[Combination]:
-    """count combinations drawn from the pool."""
+    """Draw `count` combinations from the pool."""
     return [pool[i] for i in torch.randint(len(pool), (count,), generator=generator).tolist()]
 
 
 def caption(combination: Combination, template: int = 0) -> str:
-    """The combination in words; template 0 is the form of the examples."""
+    """Return the combination in words; template 0 is the form of the examples."""
     words = {"colour": combination.colour, "shape": combination.shape, "direction": combination.direction}
     return CAPTIONS[template].format(**words)

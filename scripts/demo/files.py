@@ -1,4 +1,4 @@
-"""The demo's files in the package, in the layout of the public checkpoint: written by training, read by evaluation."""
+"""Write and read the demo's files in the package, in the layout of the public checkpoint."""
 
 import json
 from pathlib import Path
@@ -25,12 +25,12 @@ MAX_BYTES = 10_000_000
 
 
 def total_bytes(folder: Path = FOLDER) -> int:
-    """The size of all files together."""
+    """Return the size of all files together."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def facts(scale: LatentScale) -> dict[str, Any]:
-    """What a model config must say of these files."""
+    """Return the model config for these files."""
     return {
         "mmdit": MMDIT_CONFIG,
         "vae": {**VAE_CONFIG, "scale_factor": scale.factor, "shift_factor": scale.shift},
@@ -48,14 +48,14 @@ def facts(scale: LatentScale) -> dict[str, Any]:
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors in bf16, each with memory of its own."""
+    """Return the network's tensors in bf16, each with its own memory."""
     return {name: tensor.detach().bfloat16().clone().contiguous() for name, tensor in network.state_dict().items()}
 
 
 def export(
     mmdit: nn.Module, vae: AutoencoderKLHunyuanVideo, encoders: TextEncoders, scale: LatentScale, folder: Path = FOLDER
 ) -> int:
-    """Write all files; gives their size in bytes."""
+    """Write all files and return their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights(mmdit), folder / MMDIT)
     save_file(weights(vae), folder / VAE)
@@ -72,7 +72,7 @@ def export(
 
 
 def model_config(folder: Path = FOLDER) -> ModelConfig:
-    """The package's config of these files."""
+    """Return the package's config of these files."""
     config = json.loads((folder / "config.json").read_text())
     return ModelConfig(
         name="demo",

@@ -1,4 +1,4 @@
-"""Clips from prompts, on one rank, all with the package's own functions: networks, noise, times, guidance, loop.
+"""Generate clips on one rank with the package's own networks, noise, times, guidance and loop.
 
 Shapes: V videos, C latent channels, T latent frames, H = W = 64 pixels.
 """
@@ -34,7 +34,7 @@ FLOW_SHIFT = 0.6  # faint colours are settled late: half of the steps are below 
 
 @dataclass(frozen=True)
 class Networks:
-    """All that generation needs, in fp32, and the config they were loaded by."""
+    """Hold everything that generation needs, in fp32, and the config it was loaded with."""
 
     config: ModelConfig
     mmdit: MMDiT
@@ -44,7 +44,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Request:
-    """One clip: prompt without suffix, seed, and for i2v the reference images, each [3, H, W] in [-1, 1]."""
+    """Describe one clip: prompt without suffix, seed, and for i2v the reference images, each [3, H, W] in [-1, 1]."""
 
     prompt: str
     seed: int
@@ -56,7 +56,7 @@ DEFAULTS = Guidance(num_steps=20, text_scale=3.0, image_scale=1.5, text_osci=Tru
 
 
 def load(config: ModelConfig) -> Networks:
-    """The networks from the files that the config names."""
+    """Load the networks from the files that the config names."""
     text = load_text_encoders(config, device=CPU, dtype=torch.float32)
     folder = Path(config.folder)
     tensors = [read_tensors(folder / f, device=CPU, dtype=torch.float32) for f in (config.mmdit_file, config.vae_file)]
@@ -64,14 +64,14 @@ def load(config: ModelConfig) -> Networks:
 
 
 def encode(networks: Networks, pixels: Tensor) -> Tensor:
-    """Latents [V, C, t, h, w] of pixels [V, 3, frames, H, W]: a seeded draw from the posterior."""
+    """Encode pixels [V, 3, frames, H, W] to latents [V, C, t, h, w]: a seeded draw from the posterior."""
     moments = vae.encode(networks.vae, pixels, tiles_of(networks.config.vae))
     assert moments is not None, "all tiles are computed here"
     return vae.posterior_sample(networks.config.vae, moments, torch.Generator().manual_seed(POSTERIOR_SEED))
 
 
 def decode(networks: Networks, latents: Tensor) -> Tensor:
-    """Latents [V, C, T, h, w] -> clips [V, 3, frames, H, W] in [-1, 1]."""
+    """Decode latents [V, C, T, h, w] to clips [V, 3, frames, H, W] in [-1, 1]."""
     parts = []
     for part in latents.split(8):
         pixels = vae.decode(networks.vae, networks.config.vae, part, tiles_of(networks.config.vae))
@@ -82,7 +82,7 @@ def decode(networks: Networks, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance = DEFAULTS) -> Tensor:
-    """Clips [V, 3, 17, H, W] in [-1, 1] of requests that share one condition type, as one batch."""
+    """Generate clips [V, 3, 17, H, W] in [-1, 1] as one batch; the requests share one condition type."""
     kind = requests[0].cond_type
     assert all(request.cond_type == kind for request in requests), "one condition type a batch"
     patch = networks.config.mmdit.patch_size
@@ -122,6 +122,6 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
 
 
 def true_clip(combination: clips.Combination, seed: int) -> Tensor:
-    """A drawn clip [3, 17, H, W] of the combination, to take reference images from."""
+    """Draw a clip [3, 17, H, W] of the combination, as a source of reference images."""
     paths = clips.draw_paths([combination], torch.Generator().manual_seed(seed))
     return clips.render([combination], paths, range(clips.FRAMES))[0][0]

@@ -1,7 +1,7 @@
-"""What a clip shows, from its pixels alone: colour, shape and direction, by classical image analysis.
+"""Judge colour, shape and direction of a clip from its pixels alone, with classical image analysis.
 
-The background is read off the border, the shape is what differs from it. The shape's name is the ideal drawing that
-overlaps it most; the direction is the way its centre goes. Anything unclear is "none".
+The border gives the background, and the shape is what differs from it. The shape's name is the ideal drawing that
+overlaps it most; its direction is the direction in which its centre moves. Anything unclear is "none".
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from demo import clips
 
-DIFFERENT = 0.35  # distance in RGB, of [-1, 1], at which a pixel is no longer background
-SHAPE_QUANTILE = 0.97  # of the pixels: the shape covers 6% at least
+DIFFERENT = 0.35  # RGB distance, in [-1, 1], from which a pixel is not background
+SHAPE_QUANTILE = 0.97  # quantile of the pixels: the shape covers at least 6%
 MIN_AREA_PX = 60
 MIN_OVERLAP = 0.60  # intersection over union with the best ideal drawing, averaged over frames
 MAX_COLOUR_DISTANCE = 0.60
 MIN_TRAVEL_PX = 8.0
-MIN_STRAIGHT = 2.0  # travel along the direction against travel across it
-MIN_STEADY = 0.75  # share of the way's quarters that go in its direction
+MIN_STRAIGHT = 2.0  # travel along the direction / travel across it
+MIN_STEADY = 0.75  # share of the quarters of the path that go in its direction
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge saw, and the measures behind it."""
+    """Hold what the judge saw, and the measurements behind it."""
 
     colour: str
     shape: str
@@ -32,20 +32,20 @@ class Verdict:
     travel_px: float
 
     def agrees(self, wanted: clips.Combination) -> bool:
-        """All three as wanted."""
+        """Return whether all three are as requested."""
         return (self.colour, self.shape, self.direction) == (wanted.colour, wanted.shape, wanted.direction)
 
 
 def background(frame: Tensor) -> Tensor:
-    """The median colour [3] of the border of a frame [3, H, W]."""
+    """Return the median colour [3] of the border of a frame [3, H, W]."""
     border = torch.cat([frame[:, 0], frame[:, -1], frame[:, :, 0], frame[:, :, -1]], dim=1)
     return border.median(dim=1).values
 
 
 def mask_of(frame: Tensor) -> Tensor:
-    """[H, W] bool: pixels of a frame [3, H, W] more than half as far from the background as the shape's own colour is.
+    """Mark [H, W] the pixels of a frame [3, H, W] that are nearer to the shape's colour than to the background.
 
-    Half way is where an edge lies, however much contrast the colour has.
+    An edge lies half way between the two colours, for any contrast.
     """
     distance = (frame - background(frame)[:, None, None]).norm(dim=0)
     full = float(distance.flatten().quantile(SHAPE_QUANTILE))
@@ -54,7 +54,7 @@ def mask_of(frame: Tensor) -> Tensor:
 
 
 def box_of(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre [2] (x, y) and half extent [] of the mask's bounding box, in pixels; 2% may be stray."""
+    """Return centre [2] (x, y) and half extent [] of the mask's bounding box in pixels; 2% may be stray."""
     total = mask.sum().float()
     edges = []
     for counts in (mask.sum(0), mask.sum(1)):
@@ -68,7 +68,7 @@ def box_of(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def overlaps(mask: Tensor) -> dict[str, float]:
-    """Intersection over union of the mask with each shape's ideal drawing, best of a few sizes around its box."""
+    """Return the mask's intersection over union with each shape's ideal drawing, the best of a few sizes."""
     centre, half = box_of(mask)
     radii = half + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
     result = {}
@@ -80,7 +80,7 @@ def overlaps(mask: Tensor) -> dict[str, float]:
 
 
 def colour_of(frame: Tensor, mask: Tensor) -> Tensor:
-    """The median colour [3] of the mask's inner pixels (those whose four neighbours are in the mask too)."""
+    """Return the median colour [3] of the mask's inner pixels, whose four neighbours are also in the mask."""
     inner = mask.clone()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]
@@ -91,14 +91,14 @@ def colour_of(frame: Tensor, mask: Tensor) -> Tensor:
 
 
 def nearest_colour(rgb: Tensor) -> str:
-    """The named colour nearest to rgb [3] of [-1, 1]; none beyond MAX_COLOUR_DISTANCE."""
+    """Return the named colour nearest to rgb [3] in [-1, 1], or none beyond MAX_COLOUR_DISTANCE."""
     distance = {name: float((clips.pixels(value) - rgb).norm()) for name, value in clips.COLOURS.items()}
     best = min(distance, key=lambda name: distance[name])
     return best if distance[best] <= MAX_COLOUR_DISTANCE else "none"
 
 
 def direction_of(centres: Tensor) -> tuple[str, float]:
-    """Name and length in pixels of the way that centres [T, 2] go."""
+    """Return name and length in pixels of the path of the centres [T, 2]."""
     edge = max(1, len(centres) // 6)
     way = centres[-edge:].mean(0) - centres[:edge].mean(0)
     axis = int(way.abs().argmax())
@@ -111,7 +111,7 @@ def direction_of(centres: Tensor) -> tuple[str, float]:
 
 
 def judge(clip: Tensor) -> Verdict:
-    """What clip [3, T, H, W] in [-1, 1] shows. A shape that is gone in any frame is no shape and has no direction."""
+    """Judge a clip [3, T, H, W] in [-1, 1]. If the shape is missing in any frame, shape and direction are none."""
     masks = [mask_of(frame) for frame in clip.unbind(1)]
     if min(int(mask.sum()) for mask in masks) < MIN_AREA_PX:
         return Verdict("none", "none", "none", 0.0, 0.0)
@@ -125,5 +125,5 @@ def judge(clip: Tensor) -> Verdict:
 
 
 def psnr(got: Tensor, wanted: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two images in [-1, 1] (peak 2)."""
+    """Return the peak signal-to-noise ratio in dB of two images in [-1, 1] (peak 2)."""
     return float(10 * torch.log10(4 / (got - wanted).square().mean().clamp(min=1e-12)))

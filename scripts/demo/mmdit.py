@@ -1,4 +1,4 @@
-"""The demo's MMDiT: rectified flow on cached latents, learned together with the text encoders.
+"""Train the demo's MMDiT with rectified flow on cached latents, together with the text encoders.
 
 Shapes: B clips, C latent channels, T = 5 latent frames, h = w = 8 latents, S video tokens, p = 2 the patch.
 """
@@ -50,7 +50,7 @@ CONDITIONS = {"t2v": 0.5, "i2v_head": 0.26, "i2v_tail": 0.12, "i2v_loop": 0.12}
 
 @dataclass(frozen=True)
 class Latents:
-    """Scaled latents of clips [N, C, T, h, w], of their first and last frames encoded alone [N, C, 1, h, w], labels."""
+    """Hold scaled latents of clips [N, C, T, h, w], of their end frames alone [N, C, 1, h, w], and labels."""
 
     video: Tensor
     first: Tensor
@@ -59,10 +59,10 @@ class Latents:
     scale: LatentScale
 
     def weights(self) -> Tensor:
-        """How much each clip's error counts [N], 1 on average: faint clips more.
+        """Return the weight of each clip's error [N], 1 on average; faint clips weigh more.
 
-        A latent's distance from the empty background grows with contrast: white's is fifteen times blue's, and blue
-        would hardly count in a mean square.
+        The energy of a latent relative to the empty background grows with contrast: white has fifteen times that of
+        blue, and blue would hardly count in a mean square.
         """
         energy = (self.video - self.video.median(dim=0).values).square().mean((1, 2, 3, 4))
         weight = energy.rsqrt()
@@ -71,7 +71,7 @@ class Latents:
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKLHunyuanVideo, path: Path, log: Log) -> Latents:
-    """CLIPS_PER_COMBINATION clips of every trained combination, encoded once and kept in a file."""
+    """Encode CLIPS_PER_COMBINATION clips of every trained combination once, and keep them in a file."""
     if path.exists():
         saved = torch.load(path)
         combos = [clips.Combination(*words) for words in saved["combos"]]
@@ -96,7 +96,7 @@ def encode_clips(vae: AutoencoderKLHunyuanVideo, path: Path, log: Log) -> Latent
 
 
 def build_mmdit() -> MMDiT:
-    """Fresh weights (seeded) in bf16; modulations and the last layer start at zero, so that each block adds nothing."""
+    """Return new seeded weights in bf16; modulations and the last layer are zero, so that each block adds nothing."""
     torch.manual_seed(9)
     mmdit = MMDiT(mmdit_config(MMDIT_CONFIG))
     for name, module in mmdit.named_modules():
@@ -110,7 +110,7 @@ def build_mmdit() -> MMDiT:
 
 
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
-    """Times [B] in (0, 1), half of them denser in the middle, shifted as the sampler's are."""
+    """Draw times [B] in (0, 1), half of them denser in the middle, with the sampler's shift."""
     normal = torch.randn(count, generator=generator).sigmoid()
     even = torch.rand(count, generator=generator)
     chosen = torch.where(torch.rand(count, generator=generator) < 0.5, normal, even)
@@ -118,7 +118,7 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_conditions(latents: Latents, numbers: list[int], generator: torch.Generator) -> Tensor:
-    """Image conditions [B, S, 4 + 4C] of the mixed kinds, as generation packs them."""
+    """Return image conditions [B, S, 4 + 4C] of mixed kinds, packed as in generation."""
     names = list(CONDITIONS)
     chances = torch.tensor(list(CONDITIONS.values()))
     kinds = torch.multinomial(chances, len(numbers), replacement=True, generator=generator).tolist()
@@ -131,7 +131,7 @@ def draw_conditions(latents: Latents, numbers: list[int], generator: torch.Gener
 
 
 def attend_small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention by plain products: on a CPU, for a hundred tokens, twice as fast to learn through as torch's kernel."""
+    """Compute attention with plain products: twice as fast to train as torch's kernel, for 100 tokens on a CPU."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = (q @ k.mT) * q.shape[-1] ** -0.5
     out: Tensor = (scores.softmax(dim=-1) @ v).transpose(1, 2)
@@ -146,7 +146,7 @@ def flow_loss(
     batch: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Rectified flow: x = t noise + (1 - t) latent, the model predicts noise - latent."""
+    """Compute the loss of rectified flow: x = t noise + (1 - t) latent, and the model predicts noise - latent."""
     numbers = torch.randint(len(latents.combos), (batch,), generator=generator).tolist()
     dropped = (torch.rand(batch, generator=generator) < DROP_TEXT).tolist()
     prompts = [
@@ -175,7 +175,7 @@ def flow_loss(
 def train_mmdit(
     folder: Path, log: Log, encoders: text.TextEncoders, latents: Latents, schedule: Schedule = SCHEDULE
 ) -> MMDiT:
-    """The MMDiT with the encoders that learned beside it; both are left with their averaged weights."""
+    """Train the MMDiT and the encoders; return both with their averaged weights."""
     mmdit = build_mmdit()
     learner = Learner([mmdit, *encoders.networks], decay=AVERAGE, matrix_rate=MATRIX_RATE)
     weights = latents.weights()

@@ -1,4 +1,4 @@
-"""The order of the training's stages."""
+"""Run the training's stages in order."""
 
 import shutil
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ LEAST_PSNR_DB = 28.0
 
 
 def run(stages: Sequence[str], folder: Path, threads: int) -> None:
-    """Run up to the last of these stages; those before it are loaded from their checkpoints where they are done.
+    """Run up to the last of these stages; finished stages are loaded from their checkpoints.
 
     ["export"] alone trains no MMDiT and no decoder: it writes what their checkpoints hold.
     """
@@ -38,7 +38,7 @@ def run(stages: Sequence[str], folder: Path, threads: int) -> None:
     if last < STAGES.index("latents"):
         return
     latents = encode_clips(vae, folder / "latents.pt", log)
-    if stages == ["decoder"]:  # it needs nothing of the MMDiT: both may run at the same time
+    if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
         train_decoder(vae, folder, log)
         return
     if last < STAGES.index("mmdit"):
@@ -53,7 +53,7 @@ def run(stages: Sequence[str], folder: Path, threads: int) -> None:
     encoders.copy_cases()
     size = files.export(mmdit, vae, encoders, latents.scale)
     if size > files.MAX_BYTES:
-        raise StageFailed(f"export: the files have {size} bytes, {files.MAX_BYTES} are allowed")
+        raise StageFailed(f"export: the files have {size} bytes, but at most {files.MAX_BYTES} are allowed")
     log.write(stage="export", bytes=size)
     try:
         final_gates(log)
@@ -62,7 +62,7 @@ def run(stages: Sequence[str], folder: Path, threads: int) -> None:
 
 
 def final_gates(log: Log) -> None:
-    """Held-out combinations from the files alone, in fp32."""
+    """Judge held-out combinations from the files alone, in fp32."""
     networks = load(files.model_config())
     text, _ = score(networks, "t2v", repeats=5)
     log.write(stage="export", t2v_colour=text.colour, t2v_shape=text.shape, t2v_direction=text.direction)

@@ -1,4 +1,4 @@
-"""The evaluation and the training's log as Markdown, and clips as strips of frames."""
+"""Format the evaluation and the training's log as Markdown, and save clips as strips of frames."""
 
 import json
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ STRIP_FRAMES = (0, 4, 8, 12, 16)
 
 
 def percent(share: float) -> str:
-    """0.975 -> 97.5%."""
+    """Format a share: 0.975 becomes 97.5%."""
     return f"{100 * share:.1f}%"
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The evaluation's figures, one line a kind of condition."""
+    """Return the evaluation's figures as a table, one line per kind of condition."""
     results = figures["results"]
-    kept = results["vae"]
+    drawn, kept = results["judge"], results["vae"]
     lines = [
         "| clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
         "|---|---|---|---|---|---|---|",
-        f"| true ones, drawn | {results['judge']['count']} | | | | {percent(results['judge']['true_clips_right'])} | |",
-        f"| true ones through the VAE and back | {kept['count']} | | | | {percent(kept['round_trip_right'])} "
+        f"| true clips, as drawn | {drawn['count']} | | | | {percent(drawn['true_clips_right'])} | |",
+        f"| true clips, encoded and decoded by the VAE | {kept['count']} | | | | {percent(kept['round_trip_right'])} "
         f"| {kept['round_trip_psnr_db']:.1f} dB (all frames) |",
     ]
     for name, row in results.items():
@@ -38,11 +38,11 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def training_table(log: Path) -> str:
-    """Steps, last loss and CPU minutes of every stage, from the training's log."""
+    """Return steps, last loss and CPU minutes of every stage, and its gates, from the training's log."""
     stages: dict[str, dict[str, Any]] = {}
     gates, before = [], 0.0
     for record in map(json.loads, log.read_text().splitlines()):
-        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # less: a new process
+        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # smaller: a new process
         before = record["cpu_s"]
         stage = stages.setdefault(record["stage"], {"cpu_s": 0.0, "steps": 0, "loss": None})
         stage["cpu_s"] += spent
@@ -54,19 +54,19 @@ def training_table(log: Path) -> str:
     for name, stage in stages.items():
         loss = "" if stage["loss"] is None else f"{stage['loss']:.4f}"
         lines.append(f"| {name} | {stage['steps'] or ''} | {loss} | {stage['cpu_s'] / 60:.1f} |")
-    lines.append(f"| together | | | {sum(stage['cpu_s'] for stage in stages.values()) / 60:.1f} |")
+    lines.append(f"| total | | | {sum(stage['cpu_s'] for stage in stages.values()) / 60:.1f} |")
     return "\n".join([*lines, "", "| stage | gate | measured | at least |", "|---|---|---|---|", *gates])
 
 
 def fill(page: Path, name: str, text: str) -> None:
-    """Replace what is between the page's marks `<!-- name -->` and `<!-- end of name -->`."""
+    """Replace the text between the page's marks `<!-- name -->` and `<!-- end of name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, rest = page.read_text().split(begin)
     page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def save_strips(made: Tensor, path: Path) -> None:
-    """Clips [N, 3, T, H, W] in [-1, 1], one a row, STRIP_FRAMES of each, as one PNG."""
+    """Save clips [N, 3, T, H, W] in [-1, 1] as one PNG: one strip per clip, with its STRIP_FRAMES."""
     rows = made[:, :, list(STRIP_FRAMES)].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(((rows + 1) * 127.5).round().byte().numpy()).save(path)

@@ -1,4 +1,4 @@
-"""The evaluation: clips of held-out combinations, judged by their pixels."""
+"""Evaluate the demo model: generate held-out combinations and judge their pixels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from demo.generate import DEFAULTS, Networks, Request, generate, true_clip
 from opensora_launch.plan.rows import Guidance
 
 FIRST_SEED = 1000
-IMAGES = {"i2v_head": (0,), "i2v_tail": (-1,), "i2v_loop": (0, -1)}  # which frames of a true clip are given
+IMAGES = {"i2v_head": (0,), "i2v_tail": (-1,), "i2v_loop": (0, -1)}  # given frames of a true clip
 
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of clips judged right, of `count`; PSNRs in dB of the given frames, mean and worst (None without)."""
+    """Hold the shares of `count` clips judged right, and mean and worst PSNR in dB of the given frames, or None."""
 
     cond_type: str
     count: int
@@ -31,7 +31,7 @@ class Score:
 
 
 def requests_of(cond_type: str, repeats: int) -> tuple[list[Request], list[clips.Combination]]:
-    """Every held-out combination `repeats` times, each with its own seed; i2v is given frames of a true clip."""
+    """Return every held-out combination `repeats` times with its own seed; i2v gets frames of a true clip."""
     combos = list(clips.HELD_OUT) * repeats
     requests = []
     for number, combination in enumerate(combos):
@@ -45,7 +45,7 @@ def requests_of(cond_type: str, repeats: int) -> tuple[list[Request], list[clips
 def score(
     networks: Networks, cond_type: str, repeats: int, guidance: Guidance = DEFAULTS, batch: int = 24
 ) -> tuple[Score, Tensor]:
-    """The score over 24 * repeats clips, and the clips [N, 3, 17, H, W]."""
+    """Return the score over 24 * repeats clips, and the clips [N, 3, 17, H, W]."""
     requests, combos = requests_of(cond_type, repeats)
     settings = replace(guidance, temporal_osci=guidance.temporal_osci and cond_type.startswith("i2v"))
     made = torch.cat([generate(networks, requests[b : b + batch], settings) for b in range(0, len(requests), batch)])
@@ -61,7 +61,7 @@ def score(
 def summary(
     cond_type: str, verdicts: Sequence[judge.Verdict], combos: Sequence[clips.Combination], psnrs: Sequence[float]
 ) -> Score:
-    """Verdicts against what was asked."""
+    """Compare the verdicts with the requests."""
     pairs = list(zip(verdicts, combos, strict=True))
     mistakes = Counter(
         f"{c.colour} {c.shape} {c.direction} -> {v.colour} {v.shape} {v.direction}" for v, c in pairs if not v.agrees(c)

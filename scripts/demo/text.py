@@ -1,4 +1,4 @@
-"""The demo's text encoders: tiny T5 and CLIP text models, with tokenizers made from the demo's own captions.
+"""Make the demo's text encoders: tiny T5 and CLIP text models, with tokenizers made from the demo's own captions.
 
 Shapes: B prompts, L T5 tokens, K CLIP tokens, D, P the widths of T5 and CLIP.
 """
@@ -30,32 +30,32 @@ LEAST_CLASSIFIED = 0.99
 
 
 def corpus() -> list[str]:
-    """Every caption as generation writes it."""
+    """Return every caption as generation writes it."""
     plain = [clips.caption(c, i) for c in clips.all_combinations() for i in range(len(clips.CAPTIONS))]
     return [line + clips.PROMPT_SUFFIX for line in plain]
 
 
 def words() -> list[str]:
-    """Every word of the captions as it is written there."""
+    """Return every word of the captions as it is written there."""
     return sorted({word.strip(".") for line in corpus() for word in line.split()})
 
 
 def other_cases() -> dict[str, str]:
-    """Each word capitalised, in capitals and in small letters -> the word as it is written in the captions."""
+    """Map each word in capitalised, upper and lower case to the word as it is written in the captions."""
     written = words()
     variants = {form: word for word in written for form in (word.capitalize(), word.upper(), word.lower())}
     return {form: word for form, word in variants.items() if form not in written}
 
 
 def make_t5_tokenizer() -> T5Tokenizer:
-    """Words of the captions, in any case, as pieces of a Unigram model; anything else is <unk>."""
+    """Make a Unigram tokenizer whose pieces are the captions' words in any case; anything else is <unk>."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -2.0), (".", -1.0), (",", -1.0)]
     pieces += [(SPACE + word, -1.0) for word in [*words(), *other_cases()]]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_TOKENS)
 
 
 def make_clip_tokenizer() -> CLIPTokenizer:
-    """Byte pairs learned from the captions: their words are one token each, other words are spelled out."""
+    """Learn byte pairs from the captions: each of their words is one token, other words are spelled out."""
     learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learned.normalizer = normalizers.Lowercase()
     learned.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -70,7 +70,7 @@ def make_clip_tokenizer() -> CLIPTokenizer:
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """Both encoders and their tokenizers in training; generation has a class of its own, without gradients."""
+    """Hold both encoders and their tokenizers in training; generation has its own class, without gradients."""
 
     t5: T5EncoderModel
     clip: CLIPTextModel
@@ -79,31 +79,31 @@ class TextEncoders:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The two networks."""
+        """Return the two networks."""
         return [self.t5, self.clip]
 
     @torch.no_grad()
     def copy_cases(self) -> None:
-        """Words in another case mean the trained word: T5's tokenizer keeps the case, the captions have one."""
+        """Copy a trained word's embedding to its other cases: T5's tokenizer keeps the case."""
         table, number = self.t5.shared.weight, self.t5_tokenizer.convert_tokens_to_ids
         for form, word in other_cases().items():
             table[number(SPACE + form)] = table[number(SPACE + word)]
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """T5's [B, L] and CLIP's [B, K] token numbers, padded to their full length."""
+        """Return T5's [B, L] and CLIP's [B, K] token numbers, padded to their full length."""
         settings = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         t5 = self.t5_tokenizer(list(prompts), max_length=T5_TOKENS, **settings).input_ids
         clip = self.clip_tokenizer(list(prompts), max_length=CLIP_TOKENS, **settings).input_ids
         return t5, clip
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(txt [B, L, D], y_vec [B, P]): T5's last states, padding included and not masked; CLIP's pooled output."""
+        """Return txt [B, L, D], T5's last states with unmasked padding, and y_vec [B, P], CLIP's pooled output."""
         t5, clip = self.tokens(prompts)
         return self.t5(input_ids=t5).last_hidden_state, self.clip(input_ids=clip).pooler_output
 
 
 def build_text_encoders() -> TextEncoders:
-    """Fresh weights (seeded), in bf16."""
+    """Return new seeded weights in bf16."""
     torch.manual_seed(8)
     t5_tokenizer, clip_tokenizer = make_t5_tokenizer(), make_clip_tokenizer()
     t5 = T5EncoderModel(
@@ -125,7 +125,7 @@ def build_text_encoders() -> TextEncoders:
 
 
 def training_prompt(combination: clips.Combination, generator: torch.Generator) -> str:
-    """The combination in one of the caption forms: mostly with the suffix, at times with words unknown to T5."""
+    """Draw a caption of the combination: mostly with the suffix, sometimes with words unknown to T5."""
     chance = torch.rand(3, generator=generator).tolist()
     form = 0 if chance[0] < 0.4 else int(torch.randint(len(clips.CAPTIONS), (1,), generator=generator))
     text = clips.caption(combination, form)
@@ -138,14 +138,14 @@ def training_prompt(combination: clips.Combination, generator: torch.Generator) 
 
 
 def targets(combos: Sequence[clips.Combination]) -> list[Tensor]:
-    """Numbers of the colours, shapes and directions; each [B]."""
+    """Return the numbers of the colours, shapes and directions, each [B]."""
     colours, directions = list(clips.COLOURS), list(clips.DIRECTIONS)
     numbers = [(colours.index(c.colour), clips.SHAPES.index(c.shape), directions.index(c.direction)) for c in combos]
     return list(torch.tensor(numbers).unbind(1))
 
 
 class Heads(nn.Module):
-    """Classifiers on what the encoders give, for their own training only."""
+    """Classify the encoders' results; only used to train them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,13 +154,13 @@ class Heads(nn.Module):
         self.clip = nn.ModuleList(nn.Linear(CLIP_WIDTH, size) for size in sizes)
 
     def forward(self, txt: Tensor, y_vec: Tensor) -> list[Tensor]:
-        """Scores from the mean of T5's states, then from CLIP's output: three of each."""
+        """Return three scores from the mean of T5's states, then three from CLIP's output."""
         mean = txt.mean(1)
         return [head(mean).float() for head in self.t5] + [head(y_vec).float() for head in self.clip]
 
 
 def train_text(folder: Path, log: Log) -> TextEncoders:
-    """Learn to tell colour, shape and direction; gate on combinations never seen."""
+    """Train the encoders to distinguish colour, shape and direction; the gate uses held-out combinations."""
     encoders, heads = build_text_encoders(), Heads().bfloat16()
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:

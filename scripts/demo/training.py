@@ -1,4 +1,4 @@
-"""What every stage shares: bf16 compute on fp32 weights, a learning-rate curve, a log, checkpoints to resume from."""
+"""Share the training loop of all stages: bf16 compute on fp32 weights, learning rate, log, checkpoints."""
 
 import json
 import math
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 
 class StageFailed(RuntimeError):
-    """A stage's gate was not passed."""
+    """Report that a stage's gate was not passed."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a stage learns: warm-up, then a cosine down to a twentieth of the peak."""
+    """Set how long and how fast a stage learns: warm-up, then a cosine down to 5% of the peak."""
 
     steps: int
     batch: int
@@ -26,7 +26,7 @@ class Schedule:
     warmup: int = 50
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         if step < self.warmup:
             return self.peak_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -35,7 +35,7 @@ class Schedule:
 
 @torch.no_grad()
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices [N, rows, columns], rows <= columns, with all singular values near 1.
+    """Return matrices [N, rows, columns], rows <= columns, with all singular values near 1.
 
     Five Newton-Schulz steps with the coefficients of Jordan et al., "Muon: an optimizer for hidden layers" (2024).
     """
@@ -48,9 +48,9 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Learner:
-    """AdamW on fp32 copies of bf16 weights, with an average (EMA) of them. The networks compute in bf16 throughout.
+    """Run AdamW on fp32 copies of bf16 weights, and keep their average (EMA). The networks always compute in bf16.
 
-    With `matrix_rate`, the matrices inside transformer blocks are moved by Muon instead, at that times the schedule.
+    With `matrix_rate`, Muon updates the matrices inside transformer blocks, at matrix_rate times the schedule.
     """
 
     def __init__(self, networks: Iterable[nn.Module], decay: float = 0.0, matrix_rate: float = 0.0) -> None:
@@ -71,9 +71,9 @@ class Learner:
 
     @torch.no_grad()
     def step(self, rate: float, share: float = 1.0) -> float:
-        """Use the gradients, clear them; gives their norm. A step with gradients that are not finite is skipped.
+        """Apply and clear the gradients; return their norm. Skip a step whose gradients are not finite.
 
-        rate is AdamW's; share is its part of the schedule's peak, which Muon's rate is multiplied by.
+        rate is AdamW's; share is rate divided by the schedule's peak, and Muon's rate is multiplied by it.
         """
         grads = [
             torch.zeros_like(e) if p.grad is None else p.grad.float()
@@ -98,7 +98,7 @@ class Learner:
         return float(norm)
 
     def _step_matrices(self, grads: list[Tensor], rate: float) -> None:
-        """Muon with Nesterov momentum 0.95, matrices of one shape at a time."""
+        """Apply Muon with Nesterov momentum 0.95, to the matrices of one shape at a time."""
         shapes: dict[tuple[int, ...], list[int]] = {}
         for place, number in enumerate(self.matrices):
             self.momentum[place].lerp_(grads[number], 0.05)
@@ -116,12 +116,12 @@ class Learner:
             working.copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on later."""
+        """Return everything that is needed to continue later."""
         lists = {"exact": self.exact, "average": self.average, "momentum": self.momentum}
         return {**lists, "adam": self.adam.state_dict(), "steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         for name in ("exact", "average"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
                 mine.copy_(saved)
@@ -133,14 +133,14 @@ class Learner:
 
 
 class Log:
-    """One JSONL file for all stages; also on the standard output."""
+    """Write one JSONL file for all stages, and the same lines to stdout."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
 
     def write(self, **record: Any) -> None:
-        """Add a record, with the time of day and the CPU seconds this process has used."""
+        """Add a record, with the time and the CPU seconds that this process has used."""
         record = {"time": time.strftime("%H:%M:%S"), "cpu_s": round(time.process_time(), 1), **record}
         line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
         with self.path.open("a") as file:
@@ -148,7 +148,7 @@ class Log:
         print(line, flush=True)
 
     def passed(self, stage: str) -> bool:
-        """Whether the stage's gate was passed after its last training step."""
+        """Return whether the stage's gate was passed after its last training step."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         for record in map(json.loads, reversed(lines)):
             if record["stage"].startswith(stage) and ("gate" in record or "loss" in record):
@@ -158,7 +158,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Stage:
-    """A named part of the training: its schedule and where its state lives."""
+    """Describe a named part of the training: its schedule and where its state is stored."""
 
     name: str
     folder: Path
@@ -168,17 +168,17 @@ class Stage:
 
     @property
     def path(self) -> Path:
-        """The stage's checkpoint."""
+        """Return the path of the stage's checkpoint."""
         return self.folder / f"{self.name}.pt"
 
 
 def run_stage(
     stage: Stage, learner: Learner, loss_of: Callable[[torch.Generator], dict[str, Tensor]], log: Log
 ) -> None:
-    """Train until the stage's last step, from its checkpoint where there is one.
+    """Train until the stage's last step, starting from its checkpoint if there is one.
 
-    loss_of draws a batch with the generator it is given (seeded by stage and step, so a resumed run sees the same
-    batches) and gives named scalars; "loss" is the one that is minimised.
+    loss_of draws a batch with the given generator (seeded by stage and step, so a resumed run sees the same batches)
+    and returns named scalars; "loss" is minimised.
     """
     first = 0
     if stage.path.exists():
@@ -207,7 +207,7 @@ def run_stage(
 
 
 def gate(log: Log, stage: str, name: str, value: float, least: float) -> None:
-    """Log a gate's number; StageFailed where it is below the least that is allowed."""
+    """Log a gate's number; raise StageFailed if it is below the minimum."""
     log.write(stage=stage, gate=name, value=value, least=least, passed=value >= least)
     if value < least:
-        raise StageFailed(f"{stage}: {name} is {value:.4f}, at least {least} is needed")
+        raise StageFailed(f"{stage}: {name} is {value:.4f}, but must be at least {least}")

@@ -1,4 +1,4 @@
-"""The demo's VAE: the public one's class, narrow. Trained on single images, then 5 frames, then 17."""
+"""Train the demo's VAE, a narrow version of the public class, on single images, then 5 frames, then 17."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ VAE_CONFIG: dict[str, Any] = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
 }
-STAGES = {  # frames, side in pixels of the part that is cut out around the shape, schedule
+STAGES = {  # frames, side in pixels of the cut-out around the shape, schedule
     "vae_images": (1, 64, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
     "vae_5_frames": (5, 32, Schedule(steps=350, batch=16, peak_rate=2e-3)),
     "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
     "vae_17_frames_whole": (17, 64, Schedule(steps=800, batch=4, peak_rate=1e-3)),
 }
-DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder stands still, so latents stay what they are
+DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder is fixed, so latents do not change
 KL_WEIGHT = 1e-4
 BALANCE_WEIGHT = 0.03  # see imbalance()
-LATENT_NOISE = 0.1  # deviation of the noise on all latents in training: neighbours of a latent must decode alike
+LATENT_NOISE = 0.1  # deviation of the noise on latents in training, so that near latents decode alike
 SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
-SHAPE_WEIGHT = 4.0  # a pixel of the moving shape counts 1 + this, against 1 for the background
+SHAPE_WEIGHT = 4.0  # weight of a pixel of the moving shape: 1 + this; background: 1
 LEAST_JUDGED_RIGHT = 0.98
 
 
 def _error_weights() -> dict[str, float]:
-    """Colour -> weight of a clip's error, 1 on average: the inverse of the colour's contrast to the background."""
+    """Return each colour's weight, 1 on average: the inverse of its contrast to the background."""
     back = clips.pixels(clips.BACKGROUND)
     inverse = {name: 1 / float((clips.pixels(rgb) - back).norm()) for name, rgb in clips.COLOURS.items()}
     return {name: value * len(inverse) / sum(inverse.values()) for name, value in inverse.items()}
@@ -48,14 +48,14 @@ ERROR_WEIGHTS = _error_weights()
 
 @dataclass(frozen=True)
 class LatentScale:
-    """z = factor * (latent - shift): about zero mean and unit deviation."""
+    """Scale latents, z = factor * (latent - shift), to about zero mean and unit deviation."""
 
     factor: float
     shift: float
 
 
 def build_vae() -> AutoencoderKLHunyuanVideo:
-    """The network with fresh weights (seeded), in bf16, without temporal tiling; posteriors start out narrow."""
+    """Return the network with new seeded weights in bf16, without temporal tiling and with narrow posteriors."""
     torch.manual_seed(7)
     vae = AutoencoderKLHunyuanVideo(**VAE_CONFIG)
     vae.use_framewise_encoding = vae.use_framewise_decoding = False
@@ -68,7 +68,7 @@ def build_vae() -> AutoencoderKLHunyuanVideo:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips [B, 3, T, H, W], the shapes' coverage [B, 1, T, H, W], and how much each clip's error counts [B]."""
+    """Return clips [B, 3, T, H, W], the shapes' coverage [B, 1, T, H, W], and the weight of each clip's error [B]."""
 
     clip: Tensor
     cover: Tensor
@@ -76,7 +76,7 @@ class Batch:
 
 
 def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -> Batch:
-    """Clips of `frames` frames from anywhere in time, side x side pixels cut out at random where the shape is."""
+    """Draw clips of `frames` frames from any time, with side x side pixels cut out at random around the shape."""
     combos = clips.pick(clips.TRAINED, count, generator)
     weight = torch.tensor([ERROR_WEIGHTS[c.colour] for c in combos])
     first = int(torch.randint(clips.FRAMES - frames + 1, (1,), generator=generator))
@@ -95,7 +95,7 @@ def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -
 def batch_loss(
     vae: AutoencoderKLHunyuanVideo, frames: int, side: int, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Reconstruction of freshly drawn clips plus the KL term."""
+    """Return the reconstruction loss of newly drawn clips plus the KL term."""
     batch = draw_batch(frames, side, count, generator)
     posterior = vae.encode(batch.clip.bfloat16()).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -118,7 +118,7 @@ def batch_loss(
 
 
 def decoder_loss(vae: AutoencoderKLHunyuanVideo, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Reconstruction from slightly noisy latents of whole clips, with ends from frames encoded alone mixed in."""
+    """Return the reconstruction loss from slightly noisy latents of whole clips; some ends are frames encoded alone."""
     batch = draw_batch(clips.FRAMES, clips.SIDE, count, generator)
     with torch.no_grad():
         latent = swap_ends(vae, vae.encode(batch.clip.bfloat16()).latent_dist.mean.float(), batch.clip, generator)
@@ -128,10 +128,11 @@ def decoder_loss(vae: AutoencoderKLHunyuanVideo, count: int, generator: torch.Ge
 
 
 def imbalance(vae: AutoencoderKLHunyuanVideo, mean: Tensor, batch: Batch) -> Tensor:
-    """Variance over the clips of the log energy by which latents `mean` [B, C, t, h, w] leave the empty background's.
+    """Return the variance over the clips of the latents' log energy relative to the empty background's.
 
-    Energy is taken a covered pixel. Left alone, an encoder gives each colour latents as large as its contrast: white's
-    energy was fifteen times blue's, and generation, which minimises a mean square, lost blue's outlines.
+    mean is [B, C, t, h, w]; energy is per covered pixel. Without this term, an encoder gives each colour latents as
+    large as its contrast: white had fifteen times the energy of blue, and generation, which minimises a mean square,
+    lost the outlines of blue shapes.
     """
     blank = clips.pixels(clips.BACKGROUND)[None, :, None, None, None].expand(1, *batch.clip.shape[1:])
     with torch.no_grad():
@@ -142,7 +143,7 @@ def imbalance(vae: AutoencoderKLHunyuanVideo, mean: Tensor, batch: Batch) -> Ten
 
 
 def rebuild(vae: AutoencoderKLHunyuanVideo, latent: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The weighted reconstruction error to minimise, and the plain mean square."""
+    """Return the weighted reconstruction error, which is minimised, and the plain mean square."""
     error = vae.decode(latent.bfloat16()).sample.float() - batch.clip
     touched = torch.nn.functional.max_pool3d(batch.cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
     weight = batch.weight[:, None, None, None, None] * (1 + SHAPE_WEIGHT * touched)
@@ -150,9 +151,9 @@ def rebuild(vae: AutoencoderKLHunyuanVideo, latent: Tensor, batch: Batch) -> tup
 
 
 def swap_ends(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, generator: torch.Generator) -> Tensor:
-    """In some clips, put the latent of the first or last frame encoded alone in the place of the video's own.
+    """In some clips, replace the first or last latent by that of the frame encoded alone.
 
-    That is what generation decodes when images are given; the decoder must make the true frames of it.
+    Generation decodes such latents if images are given, and the decoder must make the true frames from them.
     """
     chances = torch.rand(2, len(clip), 1, 1, 1, 1, generator=generator)
     parts = list(latent.split([1, latent.shape[2] - 2, 1], dim=2))
@@ -166,7 +167,7 @@ def swap_ends(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, gene
 
 @torch.no_grad()
 def round_trip(vae: AutoencoderKLHunyuanVideo, combos: Sequence[clips.Combination], seed: int) -> tuple[float, float]:
-    """Share of true clips judged right after encoding (with a posterior draw) and decoding, and the mean PSNR in dB."""
+    """Return the share of true clips judged right after encoding (with a draw) and decoding, and the mean PSNR."""
     generator = torch.Generator().manual_seed(seed)
     right, psnr = 0, 0.0
     for begin in range(0, len(combos), 8):
@@ -181,7 +182,7 @@ def round_trip(vae: AutoencoderKLHunyuanVideo, combos: Sequence[clips.Combinatio
 
 @torch.no_grad()
 def measure_scale(vae: AutoencoderKLHunyuanVideo) -> LatentScale:
-    """Mean and deviation of the posterior means over clips of every trained combination."""
+    """Return mean and deviation of the posterior means over clips of every trained combination."""
     generator = torch.Generator().manual_seed(99)
     clip, _ = clips.render(clips.TRAINED, clips.draw_paths(clips.TRAINED, generator), range(clips.FRAMES))
     latent = torch.cat([vae.encode(part.to(vae.dtype)).latent_dist.mean.float() for part in clip.split(8)])
@@ -190,10 +191,10 @@ def measure_scale(vae: AutoencoderKLHunyuanVideo) -> LatentScale:
 
 @torch.no_grad()
 def inflate(vae: AutoencoderKLHunyuanVideo) -> None:
-    """Put each convolution's whole weight on the newest frame, which leaves images as they are.
+    """Move each convolution's whole weight to the newest frame, which does not change images.
 
-    Training on images moves the three taps in time together, and repeated first frames then drown the rest of a
-    clip. After this a frame starts out from its own latent, and motion is learned from there.
+    Training on images changes the three taps in time together, and repeated first frames then dominate the rest of a
+    clip. After this move, a frame starts from its own latent, and motion is learned from there.
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
@@ -203,12 +204,12 @@ def inflate(vae: AutoencoderKLHunyuanVideo) -> None:
 
 
 def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
-    """All three stages and the gate; gives the network (bf16)."""
+    """Run all three stages and the gate; return the network in bf16."""
     vae = build_vae()
     for name, (frames, side, schedule) in STAGES.items():
         if name == "vae_5_frames":
             inflate(vae)
-        learner = Learner([vae])  # starts from the weights of the stage before
+        learner = Learner([vae])  # starts from the weights of the previous stage
         stage = Stage(name, folder, schedule)
         run_stage(stage, learner, partial(batch_loss, vae, frames, side, schedule.batch), log)
     check_vae(vae, log)
@@ -216,7 +217,7 @@ def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
 
 
 def train_decoder(vae: AutoencoderKLHunyuanVideo, folder: Path, log: Log, schedule: Schedule = DECODER) -> None:
-    """Polish the decoder after the encoder is settled; the latents that the MMDiT learns from do not change."""
+    """Train only the decoder further, so that the latents that the MMDiT learns from do not change."""
     learner = Learner([vae.decoder, vae.post_quant_conv])
     stage = Stage("vae_decoder", folder, schedule)
     run_stage(stage, learner, partial(decoder_loss, vae, schedule.batch), log)
@@ -224,7 +225,7 @@ def train_decoder(vae: AutoencoderKLHunyuanVideo, folder: Path, log: Log, schedu
 
 
 def check_vae(vae: AutoencoderKLHunyuanVideo, log: Log) -> None:
-    """The gate, once."""
+    """Check the gate once."""
     if log.passed("vae"):
         return
     right, psnr = round_trip(vae, clips.all_combinations() * 2, seed=5)

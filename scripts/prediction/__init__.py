@@ -1,1 +1,1 @@
-"""How well the planner predicts published measurements. `scripts/validate_plan.py` is the way in."""
+"""Score the planner with published measurements. Start with `scripts/validate_plan.py`."""

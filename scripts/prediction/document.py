@@ -1,4 +1,4 @@
-"""The tables of docs/prediction.md, between its markers."""
+"""Write the tables of docs/prediction.md between its markers."""
 
 import math
 import statistics
@@ -16,24 +16,24 @@ from opensora_launch.plan.work import Work
 from opensora_launch.schema.cards import default_efficiency
 from opensora_launch.schema.config import HardwareConfig, RunConfig, VideoConfig
 from prediction.fit import SHARED, Fitted, chip_of, fit
-from prediction.rows import ROOT, Row, catalogue, twins
+from prediction.published import ROOT, Measurement, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
 
 PAGE = ROOT / "docs" / "prediction.md"
 AIMS = {"nvlink": 0.07, "pcie": 0.15}
 LEFT_OUT = {
     "table": "one table left out",
-    "largest": "largest GPU count left out",
-    "program": "all of a program on a card left out",
+    "largest": "largest GPU count of a table left out",
+    "program": "everything of a program on a card left out",
 }
 OURS = Guidance(50, 7.5, 3.0, True, True, False)
-# The design's own aims for 768px on H100s, against the published times.
+# The design's own targets for 768px on H100s, compared with the published times.
 AIM_SECONDS, AIM_FASTER, AIM_EFFICIENCY, AIM_TFLOPS = 110, 2.0, 0.95, 500
 PUBLISHED_OPEN_SORA = {"768px": {1: 1656, 2: 863, 4: 466, 8: 276}, "256px": {1: 60, 2: 40, 4: 34}}
 
 
-def write_document(scored: Sequence[Scored], rows: Sequence[Row]) -> None:
-    """Rewrite what stands between `<!-- NAME -->` and `<!-- end NAME -->`."""
+def write_document(scored: Sequence[Scored], rows: Sequence[Measurement]) -> None:
+    """Rewrite the text between `<!-- NAME -->` and `<!-- end NAME -->`."""
     copies = twins(rows)
     fitted = fit([row for row in rows if row.index not in copies])
     parts = {
@@ -57,39 +57,40 @@ def percent(value: float | None, sign: bool = False) -> str:
 def summary(scored: Sequence[Scored]) -> Iterator[str]:
     yield "| median of abs(error), out of sample | NVLink, one node | PCIe |"
     yield "|---|---|---|"
-    yield f"| aim | {percent(AIMS['nvlink'])} | {percent(AIMS['pcie'])} |"
+    yield f"| target | {percent(AIMS['nvlink'])} | {percent(AIMS['pcie'])} |"
     for protocol in PROTOCOLS:
         errors = [percent(median_error(scored, link, [protocol])) for link in AIMS]
         yield f"| {LEFT_OUT[protocol]} | {' | '.join(errors)} |"
     both = [percent(median_error(scored, link, PROTOCOLS[:2])) for link in AIMS]
     yield f"| **the first two together** | **{both[0]}** | **{both[1]}** |"
     inside = [percent(median_error(scored, link, ["all_rows"])) for link in AIMS]
-    yield f"| for comparison: fitted to all rows, in sample | {' | '.join(inside)} |"
+    yield f"| for comparison: fitted to all measurements, in sample | {' | '.join(inside)} |"
     yield ""
     bar = list(_bar(scored))
     if bar:
         ours, theirs = (statistics.median(abs(pair[i]) for pair in bar) for i in (0, 1))
         yield (
             f"A fit of a + b/N to the smaller counts of a table predicts its largest count within {percent(theirs)} "
-            f"(median of {len(bar)} tables with three counts or more); this model within {percent(ours)} on those rows."
+            f"(median of {len(bar)} tables with three or more counts). On the same measurements, this model is within "
+            f"{percent(ours)}."
         )
         yield ""
     pairs = layout_pairs(scored)
     wrong = [pair for pair in pairs if not pair.right]
     yield (
-        f"Layouts over PCIe that differ by more than 10%: {len(pairs) - len(wrong)} of {len(pairs)} pairs in the right "
-        f"order ({percent(order_share(pairs))}; aim 90%), each predicted with its table left out."
+        f"Of {len(pairs)} pairs of layouts over PCIe that differ by more than 10%, {len(pairs) - len(wrong)} are in "
+        f"the right order ({percent(order_share(pairs))}; target 90%), each predicted with its table left out."
     )
     for pair in wrong:
         a, b = pair.slower, pair.faster
         yield (
-            f"Wrong: {a.row.table}, {a.row.gpus} GPUs: {short(a.row.layout)} {a.row.seconds:g} s published, "
-            f"{short(b.row.layout)} {b.row.seconds:g} s."
+            f"In the wrong order: {a.row.table}, {a.row.gpus} GPUs: {short(a.row.layout)} takes {a.row.seconds:g} s "
+            f"and {short(b.row.layout)} {b.row.seconds:g} s (published)."
         )
 
 
 def _bar(scored: Sequence[Scored]) -> Iterator[tuple[float, float]]:
-    """(our error, error of a + b/N) at the largest count of tables with three counts of one kind of layout."""
+    """Yield (our error, error of a + b/N) at the largest count of each table with three counts or more."""
     for table in dict.fromkeys(item.row.table for item in scored):
         mine = [item for item in scored if item.row.table == table and not item.twin and not item.row.compiled]
         best: dict[int, Scored] = {}
@@ -122,7 +123,7 @@ def constants(fitted: Fitted) -> Iterator[str]:
 
 
 def card_constants(fitted: Fitted, cards: dict[str, HardwareConfig]) -> dict[str, tuple[float, float, float]]:
-    """Card -> share of its peak in products and in attention, and of its link, for cards whose chip rows are of."""
+    """Return, for each card with measurements, the shares of its peak in products and in attention, and of its link."""
     found = {}
     for name, card in cards.items():
         chip = chip_of(name)
@@ -135,11 +136,11 @@ def card_constants(fitted: Fitted, cards: dict[str, HardwareConfig]) -> dict[str
 
 
 def open_sora() -> Iterator[str]:
-    """Published times with their true efficiencies, and what ours are predicted to be."""
+    """Yield the published times with their true efficiencies, and our predicted ones."""
     for size, published in PUBLISHED_OPEN_SORA.items():
         yield f"**{size}**, H100, 129 frames, 50 steps:"
         yield ""
-        yield from _header("GPUs, published s, efficiency, ours predicted s, efficiency, faster, layouts, GiB a GPU")
+        yield from _header("GPUs, published s, efficiency, ours predicted s, efficiency, faster, layouts, GiB per GPU")
         options = {n: ours(size, n) for n in (1, 2, 4, 8)}
         for n, option in options.items():
             old = published.get(n)
@@ -156,11 +157,11 @@ def open_sora() -> Iterator[str]:
 
 
 def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str]:
-    """By how much the design's aims are missed, and why: what row-forwards give, what kernels and links take."""
+    """Yield by how much the design's targets are missed, and why: the effect of row-forwards, kernels and links."""
     making = {n: option.phases.making for n, option in options.items()}
     faster = {n: published[n] / making[n] for n in (1, 2, 4)}
     efficiency = options[8].efficiency
-    yield f"The design aims for more, at {AIM_TFLOPS} TFLOP/s a GPU and with the weights loaded:"
+    yield f"The design has these targets, at {AIM_TFLOPS} TFLOP/s per GPU and with the weights loaded:"
     yield ""
     over = making[8] / AIM_SECONDS - 1
     yield f"* under {AIM_SECONDS} s on 8: {making[8]:.0f} s predicted, {_missed(over)};"
@@ -179,15 +180,15 @@ def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str
     causes = ", ".join(f"{name} {value:.0f}" for name, value in lost)
     link = rates_of(work.card, work.topology).link_bytes / 1e9
     yield (
-        f"Why: {rows} row-forwards in place of 150 are {150 / rows:.2f}x in denoising, at the published program's own "
-        f"speed. VAE and saving, {making[1] - alone.phases.denoise:.0f} s of one GPU's {making[1]:.0f}, do not get "
-        f"shorter by that. The constants of the H100 are those of published programs, whose kernels reach "
-        f"{reached:.0f} TFLOP/s in these shapes; at {AIM_TFLOPS}, which the best published run on one GPU reaches, it "
-        f"would be {quick[8].phases.making:.0f} s on 8 at {percent(quick[8].efficiency)}, and {gains} on 1, 2 and 4. "
-        f"On 8 the most is lost to {causes} GPU-seconds (the table below has all): the published tables show links of "
-        f"{link:.0f} of the H100's {work.card.nvlink_gb_s:.0f} GB/s, at which steps of two rows are fastest as "
-        f"{short(options[8].layout)}, whose partial results cost compute, and of {work.video.tiles} tiles the busiest "
-        f"of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
+        f"Why: {rows} row-forwards instead of 150 make denoising {150 / rows:.2f}x as fast, at the published program's "
+        f"own speed. They do not shorten VAE and saving, which take {making[1] - alone.phases.denoise:.0f} s of one "
+        f"GPU's {making[1]:.0f} s. The constants of the H100 are those of published programs, whose kernels reach "
+        f"{reached:.0f} TFLOP/s in these shapes. At {AIM_TFLOPS}, which the best published run on one GPU reaches, the "
+        f"prediction is {quick[8].phases.making:.0f} s on 8 at {percent(quick[8].efficiency)}, and {gains} on 1, 2 and "
+        f"4. On 8 GPUs the largest losses are {causes} GPU-seconds (see the table below). The published tables show "
+        f"links of {link:.0f} of the H100's {work.card.nvlink_gb_s:.0f} GB/s. At that speed, steps of two guidance "
+        f"rows are fastest as {short(options[8].layout)}, whose partial results cost compute. Of {work.video.tiles} "
+        f"VAE tiles, the busiest of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
     )
     yield ""
 
@@ -203,7 +204,7 @@ def _header(names: str) -> Iterator[str]:
 
 def _waterfall(options: dict[int, Option]) -> Iterator[str]:
     names = [name for name, _ in waterfall(options[8], options[1])]
-    yield "Where the GPU-seconds go that n GPUs take more than one (predicted): they add up to n t(n) - t(1)."
+    yield "GPU-seconds that n GPUs use in addition to one GPU, by cause (predicted). They add up to n t(n) - t(1)."
     yield ""
     yield f"| GPUs | {' | '.join(names)} | sum |"
     yield "|---" * (len(names) + 2) + "|"
@@ -214,12 +215,12 @@ def _waterfall(options: dict[int, Option]) -> Iterator[str]:
 
 
 def ours(size: str, gpus: int) -> Option:
-    """The best layout of the shipped settings on H100s, one text-to-video."""
+    """Return the best layout for one text-to-video with the shipped settings on H100s."""
     return _planned(size, gpus)[1][0]
 
 
 def _planned(size: str, gpus: int, scale: float = 1.0) -> tuple[Work, tuple[Option, ...]]:
-    """All layouts of it, on kernels that are `scale` times as fast."""
+    """Return the work and all its layouts, with kernels that are `scale` times as fast."""
     card = HardwareConfig(**yaml.safe_load((ROOT / "configs" / "hardware" / "h100_sxm.yaml").read_text()))
     for name in ("matmul_efficiency", "attention_efficiency", "bandwidth_gb_s"):
         setattr(card, name, getattr(card, name) * scale)
@@ -244,8 +245,8 @@ def every_row(scored: Sequence[Scored]) -> Iterator[str]:
 def _row(item: Scored) -> str:
     row = item.row
     layout = short(row.layout)
-    said = {True: "yes", False: "no", None: ""}[row.compiled]
-    start = f"| {row.gpus} | {layout} | {said} | {row.seconds:g} |"
+    compiled = {True: "yes", False: "no", None: ""}[row.compiled]
+    start = f"| {row.gpus} | {layout} | {compiled} | {row.seconds:g} |"
     if item.twin:
         return f"{start} the same measurement as in {item.twin} | | | | |"
     errors = [percent(item.error(protocol), sign=True) for protocol in (*PROTOCOLS, "all_rows")]

@@ -1,11 +1,11 @@
-"""Constants of the time model, fitted to rows: how far cards reach their data sheets, and what programs add.
+"""Fit the constants of the time model to measurements: what cards reach of their data sheets, and what programs add.
 
-Everything is fitted as a logarithm with a normal prior (mean and width in `priors`), by Gauss-Newton steps on
-log(predicted / published) with Huber's weights, so that a few odd rows do not decide. A row's time is
+Everything is fitted as a logarithm with a normal prior (mean and width in `priors`), with Gauss-Newton steps on
+log(predicted / published) and Huber's weights, so that a few odd measurements do not decide. A measurement's time is
 
     steps * step_time(counts, rates) + VAE FLOPs / VAE rate + host
 
-Each rate is a data-sheet number times the constants that `links_of` names for the row.
+Each rate is a data-sheet number times the constants that `links_of` names for the measurement.
 """
 
 import math
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from opensora_launch.plan.times import Rates, step_time
 from opensora_launch.schema.cards import PCIE_GB_S, default_efficiency
-from prediction.rows import Row
+from prediction.published import Measurement
 
-SPREAD = 0.04  # of one measurement, as a share: two runs of one program differ by that much
-HUBER = 2.0  # spreads after which a residual counts linearly
+SPREAD = 0.04  # relative spread of one measurement: two runs of one program differ by this much
+HUBER = 2.0  # number of spreads from which a residual counts linearly
 STEPS, DONE = 60, 1e-4
-NODE_LINK_BYTES = 12.5e9  # 100 Gbit/s, for the one pair of tables with two nodes
+NODE_LINK_BYTES = 12.5e9  # 100 Gbit/s, for the only two tables with two nodes
 RATES = (
     "matmul_flops", "attention_flops", "memory_bytes", "link_bytes", "crowd", "call_s", "ring_hidden", "gather_hidden",
     "block_launch_s", "hop_launch_s", "vae_flops", "host_s",
@@ -30,25 +30,25 @@ RATES = (
 INDEX = {name: i for i, name in enumerate(RATES)}
 WORK = ("matmul_flops", "attention_flops", "memory_bytes")
 
-# Constants that all rows share: mean, width (in logarithms). Means are round numbers from before any fit.
+# Constants of all measurements: mean and width (of the logarithm). Means are round numbers from before any fit.
 SHARED = {
     "link:nvlink": (0.6, 0.3), "link:pcie": (0.6, 0.3), "crowd": (0.8, 0.3), "call": (2e-5, 0.7),
     "ring_hidden": (0.5, 0.7), "gather_hidden": (0.5, 0.5), "launch": (2e-3, 0.5), "hop": (3e-4, 0.7),
     "memory": (0.7, 0.3), "compiled_memory": (3.0, 0.5), "compiled_launch": (0.15, 0.5), "vae": (0.1, 0.5),
     "host": (0.3, 0.5),
 }  # fmt: skip
-# Constants of a card, of a program on a card, of a program, of a table: their logarithms are around 0.
+# Constants per card, per program on a card, per program, per table: their logarithms are near 0.
 WIDTHS = {
     "matmul": 0.25, "attention": 0.25, "link": 0.3, "program_matmul": 0.15, "program_attention": 0.4, "program": 0.1,
     "program_vae": 0.7, "program_launch": 0.3, "table": 0.03, "table_vae": 0.5,
 }  # fmt: skip
-# Cards of the same chip and data sheet but for the memory: what rows of the one show holds for the other.
+# Cards that differ only in memory share their measurements.
 SAME_CHIP = {"h200": "h100_sxm", "a100_40gb_sxm": "a100_80gb_sxm"}
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Logarithms of constants by name; a name that no row had is at its prior's mean."""
+    """Hold logarithms of constants by name; a name without measurements has its prior's mean."""
 
     logs: Mapping[str, float]
 
@@ -57,7 +57,7 @@ class Fitted:
 
 
 def prior(name: str) -> tuple[float, float]:
-    """Mean and width of a constant's logarithm."""
+    """Return mean and width of a constant's logarithm."""
     if name in SHARED:
         mean, width = SHARED[name]
         return math.log(mean), width
@@ -65,12 +65,12 @@ def prior(name: str) -> tuple[float, float]:
 
 
 def chip_of(card: str) -> str:
-    """The card whose constants stand for this one's."""
+    """Return the card whose constants are used for this one."""
     return SAME_CHIP.get(card, card)
 
 
-def links_of(row: Row) -> list[tuple[str, str, float]]:
-    """(constant, rate, sign): which constants multiply or divide which rates of a row."""
+def links_of(row: Measurement) -> list[tuple[str, str, float]]:
+    """Return (constant, rate, sign): which constants multiply or divide which rates of a measurement."""
     card, here = chip_of(str(row.card.name)), f"{row.program}/{row.card.name}"
     found = [(f"program@{row.program}", rate, 1.0) for rate in WORK] + [
         (f"table@{row.table}", rate, 1.0) for rate in WORK
@@ -101,8 +101,8 @@ def links_of(row: Row) -> list[tuple[str, str, float]]:
     return found
 
 
-def base_rates(row: Row) -> list[float]:
-    """Logarithms of the data sheet's numbers, in the order of RATES."""
+def base_rates(row: Measurement) -> list[float]:
+    """Return the logarithms of the data sheet's numbers, in the order of RATES."""
     card = row.card
     peak = card.half_tflops * 1e12
     reach = default_efficiency(card.half_tflops)
@@ -120,14 +120,14 @@ def base_rates(row: Row) -> list[float]:
 
 @dataclass(frozen=True)
 class Case:
-    """A row ready to be predicted many times."""
+    """Hold a measurement, ready to be predicted many times."""
 
-    row: Row
+    row: Measurement
     base: tuple[float, ...]
     links: tuple[tuple[str, int, float], ...]
 
     @classmethod
-    def of(cls, row: Row) -> "Case":
+    def of(cls, row: Measurement) -> "Case":
         links = tuple((name, INDEX[rate], sign) for name, rate, sign in links_of(row))
         return cls(row, tuple(base_rates(row)), links)
 
@@ -139,8 +139,8 @@ class Case:
         return values
 
 
-def seconds_at(row: Row, logs: Sequence[float]) -> float:
-    """Of a row, at logarithms of RATES."""
+def seconds_at(row: Measurement, logs: Sequence[float]) -> float:
+    """Return the predicted seconds of a measurement, given the logarithms of RATES."""
     value = dict(zip(RATES, map(math.exp, logs), strict=True))
     host = value.pop("host_s")
     rates = Rates(**value, node_link_bytes=NODE_LINK_BYTES)
@@ -150,12 +150,12 @@ def seconds_at(row: Row, logs: Sequence[float]) -> float:
     return row.steps * step_time(row.counts, rates).total + (decode + host if row.end_to_end else 0.0)
 
 
-def predict(row: Row, fitted: Fitted) -> float:
+def predict(row: Measurement, fitted: Fitted) -> float:
     return seconds_at(row, Case.of(row).logs(fitted))
 
 
-def fit(rows: Sequence[Row], start: Fitted | None = None) -> Fitted:
-    """The most likely constants, given the rows and the priors. `start` only shortens the way there."""
+def fit(rows: Sequence[Measurement], start: Fitted | None = None) -> Fitted:
+    """Return the most likely constants, given the measurements and the priors. `start` only saves time."""
     problem = _Problem.of(rows)
     at = problem.mean.copy()
     if start:
@@ -194,7 +194,7 @@ class _Problem:
     width: Vector
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> "_Problem":
+    def of(cls, rows: Sequence[Measurement]) -> "_Problem":
         cases = tuple(Case.of(row) for row in rows)
         names = tuple(sorted({name for case in cases for name, _, _ in case.links}))
         mean, width = (np.array(values) for values in zip(*(prior(name) for name in names), strict=True))
@@ -204,12 +204,12 @@ class _Problem:
         return Fitted(dict(zip(self.names, at.tolist(), strict=True)))
 
     def left(self, at: Vector) -> Vector:
-        """log(published / predicted), in spreads."""
+        """Return log(published / predicted), in spreads."""
         fitted = self.fitted(at)
         return np.array([math.log(c.row.seconds / seconds_at(c.row, c.logs(fitted))) / SPREAD for c in self.cases])
 
     def slopes(self, at: Vector) -> Vector:
-        """How each prediction moves with each constant, in spreads."""
+        """Return the derivative of each prediction by each constant, in spreads."""
         fitted, place = self.fitted(at), {name: i for i, name in enumerate(self.names)}
         slopes = np.zeros((len(self.cases), len(self.names)))
         for i, case in enumerate(self.cases):

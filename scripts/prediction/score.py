@@ -1,4 +1,4 @@
-"""Predictions of rows that the constants were not fitted to, and how far off they are."""
+"""Predict measurements that the constants were not fitted to, and compute the errors."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -6,35 +6,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from prediction.fit import Fitted, fit, predict
-from prediction.rows import Row, twins
+from prediction.published import Measurement, twins
 
-ORDER_MARGIN = 1.10  # layouts whose times differ by less may come in any order
+ORDER_MARGIN = 1.10  # the order of layouts with closer times does not count
 PROTOCOLS = ("table", "largest", "program")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A row with its predictions in seconds: by the fit to all rows, and by fits that have not seen it.
+    """Hold a measurement with its predicted seconds: from the fit to all measurements, and from fits without it.
 
-    `table`: its table was left out. `largest`: the rows of its table with the most GPUs were, and it is one of them.
-    `program`: everything of its program on its card was. None where the protocol does not apply.
+    `table`: its table was left out. `largest`: it has the most GPUs of its table, and these were left out.
+    `program`: everything of its program on its card was left out. None if the protocol does not apply.
     """
 
-    row: Row
+    row: Measurement
     all_rows: float
     table: float | None = None
     largest: float | None = None
     program: float | None = None
-    twin: str = ""  # a table with the same measurement: then it was neither fitted nor scored
+    twin: str = ""  # another table with the same measurement; then this one is neither fitted nor scored
 
     def error(self, protocol: str) -> float | None:
-        """(predicted - published) / published."""
+        """Return (predicted - published) / published."""
         predicted = getattr(self, protocol)
         return None if predicted is None else predicted / self.row.seconds - 1
 
 
-def score(rows: Sequence[Row], more: Sequence[Row] = (), protocols: Iterable[str] = PROTOCOLS) -> list[Scored]:
-    """Score `rows`; `more` are rows that are only fitted to, of other tables."""
+def score(
+    rows: Sequence[Measurement], more: Sequence[Measurement] = (), protocols: Iterable[str] = PROTOCOLS
+) -> list[Scored]:
+    """Score `rows`. `more` are measurements of other tables that only take part in the fit."""
     copies = twins([*rows, *more])
     own = [row for row in rows if row.index not in copies]
     known = [*own, *(row for row in more if row.index not in copies)]
@@ -58,8 +60,10 @@ def score(rows: Sequence[Row], more: Sequence[Row] = (), protocols: Iterable[str
     ]
 
 
-def _left_out(own: Sequence[Row], known: Sequence[Row], key: Callable[[Row], str], start: Fitted) -> dict[int, float]:
-    """Predictions of each group of rows by a fit to all the others."""
+def _left_out(
+    own: Sequence[Measurement], known: Sequence[Measurement], key: Callable[[Measurement], str], start: Fitted
+) -> dict[int, float]:
+    """Predict each group of measurements with a fit to all the others."""
     found: dict[int, float] = {}
     for group in dict.fromkeys(map(key, own)):
         fitted = fit([row for row in known if key(row) != group], start)
@@ -67,8 +71,8 @@ def _left_out(own: Sequence[Row], known: Sequence[Row], key: Callable[[Row], str
     return found
 
 
-def _largest(own: Sequence[Row], known: Sequence[Row], start: Fitted) -> dict[int, float]:
-    """Predictions of each table's rows with the most GPUs, by a fit to all the others."""
+def _largest(own: Sequence[Measurement], known: Sequence[Measurement], start: Fitted) -> dict[int, float]:
+    """Predict each table's measurements with the most GPUs, with a fit to all the others."""
     found: dict[int, float] = {}
     for table in dict.fromkeys(row.table for row in own):
         counts = {row.gpus for row in own if row.table == table}
@@ -81,7 +85,7 @@ def _largest(own: Sequence[Row], known: Sequence[Row], start: Fitted) -> dict[in
 
 
 def median_error(scored: Sequence[Scored], link: str, protocols: Sequence[str]) -> float | None:
-    """Median of |error| over every left-out prediction of single-node NVLink rows, or of PCIe rows."""
+    """Return the median |error| of all out-of-sample predictions on single-node NVLink, or on PCIe."""
     errors = [
         abs(error)
         for item in scored
@@ -94,7 +98,7 @@ def median_error(scored: Sequence[Scored], link: str, protocols: Sequence[str]) 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layouts of one table and GPU count, the slower one first, and whether they were predicted in that order."""
+    """Hold two layouts of one table and GPU count, the slower first, and whether the prediction has the same order."""
 
     slower: Scored
     faster: Scored
@@ -102,7 +106,7 @@ class Pair:
 
 
 def layout_pairs(scored: Sequence[Scored], protocol: str = "table", link: str = "pcie") -> list[Pair]:
-    """Pairs of layouts that differ by more than a tenth, of one program, GPU count and compilation."""
+    """Return pairs of layouts that differ by more than 10%, with equal program, GPU count and compilation."""
     pairs = []
     usable = [item for item in scored if item.row.link == link and item.error(protocol) is not None]
     for i, a in enumerate(usable):
@@ -120,7 +124,7 @@ def order_share(pairs: Sequence[Pair]) -> float | None:
 
 
 def as_json(scored: Sequence[Scored], left_out: Sequence[tuple[int, str]], protocols: Sequence[str]) -> dict[str, Any]:
-    """What `--json` prints: errors as fractions, null where a class is absent."""
+    """Return what `--json` prints: errors as fractions, null for an absent class."""
     pairs = layout_pairs(scored)
     by_protocol = {
         protocol: {link: median_error(scored, link, [protocol]) for link in ("nvlink", "pcie")}

@@ -14,6 +14,7 @@ from opensora_launch.cli import bench, main
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import read_either
 from opensora_launch.request.sweep_plan import Done, Spot, Sweep, order, read_sweep, read_words
+from opensora_launch.rundir import SweepDir
 from tests.cli.runs import made_run
 from tests.report.sweeps import read_sweep_report
 
@@ -112,7 +113,7 @@ def half_done(tmp_path: Path) -> Path:
 def with_runs(folder: Path, **runs: tuple[int, int, float | None]) -> dict[str, Any]:
     """The sweep's report, made anew, with these runs (point, round, busy) in the place of what was done."""
     done = tuple(Done(spot, round_, name, busy) for name, (spot, round_, busy) in runs.items())
-    replace(read_sweep(folder), done=done).write(folder)
+    replace(read_sweep(SweepDir(folder)), done=done).write(SweepDir(folder))
     assert main(["report", str(folder)]) == 0
     return read_sweep_report(folder)
 
@@ -132,7 +133,7 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     assert main(["bench", "--resume", str(half_done)]) == 0
     assert asked == [2]
     assert "run 6 of 6: tiny, 2 CPU ranks, repeat 2" in capsys.readouterr().out
-    assert [d.busy for d in read_sweep(half_done).done] == [0.0] * 5 + [0.125]
+    assert [d.busy for d in read_sweep(SweepDir(half_done)).done] == [0.0] * 5 + [0.125]
     report = read_sweep_report(half_done)
     one, two = report["table"]
     assert (one["gpus"], one["repeats"], one["seconds"]) == (1, 2, pytest.approx((43 + 46.6) / 2))
@@ -175,7 +176,7 @@ def test_a_sweep_of_which_every_point_fails(
     half_done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Runs that failed are exit code 1, and what to do next is said; there is nothing to report."""
-    replace(read_sweep(half_done), done=()).write(half_done)
+    replace(read_sweep(SweepDir(half_done)), done=()).write(SweepDir(half_done))
     monkeypatch.setattr(bench, "_run", lambda folder, argv, spot: None)
     assert main(["bench", "--resume", str(half_done)]) == 1
     again = f"opensora-launch bench --resume {half_done}"
@@ -231,7 +232,7 @@ def test_what_weakens_a_sweep_is_said(half_done: Path) -> None:
         "the runs were made by several versions of opensora_launch: 0.1.0, 9",
     ]
     assert "its kernel does not tell" in with_runs(half_done, a1=(0, 1, None), a2=(1, 1, 0.0))["unknown"][0]
-    replace(read_sweep(half_done), elsewhere=True).write(half_done)
+    replace(read_sweep(SweepDir(half_done)), elsewhere=True).write(SweepDir(half_done))
     assert main(["report", str(half_done)]) == 0
     assert "is not known: the ranks were on other machines" in (half_done / "report.md").read_text()
 
@@ -251,7 +252,7 @@ def test_two_benches_do_not_share_a_folder(half_done: Path, capsys: pytest.Captu
 
 def test_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"is no sweep: sweep\.json cannot be read"):
-        read_sweep(tmp_path)
+        read_sweep(SweepDir(tmp_path))
 
 
 def test_a_resumed_sweep_takes_no_more_words(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,18 +273,18 @@ def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert os.listdir(empty_folder) == [folder.name]
     first = read_either(sweep)
     read_sweep_report(sweep)
-    assert all(d.busy is not None for d in read_sweep(sweep).done)
+    assert all(d.busy is not None for d in read_sweep(SweepDir(sweep)).done)
     assert [(r["gpus"], r["seconds"] > 0, r["efficiency"] > 0) for r in first["table"]] == [
         (1, True, True), (2, True, True),
     ]  # fmt: skip
     assert [r["work"]["num_steps"] for r in first["table"]] == [2, 2]
     assert "no warm-up: the first runs read files that later ones find in memory" in first["unknown"]
     assert not [line for line in first["unknown"] if "did other work" in line]
-    plan = read_sweep(sweep)
-    replace(plan, done=plan.done[:1]).write(sweep)
+    plan = read_sweep(SweepDir(sweep))
+    replace(plan, done=plan.done[:1]).write(SweepDir(sweep))
     assert main(["bench", "--resume", str(sweep)]) == 0
     assert "run 2 of 2: tiny, 2 CPU ranks, repeat 1" in capsys.readouterr().out
-    again = read_sweep(sweep)
+    again = read_sweep(SweepDir(sweep))
     assert again.done[0] == plan.done[0]
     assert again.done[1].run != plan.done[1].run
     assert [r["source"] for r in read_either(sweep)["table"]] == [d.run for d in again.done]

@@ -17,7 +17,7 @@ HOSTILE = 'it\'s "50%" $HOME, `ls` #1; été\n(two lines) {a: 1} ${oc.env:HOME} 
 
 
 def planned(words: list[str]) -> tuple[Path, Plan]:
-    attempt = prepare_attempt(words)
+    attempt = prepare_attempt(words).path
     return attempt.parents[1], Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
 
 

@@ -19,6 +19,7 @@ from opensora_launch.cli.start import failure_lines
 from opensora_launch.launch.supervise import Outcome
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.attempt import by_hand, prepare_attempt
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.live import share_done
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.telemetry.failure import Failure
@@ -67,9 +68,9 @@ def test_videos_that_several_groups_make_at_once() -> None:
 def test_a_pipe_gets_a_line_for_each_phase(empty_folder: Path) -> None:
     """With the time that is left, once a fiftieth is done."""
     with (empty_folder / "out").open("w") as stream, progress(stream) as show:
-        show(empty_folder, [])
+        show(AttemptDir(empty_folder), [])
         for at in (beat("text"), beat("text"), beat(step=0, steps=9), beat(step=3, steps=9), beat("vae")):
-            show(empty_folder, [at])
+            show(AttemptDir(empty_folder), [at])
     assert re.sub(r"\d+ s to go", "N s to go", (empty_folder / "out").read_text()).splitlines() == [
         "text, video 1 of 4",
         "denoise, video 1 of 4, step 1 of 9",
@@ -91,7 +92,7 @@ def test_a_pipe_is_told_who_waits_and_what_the_gpus_do(empty_folder: Path) -> No
     gpus = [{"gpu": n, "util": n / 4, "memory_used_bytes": (n + 1) << 30, "power_w": 300.0 + n} for n in range(4)]
     sampled(empty_folder, "h", uuids, [{"time_s": 1.0, "gpus": gpus}])
     with (empty_folder / "out").open("w") as stream, progress(stream) as show:
-        show(empty_folder, stuck_ranks(4, step=4, steps=9))
+        show(AttemptDir(empty_folder), stuck_ranks(4, step=4, steps=9))
     assert (empty_folder / "out").read_text() == (
         "denoise, video 1 of 4, step 5 of 9; GPUs: 38% busy, 4.0 GiB at most, 1.2 kW; 3 of 4 ranks wait for rank 3\n"
     )
@@ -103,7 +104,7 @@ def test_a_pipe_is_told_what_ranks_on_cpus_use(empty_folder: Path) -> None:
     sampled(empty_folder, "h", [], [{"time_s": float(n), "ranks": ranks} for n, ranks in enumerate(seen)])
     beats = [replace(b, inside=True) for b in stuck_ranks(2)]
     with (empty_folder / "out").open("w") as stream, progress(stream) as show:
-        show(empty_folder, beats)
+        show(AttemptDir(empty_folder), beats)
     assert (empty_folder / "out").read_text() == (
         "denoise, video 1 of 4; ranks: 75% of a core, 2.0 GiB at most; 2 of 2 ranks wait\n"
     )
@@ -130,7 +131,7 @@ def on_a_terminal(folder: Path, *looks: list[Beat]) -> list[str]:
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as stream, progress(stream) as show:
         for beats in looks:
-            show(folder, beats)
+            show(AttemptDir(folder), beats)
     data = b""
     while not data.endswith(b"\x1b[?25h"):  # the cursor is shown again
         data += os.read(ours, 4096)
@@ -171,25 +172,27 @@ def test_the_bar_is_one_line_of_80_columns(
 
 @pytest.fixture
 def attempt() -> Path:
-    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2))
+    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2)).path
 
 
 def test_a_failure_names_rank_place_log_and_its_last_lines(attempt: Path) -> None:
     log = attempt / "logs" / "rank1.log"
     log.write_text("\n".join(f"line {i}" for i in range(50)))
     own = Failure(rank=1, host="h", kind="failure", message="ValueError: no", phase="vae", step=3, traceback="T")
-    lines = list(failure_lines(own, attempt))
+    lines = list(failure_lines(own, AttemptDir(attempt)))
     assert lines[:2] == ["error: rank 1 on h failed in phase vae, step 3: ValueError: no", f"log: {log}"]
     assert lines[2:] == [f"  | line {i}" for i in range(38, 50)]
     log.unlink()
     (attempt / "logs" / "torchrun.log").write_text("No module named x\n")
     verdict = Failure(rank=1, host="h", kind="stalled", message="rank 1 (pid 7) has been silent", phase="vae")
-    assert list(failure_lines(verdict, attempt)) == [
+    assert list(failure_lines(verdict, AttemptDir(attempt))) == [
         "error: rank 1 (pid 7) has been silent",
         f"log: {attempt / 'logs' / 'torchrun.log'}",
         "  | No module named x",
     ]
-    assert list(failure_lines(Failure(rank=0, host="h", kind="user", message="bad"), attempt)) == ["error: bad"]
+    assert list(failure_lines(Failure(rank=0, host="h", kind="user", message="bad"), AttemptDir(attempt))) == [
+        "error: bad"
+    ]
 
 
 def test_the_end_of_a_run_that_failed(
@@ -201,7 +204,7 @@ def test_the_end_of_a_run_that_failed(
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     failure = Failure(rank=1, host="h", kind="failure", message="rank 1 was killed")
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(1, failure))
-    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 1
+    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
     assert "error: rank 1 was killed" in said.err
@@ -211,7 +214,7 @@ def test_the_end_of_a_run_that_failed(
 def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
-    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 130
+    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 130
     assert "ended by SIGINT" in capsys.readouterr().err
 
 
@@ -226,7 +229,7 @@ def test_ranks_that_end_well_and_leave_videos(
     heart = Heartbeat(run / "attempts/7/heartbeat/rank0.json", rank=0, host="elsewhere")
     (run / "attempts/7/heartbeat").mkdir(parents=True)
     heart.write(heart.beat(heart.now(), "running" if others else "done"))
-    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == code
+    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == code
     goes_on = f"and others are at work on them: opensora-launch status {run}"
     assert capsys.readouterr().err == (
         f"2 of 2 videos are missing{f', {goes_on}' if others else f'; go on with --resume {run}'}\n"
@@ -243,7 +246,7 @@ def test_a_full_disk_costs_the_report_and_not_the_run(
     (run / "report.json").mkdir()  # so that it cannot be written
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(0))
-    assert start.start(LauncherKind.torchrun, plan, attempt, by_hand()) == 0
+    assert start.start(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
     said = capsys.readouterr()
     assert f"no report, Is a directory; make room, then: opensora-launch report {run}\n" in said.out
     assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are not seen\n"

@@ -18,6 +18,7 @@ from opensora_launch.cli import main
 from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.attempt import prepare_attempt
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch, seconds_left
 from opensora_launch.slurm import query as slurm_query
 from opensora_launch.slurm.query import _code, exit_code, job_states
@@ -30,7 +31,7 @@ HERE = socket.gethostname()
 
 @pytest.fixture
 def attempt() -> Path:
-    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2))
+    return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2)).path
 
 
 def beat(rank: int = 0, **more: object) -> Beat:
@@ -62,13 +63,13 @@ def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> Non
     log = attempt / "logs"
     assert f"rank 0 on {HERE}: running, denoise, video 1 of 2, step 3 of 6; {log / 'rank0.log'}" in text
     assert "rank 1 on n7: lost, silent for 99 s, denoise, video 1 of 2, step 3 of 6" in text
-    assert seconds_left(read_attempts(run)[0], [6]) == 10.0 * (4 + 6)
+    assert seconds_left(read_attempts(RunDir(run))[0], [6]) == 10.0 * (4 + 6)
     assert "of denoising left" in text
 
 
 def test_a_run_that_failed(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_beats(attempt, beat(state="failed"), beat(1, state="failed"))
-    record_failure(attempt, Failure(1, HERE, "failure", "ValueError: no", phase="vae"))
+    record_failure(AttemptDir(attempt), Failure(1, HERE, "failure", "ValueError: no", phase="vae"))
     text = shown(capsys, attempt.parents[1])
     assert "attempt 0: failed" in text
     assert f"error: rank 1 on {HERE} failed in phase vae: ValueError: no" in text
@@ -90,11 +91,13 @@ def test_cancel_ends_the_launcher_and_not_another_process_of_its_id(
 ) -> None:
     run = attempt.parents[1]
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as launcher:
-        record_launch(attempt, Launched("torchrun", HERE, launcher.pid, 1))
+        record_launch(AttemptDir(attempt), Launched("torchrun", HERE, launcher.pid, 1))
         assert main(["cancel", str(run)]) == 0
         assert "nothing works on" in capsys.readouterr().out
         assert launcher.poll() is None
-        record_launch(attempt, Launched("torchrun", HERE, launcher.pid, processes.start_ticks(launcher.pid)))
+        record_launch(
+            AttemptDir(attempt), Launched("torchrun", HERE, launcher.pid, processes.start_ticks(launcher.pid))
+        )
         assert main(["cancel", str(run)]) == 0
         assert capsys.readouterr().out == "attempt 0 is ended\n"
         assert launcher.wait() == -15
@@ -150,13 +153,13 @@ def test_a_job_is_asked_once_and_an_array_whole(attempt: Path) -> None:
     run = attempt.parents[1]
     for number, job in enumerate(("7", "7", "7_2", "8", "9_1")):
         (run / f"attempts/{number}").mkdir(exist_ok=True)
-        record_launch(run / f"attempts/{number}", Launched("slurm", job=job))
-    assert jobs_of(read_attempts(run)) == ["7", "8", "9"]
+        record_launch(AttemptDir(run / f"attempts/{number}"), Launched("slurm", job=job))
+    assert jobs_of(read_attempts(RunDir(run))) == ["7", "8", "9"]
 
 
 def test_a_queued_job_is_not_resumed_over(attempt: Path, fake_slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '7|PENDING||Priority'\n")
-    record_launch(attempt, Launched("slurm", job="7"))
+    record_launch(AttemptDir(attempt), Launched("slurm", job="7"))
     run = attempt.parents[1]
     assert main(["generate", "--resume", str(run)]) == 2
     assert f"job 7 is PENDING: opensora-launch cancel {run} ends it" in capsys.readouterr().err
@@ -168,7 +171,7 @@ def two_jobs(attempt: Path) -> Path:
     """A run on which two jobs have worked."""
     for number, job in enumerate(("7", "8")):
         (attempt.with_name(str(number))).mkdir(exist_ok=True)
-        record_launch(attempt.with_name(str(number)), Launched("slurm", job=job))
+        record_launch(AttemptDir(attempt.with_name(str(number))), Launched("slurm", job=job))
     return attempt.parents[1]
 
 
@@ -214,20 +217,20 @@ def test_slurm_and_the_error_are_believed_before_a_heartbeat(
     """The last beats of ranks that are gone are fresh for a while."""
     run = attempt.parents[1]
     write_beats(attempt, beat(host="n1"), beat(1, host="n1"))
-    record_launch(attempt, Launched("slurm", job="7_2"))
+    record_launch(AttemptDir(attempt), Launched("slurm", job="7_2"))
     for state, said in (("FAILED", "over, its job is FAILED"), ("RUNNING", "running")):
         (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\necho '7_2|{state}|n1|None'\n")
         text = shown(capsys, run)
         assert f"attempt 0: {said}\n" in text
         assert ("rank 0 on n1: running" in text) is (state == "RUNNING")
     (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '7_2|FAILED|n1|None'\n")
-    assert not read_state(run).to_come()
-    record_launch(attempt, Launched("torchrun", "n1", 1, 1))
+    assert not read_state(RunDir(run)).to_come()
+    record_launch(AttemptDir(attempt), Launched("torchrun", "n1", 1, 1))
     assert "attempt 0: running\n" in shown(capsys, run)
-    assert read_state(run).to_come()
-    record_failure(attempt, Failure(1, "n1", "failure", "ValueError: no", phase="vae"))
+    assert read_state(RunDir(run)).to_come()
+    record_failure(AttemptDir(attempt), Failure(1, "n1", "failure", "ValueError: no", phase="vae"))
     assert "attempt 0: failed\n" in shown(capsys, run)
-    assert not read_state(run).to_come()
+    assert not read_state(RunDir(run)).to_come()
 
 
 def test_an_attempt_that_its_job_has_left_behind(
@@ -237,7 +240,7 @@ def test_an_attempt_that_its_job_has_left_behind(
     second = attempt.with_name("1")
     (second / "heartbeat").mkdir(parents=True)
     for each in (attempt, second):
-        record_launch(each, Launched("slurm", job="7"))
+        record_launch(AttemptDir(each), Launched("slurm", job="7"))
         write_beats(each, beat(host="n1"))
     text = shown(capsys, attempt.parents[1])
     assert "attempt 1: running\n" in text
@@ -246,7 +249,7 @@ def test_an_attempt_that_its_job_has_left_behind(
 
 def test_what_was_ended_from_outside_says_by_what(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_beats(attempt, beat(pid=2**22 + 1))
-    record_launch(attempt, Launched("torchrun", HERE, 2**22 + 1, 1, ended="SIGINT"))
+    record_launch(AttemptDir(attempt), Launched("torchrun", HERE, 2**22 + 1, 1, ended="SIGINT"))
     assert "attempt 0: ended by SIGINT\n" in shown(capsys, attempt.parents[1])
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as rank:
         write_beats(attempt, beat(pid=rank.pid))
@@ -270,7 +273,7 @@ def test_where_a_run_stands_that_was_stopped(attempt: Path, capsys: pytest.Captu
 def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[str]) -> None:
     """Seven videos of six steps, two of them in the making: five are left for two attempts of one group each."""
     prompts = [word for i in range(7) for word in ("--prompt", str(i))]
-    first = prepare_attempt([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1))
+    first = prepare_attempt([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1)).path
     second = first.with_name("1")
     (second / "heartbeat").mkdir(parents=True)
     (second / "telemetry").mkdir()

@@ -15,6 +15,7 @@ import pytest
 from opensora_launch.cli import main
 from opensora_launch.cli.top import is_over
 from opensora_launch.machine import processes
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.live import TAIL_BYTES
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.telemetry.samples import read_samples
@@ -71,7 +72,7 @@ def test_top_ends_where_all_were_killed(tmp_path: Path, capsys: pytest.CaptureFi
         process.stdout.readline()
         process.stdout.close()
     launcher = started[0].pid  # stands for it: a process with an id and a start
-    record_launch(attempt, Launched("torchrun", host, launcher, processes.start_ticks(launcher)))
+    record_launch(AttemptDir(attempt), Launched("torchrun", host, launcher, processes.start_ticks(launcher)))
     assert main(["top", str(run), "--once"]) == 0
     assert capsys.readouterr().out.startswith("2 of 2 ranks at work, 0% done")
     started[1].kill()
@@ -102,12 +103,12 @@ def test_top_goes_on_with_the_next_attempt(tmp_path: Path, capsys: pytest.Captur
 def test_top_waits_where_ranks_are_still_to_come(tmp_path: Path, launched: Launched) -> None:
     """Of another host's launcher and of a job that no Slurm knows here, only the ranks tell."""
     run = made_run(tmp_path, "a", 1)
-    record_launch(run / "attempts/0", launched)
-    assert not is_over(read_attempts(run)[-1])
+    record_launch(AttemptDir(run / "attempts/0"), launched)
+    assert not is_over(read_attempts(RunDir(run))[-1])
     (run / "attempts/0/heartbeat").mkdir()
     beat = Beat(0, "host-b", 1, time.time() - 60, "running", "denoise")
     (run / "attempts/0/heartbeat/rank0.json").write_text(json.dumps(asdict(beat)))
-    assert is_over(read_attempts(run)[-1])
+    assert is_over(read_attempts(RunDir(run))[-1])
 
 
 def ranks_at_work(attempt: Path, count: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from opensora_launch.launch.command import command, command_text, environment, launch_problems
 from opensora_launch.plan.plan import Machine, make_plan
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.slurm.allocation import allocation_machine, step_name
 
@@ -15,26 +16,26 @@ HOSTILE = Path("/runs of 'me'/\"x\" $HOME #é\n/attempts/0")
 
 
 def test_torchrun() -> None:
-    argv = command(LauncherKind.torchrun, Machine("cpu", 1, 3, 4), HOSTILE)
+    argv = command(LauncherKind.torchrun, Machine("cpu", 1, 3, 4), AttemptDir(HOSTILE))
     assert argv[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert argv[argv.index("--nproc-per-node") + 1] == "3"
     assert argv[-4:] == ["-m", "opensora_launch.worker", "--attempt", str(HOSTILE)]
 
 
 def test_inline_by_hand() -> None:
-    argv = command(LauncherKind.inline, Machine("cpu", 1, 1, 4), HOSTILE)
+    argv = command(LauncherKind.inline, Machine("cpu", 1, 1, 4), AttemptDir(HOSTILE))
     assert argv == [sys.executable, "-m", "opensora_launch.worker", "--attempt", str(HOSTILE)]
 
 
 def test_a_step_of_an_allocation() -> None:
     """It begins at the allocation's first node, whatever its size, and is found again by its name."""
-    argv = command(LauncherKind.srun, Machine("cpu", 2, 3, 7), HOSTILE)
+    argv = command(LauncherKind.srun, Machine("cpu", 2, 3, 7), AttemptDir(HOSTILE))
     assert argv[0] == "srun"
     said = dict(word.partition("=")[::2] for word in argv if word.startswith("--"))
     assert (said["--nodes"], said["--relative"], said["--ntasks"], said["--ntasks-per-node"]) == ("2", "0", "6", "3")
-    assert (said["--cpus-per-task"], said["--job-name"]) == ("2", step_name(HOSTILE))
+    assert (said["--cpus-per-task"], said["--job-name"]) == ("2", step_name(AttemptDir(HOSTILE)))
     assert argv[-5:] == [sys.executable, "-m", "opensora_launch.worker", "--attempt", str(HOSTILE)]
-    assert step_name(HOSTILE) != step_name(HOSTILE / "1")
+    assert step_name(AttemptDir(HOSTILE)) != step_name(AttemptDir(HOSTILE / "1"))
 
 
 ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_CPUS_PER_NODE": "72(x2),36"}
@@ -66,7 +67,7 @@ def test_the_machine_of_an_allocation(
 def test_the_shells_line_gives_the_same_argv_and_environment() -> None:
     machine = Machine("cpu", 1, 2, 6)
     plan = make_plan(RunConfig(), machine, (), "1")
-    argv = command(LauncherKind.torchrun, machine, HOSTILE)
+    argv = command(LauncherKind.torchrun, machine, AttemptDir(HOSTILE))
     words = shlex.split(command_text(argv, plan))
     assert words[2:] == argv
     env = environment(plan.threads_per_rank, {"PATH": "/bin"})

@@ -10,7 +10,7 @@ from tests.nvml_stub import build_stub
 
 ROOT = Path(__file__).parents[2]
 ASK = """
-from opensora_launch.launch.gpu_facts import find_gpus
+from opensora_launch.machine.gpu_facts import find_gpus
 host = find_gpus()
 for gpu in host.gpus:
     print(gpu.index, gpu.uuid, gpu.free_bytes >> 30, gpu.capability, gpu.ecc, gpu.ecc_errors, gpu.remap_pending,

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan, predict
-from opensora_launch.runs.run_dir import config_yaml
 from opensora_launch.schema.cards import HardwareConfig
 from opensora_launch.schema.config import Offload, PlacementConfig, RunConfig, Shard
+from opensora_launch.schema.plain import config_yaml
 from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 

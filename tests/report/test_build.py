@@ -12,6 +12,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.report.accounting import PARTS
 from opensora_launch.report.build import build_report
 from opensora_launch.report.markdown import summary_lines
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Storage
 from opensora_launch.telemetry.failure import Failure, record_failure
 from tests.report.checked import VALIDATOR, build
@@ -131,7 +132,8 @@ def test_a_failed_run_says_how(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2).events()])
     attempt = run / "attempts/0"
     record_failure(
-        attempt, Failure(1, "host-a", "failure", "RuntimeError: no\nmore", phase="denoise", step=3, traceback="long")
+        AttemptDir(attempt),
+        Failure(1, "host-a", "failure", "RuntimeError: no\nmore", phase="denoise", step=3, traceback="long"),
     )
     second = plain_simulation(2).events()[1]
     write_events(attempt / "telemetry/rank1.jsonl", replace(second, end=None))

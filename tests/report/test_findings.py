@@ -17,6 +17,7 @@ from opensora_launch.machine.nvml import THROTTLES
 from opensora_launch.report.accounting import account
 from opensora_launch.report.findings import HELD_DOWN, Finding, Scene, findings
 from opensora_launch.report.machine import Node, nodes_of, rank_use
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.sampler import node_sampler
@@ -66,7 +67,7 @@ def work(attempt: str, fault: str) -> None:
         "layouts": {"2": LAYOUT}, "pid": os.getpid(),
     }  # fmt: skip
     rec = Recorder(Path(attempt, "telemetry", f"rank{rank}.jsonl"), meta, device="cpu", heartbeat=beat)
-    sampler = node_sampler(Path(attempt), "h") if rank == 0 else None
+    sampler = node_sampler(AttemptDir(Path(attempt)), "h") if rank == 0 else None
     if sampler:
         sampler.start()
     disk = OnDisk(Path(attempt, "pages")) if fault == "memory" and rank == 2 else None

@@ -252,7 +252,7 @@ def report_picture() -> ModuleType:
 @pytest.fixture(scope="module")
 def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real `generate` on four CPU ranks, of which one is put to sleep again and again."""
-    return Path(report_picture().run(tmp_path_factory.mktemp("slowed")))
+    return Path(report_picture().run(tmp_path_factory.mktemp("slowed"), slow_rank=True))
 
 
 @pytest.mark.timeout(600)

@@ -15,9 +15,9 @@ from opensora_launch.report.accounting import account
 from opensora_launch.report.cards import card_of, read_config
 from opensora_launch.report.document import Prices
 from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
-from opensora_launch.runs.run_dir import config_yaml
 from opensora_launch.schema.cards import HardwareConfig
 from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.plain import config_yaml
 from opensora_launch.telemetry.events import Collective, RankEvents, Work
 from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, Simulation, a_plan, plain_simulation, write_run

@@ -9,8 +9,8 @@ from opensora_launch.cli import main
 from opensora_launch.errors import UserError
 from opensora_launch.request.catalogue import config_folder, groups, keys
 from opensora_launch.request.compose import compose
-from opensora_launch.runs.run_dir import plain
 from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.plain import plain
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_keys.txt"
 ROOT = Path(__file__).parents[2]

@@ -31,7 +31,7 @@ HOSTILE = [
 
 def written(argv: list[str]) -> tuple[Path, Plan, list[dict[str, object]]]:
     """The attempt of a run, its plan, and the lines of its prompts.jsonl."""
-    attempt = prepare_attempt(argv, ONE_RANK)
+    attempt = prepare_attempt(argv, ONE_RANK).path
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text(encoding="utf-8")))
     text = (attempt.parents[1] / "prompts.jsonl").read_bytes().decode("utf-8")
     return attempt, plan, [json.loads(line) for line in text.split("\n")[:-1]]
@@ -69,7 +69,7 @@ def test_the_run_directory_is_complete_and_absolute(empty_folder: Path) -> None:
 
 
 def test_two_runs_in_one_second_have_two_folders() -> None:
-    runs = {prepare_attempt(["--prompt", "x", "model=tiny"], ONE_RANK).parents[1] for _ in range(3)}
+    runs = {prepare_attempt(["--prompt", "x", "model=tiny"], ONE_RANK).path.parents[1] for _ in range(3)}
     assert len(runs) == 3
 
 

@@ -13,6 +13,7 @@ from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.attempt import prepare_attempt
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.resume import prepare_resume
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.failure import Failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 
@@ -25,7 +26,7 @@ def run(empty_folder: Path) -> Path:
     """Three prompts with random seeds at two points of a sweep; the first, third and last are made."""
     argv = [word for text in ("a", "${b}", "c") for word in ("--prompt", text)]
     argv += ["--negative-prompt", "ugly, ${x}", "-m", "model=tiny", "topology=cpu2", "topology.gpus_per_node=3"]
-    attempt = prepare_attempt([*argv, "sampling.seed=null", "sampling.num_steps=3,4"], THREE_RANKS)
+    attempt = prepare_attempt([*argv, "sampling.seed=null", "sampling.num_steps=3,4"], THREE_RANKS).path
     for name in ("0000_0", "0002_0", "0005_0"):
         (attempt.parents[1] / "samples" / f"{name}.json").write_text("{}")
     return attempt.parents[1]
@@ -35,8 +36,8 @@ def run(empty_folder: Path) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     calls: list[tuple[str, Path]] = []
 
-    def start(kind: object, plan: Plan, attempt: Path, made: object) -> int:
-        calls.append((str(kind), attempt))
+    def start(kind: object, plan: Plan, attempt: AttemptDir, made: object) -> int:
+        calls.append((str(kind), attempt.path))
         return 0
 
     monkeypatch.setattr(generate, "start", start)
@@ -177,13 +178,13 @@ def test_a_run_whose_ranks_have_said_their_last_is_free(run: Path, started: list
     beat = Heartbeat(attempt / "heartbeat" / "rank0.json", rank=0, host="elsewhere")
     beat.write(beat.beat(beat.now()))
     assert main(["generate", "--resume", str(run)]) == 2
-    record_failure(attempt, Failure(1, "elsewhere", "failure", "ValueError: no"))
+    record_failure(AttemptDir(attempt), Failure(1, "elsewhere", "failure", "ValueError: no"))
     assert main(["generate", "--resume", str(run)]) == 0
     assert len(started) == 1
 
 
 def test_ranks_started_by_hand_resume_too(run: Path) -> None:
-    attempt = prepare_attempt(["--resume", str(run), "topology=cpu1"], ONE_RANK)
+    attempt = prepare_attempt(["--resume", str(run), "topology=cpu1"], ONE_RANK).path
     assert attempt == run / "attempts" / "1"
     assert [video.name for video in plan_of(attempt).videos] == ["0001_0", "0003_0", "0004_0"]
 
@@ -192,6 +193,6 @@ def test_ranks_started_by_hand_fit_what_is_asked(run: Path) -> None:
     with pytest.raises(UserError, match="topology asks for 3 ranks and 1 have been started: start 3, or leave"):
         prepare_attempt(["--resume", str(run)], ONE_RANK)
     gpus = Machine(device="cuda", nodes=1, gpus_per_node=1, cpus_per_node=1)
-    assert plan_of(prepare_attempt(["--resume", str(run), "topology=cpu1"], gpus)).machine.device == "cpu"
+    assert plan_of(prepare_attempt(["--resume", str(run), "topology=cpu1"], gpus).path).machine.device == "cpu"
     with pytest.raises(UserError, match=r"topology\.device=cuda, but these ranks see no GPU"):
         prepare_attempt(["--resume", str(run), "topology=1gpu"], ONE_RANK)

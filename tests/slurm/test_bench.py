@@ -13,6 +13,7 @@ import pytest
 
 from opensora_launch.report.compare import read_either
 from opensora_launch.request.sweep_plan import read_sweep
+from opensora_launch.rundir import SweepDir
 from opensora_launch.telemetry.heartbeat import read_beat
 from tests.slurm.conftest import TINY, Cluster, wait_for
 
@@ -23,7 +24,7 @@ SHORT = ("sampling.num_steps=2", "repeats=1", "warmup=0")
 
 def hosts(sweep: Path) -> list[list[str]]:
     """Of each run that counts, in the order of the points."""
-    runs = [done.run for done in sorted(read_sweep(sweep).done, key=lambda d: d.spot)]
+    runs = [done.run for done in sorted(read_sweep(SweepDir(sweep)).done, key=lambda d: d.spot)]
     return [read_either(sweep / run)["machine"]["hosts"] for run in runs]
 
 

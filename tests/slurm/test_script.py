@@ -87,7 +87,7 @@ def test_shellcheck_finds_nothing(name: str, tmp_path: Path) -> None:
 
 def test_values_come_out_of_the_script_as_they_were(tmp_path: Path) -> None:
     """Run its head: everything up to the part that is the same in every script."""
-    head = SCRIPTS["full"].partition("# ---- the same")[0].replace("module load", ": module load")
+    head = SCRIPTS["full"].partition("# ---- identical")[0].replace("module load", ": module load")
     script = tmp_path / "head.sh"
     script.write_text(head + '\nprintf "%s\\0" "$attempt_made" "$TEXT" "$NCCL_DEBUG" "$NCCL_SOCKET_IFNAME"\n')
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)

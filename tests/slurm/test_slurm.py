@@ -193,5 +193,5 @@ def test_a_job_that_is_out_of_memory_goes_on_with_shares(cluster: Cluster, tmp_p
     shards = [json.loads((run.folder / f"attempts/{k}/plan.json").read_text())["placement"]["shard"] for k in (0, 1)]
     assert shards == ["none", "node"]
     assert json.loads((run.folder / "attempts/0/error.json").read_text())["kind"] == "memory"
-    assert f"going on with less memory: {run.folder}/attempts/1\n" in run.log()
+    assert f"continuing with less memory: {run.folder}/attempts/1\n" in run.log()
     assert run.picture()

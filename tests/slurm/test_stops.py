@@ -160,7 +160,7 @@ def test_a_time_limit_and_the_most_restarts(cluster: Cluster, limited: Run) -> N
     assert "ExitCode=75:0" in shown
     log = limited.log()
     assert log.count("requeued after exit code 75") == 1
-    assert "this job has been restarted 1 times: no more" in log
+    assert "this job was restarted 1 times and is not restarted again" in log
     steps = [int(n) for k in (0, 1) for n in re.findall(r"rank 0 .* is stored after step (\d+)", limited.log(k))]
     assert steps == sorted(steps)
     assert len(steps) == 2

@@ -11,11 +11,12 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from opensora_launch.plan.plan import Plan
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig, PlacementConfig, Shard, Storage
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, fingerprint
 from opensora_launch.worker.run import run_plan
-from opensora_launch.worker.start import STOP, Rank
+from opensora_launch.worker.start import Rank
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import frames_of, prepare
@@ -34,12 +35,12 @@ def stops_or_ends(attempt: str, plan: Plan, stop_at: int) -> str:
             if name == "step" and value == stop_at:
                 dist.barrier()
                 if rank == world - 1:
-                    (Path(attempt) / STOP).touch()
+                    AttemptDir(Path(attempt)).stop.touch()
                 dist.barrier()
 
     beat.__class__ = Watched
     try:
-        run_plan(plan, Path(attempt), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
+        run_plan(plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
     except Preempted:
         beat.close("preempted")
         return "preempted"

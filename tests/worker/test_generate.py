@@ -16,6 +16,7 @@ from PIL import Image
 from opensora_launch.model.vae import assemble
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.generate import decode_latent, denoise_videos
@@ -30,7 +31,7 @@ def on_rank(attempt: str, plan: Plan) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
     beat.start()
-    run_plan(plan, Path(attempt), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
+    run_plan(plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
     beat.close("done")
 
 
@@ -53,7 +54,9 @@ def prepare(plan: Plan, run_dir: Path) -> Path:
 def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
     beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
-    site = settle(plan, Path(attempt), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time()))
+    site = settle(
+        plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, (time.monotonic(), time.time())
+    )
     networks, texts = load(site)
     model = site.model(networks, dict(plan.layouts))
     made = {}

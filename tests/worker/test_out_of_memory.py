@@ -18,6 +18,7 @@ from opensora_launch.model.attention import Kernel, choose_attention
 from opensora_launch.plan.placement import Placement, next_smaller
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import run as worker_run
@@ -51,7 +52,7 @@ def makes(attempt: str, plan: Plan, fails_at_step: int) -> str:
     started = (time.monotonic(), time.time())
     with mock.patch.object(worker_run, "choose_attention", fake_gpu):
         try:
-            run_plan(plan, Path(attempt), Rank(rank, rank, world, world), beat, started)
+            run_plan(plan, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat, started)
         except RuntimeError as error:
             return "out of memory" if is_out_of_memory(error) else "lost a peer"
     return "done"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from opensora_launch.rundir import RunDir
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
 from opensora_launch.worker import queue as queue_of
@@ -29,7 +30,7 @@ def beat(run: Path, attempt: str, last: Beat) -> None:
 
 
 def queue(run: Path, attempt: str, rank: int = 0, job: str = "", host: str = HERE, pid: int = OURS) -> Queue:
-    return Queue(run, BATCHES, Owner(attempt, rank, job, host, pid))
+    return Queue(RunDir(run), BATCHES, Owner(attempt, rank, job, host, pid))
 
 
 def finish(run: Path, index: int) -> None:

@@ -71,7 +71,7 @@ def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):
 
         return replace(encoders, t5=replace(encoders.t5, tokenizer=tokenizer))
 
-    monkeypatch.setattr("opensora_launch.worker.texts.load_text_encoders", watched)
+    monkeypatch.setattr("opensora_launch.engines.text_team.load_text_encoders", watched)
     second = encode_texts(model, texts, encoder(model), torch.float32, cache)
     assert set(asked) == {"raining, sea"}, "the others came from the disk"
     for got in (first, second):

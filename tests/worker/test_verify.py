@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine
 from opensora_launch.plan.verify_spec import VerifySpec
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.cases import read_case
@@ -29,7 +30,7 @@ CASES = sorted(p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit"
 def on_rank(spec: VerifySpec, attempt: str) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     beat = Heartbeat(Path(attempt) / "heartbeat" / f"rank{rank}.json", rank=rank, host=socket.gethostname())
-    run_verify(spec, Path(attempt), Rank(rank, rank, world, world), beat)
+    run_verify(spec, AttemptDir(Path(attempt)), Rank(rank, rank, world, world), beat)
 
 
 def verify(ranks: int, layout: LayoutConfig, cases: list[Path], tmp_path: Path, **more: Any) -> list[dict]:

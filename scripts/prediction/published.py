@@ -1,4 +1,4 @@
-"""Rows of published_scaling.json as the planner's own facts: network, counts of a step, card."""
+"""Read published_scaling.json as the planner's own facts: network, counts of a step, card."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from opensora_launch.schema.cards import HardwareConfig
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "benchmarks" / "published_scaling.json"
-MODELS = {  # words of a row's model -> name in NETWORKS, the first that fits
+MODELS = {  # words in an entry's model -> name in NETWORKS; the first match counts
     r"open-sora 2": "open_sora_v2",
     r"open-sora 1": "open_sora_v1_2",
     r"hunyuan": "hunyuan_video",
@@ -36,7 +36,7 @@ MODELS = {  # words of a row's model -> name in NETWORKS, the first that fits
     r"mochi": "mochi_1",
     r"latte": "latte_1",
 }
-CARDS = {  # words of a row's GPU -> card, over NVLink and over PCIe
+CARDS = {  # words in an entry's GPU -> card, with NVLink and with PCIe
     r"gb200": ("gb200", "gb200"),
     r"b200": ("b200", "b200"),
     r"h200": ("h200", "h200"),
@@ -66,8 +66,8 @@ COUNTS = ("nodes", "steps", "cfg_branches", "width", "height", "frames", "tokens
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published measurement; `counts` are of one denoising step, None for VAE decoding alone."""
+class Measurement:
+    """Hold one published measurement; `counts` are for one denoising step, None for VAE decoding alone."""
 
     index: int
     table: str
@@ -83,15 +83,15 @@ class Row:
     seconds: float
     steps: int
     counts: Counts | None
-    vae_flops: float  # 0 where decoding is not in the time
+    vae_flops: float  # 0 if the time excludes decoding
     end_to_end: bool
 
 
-def read_rows(file: Path) -> tuple[list[Row], list[tuple[int, str]]]:
-    """Usable rows, and why others that say they are usable cannot be predicted."""
+def read_measurements(file: Path) -> tuple[list[Measurement], list[tuple[int, str]]]:
+    """Return the measurements that can be predicted, and for the other usable ones the reason why not."""
     cards, content = catalogue(), json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, list):
-        raise ValueError("it must be a list of rows")
+        raise ValueError("it must be a list of measurements")
     rows, left_out = [], []
     for index, data in enumerate(content):
         if isinstance(data, dict) and not data.get("usable"):
@@ -107,9 +107,9 @@ def read_rows(file: Path) -> tuple[list[Row], list[tuple[int, str]]]:
 
 
 def _wrong(data: Any) -> Iterator[str]:
-    """What a row must have and has not, by the names of its keys."""
+    """Return the names of required keys that an entry lacks."""
     if not isinstance(data, dict):
-        yield f"a row must be an object, not {type(data).__name__}"
+        yield f"a measurement must be an object, not {type(data).__name__}"
         return
     if not _is_number(data.get("seconds")):
         yield f"seconds={data.get('seconds')} must be a number above 0"
@@ -143,13 +143,13 @@ def catalogue() -> dict[str, HardwareConfig]:
 
 
 def card_of(gpu: str, link: str, cards: Mapping[str, HardwareConfig]) -> HardwareConfig:
-    """The catalogue's card; one that nobody knows is a plain one, and its rates must be fitted."""
+    """Return the catalogue's card; an unknown card gets plain rates, which must be fitted."""
     name = next((pair[link == "pcie"] for words, pair in CARDS.items() if re.search(words, gpu.lower())), None)
     return cards[name] if name else replace(UNKNOWN_CARD, name=re.sub(r"\W+", "_", gpu.lower()))
 
 
 def network_of_row(data: Mapping[str, Any]) -> Network:
-    """By name; where the row's own width, heads or depth differ, or the name is new, from its numbers."""
+    """Return the network by name, or from the entry's own width, heads and depth if they differ or the name is new."""
     name = next((net for words, net in MODELS.items() if re.search(words, str(data["model"]).lower())), None)
     hidden, heads, blocks = data.get("hidden"), data.get("heads"), _blocks(data.get("layers"))
     known = NETWORKS.get(name or "")
@@ -157,7 +157,7 @@ def network_of_row(data: Mapping[str, Any]) -> Network:
         return known
     parameters = _parameters(data.get("params"))
     if not hidden and not parameters:
-        raise ValueError(f"nothing is known of the model {data['model']}")
+        raise ValueError(f"the model {data['model']} is unknown")
     if not hidden:
         assert parameters is not None
         hidden = round((parameters / 12 / (blocks or 40)) ** 0.5 / 128) * 128
@@ -175,12 +175,12 @@ def _blocks(layers: Any) -> int:
 
 
 def _parameters(text: Any) -> float | None:
-    """Of "27B MoE / 14B active": what runs."""
+    """Return the active parameters of text such as "27B MoE / 14B active"."""
     found = re.findall(r"([\d.]+)\s*B", str(text or ""))
     return float(found[-1]) * 1e9 if found else None
 
 
-def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig]) -> Row:
+def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig]) -> Measurement:
     layout, link = data["layout"], data["link"]
     if (layout.get("pipefusion") or 1) > 1:
         raise ValueError("PipeFusion is not modelled")
@@ -196,13 +196,13 @@ def _row(index: int, data: Mapping[str, Any], cards: Mapping[str, HardwareConfig
         layout=replace(degrees, dp=1),
         gpus_per_node=max(1, gpus // nodes),
         sharded=gpus if "fsdp" in config.lower() else 1,
-        rows_at_once="wan" in str(data["model"]).lower(),  # its pipelines run guidance rows one after another
+        rows_at_once="wan" in str(data["model"]).lower(),  # these pipelines compute guidance rows one after another
     )
     counts = None if kind == "vae_decode" else step_counts(load)
     if counts and kind == "attention":
         counts = replace(counts, matmul_flops=0.0, elementwise_bytes=0.0, launches=1)
     end_to_end = kind == "end_to_end"
-    return Row(
+    return Measurement(
         index=index, table=data["table"], program=re.split(r"[/ ]", data["source"])[0],
         card=card_of(data["gpu"], link, cards), link=link, nodes=nodes, gpus=gpus, layout=degrees,
         compiled=data.get("compiled"), model=data["model"], config=config,
@@ -225,8 +225,8 @@ def _shape(net: Network, data: Mapping[str, Any]) -> Shape:
     return Shape(1, int(tokens), text)
 
 
-def twins(rows: Sequence[Row]) -> dict[int, str]:
-    """Rows of tables that only repeat other tables' cells: index -> a table that has the same. One is left of each."""
+def twins(rows: Sequence[Measurement]) -> dict[int, str]:
+    """Map measurements that only repeat another table's to that table; one of each remains."""
     copies: dict[int, str] = {}
     for table in dict.fromkeys(row.table for row in rows):
         mine = [row for row in rows if row.table == table]
@@ -238,6 +238,6 @@ def twins(rows: Sequence[Row]) -> dict[int, str]:
     return copies
 
 
-def _same(a: Row, b: Row) -> bool:
+def _same(a: Measurement, b: Measurement) -> bool:
     same = (a.card.name, a.model, a.gpus, a.steps, a.seconds) == (b.card.name, b.model, b.gpus, b.steps, b.seconds)
     return same and a.table != b.table
