@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.ranks import run_command
 from tests.worker.test_generate import frames_of
 
 COMMAND = [sys.executable, "-m", "opensora_launch.cli", "generate", "model=tiny", "launcher.timeout_s=4"]
@@ -81,6 +82,7 @@ def finished(run: Run) -> list[str]:
     return sorted(p.name for p in (run.folder / "runs").glob("*/samples/*") if not p.name.startswith("."))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_is_named(three_ranks):
     os.kill(three_ranks.pids[1], signal.SIGKILL)
     code, out = three_ranks.end()
@@ -91,6 +93,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(three_ranks):
     assert json.loads((three_ranks.attempt / "error.json").read_text())["rank"] == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
     os.kill(three_ranks.pids[2], signal.SIGSTOP)
     code, out = three_ranks.end()
@@ -103,6 +106,7 @@ def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
     assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(three_ranks):
     os.kill(three_ranks.process.pid, signal.SIGINT)
     code, out = three_ranks.end()
@@ -111,6 +115,7 @@ def test_ctrl_c_leaves_nothing_behind(three_ranks):
     assert "--resume" in out
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_ranks_along(three_ranks):
     os.kill(three_ranks.process.pid, signal.SIGKILL)
     three_ranks.end()
@@ -125,32 +130,30 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_what_is_missing_is_made_by_resume_on_another_number_of_ranks(tmp_path):
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("one\ntwo\n")
-    made = subprocess.run(
-        [*COMMAND, "--prompts", str(prompts), "topology=cpu1", "sampling.num_steps=2"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    """One rank in this launcher's own process made two videos, and one of them is lost."""
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    words = ["model=tiny", "launcher=inline", "topology=cpu1", "sampling.num_steps=2", "--prompts", "p.txt"]
+    code, out, err = run_command(tmp_path, "generate", *words)
+    assert code == 0, err
     (run_dir,) = (tmp_path / "runs").iterdir()
     first, second = run_dir / "samples/0000_0.mp4", run_dir / "samples/0001_0.mp4"
     want, kept = frames_of(second), first.stat().st_mtime_ns
     (run_dir / "samples/0001_0.json").unlink()  # the record of completion: without it the video is not done
     second.unlink()
-    again = [*COMMAND[:4], "--resume", str(run_dir), "topology=cpu2"]
-    subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = ["generate", "--resume", str(run_dir), "topology=cpu2", "launcher=torchrun"]
+    code, _, err = run_command(tmp_path, *again)
+    assert code == 0, err
     again_frames = frames_of(second)
     assert again_frames.shape == want.shape
     # Of 255. What the codec makes of noise that differs by rounding, and another video of noise.
     assert apart(again_frames, want) < 5 < 30 < apart(frames_of(first), want)
     assert first.stat().st_mtime_ns == kept
-    nothing = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "nothing is missing" in nothing.stdout
-    assert str(first) in made.stdout
+    code, nothing, _ = run_command(tmp_path, *again)
+    assert (code, "nothing is missing" in nothing) == (0, True)
+    assert str(first) in out
 
 
+@pytest.mark.slow
 def test_ranks_started_by_hand_make_the_same_video(tmp_path):
     flags = ["--prompt", "by hand", "model=tiny", "sampling.num_steps=2"]
     argv = [
@@ -175,6 +178,7 @@ def test_ranks_started_by_hand_make_the_same_video(tmp_path):
     assert len(list(hand.glob("runs/*/report.json"))) == 1
 
 
+@pytest.mark.slow
 def test_by_hand_a_mistake_is_one_message_and_no_hang(tmp_path):
     argv = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "opensora_launch.worker"]
     bad = ["--prompt", "x", "model=tiny", "video.num_frames=16"]
