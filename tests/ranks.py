@@ -89,7 +89,7 @@ def run_command(folder: Path, *argv: str, timeout: float = 200.0) -> tuple[int, 
     if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"not done after {timeout} s: {argv}")
-    return process.exitcode, *((folder / f".{name}").read_text() for name in ("out", "err"))
+    return process.exitcode, (folder / ".out").read_text(), (folder / ".err").read_text()
 
 
 def everyone() -> dist.ProcessGroup:
