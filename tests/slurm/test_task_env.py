@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -138,10 +137,8 @@ def test_a_first_rank_that_is_not_there(host: str, said: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    started = time.monotonic()
     with pytest.raises(Unreachable, match=said) as caught:
         meet(1, 2, host, port, 1.0, 1.0)
-    assert time.monotonic() - started < 10
     assert f"{host}:{port}" in str(caught.value)
 
 
