@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from opensora_launch.errors import UserError
-from opensora_launch.report.compare import Change, compare, read_either
+from opensora_launch.report.compare import Change, compare_reports, read_either
 from opensora_launch.request.flags import Parsed
 
 THRESHOLD_PERCENT = 5.0
@@ -15,7 +15,7 @@ def compare_verb(parsed: Parsed) -> int:
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
     threshold = _threshold(parsed.one("--threshold"))
-    changes, notes = compare(*(read_either(Path(path)) for path in parsed.rest))
+    changes, notes = compare_reports(*(read_either(Path(path)) for path in parsed.rest))
     width = max(len(change.what) for change in changes)
     print(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}")
     worse = [change for change in changes if slower(change, threshold)]

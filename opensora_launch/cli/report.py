@@ -6,9 +6,13 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.errors import UserError
 from opensora_launch.report.bench_report import is_sweep, report_sweep
-from opensora_launch.report.build import build_report, build_sweep, summary_lines
-from opensora_launch.report.document import Prices
-from opensora_launch.report.sweep import baseline_text, efficiency_text, published, size, sweep
+from opensora_launch.report.build import build_report, build_sweep
+from opensora_launch.report.markdown import summary_lines
+from opensora_launch.report.published import published
+from opensora_launch.report.rates import Prices
+from opensora_launch.report.sweep import size, sweep_report
+from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text
+from opensora_launch.report.wording import message, say
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir, SweepDir
 from opensora_launch.runs.sweep_state import read_sweep
@@ -56,9 +60,9 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
     if data is None:
         again = f"see {folder.log}, and continue with: opensora-launch bench --resume {folder}"
         raise UserError(f"no run of {folder} that counts was successful; {again}")
-    for row in data["table"]:
-        where = size(row["gpus"], data["unit"])
-        print(f"{row['name']:<30} {where:>12} {row['seconds']:>9.2f} s  efficiency {efficiency_text(row)}")
+    for point in data["table"]:
+        where = say(size(point["gpus"], data["unit"]))
+        print(f"{point['name']:<30} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}")
     for base in data["baselines"]:
         print(baseline_text(base, data["unit"]))
     print(f"report: {folder.report_page}")
@@ -67,15 +71,16 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
 
 def _published(file: Path, out: str | None) -> int:
     """Report published figures: NAME-report.md and .html, and .json and .csv with the numbers."""
-    points, weaker = published(file)
+    points, limits = published(file)
     if not points:
         raise UserError(f"{file} has no table with end-to-end times on several counts of GPUs")
     folder, name = Path(out) if out else file.parent, f"{file.stem}-report"
     folder.mkdir(parents=True, exist_ok=True)
-    unknown = ["whether the time to load the weights counts is stated in no source", *weaker]
-    data = sweep("Published scaling", points, version=__version__, kind="published", unknown=unknown)
+    unknown = [message("load_time_unstated"), *limits]
+    data = sweep_report("Published scaling", points, version=__version__, kind="published", unknown=unknown)
     build_sweep(folder, data, name)
-    for row in data["table"]:
-        print(f"{row['name']:<40} {row['gpus']:>3} GPUs {row['seconds']:>9.2f} s  efficiency {row['efficiency']:.1%}")
+    for point in data["table"]:
+        where = say(size(point["gpus"], data["unit"]))
+        print(f"{point['name']:<40} {where:>6} {point['seconds']:>9.2f} s  efficiency {point['efficiency']:.1%}")
     print(f"report: {folder / f'{name}.html'}")
     return 0

@@ -76,7 +76,8 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
 
 def _report(run_dir: RunDir) -> list[str]:
     """Write the report and return its summary. The videos are there, so a full disk is no failure of the run."""
-    from opensora_launch.report.build import build_report, summary_lines
+    from opensora_launch.report.build import build_report
+    from opensora_launch.report.markdown import summary_lines
 
     try:
         return list(summary_lines(build_report(run_dir.path)))

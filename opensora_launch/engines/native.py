@@ -26,9 +26,9 @@ class NativeEngine:
     def load_transformer(
         self, source: WeightSource, placement: Placement, node: Axis, mesh: Mesh, tick: Tick
     ) -> Transformer:
-        source.check()
         if mesh.tp.size == 1:
             return place_transformer(source, placement, node, mesh.video, tick)
+        source.check()
         cut = cut_transformer(source.model.mmdit, source.reader(), mesh.tp, source.device, source.dtype, tick)
         return Transformer(cut, None)
 

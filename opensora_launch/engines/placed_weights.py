@@ -34,7 +34,9 @@ def place_transformer(
     """Build the transformer with its weights placed. The axes hold the ranks of its videos: on this node, on all nodes.
 
     `tick` gets the bytes that were read, after each block. All ranks of the axes call this together.
+    Raises UserError if the files do not match the config.
     """
+    source.check()
     with torch.device("meta"):
         module = MMDiT(source.model.mmdit)
     blocks = blocks_of(module)

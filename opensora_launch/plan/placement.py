@@ -73,7 +73,7 @@ def placement_text(placement: Placement) -> str:
     text += ", in host memory" if in_host and placement.shard in spread else ""
     text += (f", {count} blocks resident" if count > 1 else ", 1 block resident") if count else ""
     text += " in fp8 (approximate)" if placement.storage is Storage.fp8 else ""
-    return text + (", a row at a time" if placement.rows_at_once == 1 else "")
+    return text + (", one row at a time" if placement.rows_at_once == 1 else "")
 
 
 def as_overrides(placement: Placement) -> str:

@@ -1,9 +1,9 @@
-"""Where each rank's wall time went: parts that add up to it, because every moment is given to exactly one part.
+"""Divide each rank's wall time into parts that add up to it: every moment belongs to exactly one part.
 
 A pure function of the ranks' events. A moment belongs to the innermost block that holds it: a collective in a kernel in
-a block of the network in a step in a phase. In a collective a rank waits until the last of its group has come
-(`waiting`); what is left is `communication`. Steps in which a rank has no row are `idle` as a whole. What is outside
-all phases is `other`, and so is what is in the denoise phase and outside its steps.
+a block of the network in a step in a phase. In a collective a rank waits until the last rank of its group arrives
+(`waiting`); the rest is `communication`. Steps in which a rank has no row are `idle` as a whole. Time outside all
+phases is `other`, and so is time in the denoise phase outside its steps.
 """
 
 from bisect import bisect_left
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.events import Collective, RankEvents
 
-PARTS = ("setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other")
-COMPUTE_KINDS = ("attention", "double", "single", "other")  # other: of a step, outside the network's blocks
-SAME_HOST_S = 0.5  # by more than this the clocks of one host cannot differ: then it is not one host
+WALL_PARTS = ("setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other")
+COMPUTE_KINDS = ("attention", "double", "single", "other")  # other: in a step, outside the network's blocks
+SAME_HOST_S = 0.5  # clocks that differ by more are not of one host
 
 
 class Interval(NamedTuple):
-    """`detail` of compute is its kind, of communication its axis, of waiting the rank that is waited for."""
+    """`detail` is the kind of compute, the axis of communication, or the rank that is waited for."""
 
     start_s: float
     end_s: float
@@ -55,7 +56,7 @@ class RankAccount:
     device_uuid: str | None
     timeline: tuple[Interval, ...]  # without gaps from start_s to end_s
     waits: tuple[Wait, ...]
-    denoise_s: float  # of its denoise phases, whole
+    denoise_s: float  # all of its denoise phases
     row_forwards: int
     peak_memory_bytes: int | None
     complete: bool
@@ -67,12 +68,12 @@ class RankAccount:
 
 @dataclass(frozen=True)
 class Accounts:
-    """All ranks of an attempt that left events, by rank, and what could not be known."""
+    """All ranks of an attempt that left events, by rank, and what could not be determined."""
 
     ranks: tuple[RankAccount, ...]
-    unknown: tuple[str, ...]
-    clock_error_s: float | None  # by how much the hosts' clocks may be apart; None where that is not known
-    shifts: Mapping[str, float]  # host -> what to add to its times
+    unknown: tuple[Message, ...]
+    clock_error_s: float | None  # how far the hosts' clocks may be apart; None if unknown
+    shifts: Mapping[str, float]  # host -> seconds to add to its times
 
     @property
     def wall_s(self) -> float:
@@ -80,11 +81,11 @@ class Accounts:
         return max(r.end_s for r in self.ranks) - min(r.start_s for r in self.ranks)
 
 
-Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]  # of each rank: when, on which axis
+Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]  # each rank's moment and axis
 
 
 def account(ranks: Sequence[RankEvents]) -> Accounts:
-    """The accounts of one attempt. `ranks` are those whose events are there, at least one."""
+    """Account for one attempt. `ranks` are those that left events, at least one."""
     shifts, clock_error_s, unknown = _common_clock(ranks)
     arrivals: dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]] = defaultdict(dict)
     for events in ranks:
@@ -95,18 +96,18 @@ def account(ranks: Sequence[RankEvents]) -> Accounts:
     )
     here = {events.meta.rank for events in ranks}
     if any(not here.issuperset(group) for group, _ in arrivals):
-        unknown.append("the events of some ranks are missing: what was waiting for them is counted as communication")
+        unknown.append(message("waits_for_missing_ranks"))
     if any(len({axis for _, axis in came.values()}) > 1 for came in arrivals.values()):
-        unknown.append("ranks recorded different collectives under one number: their waiting is not known")
+        unknown.append(message("collectives_differ"))
     hosts = {events.meta.host: shifts[events.meta.rank] for events in ranks}
     return Accounts(accounts, tuple(unknown), clock_error_s, hosts)
 
 
-def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], float | None, list[str]]:
-    """What to add to each rank's times, within what error, and what is not known.
+def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], float | None, list[Message]]:
+    """Return the seconds to add to each rank's times, their error, and what is unknown.
 
-    Ranks of one host share a clock. Hosts are joined by the offsets that they measured over the process group, or else
-    by their wall clocks.
+    Ranks of one host share a clock. Hosts are aligned by the offsets that they measured over the process group, or
+    else by their wall clocks.
     """
     epochs: dict[str, dict[int, float]] = defaultdict(dict)
     offsets: dict[str, tuple[float, float]] = {}
@@ -117,14 +118,12 @@ def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], float 
             later = events.end.clock_offset_s if events.end else None
             moved = abs((meta.clock_offset_s if later is None else later) - meta.clock_offset_s)
             offsets[meta.host] = (meta.clock_offset_s, (meta.clock_offset_error_s or 0.0) + moved)
-    unknown = []
+    unknown: list[Message] = []
     measured = offsets.keys() >= epochs.keys()
     error_s: float | None = max((error for _, error in offsets.values()), default=0.0) if measured else 0.0
     if len(epochs) > 1 and not measured:
         error_s = None
-        unknown.append(
-            "hosts are aligned by their wall clocks, whose error is not known: waiting across hosts is rough"
-        )
+        unknown.append(message("wall_clocks"))
     shifts: dict[int, float] = {}
     zero = min(min(found.values()) for found in epochs.values())  # small numbers keep their digits
     for host, found in epochs.items():
@@ -133,7 +132,7 @@ def _common_clock(ranks: Iterable[RankEvents]) -> tuple[dict[int, float], float 
             shifts |= dict.fromkeys(found, shift)
             continue
         error_s = None
-        unknown.append(f"ranks of host {host} have different clocks; they are aligned by the wall clock, roughly")
+        unknown.append(message("host_clocks_differ", host=host))
         shifts |= {rank: epoch - zero for rank, epoch in found.items()}
     return shifts, error_s, unknown
 
@@ -153,8 +152,8 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
         ready = min(max(latest, begin), over)
         inner += [Interval(begin, ready, "waiting", str(on)), Interval(ready, over, "communication", c.axis)]
     timeline = _timeline((start, end), phases, steps, blocks, kernels, inner)
-    parts = dict.fromkeys(PARTS, 0.0)
-    details: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
+    parts = dict.fromkeys(WALL_PARTS, 0.0)
+    details: dict[str, dict[str, float]] = {part: defaultdict(float) for part in WALL_PARTS}
     for piece in timeline:
         parts[piece.part] += piece.end_s - piece.start_s
         details[piece.part][piece.detail] += piece.end_s - piece.start_s
@@ -183,7 +182,7 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
 
 
 def _last_to_come(rank: int, c: Collective, came: Mapping[int, tuple[float, str]]) -> tuple[int, float]:
-    """Who of the group came last to this collective, and when. Not known where the ranks disagree on what it was."""
+    """Which rank of the group arrived last, and when; `rank` itself where the ranks disagree on the collective."""
     if len({axis for _, axis in came.values()}) > 1:
         return rank, came[rank][0]
     last = max(came, key=lambda r: came[r][0])
@@ -193,7 +192,7 @@ def _last_to_come(rank: int, c: Collective, came: Mapping[int, tuple[float, str]
 def _timeline(whole: tuple[float, float], *layers: Sequence[Interval]) -> tuple[Interval, ...]:
     """Cut [start, end) at every border and give each piece to the innermost block that holds it.
 
-    `layers` from the outermost: phases, steps, the network's blocks, its kernels, collectives.
+    `layers` begin with the outermost: phases, steps, the network's blocks, its kernels, collectives.
     """
     start, end = whole
     ordered = [_in_order(layer, start, end) for layer in layers]
@@ -233,7 +232,7 @@ def _part(
 
 
 def _in_order(blocks: Iterable[Interval], start: float, end: float) -> list[Interval]:
-    """Blocks of one layer, cut to [start, end] and, where two overlap, to the end of the first."""
+    """Sort one layer's blocks and cut them to [start, end]; of two that overlap, the second starts later."""
     found: list[Interval] = []
     for block in sorted(blocks):
         begin = max(block.start_s, found[-1].end_s if found else start)
@@ -245,7 +244,7 @@ def _in_order(blocks: Iterable[Interval], start: float, end: float) -> list[Inte
 
 @dataclass(frozen=True)
 class WaitedFor:
-    """How long `rank` was waited for by whom, and what it was in meanwhile, in seconds by part."""
+    """How long others waited for `rank`: seconds by waiting rank, and by the part that `rank` was in meanwhile."""
 
     rank: int
     seconds: float
@@ -254,7 +253,7 @@ class WaitedFor:
 
 
 def waited_for(accounts: Accounts) -> tuple[WaitedFor, ...]:
-    """Ranks that others waited for, the most first."""
+    """Return the ranks that others waited for, the longest wait first."""
     by: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     doing: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     timelines = {r.rank: (r.timeline, [piece.end_s for piece in r.timeline]) for r in accounts.ranks}
@@ -270,6 +269,6 @@ def waited_for(accounts: Accounts) -> tuple[WaitedFor, ...]:
                 doing[wait.on][piece.part] += overlap
                 covered += overlap
         if (before := wait.end_s - wait.start_s - covered) > 1e-9:
-            doing[wait.on]["not started"] += before
+            doing[wait.on]["not_started"] += before
     found = [WaitedFor(rank, sum(who.values()), dict(who), dict(doing[rank])) for rank, who in by.items()]
     return tuple(sorted(found, key=lambda w: (-w.seconds, w.rank)))

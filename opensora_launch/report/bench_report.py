@@ -1,33 +1,35 @@
-"""One report over all runs of a sweep that count."""
+"""Make one report from all runs of a sweep that count."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.report.build import build_sweep
+from opensora_launch.report.published import peer_lines
 from opensora_launch.report.run_files import read_report
-from opensora_launch.report.sweep import Point, sweep
+from opensora_launch.report.sweep import SweepPoint, size, sweep_report
+from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import SweepDir
 from opensora_launch.runs.sweep_state import Sweep
 
-CROWDED = 0.2  # of the CPUs, that others used before a run
+CROWDED = 0.2  # of the CPUs that other programs used before a run
 
 
 def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
-    """Write the sweep's reports, and return what they say; None where no run that counts has ended well."""
+    """Write the sweep's reports, and return what they say; None if no run that counts was successful."""
     reports = {d.run: read_report(folder.run(d.run).path) for d in plan.done}
-    points, unknown, counted = list[Point](), _weaknesses(plan), list[dict[str, Any]]()
-    for place, spot in enumerate(plan.points):
+    points, unknown, counted = list[SweepPoint](), _limits(plan), list[dict[str, Any]]()
+    for place, point in enumerate(plan.points):
         runs = [d.run for d in plan.done if d.point == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
-            unknown.append(f"{spot.series} on {spot.size} has no run that ended well")
+            unknown.append(message("no_successful_run", name=point.series, size=size(point.gpus, _unit(point.device))))
             continue
         counted += (reports[run] for run in runs)
         first = reports[runs[0]]
         layouts = "; ".join(f"{rows}: {layout}" for rows, layout in first["layouts"].items())
         seconds = tuple(reports[run]["times"]["job_s"] for run in runs)
         works = tuple(reports[run]["work"] for run in runs)
-        points.append(Point(spot.series, spot.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", works))
+        points.append(SweepPoint(point.series, point.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", works))
     if not points:
         return None
     data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
@@ -36,58 +38,59 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
 
 
 def _sweep(
-    folder: SweepDir, plan: Sweep, points: list[Point], unknown: list[str], first: Mapping[str, Any]
+    folder: SweepDir, plan: Sweep, points: list[SweepPoint], unknown: list[Message], first: Mapping[str, Any]
 ) -> dict[str, Any]:
     command = folder.command
-    return sweep(
+    return sweep_report(
         folder.path.resolve().name,
         points,
         version=__version__,
         weak=plan.weak,
         kind="sweep",
-        unit="GPU" if first["machine"]["device"] == "cuda" else "CPU rank",
+        unit=_unit(first["machine"]["device"]),
         device=", ".join(first["machine"]["device_names"]),
         command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
         unknown=unknown,
-        peers=True,
+        peers=peer_lines(),
     )
 
 
-def _weaknesses(plan: Sweep) -> list[str]:
+def _unit(device: str) -> str:
+    return "GPU" if device == "cuda" else "CPU rank"
+
+
+def _limits(plan: Sweep) -> list[Message]:
     unknown = []
     looks = [d.busy for d in plan.done if d.round >= plan.warmup]
     crowded = [busy for busy in looks if busy is not None and busy > CROWDED]
     if plan.elsewhere:
-        unknown.append("whether the nodes did something else too is not known: the ranks were on other machines")
+        unknown.append(message("nodes_unwatched"))
     elif None in looks:
-        unknown.append("whether the machine was idle is not known: its kernel does not tell")
+        unknown.append(message("idleness_unknown"))
     if crowded:
-        unknown.append(
-            f"the machine was not idle before {len(crowded)} of {len(looks)} runs: "
-            f"others used up to {max(crowded):.0%} of its CPUs"
-        )
+        unknown.append(message("machine_busy", busy=len(crowded), runs=len(looks), share=max(crowded)))
     if plan.repeats < 2:
-        unknown.append("one repeat: how much the times spread is not known")
+        unknown.append(message("one_repeat"))
     if plan.warmup == 0:
-        unknown.append("no warm-up: the first runs read files that later ones find in memory")
+        unknown.append(message("no_warmup"))
     return unknown
 
 
-def _changes(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was not the same for all runs: a sweep that is resumed may go on later, on another host."""
+def _changes(reports: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """What was not the same for all runs: a sweep that is resumed may continue later, on another host."""
     hosts = [set(r["machine"]["hosts"]) for r in reports]
     everywhere = set[str]().union(*hosts)
     versions = sorted({r["version"] for r in reports})
-    lines = []
+    found = []
     if everywhere not in hosts:  # runs on fewer nodes than others may use some of theirs
-        lines.append(f"the runs were not on the same hosts: {', '.join(sorted(everywhere))}")
+        found.append(message("other_hosts", hosts=sorted(everywhere)))
     if len(versions) > 1:
-        lines.append(f"the runs were made by several versions of opensora_launch: {', '.join(versions)}")
+        found.append(message("other_versions", versions=versions))
     packages = [r["environment"]["versions"] for r in reports]
     everyones = set(packages[0]).intersection(*packages)  # an engine's own are in its runs only
     if any(p[name] != packages[0][name] for p in packages for name in everyones):
-        lines.append("not all runs had the same versions of Python and packages")
-    return lines
+        found.append(message("other_packages"))
+    return found
 
 
 def is_sweep(folder: SweepDir) -> bool:

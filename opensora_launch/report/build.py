@@ -1,47 +1,50 @@
-"""From the files of a run to its reports. Everything comes from files, so it can be built again."""
+"""Make the reports of a run from its files. Everything comes from files, so they can be made again at any time."""
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.report.document import NO_PRICES, Prices, Read, document
+from opensora_launch.report.document import AttemptAnalysis, document, rounded
 from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
-from opensora_launch.report.html import page
-from opensora_launch.report.markdown import markdown, summary_lines
-from opensora_launch.report.peers import peer_lines
-from opensora_launch.report.rounding import rounded
-from opensora_launch.report.run_files import SCHEMA, read_report, read_run
-from opensora_launch.report.sweep import sweep_markdown
+from opensora_launch.report.markdown import run_markdown
+from opensora_launch.report.published import peer_lines
+from opensora_launch.report.rates import Prices
+from opensora_launch.report.run_files import read_recorded_run, read_report
+from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline
-from opensora_launch.rundir import write_whole
+from opensora_launch.report.wording import LANGUAGES, templates
+from opensora_launch.rundir import RunDir, write_whole
 
-__all__ = ["SCHEMA", "build_report", "summary_lines"]
+PAGE_FILES = ("page.css", "words.js", "draw.js", "charts.js", "timeline.js", "page.js")
+NO_PRICES = Prices()
 
 
 def build_report(run_dir: Path, *, baseline: Path | None = None, prices: Prices = NO_PRICES) -> dict[str, Any]:
-    """Write report.json and its other forms (docs/report.md) of a run, and return what report.json says.
+    """Write a run's report.json and its other forms (docs/report.md), and return what report.json says.
 
     `baseline` is another run's folder or report.json; without one the baseline is predicted. UserError if `run_dir` is
     no run, or if the baseline did other work.
     """
-    run = read_run(run_dir)
-    read = [Read.of(attempt) for attempt in run.attempts]
-    report: dict[str, Any] = rounded(document(run, read, read_report(baseline) if baseline else None, prices))
-    write_whole(run_dir / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-    write_whole(run_dir / "report.md", markdown(report))
-    write_whole(run_dir / "report.html", page(run_data(report, read)))
-    write_whole(run_dir / "metrics.prom", metrics(report))
-    write_whole(run_dir / "ranks.csv", ranks_csv(report))
-    if last := next((r for r in reversed(read) if r.accounts), None):
+    folder = RunDir(run_dir)
+    run = read_recorded_run(folder)
+    analyses = [AttemptAnalysis.of(attempt) for attempt in run.attempts]
+    report = document(run, analyses, read_report(baseline) if baseline else None, prices)
+    write_whole(folder.report_json, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    write_whole(folder.report_markdown, run_markdown(report))
+    write_whole(folder.report_page, page(run_data(report, analyses)))
+    write_whole(folder.metrics, metrics(report))
+    write_whole(folder.ranks_csv, ranks_csv(report))
+    if last := next((a for a in reversed(analyses) if a.accounts), None):
         assert last.accounts is not None
-        write_whole(run_dir / "trace.json", "".join(trace(last.attempt.events, last.accounts, last.nodes)))
+        write_whole(folder.trace, "".join(trace(last.attempt.events, last.accounts, last.nodes)))
     return report
 
 
-def run_data(report: Mapping[str, Any], read: Sequence[Read]) -> dict[str, Any]:
-    """What the page of one run draws. Of several attempts the last that left events has a timeline."""
-    last = next((r for r in reversed(read) if r.accounts), None)
+def run_data(report: Mapping[str, Any], analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
+    """What the page of one run draws. The timeline is that of the last attempt that left events."""
+    last = next((a for a in reversed(analyses) if a.accounts), None)
     drawn = timeline(last.accounts, last.nodes) if last and last.accounts else None
     return {
         "kind": "run",
@@ -54,7 +57,7 @@ def run_data(report: Mapping[str, Any], read: Sequence[Read]) -> dict[str, Any]:
 
 
 def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """This run and its baseline, and what others published."""
+    """This run, its baseline, and published figures."""
     if report["efficiency"] is None:
         return []
     job, kind = report["efficiency"]["job"], report["efficiency"]["baseline"]["kind"]
@@ -66,8 +69,7 @@ def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             (own, job["speedup"] * base[0], job["efficiency"], "measured"),
         )
     ]
-    published = [line | {"kind": "published"} for line in peer_lines()]
-    return [{"name": "", "own": True, "kind": "measured", "points": points}, *published]
+    return [{"name": "", "own": True, "kind": "measured", "points": points}, *peer_lines()]
 
 
 def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> None:
@@ -77,3 +79,28 @@ def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> 
     write_whole(folder / f"{name}.md", sweep_markdown(rounded_data))
     write_whole(folder / f"{name}.html", page(rounded_data))
     write_whole(folder / f"{name}.csv", sweep_csv(rounded_data))
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """Make report.html, one file without any other, of a run or a sweep. page/page.js says what it reads of `data`."""
+    folder = resources.files("opensora_launch.report") / "page"
+    style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in PAGE_FILES)
+    words = f"const WORDS = {_in_script({language: templates(language) for language in LANGUAGES})};"
+    return (
+        (folder / "page.html")
+        .read_text(encoding="utf-8")
+        .replace("{{title}}", _escaped(str(data["title"])))
+        .replace("{{style}}", style)
+        .replace("{{script}}", "\n".join([words, *scripts]))
+        .replace("{{data}}", _in_script(data))
+    )
+
+
+def _in_script(data: Mapping[str, Any]) -> str:
+    """JSON that can stand in a script element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

@@ -1,91 +1,97 @@
-"""What report.json says of a run, as one dict; docs/report.md explains each field."""
+"""What report.json says about a run, as one dict; docs/report.md explains each field."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opensora_launch.plan.placement import placement_text
-from opensora_launch.report.accounting import PARTS, Accounts, RankAccount, account, waited_for
+from opensora_launch.report.accounting import WALL_PARTS, Accounts, RankAccount, account, waited_for
 from opensora_launch.report.advice import advise
-from opensora_launch.report.cards import card_of
+from opensora_launch.report.device_use import SampledNode, gpu_uses, host_use, nodes_of
+from opensora_launch.report.diagnosis import Evidence, findings
 from opensora_launch.report.efficiency import (
     STORED,
-    Baseline,
     Times,
+    comparable_work,
     efficiency,
-    measured,
-    other_engine,
-    predicted,
+    engine_of,
+    measured_baseline,
+    predicted_baseline,
     refuse_other_work,
-    work_of,
 )
-from opensora_launch.report.findings import Finding, Scene, findings
-from opensora_launch.report.machine import Node, gpu_uses, host_use, nodes_of, of_whole_cards
-from opensora_launch.report.planned import as_it_ran, beside_measured, better_ways
-from opensora_launch.report.rates import compute_rates, cost, energy, imbalance, karp_flatt, link_rates
-from opensora_launch.report.rounding import rounded
-from opensora_launch.report.run_files import SCHEMA, Attempt, Run
-from opensora_launch.report.steps import row_forwards, step_times
+from opensora_launch.report.prediction import (
+    PredictedRun,
+    beside_measured,
+    faster_settings,
+    placement_message,
+    predict_run,
+)
+from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
+from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedAttempt, RecordedEnvironment, RecordedRun
+from opensora_launch.report.steps import count_row_forwards, step_times
+from opensora_launch.report.wording import Message, message
 
-DRIFT_S = 1e-3
-NOT_PREDICTED = "no rank left events"
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What the user says that things cost; None is not known."""
-
-    usd_per_gpu_hour: float | None = None
-    usd_per_kwh: float | None = None
-
-
-NO_PRICES = Prices()
+DIGITS = 6  # of seconds: microseconds
+MOST_DRIFT_S = 1e-3
 
 
 @dataclass(frozen=True)
-class Read:
-    """An attempt, read: its accounts and nodes on one clock, and what was found."""
+class AttemptAnalysis:
+    """An attempt with its accounts and nodes on one clock, and its findings."""
 
-    attempt: Attempt
+    attempt: RecordedAttempt
     accounts: Accounts | None
-    nodes: tuple[Node, ...]
-    findings: tuple[Finding, ...]
+    nodes: tuple[SampledNode, ...]
+    findings: tuple[Message, ...]
 
     @classmethod
-    def of(cls, attempt: Attempt) -> "Read":
+    def of(cls, attempt: RecordedAttempt) -> "AttemptAnalysis":
         if not attempt.events:
             return cls(attempt, None, (), ())
         accounts = account(attempt.events)
         nodes = nodes_of(attempt.nodes, accounts)
-        scene = Scene(attempt.events, accounts, nodes, attempt.plan.model.mmdit.num_heads)
-        return cls(attempt, accounts, nodes, tuple(findings(scene)))
+        evidence = Evidence(attempt.events, accounts, nodes, attempt.plan.model.mmdit.num_heads)
+        return cls(attempt, accounts, nodes, tuple(findings(evidence)))
 
 
-def document(run: Run, read: Sequence[Read], baseline: Mapping[str, Any] | None, prices: Prices) -> dict[str, Any]:
+def rounded(value: Any) -> Any:
+    """Round seconds to microseconds, at any depth; the digits beyond are noise."""
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def document(
+    run: RecordedRun,
+    analyses: Sequence[AttemptAnalysis],
+    baseline: Mapping[str, Any] | None,
+    prices: Prices,
+) -> dict[str, Any]:
     """The whole report. UserError if the baseline did other work."""
-    accounts = [r.accounts for r in read]
-    report = _report(run, read)
-    _add_efficiency(report, accounts, baseline)
-    _add_rates(report, run, read, prices)
-    return report
+    report = _report(run, analyses)
+    _add_efficiency(report, analyses, baseline)
+    _add_rates(report, run, analyses, prices)
+    found: dict[str, Any] = rounded(report)
+    return found
 
 
-def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
+def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     metas = [e.meta for a in run.attempts for e in a.events]
-    done = sum(bool(s.files) for s in run.samples)
+    done = sum(bool(v.files) for v in run.videos)
     attentions = sorted({m.attention for m in metas if m.attention})
     return {
-        "schema": SCHEMA,
+        "schema": REPORT_SCHEMA,
         "run": run.name,
         "status": _status(run, done),
-        "videos": {"asked": len(run.samples), "done": done},
+        "videos": {"asked": len(run.videos), "done": done},
         "command": run.command,
         "version": run.plan.version,
-        "work": work_of(
+        "work": comparable_work(
             run.plan,
             device_names=[m.device_name for m in metas],
             attention=" + ".join(attentions) or None,
-            row_forwards=row_forwards([a.events for a in run.attempts]),
+            row_forwards=count_row_forwards([a.events for a in run.attempts]),
         ),
         "machine": {
             "nodes": run.plan.machine.nodes,
@@ -99,103 +105,102 @@ def _report(run: Run, read: Sequence[Read]) -> dict[str, Any]:
         "layouts": {str(rows): str(layout) for rows, layout in run.plan.layouts},
         "engine": run.plan.engine.value,
         "approximate": list(run.plan.approximate),
-        "times": _times(run, done, [r.accounts for r in read]),
-        "attempts": [_attempt(r) for r in read],
-        "samples": [asdict(s) for s in run.samples],
+        "times": _times(run, done, analyses),
+        "attempts": [_attempt(a) for a in analyses],
+        "samples": [asdict(v) for v in run.videos],
         "unknown": _unknown(run, bool(attentions)),
     }
 
 
-def _environment(run: Run) -> dict[str, Any]:
+def _environment(run: RecordedRun) -> dict[str, Any]:
     """Versions and variables of the ranks, from the last attempt that left them."""
     versions = [e.meta.versions for a in run.attempts for e in a.events if e.meta.versions]
-    last = next((a.environment for a in reversed(run.attempts) if a.environment), {})
+    last = asdict(next((a.environment for a in reversed(run.attempts) if a.environment), RecordedEnvironment()))
     return {
         "versions": dict(versions[-1]) if versions else {},
         "drivers": sorted({n.driver for a in run.attempts for n in a.nodes if n.driver}),
-        "profile": last.get("profile"),
-        "variables": dict(last.get("environment", {})),
-        **{key: dict(last.get(key, {})) for key in ("set", "taken_away", "kept")},
+        "variables": last.pop("environment"),
+        **last,
     }
 
 
-def _status(run: Run, done: int) -> str:
-    if done == len(run.samples):
+def _status(run: RecordedRun, done: int) -> str:
+    if done == len(run.videos):
         return "complete"
     return "failed" if run.attempts and run.attempts[-1].status == "failed" else "incomplete"
 
 
-def _times(run: Run, done: int, accounts: list[Accounts | None]) -> dict[str, Any] | None:
-    """What can be compared: the times of a run that made all its videos in one attempt that ended well."""
-    if len(run.attempts) != 1 or run.attempts[0].status != "complete" or done != len(run.samples):
+def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
+    """The times that can be compared: of a run that made all its videos in one attempt that ended well."""
+    if len(run.attempts) != 1 or run.attempts[0].status != "complete" or done != len(run.videos):
         return None
-    found = accounts[0]
+    found = analyses[0].accounts
     if found is None or not (denoise_s := max(r.denoise_s for r in found.ranks)):
         return None
     return asdict(Times(run.plan.machine.ranks, found.wall_s, denoise_s))
 
 
-def _why_no_times(report: Mapping[str, Any]) -> str:
+def _why_no_times(report: Mapping[str, Any]) -> Message:
     if report["status"] != "complete":
-        return f"the run is {report['status']}: {report['videos']['done']} of {report['videos']['asked']} videos made"
+        return message("run_failed" if report["status"] == "failed" else "run_incomplete", **report["videos"])
     if (attempts := len(report["attempts"])) != 1:
-        return f"the videos were made in {attempts} attempts, so the time is not one run's"
+        return message("several_attempts", attempts=attempts)
     if report["attempts"][0]["status"] != "complete":
-        return "not every rank left its events to the end"
-    return "no denoising was recorded"
+        return message("ranks_not_finished")
+    return message("no_denoising")
 
 
 def _add_efficiency(
-    report: dict[str, Any], accounts: list[Accounts | None], baseline: Mapping[str, Any] | None
+    report: dict[str, Any], analyses: Sequence[AttemptAnalysis], baseline: Mapping[str, Any] | None
 ) -> None:
-    """The efficiency, or the reason why there is none."""
+    """Add the efficiency, or the reason why there is none."""
     report |= {"efficiency": None, "efficiency_reason": None}
     if report["times"] is None:
         report["efficiency_reason"] = _why_no_times(report)
         return
-    found: Baseline
     if baseline is not None:
         refuse_other_work(rounded(report["work"]), baseline)
-        found = measured(baseline, report["machine"]["hosts"])
+        found = measured_baseline(baseline, report["machine"]["hosts"])
         if found.kind == STORED:
-            report["unknown"].append("the baseline is a stored report: its machine may differ in what no report shows")
-        if baseline["version"] != report["version"]:
-            report["unknown"].append(f"the baseline was made by version {baseline['version']}, this by another")
-        report["unknown"] += other_engine(report, baseline, "here", "in the baseline")
+            report["unknown"].append(message("stored_baseline"))
+        if (theirs := baseline["version"]) != (ours := report["version"]):
+            report["unknown"].append(message("other_version", baseline_version=theirs, version=ours))
+        if (theirs := engine_of(baseline)) != (ours := report["engine"]):
+            report["unknown"].append(message("other_engine", baseline_engine=theirs, engine=ours))
     elif report["times"]["gpus"] == 1:
-        report["efficiency_reason"] = "one rank, and no other run was named as the baseline"
+        report["efficiency_reason"] = message("single_rank")
         return
     else:
-        first = accounts[0]
+        first = analyses[0].accounts
         assert first is not None, "there are times"
-        found = predicted(report["run"], first.ranks)
+        found = predicted_baseline(report["run"], first.ranks)
     report["efficiency"] = asdict(efficiency(Times(**report["times"]), found))
 
 
-def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: Prices) -> None:
-    """What is of the last attempt alone: rates, links, energy, cost, serial share, advice."""
+def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[AttemptAnalysis], prices: Prices) -> None:
+    """Add what describes the last attempt alone: rates, links, energy, cost, serial share, advice."""
     names = ("rates", "links", "energy", "cost", "imbalance", "serial_share", "advice", "prediction")
-    report |= dict.fromkeys(names) | {"links": [], "advice": [], "prediction_reason": NOT_PREDICTED}
-    last = read[-1] if read else None
+    report |= dict.fromkeys(names) | {"links": [], "advice": [], "prediction_reason": message("no_events")}
+    last = analyses[-1] if analyses else None
     if last is None or last.accounts is None:
         return
     accounts, plan = last.accounts, last.attempt.plan
-    card = card_of(run.config)
-    ran = as_it_ran(run.config, plan)
-    known = None if isinstance(ran, str) else ran
-    advice = advise(plan, accounts, last.findings, better_ways(known, plan) if known else None)
-    done = {s.name for s in run.samples if s.files}
+    card = run.config.hardware if run.config and run.config.hardware.known else None
+    ran = predict_run(run.config, plan)
+    known = ran if isinstance(ran, PredictedRun) else None
+    advice = advise(plan, accounts, last.findings, faster_settings(known, plan) if known else None)
+    done = {v.name for v in run.videos if v.files}
     videos = sum(v.name in done for v in plan.videos)
     gpus = report["attempts"][-1]["gpus"]
     report |= {
-        "rates": compute_rates(plan, accounts, row_forwards([last.attempt.events]), card),
+        "rates": compute_rates(plan, accounts, count_row_forwards([last.attempt.events]), card),
         "links": link_rates(plan, accounts, card),
         "energy": energy(gpus, accounts.wall_s, videos, prices.usd_per_kwh),
         "cost": cost(len(accounts.ranks), accounts.wall_s, videos, prices.usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
         "advice": [asdict(a) for a in advice],
         "prediction": beside_measured(known, accounts) if known else None,
-        "prediction_reason": ran if isinstance(ran, str) else None,
+        "prediction_reason": None if isinstance(ran, PredictedRun) else ran,
     }
     if (found := report["efficiency"]) and found["baseline"]["times"]["gpus"] == 1:
         report["serial_share"] = {
@@ -203,14 +208,14 @@ def _add_rates(report: dict[str, Any], run: Run, read: Sequence[Read], prices: P
         }
 
 
-def _attempt(read: Read) -> dict[str, Any]:
-    attempt, accounts = read.attempt, read.accounts
+def _attempt(analysis: AttemptAnalysis) -> dict[str, Any]:
+    attempt, accounts = analysis.attempt, analysis.accounts
     ranks = accounts.ranks if accounts else ()
     start = min((r.start_s for r in ranks), default=0.0)
     window = (start, start + accounts.wall_s) if accounts else (0.0, 0.0)
     hosts = {r.rank: r.host for r in ranks}
     failure = attempt.failure
-    gpus = [use for node in read.nodes for use in gpu_uses(node, window, accounts)] if accounts else []
+    gpus = [use for node in analysis.nodes for use in gpu_uses(node, window, accounts)] if accounts else []
     return {
         "attempt": attempt.number,
         "status": attempt.status,
@@ -218,7 +223,7 @@ def _attempt(read: Read) -> dict[str, Any]:
         "started_epoch_s": min((e.meta.start_epoch_s for e in attempt.events), default=None),
         "wall_s": accounts.wall_s if accounts else None,
         "videos": [v.name for v in attempt.plan.videos],
-        "placement": placement_text(attempt.plan.placement),
+        "placement": placement_message(attempt.plan.placement),
         "ranks": [_rank(r) for r in ranks],
         "missing_ranks": list(attempt.missing_ranks),
         "steps": [asdict(s) for s in step_times(attempt.events, ranks)],
@@ -233,62 +238,58 @@ def _attempt(read: Read) -> dict[str, Any]:
             for w in (waited_for(accounts) if accounts else ())
         ],
         "clock_error_s": accounts.clock_error_s if accounts else None,
-        "findings": [asdict(f) for f in read.findings],
+        "findings": list(analysis.findings),
         "gpus": gpus,
-        "hosts": [host_use(node, window) for node in read.nodes],
+        "hosts": [host_use(node, window) for node in analysis.nodes],
         "failure": {k: v for k, v in asdict(failure).items() if k != "traceback"} if failure else None,
-        "unknown": [*_attempt_unknown(attempt, accounts), *of_whole_cards(gpus)],
+        "unknown": _attempt_unknown(attempt, accounts, gpus),
     }
 
 
 def _rank(r: RankAccount) -> dict[str, Any]:
+    as_they_are = ("rank", "host", "device_name", "device_uuid", "wall_s", "peak_memory_bytes", "complete")
     return {
-        "rank": r.rank,
-        "host": r.host,
-        "device_name": r.device_name,
-        "wall_s": r.wall_s,
-        "parts": {part: r.parts[part] for part in PARTS},
+        **{name: getattr(r, name) for name in as_they_are},
+        "parts": {part: r.parts[part] for part in WALL_PARTS},
         "communication_by_axis": dict(sorted(r.communication_by_axis.items())),
         "compute_by_kind": dict(r.compute_by_kind),
         "bytes_by_axis": dict(sorted(r.bytes_by_axis.items())),
-        "device_uuid": r.device_uuid,
         "own_row_forwards": r.row_forwards,
-        "peak_memory_bytes": r.peak_memory_bytes,
-        "complete": r.complete,
     }
 
 
-def _attempt_unknown(attempt: Attempt, accounts: Accounts | None) -> list[str]:
+def _attempt_unknown(
+    attempt: RecordedAttempt, accounts: Accounts | None, gpus: Sequence[Mapping[str, Any]]
+) -> list[Message]:
     unknown = list(accounts.unknown) if accounts else []
     if attempt.missing_ranks:
-        unknown.append(f"no events of rank {', '.join(map(str, attempt.missing_ranks))}")
+        unknown.append(message("missing_ranks", ranks=list(attempt.missing_ranks)))
     if cut := [e.meta.rank for e in attempt.events if e.end is None]:
-        unknown.append(
-            f"rank {', '.join(map(str, cut))} did not come to its end: its time after its last event is lost"
-        )
+        unknown.append(message("cut_ranks", ranks=cut))
     if bad := sum(e.bad_lines for e in attempt.events):
-        unknown.append(f"{bad} lines of events cannot be read and are left out")
+        unknown.append(message("bad_events", lines=bad))
     if bad := sum(n.bad_lines for n in attempt.nodes):
-        unknown.append(f"{bad} lines of samples cannot be read and are left out")
+        unknown.append(message("bad_samples", lines=bad))
     if unseen := sorted({e.meta.host for e in attempt.events} - {node.host for node in attempt.nodes}):
-        unknown.append(f"host {', '.join(unseen)} was not sampled: causes on its GPUs and CPUs cannot be shown")
+        unknown.append(message("unsampled_hosts", hosts=unseen))
     for node in attempt.nodes:
         if node.problem:
-            unknown.append(f"the samples of host {node.host} end early: {node.problem}")
+            unknown.append(message("samples_ended", host=node.host, why=node.problem))
         if node.refused:
-            said = ", ".join(f"{name} ({why})" for name, why in sorted(node.refused.items()))
-            unknown.append(f"the driver of host {node.host} did not tell {said}")
-    if drift := [e.meta.rank for e in attempt.events if e.end and abs(e.end.clock_drift_s) > DRIFT_S]:
-        unknown.append(f"the device's clock ran away from the host's by over 1 ms on rank {', '.join(map(str, drift))}")
+            readings = [message("refused_reading", name=name, why=why) for name, why in sorted(node.refused.items())]
+            unknown.append(message("refused_readings", host=node.host, readings=readings))
+    if drift := [e.meta.rank for e in attempt.events if e.end and abs(e.end.clock_drift_s) > MOST_DRIFT_S]:
+        unknown.append(message("clock_drift", ranks=drift))
+    if readings := sorted({name for gpu in gpus for name in gpu["of_whole_card"]}):
+        unknown.append(message("whole_card_readings", readings=readings))
     return unknown
 
 
-def _unknown(run: Run, attention: bool) -> list[str]:
-    unknown = ["this is one run: how much the times spread is not known", *run.unknown]
-    unknown.append("a rank's wall time begins when it begins to note it: what its process did before is not in it")
+def _unknown(run: RecordedRun, attention: bool) -> list[Message]:
+    unknown = [message("single_run"), *run.unknown, message("recording_starts_late")]
     if not attention and run.plan.attention == "auto":
-        unknown.append("which attention kernel ran was not recorded")
+        unknown.append(message("kernel_unknown"))
     by_rank = {tuple(sorted((e.meta.versions or {}).items())) for a in run.attempts for e in a.events}
     if len(by_rank) > 1:
-        unknown.append("not all ranks had the same versions of Python and packages")
+        unknown.append(message("rank_versions_differ"))
     return unknown

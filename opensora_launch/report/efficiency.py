@@ -1,7 +1,7 @@
-"""How much faster n ranks are than a named baseline, and which runs may be compared at all.
+"""How much faster n ranks are than a named baseline, and which runs may be compared.
 
 Strong scaling: efficiency = t_base * gpus_base / (t_n * n), for equal work. The baseline is another run, measured on
-these hosts or a report kept from others, or what one rank would take, predicted from this run's own parts.
+these hosts or stored from others, or the time on one rank, estimated from this run's own parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,16 @@ from typing import Any
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import RankAccount
+from opensora_launch.report.wording import Message, message, say
 
 MEASURED, STORED, PREDICTED = "measured", "stored", "predicted"
-HOW_PREDICTED = (
-    "one rank that does the compute, text, VAE and save of all ranks one after the other at their speed, and setup, "
-    "load and the rest once; what every rank repeats is counted once a rank, so the efficiency errs high"
-)
 
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds on so many ranks: of the whole job, and of its denoise phases alone (the busiest rank's)."""
+    """Seconds of the whole job, and of the busiest rank's denoise phases, on a number of GPUs."""
 
     gpus: int
     job_s: float
@@ -33,14 +30,14 @@ class Times:
 @dataclass(frozen=True)
 class Baseline:
     kind: str  # "measured" here, "stored", or "predicted"
-    name: str
-    how: str
+    run: str  # the run that was measured, or that the prediction is from
+    how: Message
     times: Times
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Of one scope, the job or its denoising."""
+    """Speed-up and efficiency of one scope: the job or its denoising."""
 
     t_base_s: float
     gpus_base: int
@@ -55,63 +52,64 @@ class Efficiency:
     baseline: Baseline
     job: Scaling
     denoise: Scaling
-    fault: str | None  # why the numbers cannot be right
+    fault: Message | None  # why the numbers cannot be right
 
 
 def efficiency(times: Times, baseline: Baseline) -> Efficiency:
-    """Both scopes against one baseline. Above 1 is a fault of the measurement until shown otherwise."""
+    """Compare both scopes with one baseline. Above 1 is a measurement error until shown otherwise."""
     job = _scaling(baseline.times.job_s, times.job_s, baseline.times.gpus, times.gpus)
     denoise = _scaling(baseline.times.denoise_s, times.denoise_s, baseline.times.gpus, times.gpus)
-    high = [f"{name} {s.efficiency:.3f}" for name, s in (("job", job), ("denoise", denoise)) if s.efficiency > 1]
-    fault = (
-        f"efficiency above 1 ({', '.join(high)}) is a fault of the measurement until shown otherwise: "
-        "was the baseline run on a machine that did something else too?"
-    )
-    return Efficiency(baseline, job, denoise, fault if high else None)
+    above = [message("job_above", efficiency=job.efficiency)] if job.efficiency > 1 else []
+    above += [message("denoise_above", efficiency=denoise.efficiency)] if denoise.efficiency > 1 else []
+    return Efficiency(baseline, job, denoise, message("above_one", scopes=above) if above else None)
 
 
 def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> Scaling:
     return Scaling(t_base_s, gpus_base, t_s, gpus, t_base_s / t_s, t_base_s * gpus_base / (t_s * gpus))
 
 
-def measured(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseline:
-    """Another run's report as a baseline; UserError if it has no whole measurement.
+def measured_baseline(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseline:
+    """Use another run's report as a baseline; UserError if it has no complete measurement.
 
-    It is measured here if it ran on some of these `hosts`; else it is a stored one, of machines that may differ in
-    what no report shows.
+    It is measured here if it ran on some of these `hosts`, else it is stored: its machine may differ in ways that no
+    report shows.
     """
-    if report["times"] is None:
-        raise UserError(f"{report['run']} cannot be a baseline", [str(report["efficiency_reason"])])
+    refuse_without_times(report, "be a baseline")
+    run, gpus, device, engine = report["run"], report["times"]["gpus"], report["work"]["device_name"], engine_of(report)
     theirs = report["machine"]["hosts"]
-    here = bool(theirs) and set(theirs) <= set(hosts)
-    how = f"run {report['run']} on {report['times']['gpus']} x {report['work']['device_name']}"
-    how += f", engine {engine_of(report)}"
-    if not here:
-        how += f", a stored report: measured on {', '.join(theirs) or 'hosts that it does not name'}, not here"
-    return Baseline(MEASURED if here else STORED, str(report["run"]), how, Times(**report["times"]))
+    if theirs and set(theirs) <= set(hosts):
+        kind, how = MEASURED, message("how_measured", run=run, gpus=gpus, device=device, engine=engine)
+    else:
+        kind = STORED
+        how = message("how_stored", run=run, gpus=gpus, device=device, engine=engine, hosts=theirs)
+    return Baseline(kind, run, how, Times(**report["times"]))
+
+
+def refuse_without_times(report: Mapping[str, Any], use: str) -> None:
+    """UserError with the reason where a run has no complete measurement."""
+    if report["times"] is None:
+        reason = report["efficiency_reason"]
+        said = say(reason) if isinstance(reason, Mapping) else str(reason)  # a text up to schema 3
+        raise UserError(f"{report['run']} cannot {use}", [said])
 
 
 def engine_of(report: Mapping[str, Any]) -> str:
-    """What ran it; reports that do not say are from before there were two."""
+    """The engine that ran it; reports that do not name one are older than the second engine."""
     return str(report.get("engine", "native"))
 
 
-def other_engine(a: Mapping[str, Any], b: Mapping[str, Any], first: str, second: str) -> list[str]:
-    """A line where two runs of equal work were run by different engines."""
-    ours, theirs = engine_of(a), engine_of(b)
-    return [] if ours == theirs else [f"engines are compared: {ours} {first}, {theirs} {second}"]
-
-
-def predicted(run: str, ranks: Sequence[RankAccount]) -> Baseline:
-    """What one rank would take, from a run on several."""
+def predicted_baseline(run: str, ranks: Sequence[RankAccount]) -> Baseline:
+    """Estimate the time on one rank from a run on several."""
     shared = sum(r.parts[part] for r in ranks for part in ("compute", "text", "vae", "save"))
     serial = sum(max(r.parts[part] for r in ranks) for part in ("setup", "load", "other"))
     times = Times(1, shared + serial, sum(r.parts["compute"] for r in ranks))
-    return Baseline(PREDICTED, f"one rank, predicted from {run}", HOW_PREDICTED, times)
+    return Baseline(PREDICTED, run, message("how_predicted", run=run), times)
 
 
-def work_of(plan: Plan, *, device_names: Sequence[str], attention: str | None, row_forwards: int) -> dict[str, Scalar]:
-    """All that must be equal for two runs to be compared, flat. Texts and seeds do not change the work."""
+def comparable_work(
+    plan: Plan, *, device_names: Sequence[str], attention: str | None, row_forwards: int
+) -> dict[str, Scalar]:
+    """Everything that must be equal for two runs to be compared, flat. Prompts and seeds do not change the work."""
     shape, sampling = plan.geometry, plan.sampling
     model = asdict(plan.model)
     work: dict[str, Scalar] = {
@@ -143,19 +141,14 @@ def _flat(name: str, value: Any) -> dict[str, Scalar]:
     return {name: str(value) if isinstance(value, list | str) else value}
 
 
-def differences(
-    work: Mapping[str, Scalar], other: Mapping[str, Scalar], mine: str = "here", theirs: str = "in the baseline"
-) -> list[str]:
-    """One line for each thing that the two runs did differently."""
+def differences(work: Mapping[str, Scalar], other: Mapping[str, Scalar]) -> list[Message]:
+    """Return one message per thing that two runs did differently: `here` and in the `baseline`."""
     keys = [*work, *(key for key in other if key not in work)]
-    return [
-        f"{key}: {work.get(key, 'unknown')} {mine}, {other.get(key, 'unknown')} {theirs}"
-        for key in keys
-        if work.get(key, "unknown") != other.get(key, "unknown")
-    ]
+    pairs = ((key, work.get(key, "unknown"), other.get(key, "unknown")) for key in keys)
+    return [message("difference", key=key, here=str(a), baseline=str(b)) for key, a, b in pairs if a != b]
 
 
 def refuse_other_work(work: Mapping[str, Scalar], baseline: Mapping[str, Any]) -> None:
-    """UserError naming all that differs, unless both runs did the same."""
+    """UserError with every difference, unless both runs did the same work."""
     if found := differences(work, baseline["work"]):
-        raise UserError(f"{baseline['run']} did other work and cannot be the baseline", found)
+        raise UserError(f"{baseline['run']} did other work and cannot be the baseline", [say(line) for line in found])

@@ -1,14 +1,16 @@
-"""A run for other programs: trace.json for Perfetto, metrics.prom for Prometheus' textfile collector, CSV tables."""
+"""A run for other programs: trace.json for Perfetto, metrics.prom for Prometheus, CSV tables."""
 
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from opensora_launch.report.accounting import PARTS, Accounts
-from opensora_launch.report.machine import Node
+from opensora_launch.report.accounting import WALL_PARTS, Accounts
+from opensora_launch.report.device_use import SampledNode
 from opensora_launch.report.timeline import counter_rate
+from opensora_launch.report.wording import say
 from opensora_launch.telemetry.events import RankEvents
 
 US = 1e6
@@ -19,10 +21,10 @@ SAMPLED = (
 COUNTERS = {"nvlink_tx_bytes": "nvlink_tx_bytes_per_s", "nvlink_rx_bytes": "nvlink_rx_bytes_per_s"}
 
 
-def trace(events: Sequence[RankEvents], accounts: Accounts, nodes: Sequence[Node]) -> Iterator[str]:
-    """Chrome's trace events, in pieces: every span, step, kernel and collective as recorded, a process a rank.
+def trace(events: Sequence[RankEvents], accounts: Accounts, nodes: Sequence[SampledNode]) -> Iterator[str]:
+    """Yield Chrome trace events as text: every span, step, kernel and collective as recorded, one process per rank.
 
-    https://ui.perfetto.dev opens it. Times are microseconds from the first rank's start.
+    https://ui.perfetto.dev opens the file. Times are microseconds from the first rank's start.
     """
     zero = min(r.start_s for r in accounts.ranks)
     yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
@@ -56,8 +58,8 @@ def _rank_events(events: Sequence[RankEvents], accounts: Accounts, zero: float) 
             yield {"ph": "X", "name": name, "pid": rank, "tid": tid, "ts": at, "dur": long, "args": args}
 
 
-def _counters(nodes: Sequence[Node], zero: float) -> Iterator[dict[str, Any]]:
-    """What was sampled of the GPUs as counters, and XIDs as instants."""
+def _counters(nodes: Sequence[SampledNode], zero: float) -> Iterator[dict[str, Any]]:
+    """The GPUs' samples as counters, and XIDs as instants."""
     for number, node in enumerate(nodes):
         pid = 100_000 + number
         yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"GPUs of {node.host}"}}
@@ -74,14 +76,14 @@ def _counters(nodes: Sequence[Node], zero: float) -> Iterator[dict[str, Any]]:
 
 
 def _sampled(samples: Sequence[Mapping[str, Any]], times: Sequence[float]) -> dict[str, list[Any]]:
-    """Values by name; counters of bytes become rates, and lists their lengths."""
+    """Values by name. Byte counters become rates, and lists their lengths."""
     found = {key: [s.get(key) for s in samples] for key in SAMPLED}
     found |= {name: list(counter_rate(samples, times, key)) for key, name in COUNTERS.items()}
     return found | {key: [len(s[key]) if key in s else None for s in samples] for key in ("throttled", "processes")}
 
 
 def metrics(report: Mapping[str, Any]) -> str:
-    """The report's numbers in Prometheus' text format, to be put where node_exporter's textfile collector looks."""
+    """The report's numbers in Prometheus' text format, for node_exporter's textfile collector."""
     run = report["run"]
     found: dict[str, list[tuple[dict[str, Any], Any]]] = {}
 
@@ -119,9 +121,9 @@ def _of_attempt(attempt: Mapping[str, Any]) -> Iterator[Metric]:
     for r in attempt["ranks"]:
         who = {"rank": r["rank"], "host": r["host"]}
         yield "rank_peak_memory_bytes", r["peak_memory_bytes"], who
-        yield from (("rank_seconds", r["parts"][part], who | {"part": part}) for part in PARTS)
-    for kind in sorted({f["kind"] for f in attempt["findings"]}):
-        yield "findings", sum(f["kind"] == kind for f in attempt["findings"]), {"kind": kind}
+        yield from (("rank_seconds", r["parts"][part], who | {"part": part}) for part in WALL_PARTS)
+    for kind, count in sorted(Counter(f["code"] for f in attempt["findings"]).items()):
+        yield "findings", count, {"kind": kind}
     for gpu in attempt["gpus"]:
         yield from _of_gpu(gpu)
 
@@ -144,20 +146,20 @@ def _labels(labels: Mapping[str, Any]) -> str:
 
 
 def ranks_csv(report: Mapping[str, Any]) -> str:
-    """A line a rank and attempt: its seconds by part, compute by kind, communication by axis."""
+    """One line per rank and attempt: seconds by part, compute by kind, communication by axis."""
     ranks = [(a["attempt"], r) for a in report["attempts"] for r in a["ranks"]]
     kinds = sorted({kind for _, r in ranks for kind in r["compute_by_kind"]})
     axes = sorted({axis for _, r in ranks for axis in r["communication_by_axis"]})
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
     write(
-        ["attempt", "rank", "host", "device", "wall_s", *(f"{part}_s" for part in PARTS),
+        ["attempt", "rank", "host", "device", "wall_s", *(f"{part}_s" for part in WALL_PARTS),
          *(f"compute_{kind}_s" for kind in kinds), *(f"communication_{axis}_s" for axis in axes),
          "own_row_forwards", "peak_memory_bytes", "complete"]
     )  # fmt: skip
     for number, r in ranks:
         write(
-            [number, r["rank"], r["host"], r["device_name"], r["wall_s"], *(r["parts"][part] for part in PARTS),
+            [number, r["rank"], r["host"], r["device_name"], r["wall_s"], *(r["parts"][part] for part in WALL_PARTS),
              *(r["compute_by_kind"].get(kind, "") for kind in kinds),
              *(r["communication_by_axis"].get(axis, "") for axis in axes),
              r["own_row_forwards"], r["peak_memory_bytes"], r["complete"]]
@@ -166,11 +168,11 @@ def ranks_csv(report: Mapping[str, Any]) -> str:
 
 
 def sweep_csv(data: Mapping[str, Any]) -> str:
-    """A line a point of a sweep's table; what is not known is empty."""
+    """One line per point of a sweep's table; unknown values are empty."""
     names = ["name", "gpus", "layout", "seconds", "low", "high", "repeats", "speedup", "efficiency", "karp_flatt"]
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
     write([*names, "other_work", "source"])
-    for row in data["table"]:
-        write([*(row[name] for name in names), "; ".join(row["other_work"]), row["source"]])
+    for entry in data["table"]:
+        write([*(entry[name] for name in names), "; ".join(map(say, entry["other_work"])), entry["source"]])
     return out.getvalue()

@@ -1,9 +1,10 @@
-"""How near to the hardware's limits a run came: FLOP/s, bytes a second, joules; and what the counts of ranks tell.
+"""How close a run came to the hardware's limits: FLOP/s, bytes per second, joules; and the serial share of the work.
 
-What cannot be known is None, and a reason stands beside it.
+Unknown values are None, with a reason beside them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -11,24 +12,34 @@ from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import Accounts
-from opensora_launch.report.cards import CardPeaks
+from opensora_launch.report.wording import Message, label, message
+from opensora_launch.schema.cards import PCIE_GB_S, Card
 
 JOULES_PER_KWH = 3.6e6
 
 
+@dataclass(frozen=True)
+class Prices:
+    """Prices that the user gives; None is unknown."""
+
+    usd_per_gpu_hour: float | None = None
+    usd_per_kwh: float | None = None
+
+
 def row_flops(plan: Plan) -> float:
-    """FLOPs of one row of one forward of the diffusion transformer, as it was planned."""
+    """FLOPs of one row in one forward of the diffusion transformer, as planned."""
     shape = plan.geometry
     net = network_of(plan.model.mmdit, shape.text_tokens, plan.model.name)
     return row_work(net, TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
 
 
-def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: CardPeaks | None) -> dict[str, Any]:
-    """FLOP/s of a rank while it computed, and MFU: over the denoise phases whole, waiting and all. No text, no VAE."""
+def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Card | None) -> dict[str, Any]:
+    """FLOP/s of a rank while it computed, and MFU over the whole denoise phases, waiting included. No text, no VAE."""
     flops = row_flops(plan) * row_forwards
     computing = sum(r.parts["compute"] for r in accounts.ranks)
     denoise = sum(r.denoise_s for r in accounts.ranks)
-    peak = card.flops_per_s.get(plan.precision) if card else None
+    tflops = {"bf16": card.bf16_tflops, "fp16": card.fp16_tflops}.get(plan.precision) if card else None
+    peak = tflops * 1e12 if tflops else None
     return {
         "flops_per_row_forward": row_flops(plan),
         "flops": flops,
@@ -40,53 +51,56 @@ def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: CardP
     }
 
 
-def _no_peak(plan: Plan, accounts: Accounts, card: CardPeaks | None) -> str:
+def _no_peak(plan: Plan, accounts: Accounts, card: Card | None) -> Message:
     if plan.machine.device == "cpu":
-        return "a CPU's peak rate is not known here"
+        return message("cpu_peak_unknown")
     if card is None:
-        return f"{', '.join(sorted({r.device_name for r in accounts.ranks}))} is not in configs/hardware"
-    return f"the data sheet of {card.name} gives no rate for {plan.precision}"
+        return message("card_unknown", cards=sorted({r.device_name for r in accounts.ranks}))
+    return message("precision_unknown", card=card.name, precision=plan.precision)
 
 
-def link_rates(plan: Plan, accounts: Accounts, card: CardPeaks | None) -> list[dict[str, Any]]:
-    """By axis: what a rank sent, in how many seconds that it could not compute in, and the share of the link."""
-    axes = sorted({axis for r in accounts.ranks for axis in r.bytes_by_axis})
+def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[str, Any]]:
+    """By axis: the bytes that ranks sent, the seconds in which they could not compute, and the share of the peak."""
+    several = plan.machine.nodes > 1
+    peak = _link_peak(card, plan.machine.gpus_per_node) if card and not several else None
+    reason = message("node_links_unknown") if several else message("link_peak_unknown")
     found = []
-    for axis in axes:
+    for axis in sorted({axis for r in accounts.ranks for axis in r.bytes_by_axis}):
         sent = sum(r.bytes_by_axis.get(axis, 0) for r in accounts.ranks)
         seconds = sum(r.communication_by_axis.get(axis, 0.0) for r in accounts.ranks)
         if not sent:
             continue
         rate = sent / seconds if seconds else None
-        peak = card.link_bytes_per_s(plan.machine.gpus_per_node) if card and plan.machine.nodes == 1 else None
-        reason = None if peak else "the link's peak rate is not known here"
-        if plan.machine.nodes > 1:
-            reason = "the links between nodes are not known here"
-        share = rate / peak if rate and peak else None
         found.append(
             {
                 "axis": axis,
                 "bytes": sent,
                 "seconds": seconds,
                 "bytes_per_s": rate,
-                "share": share,
-                "reason": reason,
+                "share": rate / peak if rate and peak else None,
+                "reason": None if peak else reason,
             }
         )
     return found
 
 
+def _link_peak(card: Card, gpus: int) -> float | None:
+    """Bytes per second, one way, between so many GPUs of one node; None if unknown."""
+    rate = card.nvlink_gb_s if gpus <= card.nvlink_gpus else PCIE_GB_S.get(card.pcie_generation)
+    return rate * 1e9 if rate else None
+
+
 def energy(gpus: Sequence[Mapping[str, Any]], wall_s: float, videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
-    """Of all GPUs together, from their counters, else from mean power; not of CPUs, fans and switches."""
+    """Energy of all GPUs, from their counters or else their mean power; without CPUs, fans and switches."""
     joules = {(gpu["host"], gpu["index"]): _joules(gpu, wall_s) for gpu in gpus}  # MIG instances have their card's
     known = [j for j in joules.values() if j is not None]
     total = sum(known) if known and len(known) == len(joules) else None
-    a_video = total / videos if total is not None and videos else None
+    per_video = total / videos if total is not None and videos else None
     return {
         "joules": total,
-        "joules_per_video": a_video,
-        "usd_per_video": a_video / JOULES_PER_KWH * usd_per_kwh if a_video and usd_per_kwh else None,
-        "reason": None if total is not None else "no GPU told its energy or power",
+        "joules_per_video": per_video,
+        "usd_per_video": per_video / JOULES_PER_KWH * usd_per_kwh if per_video and usd_per_kwh else None,
+        "reason": None if total is not None else message("no_power_readings"),
     }
 
 
@@ -97,19 +111,19 @@ def _joules(gpu: Mapping[str, Any], wall_s: float) -> float | None:
 
 
 def cost(ranks: int, wall_s: float, videos: int, usd_per_gpu_hour: float | None) -> dict[str, Any]:
-    """Rent of the GPUs for the time of the job, by what the user says an hour costs."""
+    """Rent of the GPUs for the time of the job, at the user's price per GPU-hour."""
     hours = ranks * wall_s / 3600
-    known = usd_per_gpu_hour is not None and videos > 0
+    price = usd_per_gpu_hour if videos else None
     return {
         "gpu_hours": hours,
         "gpu_hours_per_video": hours / videos if videos else None,
-        "usd_per_video": hours / videos * usd_per_gpu_hour if known and usd_per_gpu_hour is not None else None,
-        "reason": None if known else "no price was given: --usd-per-gpu-hour",
+        "usd_per_video": None if price is None else hours / videos * price,
+        "reason": message("no_price") if price is None else None,
     }
 
 
 def imbalance(accounts: Accounts) -> dict[str, Any]:
-    """The busiest rank over the mean, less 1: of compute seconds and of row-forwards."""
+    """The busiest rank over the mean, minus 1, for compute seconds and for row-forwards."""
     ranks = accounts.ranks
 
     def of(values: list[float]) -> float | None:
@@ -127,24 +141,24 @@ def karp_flatt(speedup: float, ranks: int) -> float | None:
 
 
 def karp_flatt_text(share: float | None) -> str:
-    """In words: a share above 1 means that more ranks took longer."""
-    return "" if share is None else "no speed-up" if share > 1 else f"{share:.1%}"
+    """Word the share: above 1, more ranks took longer."""
+    return "" if share is None else label("no_speedup") if share > 1 else f"{share:.1%}"
 
 
 def amdahl(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """t = a + b/n by least squares over (ranks, seconds): the serial share a/(a+b), and the speed-up it allows.
+    """Fit t = a + b/n to (ranks, seconds): the serial share a/(a+b), by least squares of relative errors.
 
-    Of relative errors, so that long times do not decide alone; neither part is below 0, and b is 0 where no speed-up
-    was seen. Amdahl 1967. None with fewer than two counts.
+    Relative errors keep long times from deciding alone. Neither part is below 0; b is 0 where no speed-up was
+    measured. None with fewer than two counts. Amdahl 1967.
     """
     if len({n for n, _ in points}) < 2:
         return None
-    rows = [(1 / t, 1 / (n * t)) for n, t in points]  # a u + b v = 1
-    uu, uv, vv = (sum(r[i] * r[j] for r in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
-    u, v = sum(r[0] for r in rows), sum(r[1] for r in rows)
+    terms = [(1 / t, 1 / (n * t)) for n, t in points]  # a u + b v = 1
+    uu, uv, vv = (sum(r[i] * r[j] for r in terms) for i, j in ((0, 0), (0, 1), (1, 1)))
+    u, v = sum(r[0] for r in terms), sum(r[1] for r in terms)
     det = uu * vv - uv * uv
     a, b = (u * vv - v * uv) / det, (v * uu - u * uv) / det
-    if a < 0:  # no part is negative: then the other alone fits best
+    if a < 0:  # no part is negative: the other part alone fits best
         a, b = 0.0, v / vv
     elif b < 0:
         a, b = u / uu, 0.0

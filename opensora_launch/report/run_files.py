@@ -1,33 +1,47 @@
-"""What of a run lies in its files. Ranks may be missing, attempts may have failed: that is read too, not refused."""
+"""Read the files of a run. Missing ranks and failed attempts are read too, not refused."""
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
-from opensora_launch.report.cards import read_config
-from opensora_launch.rundir import AttemptDir
+from opensora_launch.report.wording import Message, message
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
-SCHEMA = 3  # of report.json
+REPORT_SCHEMA = 4
+READABLE_REPORTS = (3, 4)  # 3 has texts where 4 has messages; what baselines and comparisons need is the same
 
 
 @dataclass(frozen=True)
-class Attempt:
+class RecordedEnvironment:
+    """environment.json: the profile's changes, and the ranks' variables."""
+
+    profile: str | None = None
+    set: Mapping[str, str] = field(default_factory=dict)
+    taken_away: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedAttempt:
     number: int
     command: str | None
     plan: Plan
-    events: tuple[RankEvents, ...]  # of the ranks that left some, by rank
+    events: tuple[RankEvents, ...]  # by rank; a rank may have left none
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
-    environment: Mapping[str, Any] | None = None  # environment.json: what the profile changed, and what ranks saw
+    environment: RecordedEnvironment | None = None
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -36,7 +50,7 @@ class Attempt:
 
     @property
     def status(self) -> str:
-        """complete (every rank came to its end), failed (error.json says how) or stopped (nobody knows why)."""
+        """complete (every rank finished), failed (error.json says how) or stopped (the reason is unknown)."""
         if self.failure is not None:
             return "failed"
         whole = not self.missing_ranks and all(e.end is not None for e in self.events)
@@ -44,57 +58,56 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RecordedVideo:
     name: str
     prompt: str
     seed: int
-    files: tuple[str, ...]  # relative to the run; none where it is not finished
+    files: tuple[str, ...]  # relative to the run; empty if it is not finished
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     name: str
     command: str | None
     plan: Plan
-    attempts: tuple[Attempt, ...]
-    samples: tuple[Sample, ...]
+    attempts: tuple[RecordedAttempt, ...]
+    videos: tuple[RecordedVideo, ...]
     config: RunConfig | None = None
-    unknown: tuple[str, ...] = ()  # files that are torn
+    unknown: tuple[Message, ...] = ()  # about damaged files
 
 
-def read_run(run_dir: Path) -> Run:
-    """All of a run directory that a report needs; UserError if it is none."""
-    plan = _read_plan(run_dir / "plan.json")
-    folders = [p for p in (run_dir / "attempts").glob("*") if p.name.isdigit() and (p / "plan.json").exists()]
-    attempts = tuple(_read_attempt(p) for p in sorted(folders, key=lambda p: int(p.name)))
-    words = _words(run_dir / "overrides.json")
-    torn = words is None and (run_dir / "overrides.json").exists()
-    return Run(
-        name=run_dir.resolve().name,
-        command=None if words is None else _command(run_dir, words),
+def read_recorded_run(folder: RunDir) -> RecordedRun:
+    """Read everything that a report needs; UserError if `folder` is no run."""
+    plan = _read_plan(folder.plan)
+    overrides = _decoded(folder.overrides, list[str])
+    damaged = overrides is None and folder.overrides.exists()
+    return RecordedRun(
+        name=folder.path.resolve().name,
+        command=None if overrides is None else _command(folder, overrides),
         plan=plan,
-        attempts=attempts,
-        samples=_samples(run_dir, plan),
-        config=read_config(run_dir),
-        unknown=("overrides.json cannot be read, so the command is not known",) if torn else (),
+        attempts=tuple(_read_attempt(attempt) for attempt in folder.attempts() if attempt.plan.exists()),
+        videos=_videos(folder, plan),
+        config=_config(folder),
+        unknown=(message("command_unknown"),) if damaged else (),
     )
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The report of another run, by its folder or its file; UserError where there is none that this version reads."""
+    """Read another run's report by its folder or its file; UserError if this version cannot read one there."""
     file = path / "report.json" if path.is_dir() else path
     try:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         schema = report["schema"]
         whole = all(isinstance(report.get(name), dict) for name in ("work", "machine")) and "times" in report
-        if schema == SCHEMA and not whole:
+        if schema in READABLE_REPORTS and not whole:
             raise ValueError("work, machine or times are missing")
     except FileNotFoundError as error:
         raise UserError(f"{path} has no report.json; make it with: opensora-launch report {path}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is no report of a run: {error}") from error
-    if schema != SCHEMA:
-        raise UserError(f"{file} has schema {schema}; make it anew with this version, which writes {SCHEMA}")
+        raise UserError(f"{file} is not the report of a run: {error}") from error
+    if schema not in READABLE_REPORTS:
+        read = " and ".join(map(str, READABLE_REPORTS))
+        raise UserError(f"{file} has schema {schema}; this version reads {read}: make the report again with it")
     return report
 
 
@@ -102,66 +115,53 @@ def _read_plan(path: Path) -> Plan:
     try:
         return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise UserError(f"{path.parent} is no run directory: it has no plan.json") from error
+        raise UserError(f"{path.parent} is not a run's folder: it has no plan.json") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _read_attempt(folder: Path) -> Attempt:
-    found = [read_events(p) for p in (folder / "telemetry").glob("rank*.jsonl")]
-    return Attempt(
-        number=int(folder.name),
-        command=_read_text(folder / "command.txt"),
-        plan=_read_plan(folder / "plan.json"),
+def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
+    found = [read_events(path) for path in folder.all_events()]
+    return RecordedAttempt(
+        number=folder.number,
+        command=folder.command.read_text(encoding="utf-8").strip() if folder.command.exists() else None,
+        plan=_read_plan(folder.plan),
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
-        failure=read_failure(AttemptDir(folder)),
-        nodes=tuple(n for p in sorted((folder / "telemetry").glob("node-*.jsonl")) if (n := read_samples(p))),
-        environment=_environment(folder / "environment.json"),
+        failure=read_failure(folder),
+        nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
+        environment=_decoded(folder.environment, RecordedEnvironment),
     )
 
 
-def _read_text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
-
-
-def _words(path: Path) -> list[str] | None:
-    """The user's command line, without prompts; None where the file is missing or torn."""
-    found = _json(path)
-    return found if isinstance(found, list) and all(isinstance(word, str) for word in found) else None
-
-
-def _command(run_dir: Path, words: Sequence[str]) -> str:
-    """That makes the run again: its prompts.jsonl is a prompt file too, and has the seeds."""
-    prompts = run_dir.resolve() / "prompts.jsonl"
-    again = ["--prompts", str(prompts)] if prompts.exists() else []
-    return shlex.join(["opensora-launch", "generate", *words, *again])
-
-
-def _environment(path: Path) -> dict[str, Any] | None:
-    """What environment.json says, as far as it is what the launcher writes."""
-    found = _json(path)
-    if not isinstance(found, dict):
-        return None
-    parts = {name: found.get(name, {}) for name in ("set", "taken_away", "kept", "environment")}
-    whole = all(isinstance(part, dict) and all(isinstance(v, str) for v in part.values()) for part in parts.values())
-    return {"profile": str(found.get("profile", "")), **parts} if whole else None
-
-
-def _json(path: Path) -> Any:
+def _decoded(path: Path, kind: Any) -> Any:
+    """Decode a JSON file; None where it is missing, damaged or of another form."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _samples(run_dir: Path, plan: Plan) -> tuple[Sample, ...]:
-    """A video is finished when its JSON is there, which is written last."""
-    folder = run_dir / "samples"
-    samples = []
+def _command(folder: RunDir, overrides: Sequence[str]) -> str:
+    """The command that makes the run again: its prompts.jsonl is a prompt file too, and has the seeds."""
+    prompts = folder.prompts.resolve()
+    again = ["--prompts", str(prompts)] if prompts.exists() else []
+    return shlex.join(["opensora-launch", "generate", *overrides, *again])
+
+
+def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
+    videos = []
     for video in plan.videos:
-        done = (folder / f"{video.name}.json").exists()
-        files = sorted(
-            f"samples/{video.name}{end}" for end in (".mp4", ".png") if (folder / f"{video.name}{end}").exists()
-        )
-        samples.append(Sample(video.name, video.prompt, video.seed, tuple(files) if done else ()))
-    return tuple(samples)
+        names = [f"{video.name}.mp4", f"{video.name}.png"] if folder.record(video.name).exists() else []
+        files = tuple(f"{folder.samples.name}/{name}" for name in names if (folder.samples / name).exists())
+        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files))
+    return tuple(videos)
+
+
+def _config(folder: RunDir) -> RunConfig | None:
+    """The config that the run was made from; None where this version cannot read it."""
+    import yaml
+
+    try:
+        return msgspec.convert(yaml.safe_load(folder.config.read_text(encoding="utf-8")), RunConfig)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError):
+        return None

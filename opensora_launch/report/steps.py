@@ -1,4 +1,4 @@
-"""Step times of an attempt: from the first rank that begins a step to the last that ends it."""
+"""Step times of an attempt, from the first rank that begins a step to the last rank that ends it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from opensora_launch.telemetry.events import RankEvents
 
 @dataclass(frozen=True)
 class StepTimes:
-    """All steps with as many rows in the same layout; seconds."""
+    """The steps with one number of rows in one layout; seconds."""
 
     rows: int
     layout: str
@@ -22,7 +22,7 @@ class StepTimes:
 
 
 def step_times(events: Sequence[RankEvents], accounts: Sequence[RankAccount]) -> tuple[StepTimes, ...]:
-    """One entry for each number of rows and layout. `accounts` give the common clock."""
+    """Return one entry per number of rows and layout. `accounts` give the common clock."""
     shifts = {a.rank: a.start_s - e.meta.start_s for a in accounts for e in events if e.meta.rank == a.rank}
     begun: dict[tuple[str, int, int, str], list[tuple[float, float]]] = defaultdict(list)
     for rank in events:
@@ -38,6 +38,6 @@ def step_times(events: Sequence[RankEvents], accounts: Sequence[RankAccount]) ->
     )
 
 
-def row_forwards(attempts: Sequence[Sequence[RankEvents]]) -> int:
-    """Row-forwards that were computed: each step's rows once, however many ranks shared them."""
+def count_row_forwards(attempts: Sequence[Sequence[RankEvents]]) -> int:
+    """Count the computed row-forwards: each step's rows once, however many ranks shared them."""
     return sum(sum({(s.video, s.step): s.rows for rank in events for s in rank.steps}.values()) for events in attempts)

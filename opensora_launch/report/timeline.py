@@ -1,7 +1,7 @@
-"""What the page draws over time: each rank's pieces and the nodes' samples, as short lists. Times from the start.
+"""What the page draws over time: each rank's pieces and the nodes' samples, as short lists. Times are from the start.
 
-Pieces that are finer than the page can show are put together, each stretch under the part that filled most of it; the
-trace holds them all.
+Pieces that are finer than the page can show are merged: each stretch gets the part that filled most of it. The trace
+holds them all.
 """
 
 from collections import defaultdict
@@ -9,23 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opensora_launch.report.accounting import Accounts, Interval
-from opensora_launch.report.machine import Node
+from opensora_launch.report.device_use import SampledNode
+from opensora_launch.report.wording import Message, message
 
-MOST_PIECES = 3000  # a rank
-MOST_POINTS = 600  # of a line
+MOST_PIECES = 3000  # per rank
+MOST_POINTS = 600  # per line
 MS = 3  # digits of seconds
 
 
-def timeline(accounts: Accounts, nodes: Sequence[Node]) -> dict[str, Any]:
-    """`rows`: a rank's pieces [start, end, part, detail]; `lines`: measured values, each with its unit and most;
-    `marks`: moments with a name, such as an XID.
+def timeline(accounts: Accounts, nodes: Sequence[SampledNode]) -> dict[str, Any]:
+    """Return `ranks`, each with its pieces [start, end, part, detail]; `lines` of measured values, each with its unit
+    and maximum; `marks`: moments with a name, such as an XID.
     """
     zero = min(r.start_s for r in accounts.ranks)
-    rows, coarse = [], 0.0
+    ranks, coarse = [], 0.0
     for r in accounts.ranks:
         pieces, bin_s = _thin(r.timeline)
         coarse = max(coarse, bin_s)
-        rows.append(
+        ranks.append(
             {
                 "rank": r.rank,
                 "host": r.host,
@@ -34,7 +35,7 @@ def timeline(accounts: Accounts, nodes: Sequence[Node]) -> dict[str, Any]:
             }
         )  # fmt: skip
     lines, marks = _lines(nodes, zero), _marks(nodes, zero)
-    return {"wall_s": accounts.wall_s, "rows": rows, "coarse_s": coarse, "lines": lines, "marks": marks}
+    return {"wall_s": accounts.wall_s, "ranks": ranks, "coarse_s": coarse, "lines": lines, "marks": marks}
 
 
 def _thin(pieces: Sequence[Interval]) -> tuple[Sequence[Interval], float]:
@@ -63,31 +64,34 @@ def _thin(pieces: Sequence[Interval]) -> tuple[Sequence[Interval], float]:
     return found, bin_s
 
 
-def _lines(nodes: Sequence[Node], zero: float) -> list[dict[str, Any]]:
+def _lines(nodes: Sequence[SampledNode], zero: float) -> list[dict[str, Any]]:
     several = len(nodes) > 1
     lines: list[dict[str, Any]] = []
     for node in nodes:
-        on = f" {node.host}" if several else ""
+        host = node.host if several else None
         times = [t - zero for t in node.times]
         for place, facts in enumerate(node.found.gpus):
             looks = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
-            lines += _gpu_lines(f"GPU {facts['index']}{on}", facts, looks, times)
+            lines += _gpu_lines(message("gpu_name", index=facts["index"], host=host), facts, looks, times)
         samples = node.found.samples
-        lines.append(_line("cpu_share", f"CPU{on}", "%", 1.0, times, _slope(samples, times, _host_cpu)))
+        lines.append(
+            _line("cpu_share", message("cpu_name", host=host), "%", 1.0, times, _slope(samples, times, _host_cpu))
+        )
         ranks = sorted({r["rank"] for s in samples for r in s["ranks"]})
         for rank in ranks:
             found: list[dict[str, Any]] = [next((r for r in s["ranks"] if r["rank"] == rank), {}) for s in samples]
+            name = message("rank_name", rank=rank)
             running = _slope(found, times, lambda r: (r.get("ran_s"), None))
-            lines.append(_line("ran_share", f"rank {rank}", "%", 1.0, times, running))
+            lines.append(_line("ran_share", name, "%", 1.0, times, running))
             memory = [_number(r, "memory_bytes") for r in found]
-            lines.append(_line("rank_memory_bytes", f"rank {rank}", "GiB", None, times, memory))
+            lines.append(_line("rank_memory_bytes", name, "GiB", None, times, memory))
     return [line for line in lines if line["points"]]
 
 
 def _gpu_lines(
-    name: str, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], times: Sequence[float]
+    name: Message, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], times: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Everything that is sampled of a GPU. What is wrong only sometimes is drawn only where it was."""
+    """Lines of everything that is sampled of a GPU. Faults have a line only where there were any."""
     lines = []
     for key, unit, most in (
         ("util", "%", 1.0),
@@ -115,20 +119,20 @@ def _gpu_lines(
 
 
 def _grown(now: Sequence[float | None], all_of: Sequence[Sequence[float | None]]) -> float | None:
-    """Errors of both kinds since the first sample that told of them."""
+    """Errors of both kinds since the first sample that has them."""
     firsts = [next((v for v in values if v is not None), None) for values in all_of]
     gains = [v - first for v, first in zip(now, firsts, strict=True) if v is not None and first is not None]
     return sum(gains) if gains else None
 
 
-def _marks(nodes: Sequence[Node], zero: float) -> list[dict[str, Any]]:
+def _marks(nodes: Sequence[SampledNode], zero: float) -> list[Message]:
     """XIDs, with the GPU that reported them."""
     found = []
     for node in nodes:
-        names = {gpu["uuid"]: f"GPU {gpu['index']} {node.host}" for gpu in node.found.gpus}
+        names = {g["uuid"]: message("gpu_name", index=g["index"], host=node.host) for g in node.found.gpus}
         for x in node.found.xids:
             at = round(float(x["time_s"]) + node.shift_s - zero, MS)
-            found.append({"time_s": at, "name": names.get(x["uuid"], x["uuid"]), "kind": "xid", "code": x["xid"]})
+            found.append(message("mark_xid", time_s=at, gpu=names.get(x["uuid"], x["uuid"]), xid=x["xid"]))
     return sorted(found, key=lambda mark: mark["time_s"])
 
 
@@ -142,7 +146,7 @@ def _host_cpu(sample: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def counter_rate(samples: Sequence[Mapping[str, Any]], times: Sequence[float], key: str) -> list[float | None]:
-    """How fast a counter grew since the sample before, a second."""
+    """How fast a counter grew since the previous sample, per second."""
     return _slope(samples, times, lambda s: (s.get(key), None))
 
 
@@ -151,7 +155,7 @@ def _slope(
     times: Sequence[float],
     read: Callable[[Mapping[str, Any]], tuple[float | None, float | None]],
 ) -> list[float | None]:
-    """How fast a counter grew since the sample before, against another counter or the clock."""
+    """How fast a counter grew since the previous sample, per unit of another counter or per second."""
     found: list[float | None] = [None]
     for n in range(1, len(samples)):
         (now, of_now), (then, of_then) = read(samples[n]), read(samples[n - 1])
@@ -161,7 +165,7 @@ def _slope(
 
 
 def _line(
-    kind: str, name: str, unit: str, most: Any, times: Sequence[float], values: Sequence[float | None]
+    kind: str, name: Message, unit: str, most: Any, times: Sequence[float], values: Sequence[float | None]
 ) -> dict[str, Any]:
     points = [(t, v) for t, v in zip(times, values, strict=True) if v is not None]
     every = -(-len(points) // MOST_POINTS) or 1

@@ -125,6 +125,7 @@ def _prepare(argv: Sequence[str], me: Rank) -> AttemptDir:
 
 def _report(attempt: AttemptDir) -> None:
     """Build and print the report of ranks that were started by hand: no launcher does it for them."""
-    from opensora_launch.report.build import build_report, summary_lines
+    from opensora_launch.report.build import build_report
+    from opensora_launch.report.markdown import summary_lines
 
     sys.stdout.write("\n".join([*summary_lines(build_report(attempt.run.path)), f"run: {attempt.run}", ""]))

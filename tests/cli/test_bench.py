@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from opensora_launch.cli import bench, main
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import read_either
+from opensora_launch.report.wording import message, say
 from opensora_launch.request.bench_points import read_words
 from opensora_launch.rundir import SweepDir
 from opensora_launch.runs.sweep_state import BenchPoint, FinishedRun, Sweep, read_sweep
@@ -167,7 +168,7 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     assert report["curve"][0]["points"][0]["high"]["speedup"] == pytest.approx((43 + 46.6) / 2 / 43, abs=1e-5)
     assert report["curve"][1]["kind"] == "published"
     assert report["unknown"] == []
-    assert (report["schema"], report["unit"], one["work"]["num_steps"]) == (3, "CPU rank", 50)
+    assert (report["schema"], report["unit"], one["work"]["num_steps"]) == (4, "CPU rank", 50)
     base = {"name": "tiny", "kind": "measured", "gpus": 1, "seconds": pytest.approx(44.8), "source": "a1"}
     assert report["baselines"] == [base]
     text = (half_done / "report.md").read_text()
@@ -222,11 +223,13 @@ def test_a_point_that_did_other_work_has_no_efficiency(half_done: Path, first: b
     one, two = report["table"]
     assert (one["efficiency"], one["other_work"]) == (1.0, [])
     assert (two["speedup"], two["efficiency"], two["karp_flatt"], two["repeats"]) == (None, None, None, 2)
-    assert two["other_work"] == ["num_steps: 12 here, 50 in the baseline"]
+    assert two["other_work"] == [message("difference", key="num_steps", here="12", baseline="50")]
     assert two["work"]["num_steps"] == ("12 or 50" if first else "50 or 12")
     assert report["amdahl"] == []
     assert {line["kind"] for line in report["curve"]} == {"published"}
-    assert report["unknown"] == ["tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline"]
+    assert [say(line) for line in report["unknown"]] == [
+        "tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline."
+    ]
     assert "none: other work" in (half_done / "report.md").read_text()
 
 
@@ -234,13 +237,13 @@ def test_a_baseline_whose_repeats_did_different_work_is_none(half_done: Path) ->
     made_run(half_done, "other", 1, sampling__num_steps=12)
     report = with_runs(half_done, a1=(0, 1, 0.0), other=(0, 2, 0.0), a2=(1, 1, 0.0))
     assert [r["efficiency"] for r in report["table"]] == [None, None]
-    assert "tiny has no efficiencies: the runs of its baseline did different work" in report["unknown"]
+    assert message("mixed_baseline", name="tiny") in report["unknown"]
 
 
 def test_the_smallest_count_that_ran_is_the_baseline_and_named(half_done: Path) -> None:
     report = with_runs(half_done, a2=(1, 1, 0.0))
     assert [(b["gpus"], b["source"]) for b in report["baselines"]] == [(2, "a2")]
-    assert "tiny on 1 CPU rank has no run that ended well" in report["unknown"]
+    assert "tiny on 1 CPU rank has no successful run." in map(say, report["unknown"])
     assert "tiny: the baseline is 2 CPU ranks, 24.75 s, measured here, run a2" in (half_done / "report.md").read_text()
 
 
@@ -251,14 +254,15 @@ def test_what_weakens_a_sweep_is_said(half_done: Path) -> None:
     path.write_text(json.dumps(made | {"version": "9", "machine": made["machine"] | {"hosts": ["host-b"]}}))
     report = with_runs(half_done, w1=(0, 0, 0.9), a1=(0, 1, 0.3), b1=(0, 2, 0.1), a2=(1, 1, 0.25))
     assert report["unknown"] == [
-        "the machine was not idle before 2 of 3 runs: others used up to 30% of its CPUs",
-        "the runs were not on the same hosts: host-a, host-b",
-        "the runs were made by several versions of opensora_launch: 0.1.0, 9",
+        message("machine_busy", busy=2, runs=3, share=0.3),
+        message("other_hosts", hosts=["host-a", "host-b"]),
+        message("other_versions", versions=["0.1.0", "9"]),
     ]
-    assert "its kernel does not tell" in with_runs(half_done, a1=(0, 1, None), a2=(1, 1, 0.0))["unknown"][0]
+    unwatched = with_runs(half_done, a1=(0, 1, None), a2=(1, 1, 0.0))
+    assert unwatched["unknown"][0] == message("idleness_unknown")
     replace(read_sweep(SweepDir(half_done)), elsewhere=True).write(SweepDir(half_done))
     assert main(["report", str(half_done)]) == 0
-    assert "is not known: the ranks were on other machines" in (half_done / "report.md").read_text()
+    assert "The ranks were on other machines" in (half_done / "report.md").read_text()
 
 
 def test_a_machine_tells_how_busy_it_is() -> None:
@@ -302,8 +306,8 @@ def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) ->
         (1, True, True), (2, True, True),
     ]  # fmt: skip
     assert [r["work"]["num_steps"] for r in first["table"]] == [2, 2]
-    assert "no warm-up: the first runs read files that later ones find in memory" in first["unknown"]
-    assert not [line for line in first["unknown"] if "did other work" in line]
+    assert message("no_warmup") in first["unknown"]
+    assert not [line for line in first["unknown"] if line["code"] == "other_work"]
     plan = read_sweep(SweepDir(sweep))
     replace(plan, done=plan.done[:1]).write(SweepDir(sweep))
     assert main(["bench", "--resume", str(sweep)]) == 0

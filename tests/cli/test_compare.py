@@ -7,7 +7,7 @@ import pytest
 
 from opensora_launch.cli import main
 from opensora_launch.report.build import build_sweep
-from opensora_launch.report.sweep import Point, sweep
+from opensora_launch.report.sweep import SweepPoint, sweep_report
 from opensora_launch.schema.config import AttentionKind, Offload, Precision
 from tests.cli.runs import made_run
 from tests.report.sweeps import read_sweep_report
@@ -21,13 +21,13 @@ def test_compare_fails_for_a_slower_run(
     assert main(["compare", str(a), str(b), "--threshold", threshold]) == code
     out = capsys.readouterr().out
     assert ("<- slower" in out) == (code == 1)
-    assert "note: one run each: how much their times spread is not known" in out
+    assert "note: one run each: the spread of their times is unknown" in out
 
 
 def sweep_of(folder: Path, seconds: tuple[float, ...], steps: int = 6, *, weak: bool = False) -> Path:
     folder.mkdir()
-    points = [Point("x", 2, seconds, None, "r", works=({"num_steps": steps},) * len(seconds))]
-    build_sweep(folder, sweep("s", points, version="0", weak=weak))
+    points = [SweepPoint("x", 2, seconds, None, "r", works=({"num_steps": steps},) * len(seconds))]
+    build_sweep(folder, sweep_report("s", points, version="0", weak=weak))
     read_sweep_report(folder)
     return folder
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from opensora_launch.cli import main
 from opensora_launch.plan.plan import Plan
-from opensora_launch.report.run_files import read_run
+from opensora_launch.report.run_files import read_recorded_run
 from opensora_launch.request.attempt import prepare_attempt
+from opensora_launch.rundir import RunDir
 
 TINY = ("model=tiny", "video.num_frames=17", "topology=custom", "topology.device=cpu", "topology.gpus_per_node=1")
 HOSTILE = 'it\'s "50%" $HOME, `ls` #1; été\n(two lines) {a: 1} ${oc.env:HOME} \u2028'
@@ -52,7 +53,7 @@ def test_a_run_is_made_again(empty_folder: Path, prompts: str, more: list[str]) 
     if "-m" in more:  # a sweep is one run where only settings of the videos differ
         words = ["--prompt", HOSTILE, "--prompts", prompts, *TINY, *more]
     run, plan = planned(words)
-    command = read_run(run).command
+    command = read_recorded_run(RunDir(run)).command
     assert command is not None
     verb, *again = shlex.split(command)[1:]
     assert verb == "generate"
@@ -66,6 +67,6 @@ def test_a_run_is_made_again(empty_folder: Path, prompts: str, more: list[str]) 
 
 def test_what_one_prompt_cannot_have_is_said(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = planned([*TINY, "--prompt", "a", "-m", "sampling.text_osci=true,false"])
-    words = shlex.split(read_run(run).command or "")[2:]
+    words = shlex.split(read_recorded_run(RunDir(run)).command or "")[2:]
     assert main(["generate", *words]) == 2
     assert "unknown column 'text_osci'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
-from opensora_launch.report.accounting import PARTS
+from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import (
     Collective,
@@ -22,10 +22,10 @@ from opensora_launch.telemetry.events import (
     RankEvents,
     Step,
     end_line,
-    event_line,
     meta_line,
 )
 from tests.configs import changed
+from tests.telemetry.lines import event_line
 
 EPOCH_S = 1_700_000_000.0
 
@@ -49,7 +49,7 @@ class Simulation:
         self.steps: list[list[Step]] = [[] for _ in range(self.world)]
         self.collectives: list[list[Collective]] = [[] for _ in range(self.world)]
         self.counts: dict[tuple[int, ...], int] = defaultdict(int)
-        self.truth = [dict.fromkeys(PARTS, 0.0) for _ in range(self.world)]
+        self.truth = [dict.fromkeys(WALL_PARTS, 0.0) for _ in range(self.world)]
         self.by_axis: list[dict[str, float]] = [defaultdict(float) for _ in range(self.world)]
         self.waited: dict[tuple[int, int], float] = defaultdict(float)  # (rank, for rank)
 

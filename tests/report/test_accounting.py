@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from opensora_launch.report.accounting import PARTS, account, waited_for
-from opensora_launch.report.steps import row_forwards, step_times
+from opensora_launch.report.accounting import WALL_PARTS, account, waited_for
+from opensora_launch.report.steps import count_row_forwards, step_times
+from opensora_launch.report.wording import message
 from opensora_launch.telemetry.events import Collective, RankEvents
 from tests.report.synthetic import Simulation, plain_simulation, random_simulation
 
@@ -17,7 +18,7 @@ def test_parts_are_the_truth_and_add_up(seed: int) -> None:
     for r, found in enumerate(accounts.ranks):
         assert found.wall_s == pytest.approx(sim.now[r] - sim.start[r], abs=1e-5)
         assert sum(found.parts.values()) == pytest.approx(found.wall_s, rel=1e-9)
-        assert list(found.parts) == list(PARTS)
+        assert list(found.parts) == list(WALL_PARTS)
         assert dict(found.parts) == pytest.approx(sim.truth[r], abs=1e-5)
         axes = {axis: seconds for axis, seconds in sim.by_axis[r].items() if seconds > 0}
         assert dict(found.communication_by_axis) == pytest.approx(axes, abs=1e-5)
@@ -76,9 +77,7 @@ def test_missing_ranks_make_waiting_unknown_not_invented() -> None:
     (found,) = alone.ranks
     assert found.parts["waiting"] == 0
     assert found.parts["communication"] == pytest.approx(17 + 1.25)
-    assert alone.unknown == (
-        "the events of some ranks are missing: what was waiting for them is counted as communication",
-    )
+    assert alone.unknown == (message("waits_for_missing_ranks"),)
 
 
 def test_collectives_that_do_not_match_are_said() -> None:
@@ -86,14 +85,14 @@ def test_collectives_that_do_not_match_are_said() -> None:
     other = tuple(replace(c, axis="cfg") for c in second.collectives)
     accounts = account([first, replace(second, collectives=other)])
     assert accounts.ranks[0].parts["waiting"] == 0
-    assert accounts.unknown == ("ranks recorded different collectives under one number: their waiting is not known",)
+    assert accounts.unknown == (message("collectives_differ"),)
 
 
 def test_one_name_for_two_machines_is_seen() -> None:
     first, second = plain_simulation(2).events()
     moved = replace(second, meta=replace(second.meta, start_epoch_s=second.meta.start_epoch_s + 100))
     (unknown,) = account([first, moved]).unknown
-    assert "ranks of host host-a have different clocks" in unknown
+    assert unknown == message("host_clocks_differ", host="host-a")
 
 
 def one_rank(*collectives: Collective) -> RankEvents:
@@ -119,5 +118,5 @@ def test_step_times_are_from_the_first_to_the_last() -> None:
     assert [two.median_s, two.min_s, two.max_s] == pytest.approx([8.25, 8.25, 8.25])
     assert (one.rows, one.count) == (1, 1)
     assert one.median_s == pytest.approx(4.25)
-    assert row_forwards([events]) == 9
-    assert row_forwards([events, events]) == 18
+    assert count_row_forwards([events]) == 9
+    assert count_row_forwards([events, events]) == 18

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan, predict
+from opensora_launch.report.wording import message, say
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Offload, PlacementConfig, RunConfig, Shard
 from opensora_launch.schema.plain import config_yaml
@@ -15,7 +16,6 @@ from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 CARDS = Path(__file__).parents[2] / "configs" / "hardware"
-PLANNED = "the planner's predicted ratio, applied to the measured time; not tried"
 
 
 def config(card: str = "h100_sxm", **changes: Any) -> RunConfig:
@@ -23,7 +23,7 @@ def config(card: str = "h100_sxm", **changes: Any) -> RunConfig:
 
 
 def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> dict[str, dict[str, Any]]:
-    """Advice by what it changes, of a run on GPUs."""
+    """Advice for a run on GPUs, by what to do."""
     prompts = tuple(f"prompt {n}" for n in range(videos))
     plan = make_plan(asked, Machine("cuda", 1, ranks, ranks), a_plan(1, prompts=prompts).videos, "0.1.0")
     names = [video.name for video in plan.videos]
@@ -31,16 +31,17 @@ def advised(tmp_path: Path, asked: RunConfig, ranks: int, videos: int = 1) -> di
     (run / "config.yaml").write_text(config_yaml(asked))
     report = build(run)
     assert report["prediction_reason"] is None
-    return {advice["change"]: advice for advice in report["advice"]}
+    return {say(advice["do"]): advice for advice in report["advice"]}
 
 
 def test_the_planner_advises_another_layout(tmp_path: Path) -> None:
     """A ring over eight GPUs with NVLink, where guidance rows and heads could be dealt."""
     asked = config(layout__ring=8)
-    (advice,) = (a for change, a in advised(tmp_path, asked, 8).items() if change.startswith("layout."))
-    assert "layout.ring=1" in advice["change"]
-    assert advice["what"] == "another layout than dp1 cfg1 ring8 ulysses1 tp1 is predicted to be faster"
-    assert advice["how"] == PLANNED
+    ((do, advice),) = (pair for pair in advised(tmp_path, asked, 8).items() if pair[0].startswith("layout."))
+    assert "layout.ring=1" in do
+    assert advice["do"] == message("set", overrides=do)
+    assert advice["what"] == message("faster_layout", layout="dp1 cfg1 ring8 ulysses1 tp1")
+    assert advice["basis"] == "predicted"
     assert advice["then_s"] == pytest.approx(advice["now_s"] - advice["gain_s"], abs=1e-5)
 
 
@@ -49,7 +50,7 @@ def test_its_gain_is_the_planners_ratio(tmp_path: Path) -> None:
     asked = config(placement__offload=Offload.host, placement__resident_blocks=0)
     found = advised(tmp_path, asked, 2)
     advice = found["placement.offload=none"]
-    assert advice["what"].startswith("weights in host memory: replicated weights would fit and is predicted")
+    assert say(advice["what"]).endswith(": replicated weights instead of weights in host memory.")
     videos = a_plan(1).videos
     slow, fast = (predict(run, Machine("cuda", 1, 2, 2), videos)[1][0].phases.making for run in (asked, config()))
     wall = 0.5 + 2.0 + 1.0 + 18 + 5 * 0.25 + 1.5 + 0.5
@@ -84,10 +85,10 @@ def test_what_would_not_fit_is_not_advised(tmp_path: Path) -> None:
 def test_rows_and_batches_are_left_to_the_planner(tmp_path: Path) -> None:
     asked = config(sampling__prune_rows=False, layout__ring=8)
     found = advised(tmp_path, asked, 8)
-    assert found["sampling.prune_rows=true"]["how"] == PLANNED
-    together = found[next(c for c in found if found[c]["what"] == "these changes together")]
-    assert together["change"].startswith("layout.dp=1 layout.cfg=")
-    assert together["change"].endswith("sampling.prune_rows=true")
+    assert found["sampling.prune_rows=true"]["basis"] == "predicted"
+    do, together = next((do, advice) for do, advice in found.items() if advice["what"] == message("all_changes"))
+    assert do.startswith("layout.dp=1 layout.cfg=")
+    assert do.endswith("sampling.prune_rows=true")
     assert together["gain_s"] > found["sampling.prune_rows=true"]["gain_s"]
 
 
@@ -96,11 +97,11 @@ def test_rows_that_need_not_be_computed_on_a_cpu(tmp_path: Path) -> None:
     plan = a_plan(2, sampling__prune_rows=False)
     folder = write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"])
     first = build(folder)["advice"][0]
-    assert first["change"] == "sampling.prune_rows=true"
-    assert first["what"] == "150 row-forwards were computed where 80 give the same video"
+    assert first["do"] == message("set", overrides="sampling.prune_rows=true")
+    assert first["what"] == message("unneeded_rows", computed=150, needed=80)
     assert first["gain_s"] == pytest.approx((18 + 1.25) * (1 - 80 / 150))
     assert first["then_s"] == pytest.approx(24.75 - first["gain_s"])
-    assert first["how"] == "from this run's measured parts; not tried"
+    assert first["basis"] == "measured"
 
 
 def test_a_clean_run_is_advised_nothing(tmp_path: Path) -> None:
@@ -112,5 +113,5 @@ def test_a_clean_run_is_advised_nothing(tmp_path: Path) -> None:
 def test_loading_is_paid_once_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", a_plan(2), [plain_simulation(2, scale=0.1).events()], done=["0000_0"])
     (advice,) = build(run)["advice"]
-    assert advice["what"].startswith("setup and load are 2.5 s of")
+    assert say(advice["what"]).startswith("Setup and load take 2.5 of")
     assert advice["gain_s"] == pytest.approx(2.5 * 0.9)

@@ -7,19 +7,20 @@ from opensora_launch.report.accounting import account
 from opensora_launch.report.efficiency import (
     Baseline,
     Times,
+    comparable_work,
     differences,
     efficiency,
-    measured,
-    predicted,
+    measured_baseline,
+    predicted_baseline,
     refuse_other_work,
-    work_of,
 )
+from opensora_launch.report.wording import message, say
 from opensora_launch.schema.config import AttentionKind, Offload, Precision, Shard, Storage
 from tests.report.synthetic import a_plan, plain_simulation, random_simulation
 
 
 def of(gpus: int, job_s: float, denoise_s: float) -> Baseline:
-    return Baseline("measured", "another", "how", Times(gpus, job_s, denoise_s))
+    return Baseline("measured", "another", message("how_predicted", run="another"), Times(gpus, job_s, denoise_s))
 
 
 @pytest.mark.parametrize(
@@ -42,14 +43,14 @@ def test_a_baseline_may_have_several_ranks() -> None:
 
 def test_above_one_is_a_fault() -> None:
     fault = efficiency(Times(2, 60.0, 40.0), of(1, 119.0, 102.4)).fault
-    assert fault is not None
-    assert fault.startswith("efficiency above 1 (denoise 1.280) is a fault of the measurement until shown otherwise")
+    assert fault == message("above_one", scopes=[message("denoise_above", efficiency=pytest.approx(1.28))])
+    assert say(fault).startswith("Efficiency above 1 (denoising 1.280) is a measurement error until shown otherwise.")
     assert efficiency(Times(2, 50.0, 40.0), of(1, 100.0, 80.0)).fault is None
 
 
 def test_prediction_is_the_sum_of_what_was_shared() -> None:
-    base = predicted("run", account(plain_simulation(2).events()).ranks)
-    assert (base.kind, base.name) == ("predicted", "one rank, predicted from run")
+    base = predicted_baseline("run", account(plain_simulation(2).events()).ranks)
+    assert (base.kind, base.run, base.how) == ("predicted", "run", message("how_predicted", run="run"))
     assert base.times.gpus == 1
     assert base.times.denoise_s == pytest.approx(36)
     assert base.times.job_s == pytest.approx(36 + 3 + 1 + 0.5 + 2 + 0.5)  # compute, vae, text, save, load, setup
@@ -59,7 +60,7 @@ def test_prediction_is_the_sum_of_what_was_shared() -> None:
 def test_a_predicted_efficiency_is_never_above_one(seed: int) -> None:
     accounts = account(random_simulation(seed).events())
     times = Times(len(accounts.ranks), accounts.wall_s, max(r.denoise_s for r in accounts.ranks))
-    found = efficiency(times, predicted("run", accounts.ranks))
+    found = efficiency(times, predicted_baseline("run", accounts.ranks))
     assert 0 < found.job.efficiency <= 1 + 1e-9
     assert 0 < found.denoise.efficiency <= 1 + 1e-9
 
@@ -69,17 +70,19 @@ def test_a_baseline_of_other_hosts_is_a_stored_one() -> None:
         "run": "r", "times": {"gpus": 1, "job_s": 9.0, "denoise_s": 8.0}, "machine": {"hosts": ["a"]},
         "work": {"device_name": "X"}, "engine": "native",
     }  # fmt: skip
-    here, elsewhere = measured(report, ["a", "b"]), measured(report, ["b"])
-    assert (here.kind, here.how) == ("measured", "run r on 1 x X, engine native")
-    assert elsewhere.kind == "stored"
-    assert elsewhere.how == "run r on 1 x X, engine native, a stored report: measured on a, not here"
-    assert measured(report | {"machine": {"hosts": []}}, ["b"]).kind == "stored"
+    here, elsewhere = measured_baseline(report, ["a", "b"]), measured_baseline(report, ["b"])
+    assert (here.kind, say(here.how)) == ("measured", "Run r on 1 x X, engine native.")
+    assert (elsewhere.kind, elsewhere.run) == ("stored", "r")
+    stored = "Stored report of run r on 1 x X, engine native, measured on a, not on this machine."
+    assert say(elsewhere.how) == stored
+    nowhere = measured_baseline(report | {"machine": {"hosts": []}}, ["b"])
+    assert (nowhere.kind, say(nowhere.how)) == ("stored", stored.replace(", measured on a", ""))
 
 
 def work(**changes: object) -> dict[str, str | int | float | bool | None]:
     names = changes.pop("device_names", ["a CPU"])
     rows = changes.pop("row_forwards", 80)
-    return work_of(a_plan(2, **changes), device_names=names, attention=None, row_forwards=rows)  # type: ignore[arg-type]
+    return comparable_work(a_plan(2, **changes), device_names=names, attention=None, row_forwards=rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -110,9 +113,10 @@ def test_other_work_is_refused_by_name(change: dict[str, object], line: str) -> 
 
 def test_all_differences_are_named_at_once() -> None:
     plan, other = a_plan(2), work()
-    mine = work_of(plan, device_names=["x"], attention=AttentionKind.flash3.value, row_forwards=81)
-    assert [line.split(":")[0] for line in differences(mine, other)] == ["device_name", "attention", "row_forwards"]
-    assert differences(mine, {}) == [f"{key}: {value} here, unknown in the baseline" for key, value in mine.items()]
+    mine = comparable_work(plan, device_names=["x"], attention=AttentionKind.flash3.value, row_forwards=81)
+    assert [found["key"] for found in differences(mine, other)] == ["device_name", "attention", "row_forwards"]
+    unknown = [f"{key}: {value} here, unknown in the baseline" for key, value in mine.items()]
+    assert [say(found) for found in differences(mine, {})] == unknown
 
 
 def test_prompt_and_seed_are_not_work() -> None:

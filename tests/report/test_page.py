@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from opensora_launch.report.build import build_sweep
-from opensora_launch.report.peers import PEERS, peer_lines
-from opensora_launch.report.sweep import Point, published, sweep
+from opensora_launch.report.published import PEERS, peer_lines, published
+from opensora_launch.report.sweep import SweepPoint, sweep_report
+from opensora_launch.report.wording import message, say
 from tests.report.checked import build
 from tests.report.sampled import on_gpus
 from tests.report.sweeps import read_sweep_report
@@ -64,34 +65,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    points = [Point("tiny", n, (10.0 / n + 2, 10.0 / n + 2.5), "1: dp1", "a", "a/report.html") for n in (1, 2, 4)]
-    build_sweep(folder, sweep("bench-1", points, version="0", device="a CPU", peers=True, unknown=["x <b>y</b>"]))
+    limits = [message("other_hosts", hosts=["x <b>y</b>"])]
+    points = [SweepPoint("tiny", n, (10.0 / n + 2, 10.0 / n + 2.5), "1: dp1", "a", "a/report.html") for n in (1, 2, 4)]
+    build_sweep(
+        folder, sweep_report("bench-1", points, version="0", device="a CPU", peers=peer_lines(), unknown=limits)
+    )
     read_sweep_report(folder)
     return folder
-
-
-def texts() -> dict[str, dict[str, str]]:
-    """The page's words, by language."""
-    found: dict[str, dict[str, str]] = {}
-    for language, block in re.findall(r"^  (en|ko): \{\n(.*?)^  \},", (PAGE / "text.js").read_text(), re.S | re.M):
-        found[language] = dict(re.findall(r'\b(\w+): "((?:[^"\\]|\\.)*)"', block))
-    return found
-
-
-def test_both_languages_say_the_same_things() -> None:
-    english, korean = texts()["en"], texts()["ko"]
-    assert english.keys() == korean.keys()
-    assert len(english) > 100
-    for key, text in english.items():
-        assert sorted(re.findall(r"\{\d\}", text)) == sorted(re.findall(r"\{\d\}", korean[key])), key
-    said = {key: re.sub(r"\{\d\}", "", text) for key, text in english.items()}
-    own = {
-        key for key, text in said.items() if re.search("[a-z]{3}", text) and not re.fullmatch(r"[A-Z –a-z]{2,10}", text)
-    }
-    same = {key for key in own if english[key] == korean[key]}
-    assert same == set()
-    used = set(re.findall(r"""\bt\("(\w+)"[,)]""", "".join(p.read_text() for p in PAGE.glob("*.js"))))
-    assert used - english.keys() == set()
 
 
 def test_the_page_is_one_file_without_any_other(run: Path) -> None:
@@ -101,13 +81,13 @@ def test_the_page_is_one_file_without_any_other(run: Path) -> None:
     assert "alert(1)</script>" not in text
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert data["report"] == json.loads((run / "report.json").read_text())
-    assert [row["rank"] for row in data["timeline"]["rows"]] == [0, 1]
+    assert [rank["rank"] for rank in data["timeline"]["ranks"]] == [0, 1]
     assert len(text) < 150_000
 
 
 def test_published_figures_as_a_report(tmp_path: Path) -> None:
     points, weaker = published(ROOT / "docs/benchmarks/published_scaling.json")
-    data = sweep("Published scaling", points, version="0", kind="published", unknown=weaker)
+    data = sweep_report("Published scaling", points, version="0", kind="published", unknown=weaker)
     open_sora = [r for r in data["table"] if r["name"] == "opensora2-11b-768px-h100"]
     assert [(r["gpus"], round(100 * r["efficiency"], 1)) for r in open_sora] == [
         (1, 100.0), (2, 95.9), (4, 88.8), (8, 75.0),
@@ -119,10 +99,14 @@ def test_published_figures_as_a_report(tmp_path: Path) -> None:
     names = {r["name"] for r in data["table"]}
     assert "xdit-hunyuanvideo-13b-720p-h100" in names
     assert "hunyuan-readme-720p-h100" not in names  # the same measurement, with a cell of another table
-    above = [line for line in data["unknown"] if "an efficiency of" in line]
-    assert above[0].startswith("xdit-hunyuanvideo-13b-720p-h100 on 2 GPUs: an efficiency of 1.029 as published")
-    assert any("flatters the efficiencies" in line and "wan2.2-t2v-a14b-720p-h100" in line for line in weaker)
-    assert "with offload on every count: opensora2-11b-256px-h100" in weaker
+    above = [line for line in data["unknown"] if line["code"] == "above_one_published"]
+    assert say(above[0]).startswith("xdit-hunyuanvideo-13b-720p-h100 on 2 GPUs: an efficiency of 1.029 was published.")
+    baselines, everywhere = weaker
+    assert (baselines["code"], everywhere) == (
+        "offload_in_baselines",
+        message("offload_everywhere", tables=["opensora2-11b-256px-h100"]),
+    )
+    assert "wan2.2-t2v-a14b-720p-h100" in baselines["tables"]
     build_sweep(tmp_path, data)
     assert {b["kind"] for b in read_sweep_report(tmp_path)["baselines"]} == {"published"}
     text = (tmp_path / "report.md").read_text()
@@ -138,7 +122,7 @@ def test_peers_are_rows_of_the_published_file() -> None:
         assert {(n, seconds) for n, seconds in peer.seconds.items()} <= known
     assert max(p["efficiency"] for line in peer_lines() for p in line["points"]) <= 1.0
     notes = {line["name"]: line["note"] for line in peer_lines()}
-    assert "offload" in notes["Wan2.2 A14B, 720p, H100"]
+    assert notes["Wan2.2 A14B, 720p, H100"] == message("offload_one")
 
 
 class Words(HTMLParser):
@@ -196,10 +180,10 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) ->
     assert (sum(ground) < 150) == dark
     assert body["data-inked"] == body["data-canvases"] == "13"  # the timeline, eleven lines of the GPUs, the CPU
     for said in (
-        "Run 20261120-190000", "Rank 1 is slow — cause: throttled (host-a, GPU 1)",
-        "Baseline (predicted): one rank, predicted from 20261120-190000", "so the efficiency errs high",
-        "too hot (hardware) in 100% of the samples",
-        "Where the efficiency went", "Power", "0 Stub GPU", "did not tell: processes (Not Supported)", "Karp–Flatt",
+        "Run 20261120-190000", "Rank 1 is slow: its GPU was throttled (host-a, GPU 1)",
+        "Baseline (predicted): Estimated time on one rank, from run 20261120-190000", "This overstates the efficiency.",
+        "too hot (hardware) in 100% of the readings", "1 memory error that ECC could not correct",
+        "Where the efficiency went", "Power", "0 Stub GPU", "host-a refused: processes (Not Supported)", "Karp–Flatt",
         "</script><script>alert(1)</script> raining, sea",
         "opensora-launch generate video=256px topology=cpu2 --prompts /",
     ):  # fmt: skip
@@ -210,11 +194,11 @@ def test_the_page_of_a_run(run: Path, tmp_path: Path, width: int, dark: bool) ->
 def test_the_page_in_korean(run: Path, curve: Path, tmp_path: Path) -> None:
     found = dom(run / "report.html", tmp_path, 390, "?lang=ko")
     assert found.found["html"]["lang"] == "ko"
-    assert "랭크 1이(가) 느림 — 원인: 스로틀링 (host-a, GPU 1)" in found.text
+    assert "1번 랭크가 느립니다: GPU 스로틀링 (host-a, GPU 1)" in found.text
     assert "효율 손실 내역" in found.text
     swept = dom(curve / "report.html", tmp_path, 820, "?lang=ko")
     assert "직렬" in swept.text
-    assert "tiny: 기준은 GPU 1개, 12.3초, 여기서 측정함, 실행 a" in swept.text
+    assert "tiny: 기준은 GPU 1개, 12.25초(직접 측정, 실행 a)" in swept.text
     assert "x <b>y</b>" in swept.text
 
 

@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 
 from opensora_launch.report.build import build_sweep
-from opensora_launch.report.sweep import Point, published, sweep
+from opensora_launch.report.published import peer_lines, published
+from opensora_launch.report.sweep import SweepPoint, sweep_report
+from opensora_launch.report.wording import message
 from tests.report.browser import Page, browser
 from tests.report.checked import build, check
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 from tests.report.test_page import ROOT, made_run
-from tests.report.test_sentences import ENGLISH
 
+ENGLISH = re.compile(r"[a-z]{3,} [a-z]{2,} [a-z]{2,}")  # three words in a row
 pytestmark = pytest.mark.browser
 EFFICIENCY = "document.querySelector('.tile b').textContent"  # of the whole job
 
@@ -42,9 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep on CPU ranks whose repeats spread, and where more ranks gained nothing."""
     folder = tmp_path_factory.mktemp("curve")
-    points = [Point("tiny", n, (10.0 + n, 9.0 + n, 13.0 + n), "1: dp1", "a") for n in (1, 2, 4)]
-    unknown = ["one repeat: how much the times spread is not known"]
-    build_sweep(folder, sweep("b", points, version="0", device="a CPU", unit="CPU rank", peers=True, unknown=unknown))
+    points = [SweepPoint("tiny", n, (10.0 + n, 9.0 + n, 13.0 + n), "1: dp1", "a") for n in (1, 2, 4)]
+    more: dict[str, Any] = {"unit": "CPU rank", "peers": peer_lines(), "unknown": [message("one_repeat")]}
+    build_sweep(folder, sweep_report("b", points, version="0", device="a CPU", **more))
     return folder / "report.html"
 
 
@@ -109,9 +111,9 @@ def test_what_a_screen_reader_says(page: Page, run: Path) -> None:
     assert not [node for node in focusable if node["role"] in ("image", "img")]  # a picture has no keys
     (timeline,) = (node for node in heard if node["role"] == "application")
     assert timeline["name"].startswith("Timeline of 2 ranks over 32.8 s")
-    assert timeline["roledescription"] == "timeline to zoom"
+    assert timeline["roledescription"] == "zoomable timeline"
     headings = [node["name"] for node in heard if node["role"] == "heading"]
-    assert headings[:4] == ["Run 20261120-190000", "What was found", "What to change", "Scaling"]
+    assert headings[:4] == ["Run 20261120-190000", "Findings", "What to change", "Scaling"]
     pictures = [node["name"] for node in heard if node["role"] in ("image", "img")]
     assert all(pictures)
     assert any(name.startswith("Power. GPU 0: ") for name in pictures)
@@ -136,11 +138,11 @@ def test_a_stored_baseline(page: Page, tmp_path: Path) -> None:
     assert page.run(EFFICIENCY) == "72.3%"
     lost = page.run("document.querySelector('#waterfall svg').getAttribute('aria-label')")
     assert lost.endswith("slower than in the baseline 14.5%, left 72.3%")
-    how = "run one on 1 x a CPU, engine native, a stored report: measured on host-b, not here"
-    assert page.run("document.getElementById('baseline').textContent") == f"Baseline (stored): one. How: {how}."
+    how = "Stored report of run one on 1 x a CPU, engine native, measured on host-b, not on this machine."
+    assert page.run("document.getElementById('baseline').textContent") == f"Baseline (stored): {how}"
     page.open(two / "report.html", language="ko")
-    how = "실행 one, a CPU 1개, 엔진 native, 저장된 보고서: 여기가 아니라 host-b에서 측정함"
-    assert page.run("document.getElementById('baseline').textContent") == f"기준(저장값): one. 방법: {how}."
+    how = "실행 one의 저장된 보고서: a CPU 1개, 엔진 native. 이 장비가 아닌 곳(host-b)에서 측정했습니다."
+    assert page.run("document.getElementById('baseline').textContent") == f"기준(저장): {how}"
     build(write_run(tmp_path / "slow", a_plan(1), [plain_simulation(1, scale=1.1).events()], done=["0000_0"]))
     build(two, baseline=tmp_path / "slow")
     page.open(two / "report.html")
@@ -152,7 +154,7 @@ def test_all_that_is_sampled_is_drawn_and_written(page: Page, run: Path) -> None
     page.open(run)
     text = page.run("document.body.innerText")
     for said in (
-        "Temperature", "NVLink sent", "NVLink received", "PCIe sent", "PCIe received", "Reasons to throttle",
+        "Temperature", "NVLink sent", "NVLink received", "PCIe sent", "PCIe received", "Throttle reasons",
         "ECC errors since the start", "XID 79 on GPU 1 host-a at 12.00 s", "NVLink out / in", "3 / 1",
     ):  # fmt: skip
         assert said in text, said
@@ -207,7 +209,7 @@ def test_spread_is_drawn_in_both_modes(page: Page, curve: Path) -> None:
             assert low - high > 5
     text = page.run("document.body.innerText")
     assert "The bars reach from the slowest to the fastest repeat." in text
-    assert "No speed-up was seen: nothing of the" in text
+    assert "No speed-up was measured: none of the" in text
     assert "4 CPU ranks" in text
     assert "no speed-up" in text
 
@@ -219,7 +221,7 @@ def test_published_figures_at_every_width(
 ) -> None:
     folder = tmp_path_factory.mktemp("published")
     points, weaker = published(ROOT / "docs/benchmarks/published_scaling.json")
-    build_sweep(folder, sweep("Published scaling", points, version="0", kind="published", unknown=weaker))
+    build_sweep(folder, sweep_report("Published scaling", points, version="0", kind="published", unknown=weaker))
     page.open(folder / "report.html", width=width, dark=dark)
     assert fitting(page) == []
     assert "opensora2-11b-768px-h100" in page.run("document.body.innerText")
@@ -261,8 +263,8 @@ def test_a_real_run_with_a_slowed_rank(page: Page, slowed: Path, tmp_path: Path)
     report: dict[str, Any] = json.loads((slowed / "report.json").read_text())
     check(slowed, report)
     first = report["attempts"][0]["findings"][0]
-    assert (first["kind"], first["ranks"], first["cause"]) == ("slow_rank", [2], "asleep")
-    assert report["advice"][0]["what"] == "rank 2 is slow (asleep)"
+    assert (first["code"], first["ranks"], first["cause"]["code"]) == ("slow_rank", [2], "asleep")
+    assert report["advice"][0]["what"] == first
     assert report["environment"]["versions"]["torch"]
     assert report["environment"]["variables"]["OMP_NUM_THREADS"] == "1"
     assert report["command"].endswith(f"--prompts {slowed}/prompts.jsonl")
@@ -272,7 +274,7 @@ def test_a_real_run_with_a_slowed_rank(page: Page, slowed: Path, tmp_path: Path)
             page.open(html, width=width, dark=dark)
             assert fitting(page) == []
             text = page.run("document.body.innerText")
-            assert f"Rank 2 is slow — cause: its process slept ({first['host']})" in text
+            assert f"Rank 2 is slow: its process slept ({first['host']})" in text
             assert "4 CPU ranks" in text
             out = tmp_path / f"{width}-{dark}.png"
             page.picture(out, {"x": 0, "y": 0, "width": width, "height": 900})
@@ -282,7 +284,7 @@ def test_a_real_run_with_a_slowed_rank(page: Page, slowed: Path, tmp_path: Path)
             assert isinstance(usual, tuple)
             assert (sum(usual) < 150) == dark
     page.open(html, language="ko")
-    assert "랭크 2이(가) 느림 — 원인: 프로세스가 잠들어 있었음" in page.run("document.body.innerText")
+    assert "2번 랭크가 느립니다: 프로세스가 잠들어 있었음" in page.run("document.body.innerText")
     before = (html.stat().st_mtime_ns, report["attempts"][0]["wall_s"])
     again = build(slowed)
     assert (again["attempts"][0]["wall_s"], html.stat().st_mtime_ns > before[0]) == (before[1], True)

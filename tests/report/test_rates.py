@@ -12,9 +12,8 @@ import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
-from opensora_launch.report.cards import card_of, read_config
-from opensora_launch.report.document import Prices
-from opensora_launch.report.rates import amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
+from opensora_launch.report.rates import Prices, amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
+from opensora_launch.report.wording import message
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import LayoutConfig, RunConfig
 from opensora_launch.schema.plain import config_yaml
@@ -39,24 +38,24 @@ def test_row_flops_are_the_published_models() -> None:
 def test_mfu_is_flops_over_peak() -> None:
     plan = replace(a_plan(2), precision="bf16")
     accounts = account(plain_simulation(2).events())
-    found = compute_rates(plan, accounts, 9, card_of(config()))
+    found = compute_rates(plan, accounts, 9, config().hardware)
     denoise = 2 * (18 + 5 * 0.25) + 1  # rank 1 begins a second before rank 0, which encodes text
     assert found["flops"] == pytest.approx(9 * row_flops(plan))
     assert found["flops_per_s"] == pytest.approx(found["flops"] / denoise)
     assert found["flops_per_s_computing"] == pytest.approx(found["flops"] / 36)
     assert found["mfu"] == pytest.approx(found["flops_per_s"] / 989.4e12)
     unknown = compute_rates(a_plan(2), accounts, 9, None)
-    assert (unknown["mfu"], unknown["mfu_reason"]) == (None, "a CPU's peak rate is not known here")
+    assert (unknown["mfu"], unknown["mfu_reason"]) == (None, message("cpu_peak_unknown"))
 
 
 def test_links_are_measured_against_nvlink() -> None:
     """5 collectives of 1000 bytes on each of two ranks, 0.25 s each."""
-    (link,) = link_rates(a_plan(2), account(plain_simulation(2).events()), card_of(config()))
+    (link,) = link_rates(a_plan(2), account(plain_simulation(2).events()), config().hardware)
     assert (link["axis"], link["bytes"], link["seconds"]) == ("ulysses", 10_000, pytest.approx(2.5))
     assert link["bytes_per_s"] == pytest.approx(4000)
     assert link["share"] == pytest.approx(4000 / 450e9)
     (unknown,) = link_rates(a_plan(2), account(plain_simulation(2).events()), None)
-    assert (unknown["share"], unknown["reason"]) == (None, "the link's peak rate is not known here")
+    assert (unknown["share"], unknown["reason"]) == (None, message("link_peak_unknown"))
 
 
 def test_energy_and_cost_of_a_video() -> None:
@@ -67,10 +66,10 @@ def test_energy_and_cost_of_a_video() -> None:
     found = energy(gpus, 10.0, 2, 0.36)
     assert (found["joules"], found["joules_per_video"], found["reason"]) == (3600.0, 1800.0, None)
     assert found["usd_per_video"] == pytest.approx(1800 / 3.6e6 * 0.36)
-    assert energy([], 10.0, 2, None)["reason"] == "no GPU told its energy or power"
+    assert energy([], 10.0, 2, None)["reason"] == message("no_power_readings")
     spent = cost(4, 900.0, 2, 3.0)
     assert (spent["gpu_hours"], spent["usd_per_video"]) == (1.0, 1.5)
-    assert cost(4, 900.0, 2, None)["reason"] == "no price was given: --usd-per-gpu-hour"
+    assert cost(4, 900.0, 2, None)["reason"] == message("no_price")
 
 
 @pytest.mark.parametrize(("ranks", "serial"), [(2, 0.1), (4, 0.25), (8, 0.0), (8, 1.0)])
@@ -140,7 +139,7 @@ def test_hosts_are_joined_by_measured_offsets() -> None:
         assert dict(mine.parts) == pytest.approx(dict(theirs.parts), abs=1e-6)
     rough = account(on_hosts(None, None))
     assert rough.clock_error_s is None
-    assert "hosts are aligned by their wall clocks" in rough.unknown[0]
+    assert rough.unknown == (message("wall_clocks"),)
     assert rough.ranks[0].parts["waiting"] != pytest.approx(truth.ranks[0].parts["waiting"], abs=0.5)
 
 
@@ -175,10 +174,11 @@ def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
     assert all(p["predicted_s"] > 0 for p in report["prediction"])
     total, said = report["prediction"][-1], (run / "report.md").read_text()
     off = f"{total['measured_s'] / total['predicted_s'] - 1:+.1%}"
-    assert re.search(rf"\| total +\| +{total['predicted_s']:.1f} \| +24\.8 \| +{re.escape(off)} \|\n", said)
+    assert re.search(rf"\| whole job +\| +{total['predicted_s']:.1f} \| +24\.8 \| +{re.escape(off)} \|\n", said)
     (run / "config.yaml").write_text("model: [1")
-    assert read_config(run) is None
-    assert build(run)["rates"]["mfu"] is None
+    unreadable = build(run)
+    assert (unreadable["rates"]["mfu"], unreadable["prediction"]) == (None, None)
+    assert unreadable["prediction_reason"] == message("no_planner_rates")
 
 
 def test_trace_metrics_and_table(run: Path) -> None:

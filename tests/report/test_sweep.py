@@ -7,17 +7,18 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from opensora_launch.report.build import build_sweep
-from opensora_launch.report.sweep import Point, sweep
+from opensora_launch.report.sweep import SweepPoint, sweep_report
+from opensora_launch.report.wording import message, say
 from tests.report.sweeps import VALIDATOR, read_sweep_report
 
 
-def point(gpus: int, seconds: float, series: str = "x", **work: Any) -> Point:
+def point(gpus: int, seconds: float, series: str = "x", **work: Any) -> SweepPoint:
     works = ({"num_steps": 50, "videos": 1} | work,) * 2
-    return Point(series, gpus, (seconds, seconds), None, f"{series}{gpus}", works=works)
+    return SweepPoint(series, gpus, (seconds, seconds), None, f"{series}{gpus}", works=works)
 
 
-def made(folder: Path, *points: Point, weak: bool = False) -> dict[str, Any]:
-    build_sweep(folder, sweep("s", points, version="0", weak=weak))
+def made(folder: Path, *points: SweepPoint, weak: bool = False) -> dict[str, Any]:
+    build_sweep(folder, sweep_report("s", points, version="0", weak=weak))
     return read_sweep_report(folder)
 
 
@@ -28,7 +29,9 @@ def test_a_point_of_other_work_is_in_no_line_and_no_fit(tmp_path: Path) -> None:
     (fit,) = report["amdahl"]
     assert (fit["serial_s"], fit["parallel_s"]) == pytest.approx((1.0, 8.0))
     assert [p["gpus"] for p in report["curve"][0]["points"]] == [1, 2, 8]
-    assert report["unknown"] == ["x on 4 GPUs did other work: num_steps: 5 here, 50 in the baseline"]
+    assert [say(line) for line in report["unknown"]] == [
+        "x on 4 GPUs did other work: num_steps: 5 here, 50 in the baseline."
+    ]
 
 
 def test_each_series_names_its_baseline(tmp_path: Path) -> None:
@@ -41,9 +44,9 @@ def test_each_series_names_its_baseline(tmp_path: Path) -> None:
 def test_weak_scaling_makes_more_videos_but_no_other_work(tmp_path: Path) -> None:
     more = made(tmp_path, point(1, 4.0), point(2, 5.0, videos=2), point(4, 5.0, videos=4, num_steps=5), weak=True)
     assert [r["efficiency"] for r in more["table"]] == [1.0, 0.8, None]
-    assert more["table"][2]["other_work"] == ["num_steps: 5 here, 50 in the baseline"]
+    assert more["table"][2]["other_work"] == [message("difference", key="num_steps", here="5", baseline="50")]
     strong = made(tmp_path, point(1, 4.0), point(2, 5.0, videos=2))
-    assert strong["table"][1]["other_work"] == ["videos: 2 here, 1 in the baseline"]
+    assert strong["table"][1]["other_work"] == [message("difference", key="videos", here="2", baseline="1")]
 
 
 def test_the_schema_refuses_what_is_not_a_sweep(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ function curve_chart(lines, mode) {
     chart.append(svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end", class: "soft" }, mode === "speedup" ? `${v}×` : percent(v, 0)));
   }
   for (const n of counts) chart.append(svg("text", { x: x(n), y: height - bottom + 18, "text-anchor": "middle", class: "soft" }, n));
-  chart.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle", class: "soft" }, t(unit === "GPU" ? "gpus" : "gpus_or_ranks")));
+  chart.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle", class: "soft" }, t(unit === "GPU" ? "gpu_count" : "gpu_or_rank_count")));
   const ideal = mode === "speedup" ? `M${x(least)} ${y(least)}L${x(most)} ${y(most)}` : `M${x(least)} ${y(1)}L${x(most)} ${y(1)}`;
   chart.append(svg("path", { d: ideal, stroke: "var(--soft)", "stroke-dasharray": "2 4", fill: "none", "stroke-width": 1.5 }));
   const inks = ["accent", "communication", "vae", "load", "waiting", "save"], dashes = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 3"];
@@ -36,7 +36,7 @@ function curve_chart(lines, mode) {
         }
       }
       const dot = svg("circle", { cx, cy, r: own ? 5 : 3.2, fill: p.kind === "predicted" ? "var(--ground)" : ink, stroke: ink, "stroke-width": 2 });
-      dot.append(svg("title", {}, `${line.name}: ${count_of(p.gpus, own ? unit : "GPU")}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}` + (p.low ? ` (${percent(p.low.efficiency)} – ${percent(p.high.efficiency)})` : "")));
+      dot.append(svg("title", {}, `${line.name}: ${size_of(p.gpus, own ? unit : "GPU")}, ${seconds(p.seconds)} s, ${p.speedup.toFixed(2)}×, ${percent(p.efficiency)}` + (p.low ? ` (${percent(p.low.efficiency)} – ${percent(p.high.efficiency)})` : "")));
       chart.append(dot);
     }
     if (points.length) ends.push({ name: line.name, ink, y: at(points[points.length - 1])[1], own });
@@ -52,19 +52,19 @@ function curve_chart(lines, mode) {
   return el("div", {}, chart, narrow ? legend(inked) : null);
 }
 function waterfall_chart(steps) {
-  const width = room(), narrow = width < 620, row = 30, left = narrow ? 4 : 330, right = 64, lift = narrow ? 16 : 0, height = steps.length * (row + lift) + 8;
+  const width = room(), narrow = width < 620, bar = 30, left = narrow ? 4 : 330, right = 64, lift = narrow ? 16 : 0, height = steps.length * (bar + lift) + 8;
   const x = (v) => left + Math.max(0, v) * (width - left - right);
   const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": steps.map((s) => `${s.name} ${percent(s.share)}`).join(", ") });
   steps.forEach((s, n) => {
-    const top = n * (row + lift) + 4 + lift, from = Math.min(s.from, s.to), to = Math.max(s.from, s.to);
+    const top = n * (bar + lift) + 4 + lift, from = Math.min(s.from, s.to), to = Math.max(s.from, s.to);
     chart.append(svg("text", narrow ? { x: left, y: top - 3 } : { x: left - 10, y: top + 17, "text-anchor": "end" }, s.name));
-    chart.append(svg("rect", { x: x(0), y: top, width: x(1) - x(0), height: row - 8, fill: "var(--panel)" }));
-    chart.append(svg("rect", { x: x(from), y: top, width: Math.max(1, x(to) - x(from)), height: row - 8, fill: `var(--${s.ink})`, rx: 2 }));
+    chart.append(svg("rect", { x: x(0), y: top, width: x(1) - x(0), height: bar - 8, fill: "var(--panel)" }));
+    chart.append(svg("rect", { x: x(from), y: top, width: Math.max(1, x(to) - x(from)), height: bar - 8, fill: `var(--${s.ink})`, rx: 2 }));
     chart.append(svg("text", { x: x(to) + 6, y: top + 16, class: s.total ? "" : "soft" }, (s.total ? "" : s.to > s.from ? "+" : "−") + percent(Math.abs(s.share))));
   });
   return chart;
 }
-// Losses of an attempt, as shares of ranks x wall: they and what is left add up to 1.
+// Losses of an attempt as shares of ranks x wall time; with what is left they add up to 1.
 function losses(ranks, wall_s) {
   const total = ranks.length * wall_s, sum = (part) => ranks.reduce((a, r) => a + r.parts[part], 0);
   const repeated = ["setup", "load", "other"].reduce((a, part) => a + sum(part) - Math.max(...ranks.map((r) => r.parts[part])), 0);
@@ -72,7 +72,7 @@ function losses(ranks, wall_s) {
   return [["communication", sum("communication")], ["waiting", sum("waiting")], ["idle", sum("idle")], ["serial", repeated], ["tail", tail]]
     .map(([name, s]) => ({ name, share: s / total }));
 }
-// Against a predicted baseline nothing else is lost: it is made of what is left here.
+// Against a predicted baseline nothing else is lost: it consists of what is left here.
 function waterfall_steps(ranks, wall_s, scaling) {
   const inks = { communication: "communication", waiting: "waiting", idle: "soft", serial: "load", tail: "other" };
   const steps = [{ name: t("ideal_all"), from: 0, to: 1, share: 1, ink: "line", total: true }];

@@ -16,18 +16,17 @@ function svg(name, attributes = {}, ...children) {
   made.append(...children);
   return made;
 }
-// `words`: columns to the left; `long`: of them those with sentences; `quiet`: the heading above says what it is.
-function table(caption, head, rows, options = {}) {
+// `words`: columns aligned to the left; `long`: those of them with sentences; `quiet`: the heading above is the caption.
+function table(caption, head, body, options = {}) {
   const { words = [], long = [], quiet = false } = options;
   const kind = (n) => [words.includes(n) || long.includes(n) ? "words" : "", long.includes(n) ? "long" : ""].join(" ").trim() || null;
-  const cell = (row, tag) => (text, n) => el(n === 0 ? "th" : tag, { scope: tag === "th" ? "col" : n === 0 ? "row" : null, class: kind(n) }, text);
+  const cell = (tag) => (text, n) => el(n === 0 ? "th" : tag, { scope: tag === "th" ? "col" : n === 0 ? "row" : null, class: kind(n) }, text);
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el("table", {}, el("caption", { class: quiet ? "quiet" : null }, caption),
-      el("thead", {}, el("tr", {}, ...head.map(cell(head, "th")))),
-      el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell(row, "td")))))));
+      el("thead", {}, el("tr", {}, ...head.map(cell("th")))),
+      el("tbody", {}, ...body.map((cells) => el("tr", {}, ...cells.map(cell("td")))))));
 }
 let unit = "GPU"; // what the counts of this page are of: "GPU" or "CPU rank"
-function count_of(n, of = unit) { return t(`${n === 1 ? "one" : "n"}_${of === "GPU" ? "gpus" : "cpu"}`, n); }
 function seconds(s) { return s === null || s === undefined ? "–" : s >= 100 ? s.toFixed(0) : s >= 10 ? s.toFixed(1) : s.toFixed(2); }
 function percent(x, digits = 1) { return x === null || x === undefined ? "–" : (100 * x).toFixed(digits) + "%"; }
 function gib(bytes) { return bytes === null || bytes === undefined ? "–" : (bytes / 2 ** 30).toFixed(bytes < 2 ** 33 ? 2 : 1) + " GiB"; }
@@ -43,15 +42,10 @@ function part_colour(part, detail) { return part === "compute" && detail ? (deta
 function part_name(part, detail) {
   if (part === "compute" && detail) return detail === "other" ? t("compute_other") : t(detail);
   if (part === "communication" && detail) return `${t(part)}: ${detail}`;
-  if (part === "waiting" && detail !== "") return `${t(part)}: ${t("rank")} ${detail}`;
+  if (part === "waiting" && detail !== "") return `${t(part)}: ${t("rank_name", { rank: detail })}`;
   return t(part);
 }
 function celsius(value) { return value === null || value === undefined ? "–" : `${value} °C`; }
-// A sentence of the report, in the language chosen where the page knows it; else English, and marked as such.
-function said(text) {
-  const known = language === "en" ? text : translated(text);
-  return el("span", { lang: known === null ? "en" : language }, known ?? text);
-}
 function legend(entries) {
   return el("ul", { class: "legend" }, ...entries.map(([name, text]) => el("li", {}, el("i", { style: `background:var(--${name})` }), text)));
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from opensora_launch.report.build import build_report
+from opensora_launch.report.wording import message, say
 from tests.report.checked import VALIDATOR
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
@@ -60,17 +61,18 @@ def test_mig_instances_have_their_cards_readings(tmp_path: Path) -> None:
     for gpu in attempt["gpus"]:
         assert (gpu["power_mean_w"], gpu["energy_j"], gpu["power_limit_w"]) == (300.0, 2500.0, 400.0)
         assert (gpu["memory_bytes"], gpu["memory_peak_bytes"], gpu["others_share"]) == (10 << 30, 8 << 30, 0.0)
-        assert (gpu["throttled"], gpu["xids"]) == ({"too hot (hardware)": 1.0}, [79])
+        assert (gpu["throttled"], gpu["xids"]) == ({"too_hot_hardware": 1.0}, [79])
         assert gpu["of_whole_card"] == ["energy_j", "power_limit_w", "power_mean_w", "throttled", "xids"]
-    assert [(f["kind"], f["ranks"], f["evidence"]) for f in attempt["findings"]] == [
-        ("throttled", [0, 1], "GPU 0 (the whole card) was throttled: too hot (hardware) in 100% of the samples"),
-        ("gpu_error", [0, 1], "GPU 0 (the whole card) reported XID 79"),
+    assert [(say(f, "title"), say(f)) for f in attempt["findings"]] == [
+        (
+            "GPU 0 (whole card) was throttled (host-a, ranks 0, 1)",
+            "Reasons: too hot (hardware) in 100% of the readings.",
+        ),
+        ("GPU 0 (whole card) reported an error (host-a, ranks 0, 1)", "XID 79."),
     ]
     assert report["energy"]["joules"] == 2500.0
-    assert attempt["unknown"] == [
-        "these readings of MIG instances are of their whole cards: "
-        "energy_j, power_limit_w, power_mean_w, throttled, xids"
-    ]
+    readings = ["energy_j", "power_limit_w", "power_mean_w", "throttled", "xids"]
+    assert attempt["unknown"] == [message("whole_card_readings", readings=readings)]
 
 
 @pytest.mark.parametrize(("device", "seen"), [("cpu", []), ("cuda", ["GPU-c", "GPU-other"])])
@@ -88,4 +90,4 @@ def test_gpus_of_a_host_whose_ranks_have_none(tmp_path: Path, device: str, seen:
 def test_a_sampler_that_stopped_is_named(tmp_path: Path) -> None:
     why = {"kind": "problem", "why": "OSError: No space left on device"}
     (attempt,) = report_of(tmp_path, [], [], why)["attempts"]
-    assert attempt["unknown"] == ["the samples of host host-a end early: OSError: No space left on device"]
+    assert attempt["unknown"] == [message("samples_ended", host="host-a", why=why["why"])]

@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 from opensora_launch.machine.nvml import THROTTLES
 from opensora_launch.report.accounting import account
-from opensora_launch.report.findings import HELD_DOWN, Finding, Scene, findings
-from opensora_launch.report.machine import Node, nodes_of, rank_use
+from opensora_launch.report.device_use import HELD_DOWN, SampledNode, nodes_of, rank_use, throttle_code
+from opensora_launch.report.diagnosis import Evidence, findings
+from opensora_launch.report.wording import Message, message, say
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
@@ -26,9 +27,8 @@ from tests.ranks import run_ranks
 from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
-STEPS, BEAT_S = 10, 0.1
+STEPS, BEAT_S, PAGES = 10, 0.1, 3000
 LAYOUT = "dp1 cfg2 ring1 ulysses2"
-PAGES = 3000
 
 
 def burn(seconds: float) -> None:
@@ -93,51 +93,55 @@ def work(attempt: str, fault: str) -> None:
     beat.close()
 
 
-def found(tmp_path: Path, fault: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def starved(finding: Message) -> bool:
+    return bool(finding["code"] == "slow_rank" and finding["cause"]["code"] == "starved")
+
+
+def found(tmp_path: Path, fault: str) -> tuple[list[Message], dict[str, Any]]:
     plan = a_plan(4, layout__ulysses=2, layout__cfg=2, model__name="tiny")
     run = write_run(tmp_path / "run", plan, [[]], done=["0000_0"])
     run_ranks(4, tmp_path, work, str(run / "attempts/0"), fault)
-    report = build(run)
-    return report["attempts"][0]["findings"], report
+    return (report := build(run))["attempts"][0]["findings"], report
 
 
 def test_a_clean_run_has_no_findings(tmp_path: Path) -> None:
     """Where this machine's cores are busy elsewhere a rank may truly starve; nothing else may be said."""
     clean, report = found(tmp_path, "none")
-    assert [f for f in clean if f["cause"] != "starved"] == []
+    assert [f for f in clean if not starved(f)] == []
     assert report["attempts"][0]["hosts"][0]["host"] == "h"
 
 
 def test_a_sleeping_rank(tmp_path: Path) -> None:
     (asleep, *rest), report = found(tmp_path, "asleep")
-    assert (asleep["kind"], asleep["ranks"], asleep["cause"]) == ("slow_rank", [2], "asleep")
+    assert (asleep["code"], asleep["ranks"], asleep["cause"]["code"]) == ("slow_rank", [2], "asleep")
     assert asleep["seconds"] > STEPS * BEAT_S / 2
-    assert "its process slept" in asleep["evidence"]
-    assert [f for f in rest if f["cause"] != "starved"] == []
-    assert report["advice"][0]["what"] == "rank 2 is slow (asleep)"
+    assert asleep["cause"]["asleep_s"] > STEPS * BEAT_S / 2
+    assert [f for f in rest if not starved(f)] == []
+    assert report["advice"][0]["what"] == asleep
+    assert report["advice"][0]["do"] == message("remedy", cause=asleep["cause"])
     assert report["advice"][0]["gain_s"] == asleep["seconds"]
 
 
 def test_a_slow_rank(tmp_path: Path) -> None:
     """It ran all the time: neither asleep nor short of memory. On a crowded machine it may have starved too."""
     (slow, *_), _ = found(tmp_path, "slow")
-    assert (slow["kind"], slow["ranks"]) == ("slow_rank", [2])
-    assert slow["cause"] in ("unknown_cause", "starved")
+    assert (slow["code"], slow["ranks"]) == ("slow_rank", [2])
+    assert slow["cause"]["code"] in ("unknown_cause", "starved")
 
 
 def test_a_slow_link(tmp_path: Path) -> None:
     (link, *rest), _ = found(tmp_path, "link")
-    assert (link["kind"], link["ranks"], link["cause"]) == ("slow_link", [2, 3], "ulysses")
+    assert (link["code"], link["ranks"], link["axis"]) == ("slow_link", [2, 3], "ulysses")
     assert link["seconds"] > STEPS * BEAT_S / 2
-    assert [f for f in rest if f["cause"] != "starved"] == []
+    assert [f for f in rest if not starved(f)] == []
 
 
 def test_memory_that_is_read_back_from_disk(tmp_path: Path) -> None:
     if on_tmpfs(tmp_path):
         pytest.skip("the files of tests are in memory here: none can be read back from a disk")
     (short, *_), _ = found(tmp_path, "memory")
-    assert (short["kind"], short["ranks"], short["cause"]) == ("slow_rank", [2], "memory")
-    assert "pages read back from disk" in short["evidence"]
+    assert (short["code"], short["ranks"], short["cause"]["code"]) == ("slow_rank", [2], "memory_short")
+    assert short["cause"]["pages"] > 0
 
 
 def test_the_use_of_a_rank_is_that_of_its_window() -> None:
@@ -146,7 +150,7 @@ def test_the_use_of_a_rank_is_that_of_its_window() -> None:
         {"time_s": float(n), "host": {}, "gpus": [],
          "ranks": [{"rank": 0, "ran_s": 0.5 * n, "starved_s": 0.1 * n, "major_faults": 10 * n}]} for n in range(5)
     )  # fmt: skip
-    node = Node(NodeSamples("h", None, None, (), samples, (), {}, 0), tuple(100.0 + n for n in range(5)))
+    node = SampledNode(NodeSamples("h", None, None, (), samples, (), {}, 0), tuple(100.0 + n for n in range(5)))
     use, early = rank_use(node, 0, (101.5, 103.25)), rank_use(node, 0, (90.0, 101.0))
     assert use is not None
     assert early is not None
@@ -170,7 +174,7 @@ def scene(
     slow: Sequence[float] = (1.0, 1.5),
     names: str | Sequence[str] = "XX",
     nvml: str = "GPU-",
-) -> list[Finding]:
+) -> list[Message]:
     """Ranks on a GPU each, of these names, of which the last is 1.5 times as slow; every sample says `gpus` of them.
 
     `nvml` begins the driver's UUIDs of them.
@@ -185,7 +189,7 @@ def scene(
     times = [sim.clock(0, 0.25 * n) for n in range(160)]
     samples = tuple({"time_s": t, "host": {}, "ranks": [], "gpus": gpus} for t in times)
     node = NodeSamples("host-a", "570", None, facts, samples, (), {}, 0)
-    return findings(Scene(events, accounts, nodes_of([node], accounts), 24))
+    return findings(Evidence(events, accounts, nodes_of([node], accounts), 24))
 
 
 def gpu(index: int, **values: Any) -> dict[str, Any]:
@@ -194,18 +198,22 @@ def gpu(index: int, **values: Any) -> dict[str, Any]:
 
 def test_a_slow_rank_on_a_mig_instance_is_named_as_the_driver_does() -> None:
     (slow,) = scene([gpu(0), gpu(1)], nvml="MIG-")
-    assert (slow.kind, slow.ranks, slow.gpu) == ("slow_rank", (1,), "MIG-1")
+    assert (slow["code"], slow["ranks"], slow["gpu"], slow["gpu_name"]) == ("slow_rank", [1], "MIG-1", "GPU 1")
 
 
 def test_a_hot_gpu_is_the_cause() -> None:
     hot = gpu(1, sm_mhz=1300, throttled=["too hot (hardware)"])
     slow, heat = scene([gpu(0), hot])
-    assert (slow.kind, slow.ranks, slow.cause, slow.gpu) == ("slow_rank", (1,), "throttled", "GPU-1")
-    assert slow.evidence.endswith("too hot (hardware) in 100% of the samples, 1300 MHz against 1980")
-    assert slow.seconds == pytest.approx(8.0)
-    assert (heat.kind, heat.ranks, heat.evidence) == (
-        "throttled", (1,), "GPU 1 was throttled: too hot (hardware) in 100% of the samples at 1300 of 1980 MHz",
-    )  # fmt: skip
+    assert (slow["code"], slow["ranks"], slow["gpu"]) == ("slow_rank", [1], "GPU-1")
+    reasons = [message("too_hot_hardware", share=1.0)]
+    assert slow["cause"] == message("gpu_throttled", reasons=reasons, sm_mhz=1300, others_sm_mhz=1980)
+    assert slow["seconds"] == pytest.approx(8.0)
+    assert say(slow["cause"]) == (
+        "Throttle reasons: too hot (hardware) in 100% of the readings. Its GPU ran at 1300 MHz, the others at 1980 MHz."
+    )
+    assert (heat["code"], heat["ranks"], heat["reasons"]) == ("throttled", [1], reasons)
+    assert say(heat, "title") == "GPU 1 was throttled (host-a, rank 1)"
+    assert say(heat) == ("Reasons: too hot (hardware) in 100% of the readings. The median clock was 1300 of 1980 MHz.")
 
 
 @pytest.mark.parametrize("why", ["power cap", "locked clocks", "clocks in step with another GPU"])
@@ -215,62 +223,64 @@ def test_clocks_that_are_as_somebody_wants_them_are_no_finding(why: str) -> None
     assert scene(held, slow=[1.0, 1.0]) == []
     assert scene([gpu(0), gpu(1)], slow=[1.0, 1.1]) == []
     (slow,) = scene([gpu(n, sm_mhz=None, throttled=[why]) for n in range(2)])
-    assert (slow.kind, slow.cause) == ("slow_rank", "unknown_cause")
+    assert (slow["code"], slow["cause"]) == ("slow_rank", message("unknown_cause"))
 
 
-@pytest.mark.parametrize("why", sorted(HELD_DOWN))
+@pytest.mark.parametrize("why", sorted(why for why in THROTTLES if throttle_code(why) in HELD_DOWN))
 def test_heat_power_and_faults_are_findings_on_every_card(why: str) -> None:
-    assert why in THROTTLES
     found = scene([gpu(n, throttled=[why, "locked clocks"]) for n in range(2)], slow=[1.0, 1.0])
-    assert [(f.kind, f.ranks) for f in found] == [("throttled", (0,)), ("throttled", (1,))]
-    assert found[0].evidence == f"GPU 0 was throttled: {why} in 100% of the samples at 1980 of 1980 MHz"
+    assert [(f["code"], f["ranks"]) for f in found] == [("throttled", [0]), ("throttled", [1])]
+    assert say(found[0]) == f"Reasons: {why} in 100% of the readings. The median clock was 1980 of 1980 MHz."
+
+
+def test_faults_that_throttle_are_reasons_of_the_driver() -> None:
+    assert {throttle_code(why) for why in THROTTLES} > HELD_DOWN
 
 
 @pytest.mark.parametrize(
     ("last", "names", "cause"),
     [
-        (gpu(1, processes=[[1, 1], [77, 1]]), "XX", "shared_gpu"),
+        (gpu(1, processes=[[1, 1], [77, 1]]), "XX", "gpu_shared"),
         (gpu(1), ["X", "an older card"], "slower_card"),
-        (gpu(1, sm_mhz=1200), "XX", "throttled"),
+        (gpu(1, sm_mhz=1200), "XX", "gpu_throttled"),
         (gpu(1), "XX", "unknown_cause"),
     ],
 )
 def test_other_causes_on_gpus(last: dict[str, Any], names: Sequence[str], cause: str) -> None:
     slow = scene([gpu(0), last], names=names)[0]
-    assert (slow.kind, slow.ranks, slow.cause) == ("slow_rank", (1,), cause)
+    assert (slow["code"], slow["ranks"], slow["cause"]["code"]) == ("slow_rank", [1], cause)
 
 
 def test_slower_cards_among_faster_ones() -> None:
     """Two of each: that the other slow rank has such a card too does not hide it, nor do two kinds of fast ones."""
     gpus = [gpu(0), gpu(1), gpu(2, sm_mhz=1200), gpu(3, sm_mhz=1200)]
-    for names, fast in (("AACC", "A"), ("ABCC", "A, B")):
+    for names, fast in (("AACC", ["A"]), ("ABCC", ["A", "B"])):
         found = scene(gpus, slow=[1.0, 1.0, 1.4, 1.5], names=names)
-        assert {(f.kind, f.cause) for f in found} == {("slow_rank", "slower_card")}
-        assert found[0].evidence.endswith(f"it runs on C, faster ranks on {fast}")
-    assert {f.ranks for f in found} == {(3,)}
+        assert {f["code"] for f in found} == {"slow_rank"}
+        assert all(f["cause"] == message("slower_card", card="C", faster_cards=fast) for f in found)
+    assert [f["ranks"] for f in found] == [[3]]
 
 
 def test_clocks_are_compared_among_cards_of_one_name() -> None:
     """Rank 3 runs at the clock of its kind, which is lower than that of another."""
     gpus = [gpu(0, sm_mhz=1200), gpu(1), gpu(2), gpu(3, sm_mhz=1200)]
     (slow,) = scene(gpus, slow=[1.0, 1.0, 1.0, 1.5], names="CAAC")
-    assert (slow.ranks, slow.cause) == ((3,), "unknown_cause")
+    assert (slow["ranks"], slow["cause"]["code"]) == ([3], "unknown_cause")
 
 
 def test_more_work_is_the_cause_where_heads_do_not_divide() -> None:
     """Three heads on two ranks: the first has two of them, and takes twice as long."""
-    sim = plain_simulation(2, slow=[2.0, 1.0])
-    events = sim.events()
+    events = plain_simulation(2, slow=[2.0, 1.0]).events()
     accounts = account(events)
-    (slow,) = findings(Scene(events, accounts, (), 3))
-    assert (slow.ranks, slow.cause) == ((0,), "more_work")
-    assert slow.evidence.endswith("it was dealt 2.00 times the others' rows and heads")
-    assert findings(Scene(events, accounts, (), 24))[0].cause == "unknown_cause"
+    (slow,) = findings(Evidence(events, accounts, (), 3))
+    assert (slow["ranks"], slow["cause"]) == ([0], message("more_work", times=2.0))
+    assert findings(Evidence(events, accounts, (), 24))[0]["cause"] == message("unknown_cause")
 
 
 def test_errors_of_a_gpu_and_a_host_short_of_memory() -> None:
-    events = plain_simulation(1).events()
-    events = [replace(events[0], meta=replace(events[0].meta, device="cuda", device_uuid="GPU-0"))]
+    events = [
+        replace(e, meta=replace(e.meta, device="cuda", device_uuid="GPU-0")) for e in plain_simulation(1).events()
+    ]
     accounts = account(events)
     facts = ({"index": 0, "uuid": "GPU-0", "name": "X"},)
     zero = events[0].meta.start_s
@@ -281,10 +291,10 @@ def test_errors_of_a_gpu_and_a_host_short_of_memory() -> None:
     )  # fmt: skip
     xids = ({"time_s": zero, "uuid": "GPU-0", "xid": 79},)
     node = NodeSamples("host-a", "570", None, facts, samples, xids, {}, 0)
-    nodes: tuple[Node, ...] = nodes_of([node], accounts)
-    said = [(f.kind, f.evidence) for f in findings(Scene(events, accounts, nodes, 24))]
-    assert said == [
-        ("memory", "tasks waited 30.00 s for memory; the least that was free: 1.0 GiB"),
-        ("gpu_error", "GPU 0 reported XID 79"),
-        ("gpu_error", "GPU 0 had 10 memory errors that ECC could not correct"),
+    nodes = nodes_of([node], accounts)
+    error = "GPU 0 reported an error (host-a, rank 0)"
+    assert [(f["code"], say(f, "title"), say(f)) for f in findings(Evidence(events, accounts, nodes, 24))] == [
+        ("memory", "Memory was short on host-a", "Tasks waited 30.00 s for memory. The least free memory was 1.0 GiB."),
+        ("gpu_error", error, "XID 79."),
+        ("gpu_error", error, "10 memory errors that ECC could not correct."),
     ]

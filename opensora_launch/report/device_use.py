@@ -1,8 +1,9 @@
-"""What the nodes' samples say of GPUs, hosts and ranks: means, peaks and sums over a window of time.
+"""How GPUs, hosts and ranks' threads were used, from the nodes' samples: means, peaks and sums over a window of time.
 
-Counters (energy, CPU time, page faults) are differences between the samples next to the window's ends.
+Counters (energy, CPU time, page faults) are differences between the samples nearest to the window's ends.
 """
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +12,19 @@ from statistics import fmean, median
 from typing import Any
 
 from opensora_launch.report.accounting import Accounts
+from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid
 
 Window = tuple[float, float]
 FAULTS = "major_faults"
-USE = {"ran_s", "starved_s", FAULTS}
+THREAD_COUNTERS = {"ran_s", "starved_s", FAULTS}
+LEAST_SHARED = 0.5  # of the samples with another process
+LEAST_THROTTLED = 0.2  # of the samples
+HELD_DOWN = {"hardware_slowdown", "too_hot_driver", "too_hot_hardware", "power_brake"}  # heat, power, a fault
 
 
 @dataclass(frozen=True)
-class Node:
+class SampledNode:
     """One node's samples on the attempt's common clock."""
 
     found: NodeSamples
@@ -31,19 +36,20 @@ class Node:
 
     @property
     def shift_s(self) -> float:
-        """What to add to a time of its file."""
+        """What to add to a time in its file."""
         return self.times[0] - float(self.found.samples[0]["time_s"])
 
     def within(self, window: Window) -> Sequence[Mapping[str, Any]]:
-        """The samples in a window, and the last one before it, from which counters are counted."""
+        """The samples in a window, and the last one before it, where counters start."""
         first = max(0, bisect_right(self.times, window[0]) - 1)
         return self.found.samples[first : bisect_right(self.times, window[1]) + 1]
 
 
 @dataclass(frozen=True)
 class RankUse:
-    """Of a rank's main thread, from one sample to another: seconds on a CPU, seconds ready without one, page faults
-    that read a disk."""
+    """A rank's main thread in a window: seconds on a CPU, seconds ready to run without one, page faults that read a
+    disk.
+    """
 
     window: Window
     ran_s: float
@@ -51,21 +57,22 @@ class RankUse:
     major_faults: int
 
 
-def nodes_of(found: Sequence[NodeSamples], accounts: Accounts) -> tuple[Node, ...]:
-    """The nodes whose clock is known; times become those of the accounts."""
+def nodes_of(found: Sequence[NodeSamples], accounts: Accounts) -> tuple[SampledNode, ...]:
+    """Return the nodes whose clock is known, with times on the accounts' clock."""
     return tuple(
-        Node(n, tuple(s["time_s"] + accounts.shifts[n.host] for s in n.samples))
+        SampledNode(n, tuple(s["time_s"] + accounts.shifts[n.host] for s in n.samples))
         for n in found
         if n.host in accounts.shifts and n.samples
     )
 
 
-def rank_use(node: Node, rank: int, window: Window) -> RankUse | None:
-    """Over the part of a window that was sampled, with what lies between two samples dealt evenly; None where none of
-    it was, or this kernel does not count so.
+def rank_use(node: SampledNode, rank: int, window: Window) -> RankUse | None:
+    """Count over the sampled part of a window, interpolating between samples.
+
+    None where no part of it was sampled, or the kernel does not have these counters.
     """
     inside = zip(node.times, node.found.samples, strict=True)
-    seen = [(now, r) for now, s in inside for r in s["ranks"] if r["rank"] == rank and r.keys() >= USE]
+    seen = [(now, r) for now, s in inside for r in s["ranks"] if r["rank"] == rank and r.keys() >= THREAD_COUNTERS]
     if len(seen) < 2:
         return None
     start, end = max(window[0], seen[0][0]), min(window[1], seen[-1][0])
@@ -76,15 +83,15 @@ def rank_use(node: Node, rank: int, window: Window) -> RankUse | None:
 
 
 def _at(seen: Sequence[tuple[float, Mapping[str, Any]]], now: float, key: str) -> float:
-    """A counter at some moment between the first and the last sample."""
+    """Interpolate a counter at a moment between the first and the last sample."""
     after = min(max(1, bisect_right([time_s for time_s, _ in seen], now)), len(seen) - 1)
     (then, first), (later, last) = seen[after - 1 : after + 1]
     share = (now - then) / (later - then) if later > then else 0.0
     return float(first[key] + share * (last[key] - first[key]))
 
 
-def host_use(node: Node, window: Window) -> dict[str, Any]:
-    """CPUs and memory of a node; null where the kernel does not tell."""
+def host_use(node: SampledNode, window: Window) -> dict[str, Any]:
+    """CPU and memory use of a node; null where the kernel does not report it."""
     hosts = [s["host"] for s in node.within(window)]
     busy, cpu = _gain(hosts, "cpu_busy_s"), _gain(hosts, "cpu_all_s")
     return {
@@ -100,9 +107,10 @@ def host_use(node: Node, window: Window) -> dict[str, Any]:
     }
 
 
-def gpu_uses(node: Node, window: Window, accounts: Accounts) -> list[dict[str, Any]]:
-    """Each GPU of a node that a rank computes on, or every one where the ranks' GPUs are not known; none where they
-    compute on CPUs.
+def gpu_uses(node: SampledNode, window: Window, accounts: Accounts) -> list[dict[str, Any]]:
+    """Use of each GPU that a rank computes on, or of all GPUs of the node where the ranks' GPUs are unknown.
+
+    Empty where the ranks compute on CPUs.
     """
     here = [r for r in accounts.ranks if r.host == node.host and r.device != "cpu"]
     if not here:
@@ -122,28 +130,22 @@ def gpu_uses(node: Node, window: Window, accounts: Accounts) -> list[dict[str, A
 
 
 def _with_whole_card(use: dict[str, Any], card: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A MIG instance, with the readings that only its card gives. Not the processes, for those of a card are
-    everybody's.
+    """Add the readings that only the whole card gives to those of a MIG instance.
+
+    Processes are left out: those of a card belong to all of its instances.
     """
     if card is None:
         return use
     lacking = [name for name in use.keys() - {"ranks", "others_share"} if use[name] in (None, {}, [])]
-    told = {name: card[name] for name in sorted(lacking) if card[name] not in (None, {}, [])}
-    return use | told | {"of_whole_card": list(told)}
-
-
-def of_whole_cards(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is weaker than it looks under MIG, in words."""
-    if not (names := sorted({name for gpu in gpus for name in gpu["of_whole_card"]})):
-        return []
-    return [f"these readings of MIG instances are of their whole cards: {', '.join(names)}"]
+    given = {name: card[name] for name in sorted(lacking) if card[name] not in (None, {}, [])}
+    return use | given | {"of_whole_card": list(given)}
 
 
 def _gpu_use(
-    node: Node, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], ranks: Sequence[int]
+    node: SampledNode, facts: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], ranks: Sequence[int]
 ) -> dict[str, Any]:
-    throttled = Counter(reason for s in samples for reason in s.get("throttled", ()))
-    told = sum("throttled" in s for s in samples)
+    throttled = Counter(throttle_code(name) for s in samples for name in s.get("throttled", ()))
+    sampled = sum("throttled" in s for s in samples)
     seen = [len(s["processes"]) for s in samples if "processes" in s]
     return {
         "host": node.host,
@@ -160,7 +162,7 @@ def _gpu_use(
         "sm_mhz_median": _over(samples, "sm_mhz", median),
         "sm_mhz_max": facts.get("sm_mhz_max"),
         "temperature_max_c": _over(samples, "temperature_c", max),
-        "throttled": {reason: count / told for reason, count in throttled.most_common()},
+        "throttled": {reason: count / sampled for reason, count in throttled.most_common()},
         "nvlink_tx_bytes": _gain(samples, "nvlink_tx_bytes"),
         "nvlink_rx_bytes": _gain(samples, "nvlink_rx_bytes"),
         "pcie_tx_bytes_per_s": _over(samples, "pcie_tx_bytes_per_s", fmean),
@@ -171,6 +173,11 @@ def _gpu_use(
         "of_whole_card": [],
         "xids": sorted({x["xid"] for x in node.found.xids if x["uuid"] == facts["uuid"]}),
     }
+
+
+def throttle_code(name: str) -> str:
+    """The code of a throttle reason as the sampler names it: "too hot (driver)" is too_hot_driver."""
+    return "_".join(re.findall(r"\w+", name.lower()))
 
 
 def _values(samples: Sequence[Mapping[str, Any]], name: str) -> list[float]:
@@ -191,3 +198,47 @@ def _last(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
 def _over(samples: Sequence[Mapping[str, Any]], name: str, fold: Callable[[list[float]], float]) -> float | None:
     found = _values(samples, name)
     return float(fold(found)) if found else None
+
+
+def throttle_reasons(gpu: Mapping[str, Any]) -> list[Message]:
+    """Why a GPU was throttled, the most frequent reason first."""
+    return [message(why, share=share) for why, share in gpu["throttled"].items() if share >= LEAST_THROTTLED]
+
+
+def gpu_findings(gpu: Mapping[str, Any]) -> list[Message]:
+    """What is wrong with a GPU, whether or not a rank lost time by it, as findings (see diagnosis.py)."""
+    return [*_heat(gpu), *_others(gpu), *_errors(gpu)]
+
+
+def _of_gpu(gpu: Mapping[str, Any], reading: str) -> dict[str, Any]:
+    return {
+        "ranks": list(gpu["ranks"]),
+        "host": gpu["host"],
+        "gpu": gpu["uuid"],
+        "gpu_name": f"GPU {gpu['index']}",
+        "whole_card": message("whole_card") if reading in gpu["of_whole_card"] else None,
+        "seconds": None,
+    }
+
+
+def _heat(gpu: Mapping[str, Any]) -> list[Message]:
+    """Throttling by heat, power supply or a fault.
+
+    A power cap is normal under full load, and locked clocks are the owner's choice.
+    """
+    reasons = [reason for reason in throttle_reasons(gpu) if reason["code"] in HELD_DOWN]
+    clocks = {"sm_mhz": gpu["sm_mhz_median"] or None, "sm_mhz_max": gpu["sm_mhz_max"]}
+    return [message("throttled", reasons=reasons, **clocks, **_of_gpu(gpu, "throttled"))] if reasons else []
+
+
+def _others(gpu: Mapping[str, Any]) -> list[Message]:
+    if (share := gpu["others_share"] or 0.0) < LEAST_SHARED:
+        return []
+    return [message("shared_gpu", share=share, **_of_gpu(gpu, "others_share"))]
+
+
+def _errors(gpu: Mapping[str, Any]) -> list[Message]:
+    errors = [(message("xid", xid=xid), "xids") for xid in gpu["xids"]]
+    if count := gpu["ecc_uncorrected"]:
+        errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
+    return [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]

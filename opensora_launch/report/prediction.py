@@ -1,6 +1,6 @@
-"""What the planner says of a run: its seconds beside the measured ones, and which settings it predicts to be faster.
+"""The planner beside a run: its seconds next to the measured ones, and settings that it predicts to be faster.
 
-A prediction of another setting is a ratio of two predictions, applied to what was measured.
+The gain of another setting is the ratio of two predictions, applied to the measured time.
 """
 
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from typing import Any
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
-from opensora_launch.plan.placement import as_changes, placement_text
+from opensora_launch.plan.placement import Placement, as_changes
 from opensora_launch.plan.plan import Plan, predict
 from opensora_launch.plan.workload import Workload
 from opensora_launch.report.accounting import Accounts
-from opensora_launch.schema.config import Fit, LayoutConfig, PlacementConfig, RunConfig
+from opensora_launch.report.wording import Message, message
+from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, RunConfig, Shard, Storage
 
-NO_RATES = "the card is not in configs/hardware, or ranks are on CPUs: the planner has no rates for it"
-TOGETHER = 0.02  # of the time, that all changes must save beyond the best of them, to be worth a line
+LEAST_GAIN_TOGETHER = 0.02  # of the time, that all changes must save beyond the best of them
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """A run as it was, by the planner."""
+class PredictedRun:
+    """A run as it was, as the planner predicts it."""
 
     config: RunConfig  # with everything that the plan has settled
     work: Workload
@@ -29,28 +29,28 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Better:
-    """A change, in words and as overrides, and the share of the time of making the videos that it saves."""
+class FasterSetting:
+    """A change, as a message and as overrides, and the share of the time of making the videos that it saves."""
 
-    what: str
-    change: str
+    what: Message
+    overrides: str
     share: float
 
 
-def as_it_ran(config: RunConfig | None, plan: Plan) -> Predicted | str:
-    """The prediction of a run's own layout, placement and batches; or why there is none."""
+def predict_run(config: RunConfig | None, plan: Plan) -> PredictedRun | Message:
+    """Predict a run with its own layout, placement and batches; or say why that is impossible."""
     if config is None or not config.hardware.known:
-        return NO_RATES
+        return message("no_planner_rates")
     settled = replace(config, placement=PlacementConfig(**vars(plan.placement)), sampling=plan.sampling)
     try:
         work, found = predict(settled, plan.machine, plan.videos)
     except (UserError, ValueError, KeyError, ZeroDivisionError) as error:
-        return f"the planner could not predict it: {error}"
+        return message("planner_failed", error=str(error))
     option = next((o for o in found if o.layouts == plan.layouts), None)
-    return "the planner does not know this layout" if option is None else Predicted(settled, work, option)
+    return message("layout_not_planned") if option is None else PredictedRun(settled, work, option)
 
 
-def beside_measured(ran: Predicted, accounts: Accounts) -> list[dict[str, Any]]:
+def beside_measured(ran: PredictedRun, accounts: Accounts) -> list[dict[str, Any]]:
     """The planner's seconds and the busiest rank's, by phase."""
     most = {part: max(r.parts[part] for r in accounts.ranks) for part in ("load", "text", "vae", "save")}
     phases = ran.option.phases
@@ -65,30 +65,31 @@ def beside_measured(ran: Predicted, accounts: Accounts) -> list[dict[str, Any]]:
     return [{"what": what, "predicted_s": p, "measured_s": m} for what, (p, m) in pairs.items()]
 
 
-def better_ways(ran: Predicted, plan: Plan) -> list[Better]:
-    """Settings that are predicted to be faster and to fit: one changed at a time, and all together where that is
-    more. The videos stay the same.
+def faster_settings(ran: PredictedRun, plan: Plan) -> list[FasterSetting]:
+    """Return settings that the planner predicts to fit and to be faster, with the same videos.
+
+    One thing is changed at a time; all changes together are added where they save more.
     """
     now = ran.option.phases.making
-    found: list[Better] = []
+    found: list[FasterSetting] = []
     together, names = ran.config, list[str]()
     for config, name in _changes(ran, plan):
         work, best = _best(config, plan)
-        words = "" if best is None else _words(name, ran, best)
-        if best is None or not words or best.phases.making >= now:
+        overrides = "" if best is None else _overrides(name, ran, best)
+        if best is None or not overrides or best.phases.making >= now:
             continue
-        found.append(Better(_what(name, ran, work, best), words, 1 - best.phases.making / now))
+        found.append(FasterSetting(_what(name, ran, work, best), overrides, 1 - best.phases.making / now))
         together, names = _both(together, config, name), [*names, name]
     if len(found) > 1:
         _, best = _best(together, plan)
         share = 0.0 if best is None else 1 - best.phases.making / now
-        if best and share > max(way.share for way in found) + TOGETHER:
-            words = " ".join(filter(None, (_words(name, ran, best) for name in names)))
-            found.append(Better("these changes together", words, share))
+        if best and share > max(way.share for way in found) + LEAST_GAIN_TOGETHER:
+            overrides = " ".join(filter(None, (_overrides(name, ran, best) for name in names)))
+            found.append(FasterSetting(message("all_changes"), overrides, share))
     return found
 
 
-def _changes(ran: Predicted, plan: Plan) -> Iterator[tuple[RunConfig, str]]:
+def _changes(ran: PredictedRun, plan: Plan) -> Iterator[tuple[RunConfig, str]]:
     """The run's config with one thing left to the planner."""
     config = ran.config
     if plan.machine.ranks > 1:
@@ -118,22 +119,40 @@ def _best(config: RunConfig, plan: Plan) -> tuple[Workload | None, Option | None
     return work, found[0] if found and found[0].fits else None
 
 
-def _what(name: str, ran: Predicted, work: Workload | None, best: Option) -> str:
+def _what(name: str, ran: PredictedRun, work: Workload | None, best: Option) -> Message:
     if name == "layout":
-        return f"another layout than {ran.option.layout} is predicted to be faster"
+        return message("faster_layout", layout=str(ran.option.layout))
     if name == "placement":
-        asked = placement_text(ran.option.placement)
-        return f"{asked}: {placement_text(best.placement)} would fit and is predicted to be faster"
+        now, better = placement_message(ran.option.placement), placement_message(best.placement)
+        return message("faster_placement", now=now, better=better)
     if name == "rows":
-        return "rows were computed that the videos do not need"
+        return message("needless_rows")
     assert work is not None
-    return f"{ran.work.batches} batches: {work.batches} larger ones fit and are predicted to be faster"
+    return message("larger_batches", batches=ran.work.batches, fewer=work.batches)
 
 
-def _words(name: str, ran: Predicted, best: Option) -> str:
-    """A change as overrides; none where nothing differs from the run."""
+def _overrides(name: str, ran: PredictedRun, best: Option) -> str:
+    """A change as overrides; empty where nothing differs from the run."""
     if name == "layout":
         return " ".join(f"layout.{axis}={degree}" for axis, degree in vars(best.layout).items())
     if name == "placement":
         return as_changes(ran.option.placement, best.placement)
     return {"rows": "sampling.prune_rows=true", "batch": "sampling.batch_size=null"}[name]
+
+
+def placement_message(placement: Placement) -> Message:
+    """Where the weights are, and how many rows a rank computes at once."""
+    host = placement.offload is Offload.host
+    in_host = message("in_host_memory") if host else None
+    weights = {
+        Shard.none: message("host_weights") if host else message("replicated_weights"),
+        Shard.node: message("node_sharded", in_host=in_host),
+        Shard.all: message("all_sharded", in_host=in_host),
+    }
+    return message(
+        "placement",
+        weights=weights[placement.shard],
+        resident_blocks=placement.resident_blocks or None,
+        storage=message("in_fp8") if placement.storage is Storage.fp8 else None,
+        rows=message("one_row_at_once") if placement.rows_at_once == 1 else None,
+    )

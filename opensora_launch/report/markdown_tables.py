@@ -1,0 +1,115 @@
+"""Tables and numbers of report.md: GPUs, hosts, links, and the planner's seconds."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opensora_launch.report.wording import label
+
+
+def secs(seconds: float) -> str:
+    return f"{seconds:.{2 if seconds < 10 else 1}f}"
+
+
+def secs_of(seconds: float, wall_s: float) -> str:
+    return f"{secs(seconds)} ({seconds / wall_s if wall_s else 0.0:.0%})"
+
+
+def gib_text(count: float | None) -> str:
+    return "?" if count is None else f"{count / 2**30:.2f}"
+
+
+def md_text(text: str) -> str:
+    """Escape text so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
+
+
+def md_list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {md_text(line)}" for line in lines)
+
+
+def md_table(head: Sequence[str], body: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+    """Make a Markdown table that lines up as plain text too. Columns in `words` are left-aligned, the others right."""
+    widths = [max(len(cells[n]) for cells in (head, *body)) for n in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if n in words else c.rjust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    ruler = "|".join("-" * (w + 2) if n in words else "-" * (w + 1) + ":" for n, w in enumerate(widths))
+    return "\n".join([line(head), f"|{ruler}|", *(line(cells) for cells in body)])
+
+
+def machines(attempt: Mapping[str, Any]) -> list[str]:
+    """Memory and power of each sampled GPU, each host, and how far the hosts' clocks may be apart."""
+    blocks = []
+    if attempt["gpus"]:
+        head = ["GPU", "host", "ranks", "peak GiB", "of GiB", "mean W", "limit W", "use"]
+        blocks.append(md_table(head, [_gpu(g) for g in attempt["gpus"]], (0, 1)))
+    if attempt["hosts"]:
+        head = ["host", "CPU use", "memory GiB", "least free GiB", "waited for memory s"]
+        blocks.append(md_table(head, [_host(h) for h in attempt["hosts"]]))
+    several = len({r["host"] for r in attempt["ranks"]}) > 1
+    if several and attempt["clock_error_s"] is not None:
+        blocks.append(f"The hosts' clocks agree to {1000 * attempt['clock_error_s']:.3f} ms.")
+    return blocks
+
+
+def link_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ranks sent on each axis, and how fast."""
+    if not found:
+        return []
+    head = [label("axis"), "sent MB", "seconds", "a rank sends MB/s", label("share_link")]
+    body = [
+        [x["axis"], _mega(x["bytes"]), secs(x["seconds"]), _mega(x["bytes_per_s"]), _percent(x["share"], 1)]
+        for x in found
+    ]
+    return ["## Links", md_table(head, body)]
+
+
+def prediction_table(found: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The planner's seconds beside the busiest rank's."""
+    if not found:
+        return []
+    head = [label("what"), "predicted s", "measured s", label("difference_of")]
+    body = [[label(f"phase_{x['what']}"), secs(x["predicted_s"]), secs(x["measured_s"]), _difference(x)] for x in found]
+    return [f"## {label('prediction')}", md_table(head, body)]
+
+
+def _gpu(g: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{g['index']} {md_text(g['name'])}",
+        g["host"],
+        ", ".join(map(str, g["ranks"])),
+        gib_text(g["memory_peak_bytes"]),
+        gib_text(g["memory_bytes"]),
+        _number(g["power_mean_w"], 0),
+        _number(g["power_limit_w"], 0),
+        _percent(g["util_mean"], 0),
+    ]
+
+
+def _host(h: Mapping[str, Any]) -> list[str]:
+    return [
+        h["host"],
+        _percent(h["cpu_share"], 0),
+        gib_text(h["memory_bytes"]),
+        gib_text(h["least_available_bytes"]),
+        _number(h["memory_stall_s"], 2),
+    ]
+
+
+def _difference(x: Mapping[str, Any]) -> str:
+    return f"{x['measured_s'] / x['predicted_s'] - 1:+.1%}" if x["predicted_s"] else "?"
+
+
+def _mega(value: float | None) -> str:
+    return "?" if value is None else f"{value / 1e6:.2f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None, digits: int) -> str:
+    return "?" if share is None else f"{share:.{digits}%}"
