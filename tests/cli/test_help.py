@@ -66,7 +66,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["report"], "report takes one run's folder"),
         (["report", "gone"], "gone is not a run's folder"),
         (["report", "--basline", "x"], "did you mean --baseline?"),
-        (["--shell-completion", "tcsh"], "takes bash"),
+        (["--shell-completion", "tcsh"], "must be bash"),
     ],
 )
 def test_wrong_words_get_one_line_and_exit_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
