@@ -7,7 +7,7 @@ from opensora_launch.cli.plan_picture import picture_file
 from opensora_launch.cli.terminal import StyledLine, print_lines
 from opensora_launch.plan.table import plan_json, plan_text
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.plan_request import predict_layouts
+from opensora_launch.request.predicted_layouts import predict_layouts
 
 
 def plan_verb(parsed: Parsed) -> int:

@@ -18,7 +18,7 @@ from opensora_launch.request.catalogue import read_cards
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.plan_request import (
+from opensora_launch.request.predicted_layouts import (
     gpus_for_prediction,
     requested_machine,
     videos_like,
