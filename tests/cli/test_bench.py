@@ -149,9 +149,9 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     """Only the missing run is made; the third round goes forwards, so it is the last one."""
     asked: list[int] = []
 
-    def generate(folder: Path, sweep: Sweep, point: BenchPoint) -> str:
+    def generate(folder: SweepDir, sweep: Sweep, point: BenchPoint) -> str:
         asked.append(point.gpus)
-        return made_run(folder, "b2", point.gpus).name
+        return made_run(folder.path, "b2", point.gpus).name
 
     monkeypatch.setattr(bench, "_run", generate)
     monkeypatch.setattr(bench, "busy_share", lambda: 0.125)
