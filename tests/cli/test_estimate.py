@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.bar_picture import bars_svg
-from opensora_launch.cli.estimate_text import value_text
+from opensora_launch.cli.estimate import value_text
+from opensora_launch.cli.plan_picture import bars_svg
 from opensora_launch.estimate.figures import Figure
 from tests.speed import HYDRA, in_python, main_without, times_slower
 

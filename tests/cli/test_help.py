@@ -1,5 +1,6 @@
 """Help at once and complete; unknown words answered with the nearest; tab completion."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opensora_launch import __version__
-from opensora_launch.cli import main
+from opensora_launch.cli import VERBS, main
 from opensora_launch.cli.completion import SCRIPT, candidates
 from opensora_launch.request.catalogue import groups, keys
 from opensora_launch.request.flags import GENERATE_FLAGS
@@ -125,3 +126,10 @@ def test_the_bash_script_completes(empty_folder: Path) -> None:
         [bash, "-c", SCRIPT + ask, "bash", "./opensora-launch generate topology=cpu"], capture_output=True, text=True
     )
     assert done.stdout.split() == [f"cpu{n}" for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_function(verb: str) -> None:
+    """A verb is a module of cli/ and a row in the table of verbs: importing the module needs no torch."""
+    module = importlib.import_module(f"opensora_launch.cli.{verb}")
+    assert callable(getattr(module, f"{verb}_verb"))

@@ -10,7 +10,7 @@ from opensora_launch.cli import main
 from opensora_launch.machine.choose_gpus import Picked, pick_gpus
 from opensora_launch.machine.find_machine import NOTHING
 from opensora_launch.machine.host_gpus import HostGpus, PairFacts
-from opensora_launch.request.card_catalogue import match, read_cards
+from opensora_launch.request.catalogue import match, read_cards
 from opensora_launch.request.final_config import final_config
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Link, RunConfig, TopologyConfig

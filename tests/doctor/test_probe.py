@@ -10,8 +10,7 @@ import pytest
 
 from opensora_launch.doctor import probe
 from opensora_launch.doctor.check_result import Level
-from opensora_launch.doctor.probe import check_probe, run_probe
-from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
+from opensora_launch.doctor.probe import AxisSpeed, ProbeResult, ProbeSpec, RankSeen, check_probe, run_probe
 from opensora_launch.machine.processes import descendants
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.native import cut_transformer
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.cuts import CutKind, mmdit_cuts

@@ -12,8 +12,8 @@ import torch
 from opensora_launch.errors import UserError
 from opensora_launch.machine.numa import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
 from opensora_launch.slurm import task_env as slurm_env
+from opensora_launch.worker.process_group import Unreachable, meet
 from opensora_launch.worker.rank import Rank, pick_device
-from opensora_launch.worker.rendezvous import Unreachable, meet
 from tests.nvml_stub import build_stub
 
 STEP = {
