@@ -84,8 +84,6 @@ def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
-
-
 TIME_MARGIN, START_MINUTES = 1.5, 15
 MEMORY_MARGIN, RANK_GIB = 1.25, 8
 
