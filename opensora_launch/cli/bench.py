@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.ending import print_errors
+from opensora_launch.cli.terminal import print_errors
 from opensora_launch.cli.view import progress
 from opensora_launch.errors import UserError
 from opensora_launch.machine.host import host_sample
@@ -28,9 +28,9 @@ from opensora_launch.rundir import SweepDir, make_folder, write_whole
 from opensora_launch.runs.state import read_attempts
 from opensora_launch.runs.sweep_state import BenchPoint, FinishedRun, Sweep, read_sweep
 
-IDLE_LOOK_S = 0.5  # before each run: does the machine do something else?
-LOOK_S = 1.0  # at a run that works
-NEW_SWEEP_FLAGS = ("--prompt", "--prompts", "--config-dir")
+_IDLE_LOOK_S = 0.5  # before each run: does the machine do something else?
+_LOOK_S = 1.0  # at a run that works
+_NEW_SWEEP_FLAGS = ("--prompt", "--prompts", "--config-dir")
 
 
 def bench_verb(parsed: Parsed) -> int:
@@ -83,7 +83,7 @@ def _new(parsed: Parsed) -> SweepDir:
 
 def _resumed(parsed: Parsed, folder: SweepDir) -> SweepDir:
     read_sweep(folder)
-    if extra := [*parsed.rest, *(name for name in NEW_SWEEP_FLAGS if parsed.has(name))]:
+    if extra := [*parsed.rest, *(name for name in _NEW_SWEEP_FLAGS if parsed.has(name))]:
         raise UserError(f"{extra[0]} does not go with --resume: sweep.json holds what the sweep runs")
     return folder
 
@@ -122,7 +122,7 @@ def busy_share() -> float | None:
     run.
     """
     before = host_sample()
-    time.sleep(IDLE_LOOK_S)
+    time.sleep(_IDLE_LOOK_S)
     after = host_sample()
     busy, every = (after.get(key, 0.0) - before.get(key, 0.0) for key in ("cpu_busy_s", "cpu_all_s"))
     return busy / every if every > 0 else None
@@ -138,7 +138,7 @@ def _watched(process: subprocess.Popen[bytes], folder: SweepDir, before: set[str
                 for name in sorted(_run_names(folder) - before)[-1:]:
                     for attempt in read_attempts(folder.run(name))[-1:]:
                         show(attempt.folder, attempt.beats)
-                time.sleep(LOOK_S)
+                time.sleep(_LOOK_S)
         return process.returncode
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)

@@ -1,10 +1,10 @@
 """How a run ended: its videos, what is missing, why, and what to do next."""
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from opensora_launch import exit_codes
+from opensora_launch.cli.terminal import print_errors
 from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.files import cut_prompts, missing_videos, sample_files, stored_steps
@@ -20,12 +20,6 @@ def print_samples(run_dir: RunDir, plan: Plan) -> None:
     for path in sample_files(run_dir, plan.videos):
         print(path)
     print_errors(cut_prompts(run_dir, plan.videos))
-
-
-def print_errors(lines: Iterable[str]) -> None:
-    """Print lines to stderr."""
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def what_is_missing(code: int, run_dir: RunDir, plan: Plan, ended: AttemptDir | None = None) -> tuple[int, list[str]]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.ending import failure_lines, print_errors, print_samples, what_is_missing
+from opensora_launch.cli.ending import failure_lines, print_samples, what_is_missing
+from opensora_launch.cli.terminal import print_errors
 from opensora_launch.cli.view import progress
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import Profiled, applied

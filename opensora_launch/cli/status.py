@@ -55,7 +55,7 @@ def _job_lines(answer: JobAnswer) -> Iterator[str]:
         yield f"job {answer.job}: not known to squeue, scontrol and sacct (any more)"
     for state in answer.states:
         place = f" on {state.nodes}" if state.nodes else f" ({state.reason})" if state.reason else ""
-        yield f"job {state.job}: {state.state}{place} ({state.source})"
+        yield f"job {state.job}: {state.state}{place}, according to {state.source}"
 
 
 def _in_words(attempt: AttemptState, state: RunState) -> str:

@@ -6,20 +6,20 @@ import time
 from collections.abc import Sequence
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.ending import last_error, print_errors, print_samples, what_is_missing
+from opensora_launch.cli.ending import last_error, print_samples, what_is_missing
+from opensora_launch.cli.terminal import print_errors
 from opensora_launch.cli.view import progress
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
-from opensora_launch.request.batch_script import script_of
-from opensora_launch.request.write_run import attempt_like
+from opensora_launch.request.write_run import attempt_like, script_of
 from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.slurm.query import JobState, NoAnswer, exit_code, final_states, job_states, submit_job
 from opensora_launch.telemetry.stall import Beat
 
-LOOK_S = 2.0
+_LOOK_S = 2.0
 PATIENCE = 15  # looks without an answer from Slurm before following ends
 
 
@@ -91,7 +91,7 @@ def _watch(job: str, run_dir: RunDir, first: int) -> None:
             show(*_newest_beats(run_dir, first))
             if silent > PATIENCE or (states and all(s.over for s in states)):
                 return
-            time.sleep(LOOK_S)
+            time.sleep(_LOOK_S)
 
 
 def _states(job: str) -> list[JobState]:

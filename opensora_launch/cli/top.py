@@ -2,7 +2,6 @@
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,9 @@ from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.state import is_over, read_attempts
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
-LOOK_S = 1.0
+_LOOK_S = 1.0
 NO_RANK = "no rank has reported yet"
 
 
@@ -29,26 +28,24 @@ def top_verb(parsed: Parsed) -> int:
         raise UserError(f"{run_dir} is not a run's folder: it has no attempts")
     last_s = float("-inf")
     views = dict[AttemptDir, RunView]()
-    with screen(sys.stdout) as draw:
+    with screen(sys.stdout) as live:
         while True:
             attempt = read_attempts(run_dir)[-1]
             view = views.setdefault(attempt.folder, RunView(attempt.folder))
             view.look(attempt.beats)
             ended, now = is_over(attempt), time.monotonic()
-            if draw:
-                draw(partial(_picture, view))
+            if live:
+                live.update(_picture(view), refresh=True)
             elif ended or now - last_s >= LINE_EVERY_S:
                 last_s = now
                 lines = [view.summary(), *rank_lines(view)] if view.beats else [NO_RANK]
                 print("\n".join(lines), flush=True)
             if ended or parsed.has("--once"):
                 return exit_codes.DONE
-            time.sleep(LOOK_S)
+            time.sleep(_LOOK_S)
 
 
-def _picture(view: RunView, console: "Console") -> "RenderableType":
+def _picture(view: RunView) -> "RenderableType":
     from rich.console import Group
 
-    if not view.beats:
-        return NO_RANK
-    return Group(view.bar(console.width), view.summary(), rank_table(view))
+    return Group(view.summary(), view.bar(), rank_table(view)) if view.beats else NO_RANK

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.ending import failure_lines, print_errors
+from opensora_launch.cli.ending import failure_lines
+from opensora_launch.cli.terminal import print_errors
 from opensora_launch.cli.view import progress
 from opensora_launch.launch.command import command, environment
 from opensora_launch.launch.env_profile import profiled

@@ -1,4 +1,4 @@
-"""What the terminal shows: styled lines, and a moving view of a run. rich draws it; a pipe gets plain lines.
+"""A moving view of a run. rich draws it on a terminal; a pipe gets plain lines.
 
 `generate` and `bench` show a bar for all ranks of an attempt; `top` adds a table with one row per rank.
 """
@@ -19,7 +19,7 @@ from opensora_launch.runs.progress import Pace
 from opensora_launch.telemetry.stall import Beat
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.live import Live
     from rich.table import Table
 
 LINE_EVERY_S = 30.0  # in a pipe
@@ -27,21 +27,7 @@ USE_EVERY_S = 1.0  # between two reads of the samples
 SPARE_CHARS = 8  # of the bar's line: for a bar of two characters, the percentage, and blanks
 LARGE_BYTES = 1e8  # of weights, whose loading is worth watching
 RANK_COLUMNS = ("rank", "host", "doing", "step", "use", "memory", "power", "stuck since")
-StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
 OnBeats = Callable[[AttemptDir, Sequence[Beat]], None]
-
-
-def print_lines(lines: Iterable[StyledLine]) -> None:
-    """Print lines in colour on a terminal. A narrow terminal wraps them; nothing is cut off."""
-    if not sys.stdout.isatty():  # rich takes longer to import than some verbs take to answer
-        sys.stdout.writelines("".join(text for text, _ in line) + "\n" for line in lines)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(soft_wrap=True, highlight=False)
-    for line in lines:
-        console.print(Text.assemble(*line))
 
 
 @dataclass
@@ -67,23 +53,32 @@ class RunView:
     def seconds_left(self) -> float | None:
         return self.pace.seconds_left(time.time())
 
-    def bar(self, width: int) -> "Table":
-        """One line: what the first rank does, a bar, and as many words as there is room for."""
+    def bar(self, words: str = "") -> "Table":
+        """One line: what the first rank does, a bar, and `words`."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        doing = describe(self.beats).replace(", video", "").replace(" of ", "/")
         share = self.pace.share
         percent = "" if share is None else f"{share:>4.0%}"
-        words = _fitting(self._short_words(), width - len(doing) - SPARE_CHARS)
         line = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             line.add_column(ratio=ratio, no_wrap=True)
         line.add_row(
-            Text(doing), ProgressBar(total=None if share is None else 1.0, completed=share or 0.0), percent, Text(words)
+            Text(self._doing),
+            ProgressBar(total=None if share is None else 1.0, completed=share or 0.0),
+            percent,
+            Text(words),
         )
         return line
+
+    def bar_with_words(self, width: int) -> "Table":
+        """The bar with as many words as there is room for in `width` characters."""
+        return self.bar(_fitting(self._short_words(), width - len(self._doing) - SPARE_CHARS))
+
+    @property
+    def _doing(self) -> str:
+        return describe(self.beats).replace(", video", "").replace(" of ", "/")
 
     def ranks(self) -> list[list[str]]:
         """A row of cells for each rank."""
@@ -167,16 +162,19 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     """
     views = dict[AttemptDir, RunView]()
     phase, last_s = "", float("-inf")
-    with screen(stream) as draw:
+    with screen(stream) as live:
 
         def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
             nonlocal phase, last_s
             view = views.setdefault(attempt, RunView(attempt))
             if not beats:
+                if live and not phase:
+                    live.update("starting", refresh=True)
                 return
             view.look(beats)
-            if draw:
-                draw(lambda console: view.bar(console.width))
+            if live:
+                phase = describe(beats)
+                live.update(view.bar_with_words(live.console.width), refresh=True)
                 return
             now, doing = time.monotonic(), describe(beats).partition(",")[0]
             if doing != phase or now - last_s >= LINE_EVERY_S:
@@ -187,26 +185,24 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
 
 
 @contextmanager
-def screen(stream: TextIO) -> Iterator[Callable[[Callable[["Console"], "RenderableType"]], None] | None]:
-    """A function that draws in one place of the terminal, over what it drew before; None if there is no terminal."""
+def screen(stream: TextIO) -> Iterator["Live | None"]:
+    """A part of the terminal that each `update(..., refresh=True)` draws again; None if there is no terminal."""
     if not stream.isatty():
         yield None
         return
     from rich.console import Console
     from rich.live import Live
 
-    console = Console(file=stream)
     # Without rich's thread: the launcher forks the ranks while the screen is there, and a fork with threads is a risk.
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda render: live.update(render(console), refresh=True)
+    with Live(console=Console(file=stream, highlight=False), auto_refresh=False) as live:
+        yield live
 
 
 def rank_table(view: RunView) -> "Table":
     """One row per rank, for a terminal."""
-    from rich import box
     from rich.table import Table
 
-    table = Table(*RANK_COLUMNS, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(*RANK_COLUMNS, box=None, padding=(0, 2, 0, 0))
     for cells in view.ranks():
         style = "bold red" if cells[2].startswith(("lost", "failed")) else "yellow" if cells[-1] else ""
         table.add_row(*cells, style=style)

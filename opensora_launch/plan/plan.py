@@ -3,7 +3,7 @@
 The plan is written to plan.json, the only file that tells workers what to do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from opensora_launch.schema.config import (
     SamplingConfig,
     Storage,
 )
+from opensora_launch.schema.plain import unknown_keys
 
 SCHEMA = 1
 BATCH_SIZES = (2, 4, 8)
@@ -125,20 +126,9 @@ class Plan:
         if schema != SCHEMA:
             raise ValueError(f"its schema is {schema}, but this version of opensora-launch reads schema {SCHEMA}")
         plan = msgspec.convert(data, cls)
-        if unknown := next(_unknown_keys(data, asdict(plan)), None):
+        if unknown := next(unknown_keys(data, asdict(plan)), None):
             raise ValueError(f"it has an unknown key {unknown!r}")
         return plan
-
-
-def _unknown_keys(data: Any, known: Any) -> Iterator[str]:
-    """Yield the keys of JSON `data` that `known`, the same data rebuilt, does not have."""
-    if isinstance(data, dict):
-        yield from (key for key in data if key not in known)
-        pairs = [(data[key], known[key]) for key in data if key in known]
-    else:
-        pairs = list(zip(data, known, strict=True)) if isinstance(data, list) else []
-    for part, like in pairs:
-        yield from _unknown_keys(part, like)
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:

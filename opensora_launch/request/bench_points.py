@@ -20,7 +20,7 @@ from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 
 BENCH_KEYS = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}  # of bench alone, with defaults
 COUNT = r"\d+(?:x\d+)?"
-PROMPT = "waves at dusk"
+_PROMPT = "waves at dusk"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def prepare_bench(parsed: Parsed) -> BenchRequest:
     for name in ("--prompts", "--config-dir"):
         argv += [word for value in parsed.all(name) for word in (name, os.path.abspath(value))]
     if not parsed.has("--prompt") and not parsed.has("--prompts"):
-        argv += ["--prompt", PROMPT]
+        argv += ["--prompt", _PROMPT]
     sweep = replace(asked.sweep, argv=tuple(argv), points=checked(argv, asked.sweep.points))
     return BenchRequest(sweep, asked.runs_dir)
 

@@ -17,7 +17,7 @@ from opensora_launch.plan.plan import Plan, make_plan
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.prediction import videos_like
+from opensora_launch.request.predicted_layouts import videos_like
 from opensora_launch.request.prepare import RanksMachine, ranks_machine, weight_problems
 from opensora_launch.request.videos import prompt_setting_problems
 from opensora_launch.schema.config import Init, RunConfig

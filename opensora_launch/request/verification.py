@@ -20,7 +20,7 @@ from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
 
 SMALL_VIDEO = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
 NUM_STEPS = 13  # guidance oscillates from the tenth step
-PROMPT = "raining, sea. 24 FPS."
+_PROMPT = "raining, sea. 24 FPS."
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def small_plan(run: RunConfig, machine: Machine) -> Plan:
     """The plan of a small video with oscillating guidance, on the current model and layout."""
     distilled = run.model.mmdit.guidance_embed
     guidance = Guidance(NUM_STEPS, run.sampling.guidance, run.sampling.guidance_img, True, True, False, distilled)
-    video = VideoRequest("0000_0", PROMPT, PROMPT, "", (), "t2v", 42, guidance)
+    video = VideoRequest("0000_0", _PROMPT, _PROMPT, "", (), "t2v", 42, guidance)
     return make_plan(replace(run, video=SMALL_VIDEO), machine, [video], __version__)

@@ -1,5 +1,6 @@
-"""Convert a config to plain values and to YAML."""
+"""Convert a config to plain values and to YAML, and check plain values that were read."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -17,3 +18,14 @@ def config_yaml(config: RunConfig) -> str:
     import yaml
 
     return str(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120))
+
+
+def unknown_keys(data: Any, known: Any) -> Iterator[str]:
+    """Yield the keys of JSON `data` that `known`, the same data rebuilt, does not have."""
+    if isinstance(data, dict):
+        yield from (key for key in data if key not in known)
+        pairs = [(data[key], known[key]) for key in data if key in known]
+    else:
+        pairs = list(zip(data, known, strict=True)) if isinstance(data, list) else []
+    for part, like in pairs:
+        yield from unknown_keys(part, like)

@@ -125,11 +125,6 @@ class RankEvents:
         return max((e.end_s for e in events), default=self.meta.start_s)
 
 
-def event_line(event: Event) -> str:
-    """The line of an event, with its newline. Fields that are None are left out."""
-    return line_of(type(event), [getattr(event, f.name) for f in fields(event)])
-
-
 def line_of(kind: type[Event], values: Sequence[Any]) -> str:
     """The line of an event that is given as its class and its fields in order.
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.telemetry.events import Meta, Step, event_line, meta_line
+from opensora_launch.telemetry.events import Meta, Step, meta_line
 from tests.report.synthetic import a_plan, plain_simulation, write_run
+from tests.telemetry.lines import event_line
 
 
 def made_run(folder: Path, name: str, world: int, scale: float = 1.0, **changes: Any) -> Path:

@@ -149,9 +149,9 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     """Only the missing run is made; the third round goes forwards, so it is the last one."""
     asked: list[int] = []
 
-    def generate(folder: Path, sweep: Sweep, point: BenchPoint) -> str:
+    def generate(folder: SweepDir, sweep: Sweep, point: BenchPoint) -> str:
         asked.append(point.gpus)
-        return made_run(folder, "b2", point.gpus).name
+        return made_run(folder.path, "b2", point.gpus).name
 
     monkeypatch.setattr(bench, "_run", generate)
     monkeypatch.setattr(bench, "busy_share", lambda: 0.125)
@@ -288,6 +288,19 @@ def test_a_resumed_sweep_takes_no_more_words(half_done: Path, capsys: pytest.Cap
     assert "gpus=[1,4] does not go with --resume" in capsys.readouterr().err
 
 
+def test_a_sweep_of_one_real_rank(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gpus=[1]", "repeats=1", "warmup=0", "launcher=inline", "--prompt", "sea"]
+    assert main(["bench", *TINY, *words]) == 0
+    assert "run 1 of 1: tiny, 1 CPU rank, repeat 1" in capsys.readouterr().out
+    (sweep,) = (empty_folder / "runs").iterdir()
+    report = read_either(sweep)
+    assert [(r["gpus"], r["seconds"] > 0, r["efficiency"], r["work"]["num_steps"]) for r in report["table"]] == [
+        (1, True, 1.0, 2),
+    ]  # fmt: skip
+    read_sweep_report(sweep)
+
+
+@pytest.mark.slow
 def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two counts of CPU ranks, each a `generate` with real ranks, in a folder whose name is hostile; then one of the
     runs is forgotten and made again.

@@ -189,7 +189,7 @@ def test_the_end_of_a_run_that_failed(
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
     assert "error: rank 1 was killed" in said.err
-    assert f"1 of 2 videos are missing; continue with --resume {run}" in said.err
+    assert f"1 of 2 videos is missing; continue with --resume {run}" in said.err
 
 
 def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,7 @@ def test_a_queued_job_is_not_resumed_over(attempt: Path, fake_slurm: Path, capsy
     run = attempt.parents[1]
     assert main(["generate", "--resume", str(run)]) == 2
     assert f"job 7 is PENDING: opensora-launch cancel {run} ends it" in capsys.readouterr().err
-    assert "job 7: PENDING (Priority), says squeue" in shown(capsys, run)
+    assert "job 7: PENDING (Priority), according to squeue" in shown(capsys, run)
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from opensora_launch.telemetry.events import (
     RankEvents,
     Step,
     end_line,
-    event_line,
     meta_line,
 )
 from tests.configs import changed
+from tests.telemetry.lines import event_line
 
 EPOCH_S = 1_700_000_000.0
 

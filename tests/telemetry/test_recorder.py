@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from opensora_launch.errors import UserError
-from opensora_launch.telemetry.events import Collective, Event, RankEvents, WorkSpan, event_line, read_events
+from opensora_launch.telemetry.events import Collective, Event, RankEvents, WorkSpan, read_events
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.telemetry.stall import Position
+from tests.telemetry.lines import event_line
 
 META = {
     "rank": 1, "world": 2, "local_rank": 1, "host": "h", "device_name": "a CPU", "threads": 1,
@@ -180,7 +181,7 @@ def test_a_line_cut_short_is_counted_and_passed_over(tmp_path: Path) -> None:
 
 
 COST = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder

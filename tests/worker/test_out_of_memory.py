@@ -98,6 +98,7 @@ def data_bytes() -> int:
     return 1024 * int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_launcher_goes_on_with_shares_under_a_real_limit(tmp_path: Path) -> None:
     """Each rank may have 2.4 GB of data over what it needs to come up: less than the weights, more than a half."""
