@@ -22,7 +22,7 @@ PRELOAD = [
     "pytest",
     "torch.distributed.tensor",
     "opensora_launch.cli.generate",
-    "opensora_launch.worker.main",
+    "opensora_launch.worker.run_rank",
     "opensora_launch.parallel.sharded_model",
 ]
 get_context("forkserver").set_forkserver_preload(PRELOAD)

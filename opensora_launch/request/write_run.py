@@ -84,7 +84,6 @@ def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
-NOT_FOR_RANKS = ("--cfg", "--info", "--help", "--shell-completion")
 
 
 TIME_MARGIN, START_MINUTES = 1.5, 15

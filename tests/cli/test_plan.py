@@ -64,7 +64,7 @@ def test_what_fits_nowhere_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
     code, out, _ = asked(capsys, *words)
     assert code == 0
     assert "24.0 GiB each; weights in host memory, " in out
-    assert "\nnot replicated weights: VAE needs 31.4 of 23.6 GiB\n" in out
+    assert "\nnot chosen: replicated weights (VAE needs 31.4 of 23.6 GiB)\n" in out
 
 
 def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ LARGE = (  # 40 blocks of 63 MB and one of 151 in fp32: 2.7 GB
     "model.mmdit.depth=1", "model.mmdit.depth_single_blocks=40",
 )  # fmt: skip
 BASE = (
-    "import torch.distributed as dist, opensora_launch.worker.main; "
+    "import torch.distributed as dist, opensora_launch.worker.run_rank; "
     "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1); "
     "lines = open('/proc/self/status').read().splitlines(); "
     "print(next(line.split()[1] for line in lines if line.startswith('VmData')))"
