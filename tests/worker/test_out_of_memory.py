@@ -18,6 +18,7 @@ from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.plan.placement import Placement, next_smaller
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
+from opensora_launch.report.wording import say
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard
 from opensora_launch.telemetry.heartbeat import Heartbeat
@@ -118,7 +119,7 @@ def test_the_launcher_goes_on_with_shares_under_a_real_limit(tmp_path: Path) -> 
     assert json.loads((folder / "attempts/0/error.json").read_text())["kind"] == "memory"
     assert [p.suffix for p in (folder / "samples").glob("0000_0.*") if p.suffix != ".json"] == [".mp4"]
     attempts = build_report(folder)["attempts"]
-    assert [a["placement"] for a in attempts] == ["replicated weights", "weights spread over a node"]
+    assert [say(a["placement"]) for a in attempts] == ["replicated weights", "weights spread over a node"]
 
 
 @pytest.mark.parametrize(
