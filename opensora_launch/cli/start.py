@@ -75,7 +75,7 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
 
 
 def _report(run_dir: RunDir) -> list[str]:
-    """Write the report and return its summary. The videos are there, so a full disk is no failure of the run."""
+    """Write the report and return its summary. The videos are there, so a full disk is not a failure of the run."""
     from opensora_launch.report.build import build_report
     from opensora_launch.report.markdown import summary_lines
 

@@ -22,7 +22,7 @@ def die_with_parent() -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Whether the process exists and is not a zombie."""
     return _state(pid) not in ("", "Z", "X")
 
 

@@ -77,7 +77,7 @@ class RecordedRun:
 
 
 def read_recorded_run(folder: RunDir) -> RecordedRun:
-    """Read everything that a report needs; UserError if `folder` is no run."""
+    """Read everything that a report needs; UserError if `folder` is not a run."""
     plan = _read_plan(folder.plan)
     overrides = _decoded(folder.overrides, list[str])
     damaged = overrides is None and folder.overrides.exists()
