@@ -11,7 +11,8 @@ from opensora_launch.runs.files import read_plan
 from opensora_launch.telemetry.events import Step, read_first_step, read_meta
 from opensora_launch.telemetry.stall import Beat
 
-_LEAST_SHARE = 0.02  # must be done since work began before the rest is estimated
+# The rest is estimated once so much was done since work began: the share, or the steps in a long run.
+_LEAST_SHARE, _LEAST_STEPS = 0.02, 5
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class WorkStart:
 
     time_s: float  # of the epoch
     share: float
+    least_share: float = _LEAST_SHARE  # must be done beyond that before the rest is estimated
 
 
 @dataclass
@@ -61,7 +63,7 @@ def share_done(beats: Sequence[Beat]) -> float | None:
 
 def seconds_left(share: float | None, start: WorkStart | None, now: float) -> float | None:
     """Seconds left at the pace since the first step, excluding loading; None if unknown or if nothing remains."""
-    if share is None or start is None or share >= 1 or share - start.share < _LEAST_SHARE:
+    if share is None or start is None or share >= 1 or share - start.share < start.least_share:
         return None
     return (now - start.time_s) * (1 - share) / (share - start.share)
 
@@ -79,7 +81,9 @@ def work_start(attempts: Sequence[AttemptDir]) -> WorkStart | None:
     time_s = min(meta.start_epoch_s + step.start_s - meta.start_s for meta, step in found)
     parts = {step.video: _part(plan, step) for _, step in found}
     before = sum(_finished_before(attempts[0].run.record(video.name), time_s) for video in plan.videos)
-    return WorkStart(time_s, (before + sum(parts.values())) / len(plan.videos))
+    steps = sum(video.guidance.num_steps for video in plan.videos) / (plan.sampling.batch_size or 1)
+    least = min(_LEAST_SHARE, _LEAST_STEPS / max(1, steps))
+    return WorkStart(time_s, (before + sum(parts.values())) / len(plan.videos), least)
 
 
 def _part(plan: Plan, step: Step) -> float:

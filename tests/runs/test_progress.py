@@ -83,3 +83,15 @@ def test_events_that_are_torn_give_no_start(attempt: AttemptDir) -> None:
     for end in (5, whole.index("step") + 20, len(whole) - 9):
         attempt.events(0).write_text(whole[:end])
         assert work_start([attempt]) is None
+
+
+def test_a_long_run_is_estimated_after_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2% of 3000 steps are 60, which may take hours."""
+    monkeypatch.chdir(tmp_path)
+    words = [*(word for text in "abc" for word in ("--prompt", text)), "model=tiny", "sampling.num_steps=1000"]
+    attempt = prepare_attempt(words, Machine("cpu", 1, 1, 1))
+    work_began(attempt.path, 1_000_100.0, 0)
+    start = work_start([attempt])
+    assert start
+    assert seconds_left(4 / 3000, start, 1_000_140.0) is None
+    assert seconds_left(6 / 3000, start, 1_000_160.0) == pytest.approx(60 * 2994 / 6)

@@ -126,7 +126,7 @@ def test_a_task_of_an_array_that_is_killed_and_an_array_that_is_cancelled(cluste
     said = cancelled.status()
     assert re.search(rf"job {cancelled.job}_1: RUNNING on n\d", said)
     assert re.search(works, said)
-    assert "of denoising left" in said
+    wait_for(lambda: " left\n" in cancelled.status())
     ended = cluster.opensora("cancel", str(cancelled.folder), cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, f"job {cancelled.job} is cancelled\n")
     assert [cluster.wait(f"{cancelled.job}_{task}") for task in range(2)] == ["CANCELLED"] * 2
