@@ -27,8 +27,8 @@ def test_a_picture_that_can_go_nowhere(verb: str, tmp_path: Path, capsys: pytest
     (tmp_path / "folder.svg").mkdir()
     for name, said in (
         ("no/such/plan.svg", f"there is no folder {tmp_path}/no/such"),
-        ("plan.foo", "the ending says the format; use one of .svg, .png, .pdf"),
-        ("plan", "the ending says the format"),
+        ("plan.foo", "the suffix must be one of .svg, .png, .pdf"),
+        ("plan", "the suffix must be one of"),
         ("folder.svg", "is a folder"),
     ):
         code, out, err = asked(capsys, *verb.split(), "--plot", str(tmp_path / name))

@@ -26,4 +26,4 @@ def test_what_is_no_file_of_published_figures(tmp_path: Path, capsys: pytest.Cap
     file = tmp_path / "x.json"
     file.write_text("[1]")
     assert main(["report", str(file)]) == 2
-    assert f"{file} is no file of published figures: TypeError" in capsys.readouterr().err
+    assert f"{file} is not a file of published figures: TypeError" in capsys.readouterr().err
