@@ -180,7 +180,7 @@ def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
     if engine is Engine.colossalai:
-        import opensora_launch.engines.colossal.cut_mmdit  # noqa: F401
+        import opensora_launch.engines.colossal.engine  # noqa: F401
     imported = time.monotonic()
     model = built(source_of(STARTED, place, folder), engine, mesh)
     place.wait()
@@ -204,8 +204,7 @@ def pss() -> int:
 
 def store(place: Place, folder: str) -> None:
     """Write the checkpoint for the starts with ColossalAI's own writer."""
-    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, load_by_layer
-    from opensora_launch.engines.colossal.sharded_checkpoint import save_checkpoint
+    from opensora_launch.engines.colossal.engine import cut_by_policy, load_by_layer, save_checkpoint
 
     layout = Layout(tp=dist.get_world_size())
     mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]

@@ -1,5 +1,7 @@
 """Run a function on several gloo ranks and hand back what each returned."""
 
+import os
+import sys
 import tempfile
 import time
 import traceback
@@ -19,7 +21,8 @@ PRELOAD = [
     "tests.ranks",
     "pytest",
     "torch.distributed.tensor",
-    "opensora_launch.worker.main",
+    "opensora_launch.cli.generate",
+    "opensora_launch.worker.run_rank",
     "opensora_launch.parallel.sharded_model",
 ]
 get_context("forkserver").set_forkserver_preload(PRELOAD)
@@ -67,6 +70,26 @@ def run_ranks(world: int, tmp: Path, fn: Callable[..., Any], *args: Any, timeout
         raise AssertionError(f"{world} ranks failed; without result or error: {silent}\n{logs or e}") from e
     # Written by this test's own ranks: any picklable result may come back.
     return [torch.load(here / f"out{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _one_command(folder: str, argv: list[str]) -> None:
+    from opensora_launch.cli import main
+
+    os.chdir(folder)
+    for name, fd in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f".{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    sys.exit(main(argv))
+
+
+def run_command(folder: Path, *argv: str, timeout: float = 200.0) -> tuple[int, str, str]:
+    """Exit code, output and errors of `opensora-launch ARGV` in a folder, in a process that has torch imported."""
+    process = get_context("forkserver").Process(target=_one_command, args=(str(folder), list(argv)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"not done after {timeout} s: {argv}")
+    return process.exitcode, (folder / ".out").read_text(), (folder / ".err").read_text()
 
 
 def everyone() -> dist.ProcessGroup:

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ def fail_on_rank_1() -> None:
 
 def hang_on_rank_1() -> None:
     if dist.get_rank() == 1:
-        time.sleep(60)
+        threading.Event().wait()
     dist.barrier(group=everyone())
 
 
@@ -45,10 +45,8 @@ def test_a_failing_rank_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_hanging_rank_is_a_failure(tmp_path: Path) -> None:
-    start = time.monotonic()
     with pytest.raises(AssertionError, match=r"without result or error: \[1\]"):
         run_ranks(2, tmp_path, hang_on_rank_1, timeout=1.0)
-    assert time.monotonic() - start < 30
 
 
 SUITE = """

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,19 @@ def test_only_the_worker_starts_the_group_and_reads_its_rank() -> None:
                 case ast.Call(func=ast.Attribute(attr="get" | "getenv"), args=[ast.Constant(value=str(key)), *_]):
                     found |= {room(path)} if key in names else set()
     assert found <= {"worker"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Inside a room too, and for imports inside functions too."""
+    names = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+    graph = {}
+    for name, path in names.items():
+        package = ".".join(path.parent.relative_to(ROOT.parent).parts)
+        found = imports(ast.parse(path.read_text()), package)
+        graph[name] = {m if m in names else m.rpartition(".")[0] for m in found} & set(names) - {name}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_a_cycle_is_found() -> None:
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"c"}, "c": {"a"}}).prepare()

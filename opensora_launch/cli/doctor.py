@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from opensora_launch import __version__, exit_codes
-from opensora_launch.cli.bar_picture import Bar, picture_file, write_bars
+from opensora_launch.cli.plan_picture import Bar, picture_file, write_bars
 from opensora_launch.cli.terminal import print_errors, print_lines
 from opensora_launch.doctor.check_result import CheckResult, Level, lines, worst
 from opensora_launch.doctor.nodes import to_line

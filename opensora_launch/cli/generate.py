@@ -15,12 +15,11 @@ from opensora_launch.launch.command import command
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.attempt import write_planned
-from opensora_launch.request.batch_script import script_of
 from opensora_launch.request.compose import ConfigView, config_text, info_text
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.prepare import PlannedRun, prepare_runs
 from opensora_launch.request.resume import prepare_resume, resumed_words
-from opensora_launch.request.write_run import new_attempt
+from opensora_launch.request.write_run import new_attempt, script_of
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.slurm.query import estimate_start

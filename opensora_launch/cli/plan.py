@@ -3,7 +3,7 @@
 import json
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.bar_picture import picture_file
+from opensora_launch.cli.plan_picture import picture_file
 from opensora_launch.cli.terminal import StyledLine, print_lines
 from opensora_launch.plan.table import plan_json, plan_text
 from opensora_launch.request.flags import Parsed

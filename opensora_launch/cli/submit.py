@@ -12,8 +12,7 @@ from opensora_launch.cli.view import progress
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
-from opensora_launch.request.batch_script import script_of
-from opensora_launch.request.write_run import attempt_like
+from opensora_launch.request.write_run import attempt_like, script_of
 from opensora_launch.rundir import AttemptDir, RunDir, write_whole
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.schema.config import RunConfig

@@ -14,8 +14,7 @@ from opensora_launch.doctor.check_result import CheckResult, Level, ok
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.doctor.interfaces import infiniband_up, interfaces
-from opensora_launch.doctor.probe import check_probe, run_probe
-from opensora_launch.doctor.probe_spec import ProbeResult, ProbeSpec
+from opensora_launch.doctor.probe import ProbeResult, ProbeSpec, check_probe, run_probe
 from opensora_launch.doctor.torch_facts import ask_torch, installed_torch
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.machine.find_gpus import find_gpus

@@ -1,4 +1,7 @@
-"""Start real ranks for a few seconds: check that each starts on its own GPU, and measure each axis."""
+"""Start real ranks for a few seconds: check that each starts on its own GPU, and measure each axis.
+
+spec.json holds the request to the ranks, probe.json their measurements.
+"""
 
 import json
 import signal
@@ -7,15 +10,60 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from opensora_launch.doctor.check_result import CheckResult, Level, ok
-from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec
 from opensora_launch.machine import processes
+from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Send `nbytes` per rank along each axis of the layout, `repeats` times."""
+
+    device: str  # "cpu" or "cuda"
+    layout: Layout
+    threads_per_rank: int
+    nbytes: int
+    repeats: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class RankSeen:
+    """Where a rank started. `clock_ahead_s` is its host's wall clock minus rank 0's; None if not measured."""
+
+    rank: int
+    host: str
+    gpu: str | None  # UUID
+    cpus: int
+    clock_ahead_s: float | None
+
+
+@dataclass(frozen=True)
+class AxisSpeed:
+    """The median of the slowest rank: bytes that it sent to others, and the time of the exchange."""
+
+    axis: str
+    op: str
+    ranks: int
+    sent_bytes: int  # by each rank, in each exchange
+    seconds: float
+
+    @property
+    def gb_s(self) -> float:
+        return self.sent_bytes / self.seconds / 1e9
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    ranks: tuple[RankSeen, ...]
+    speeds: tuple[AxisSpeed, ...]
+
 
 MODULE = "opensora_launch.worker.probe_rank"
 _SLOW_SHARE = 0.35  # of the link's bandwidth in the catalogue; good exchanges reach half of it

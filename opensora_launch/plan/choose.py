@@ -14,9 +14,9 @@ from opensora_launch.plan.memory import (
     blocks_bytes,
     memory_of,
 )
+from opensora_launch.plan.networks import VAES
 from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import Rates, StepCounts, StepLoad, StepTime, rates_of, step_counts, step_time
-from opensora_launch.plan.vaes import VAES
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.config import Engine, Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE

@@ -10,9 +10,8 @@ from functools import cache
 
 from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.plan.networks import VAES, Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
-from opensora_launch.plan.vaes import VAES
 from opensora_launch.schema.config import Offload, Shard, Storage
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
 

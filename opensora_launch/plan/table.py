@@ -79,7 +79,7 @@ def _about(work: Workload, placement: Placement) -> Iterator[str]:
 def _placed(best: Option, others: Sequence[Option]) -> Iterator[str]:
     """Say why the other placements were not chosen."""
     for option in others:
-        yield f"not {placement_text(option.placement)}: {reason(option, best)}"
+        yield f"not chosen: {placement_text(option.placement)} ({reason(option, best)})"
 
 
 def _below(work: Workload, best: Option) -> Iterator[str]:

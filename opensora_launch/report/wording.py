@@ -55,7 +55,7 @@ def label(key: str, **parameters: Any) -> str:
     return say(message(key, **parameters))
 
 
-def seconds_text(seconds: float) -> str:
+def _seconds_text(seconds: float) -> str:
     return f"{seconds:.{0 if seconds >= 100 else 1 if seconds >= 10 else 2}f}"
 
 
@@ -70,7 +70,7 @@ def _shown(value: Any, form: str, language: str) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(item, form, language) for item in value)
     if form == "s":
-        return seconds_text(value)
+        return _seconds_text(value)
     if form in UNITS:
         return f"{value / UNITS[form]:.1f} {form}"
     return format(value, form) if form else str(value)

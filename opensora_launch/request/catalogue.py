@@ -1,6 +1,10 @@
-"""What can be set: config groups with their choices, and every key of the schema. Reads them fast, without Hydra."""
+"""What can be set: config groups with their choices, and every key of the schema.
 
-from collections.abc import Iterator, Sequence
+The cards of configs/hardware and of a user's folder are read here too. All of it is fast and without Hydra.
+"""
+
+import difflib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -8,6 +12,9 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import opensora_launch
+from opensora_launch.errors import UserError
+from opensora_launch.plan.checks import card_problems
+from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import RunConfig
 
 DEFAULT_MODEL = "open_sora_v2"  # as in configs/config.yaml
@@ -113,3 +120,43 @@ def _allowed(hint: Any) -> tuple[str, ...]:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return tuple(member.name for member in hint)
     return ()
+
+
+def read_cards(config_dir: Path | None = None) -> dict[str, Card]:
+    """Read every card, by name. Raises UserError for a file that is not a card."""
+    folders = [config_folder(), *([config_dir] if config_dir else [])]
+    files = {path.stem: path for folder in folders for path in sorted((folder / "hardware").glob("*.yaml"))}
+    hints = get_type_hints(Card)
+    numbers = frozenset(name for name, hint in hints.items() if float in (hint, *get_args(hint)))
+    return {name: _card(path, numbers) for name, path in sorted(files.items()) if name != "auto"}
+
+
+def _card(file: Path, numbers: Collection[str]) -> Card:
+    """Read one card. The file may write 300 for 300.0."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        made: dict[str, Any] = {k: float(v) if k in numbers and v is not None else v for k, v in values.items()}
+        card = Card(**made)
+        problems = card_problems(card)
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        problems = [" ".join(str(error).split())]
+    if problems:
+        raise UserError(f"{file} is not a card", problems)
+    return card
+
+
+def match(gpu_name: str, cards: dict[str, Card]) -> Card | None:
+    """The card that the driver calls `gpu_name`: the one with the longest of its `nvml_names` in that name."""
+    words = f" {gpu_name.removeprefix('NVIDIA ')} "
+    if " Laptop " in words or " MIG " in words:  # the same name, but another chip or a part of one
+        return None
+    hits = [(len(name), card) for card in cards.values() for name in card.nvml_names if f" {name} " in words]
+    return max(hits, key=lambda hit: hit[0])[1] if hits else None
+
+
+def unknown_card(name: str, known: Sequence[str]) -> str:
+    """A line for a name that no card has."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name} is not a card of configs/hardware; " + (f"did you mean {near[0]}?" if near else ", ".join(known))

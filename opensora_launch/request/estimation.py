@@ -10,12 +10,11 @@ from opensora_launch.estimate.card_ranking import CardEstimate, build_of, estima
 from opensora_launch.estimate.figures import Figure
 from opensora_launch.estimate.subject import counted_subject, document_subject
 from opensora_launch.plan.checks import card_problems, topology_problems
-from opensora_launch.plan.networks import NETWORKS, token_grid
+from opensora_launch.plan.networks import NETWORKS, VAES, token_grid
 from opensora_launch.plan.plan import make_plan, predict
 from opensora_launch.plan.rows import NUM_ROWS
-from opensora_launch.plan.vaes import VAES
 from opensora_launch.plan.workload import Workload, steps_of
-from opensora_launch.request.card_catalogue import read_cards
+from opensora_launch.request.catalogue import read_cards
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.machine.choose_gpus import Picked, link_of
-from opensora_launch.request.card_catalogue import match, read_cards, unknown_card
+from opensora_launch.request.catalogue import match, read_cards, unknown_card
 from opensora_launch.schema.cards import Card, slowest
 from opensora_launch.schema.config import Device, Link, RunConfig
 

@@ -16,8 +16,7 @@ from opensora_launch.plan.choose import Option, passed_over
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
 from opensora_launch.plan.workload import Workload
-from opensora_launch.request.card_catalogue import read_cards
-from opensora_launch.request.catalogue import DEFAULT_MODEL
+from opensora_launch.request.catalogue import DEFAULT_MODEL, read_cards
 from opensora_launch.request.compose import ConfigPoint, compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed

@@ -1,19 +1,23 @@
-"""Write a run's folder and the folders of its attempts, before any rank starts."""
+"""Write a run's folder and the folders of its attempts, with their command or batch script, before any rank starts."""
 
 import json
+import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from opensora_launch.launch.command import command, command_text, environment
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.plan.plan import Plan
+from opensora_launch.plan.plan import Plan, predict
 from opensora_launch.rundir import AttemptDir, RunDir, make_folder, write_whole
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.schema.plain import config_yaml
+from opensora_launch.schema.slurm import SlurmConfig
+from opensora_launch.slurm.script import SlurmJob, job_script
 
 BY_HAND = "by hand"  # the environment profile of ranks that the launcher did not start
 
@@ -78,3 +82,38 @@ def _attempt_folder(run: RunDir, plan: Plan) -> AttemptDir:
 
 def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
+TIME_MARGIN, START_MINUTES = 1.5, 15
+MEMORY_MARGIN, RANK_GIB = 1.25, 8
+
+
+def script_of(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> str:
+    """The batch script of an attempt."""
+    settings = with_prediction(run, plan)
+    return job_script(
+        SlurmJob(
+            settings,
+            plan.machine,
+            plan.threads_per_rank,
+            attempt.path,
+            settings.python or sys.executable,
+            made.was_set,
+            tuple(made.taken),
+        )
+    )
+
+
+def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
+    """Fill in predicted time and memory, with a margin, where they are null and the card is known.
+
+    Host memory also holds what each rank needs for itself: CUDA's context, Python and its buffers.
+    """
+    settings, machine = run.launcher.slurm, plan.machine
+    if machine.device != "cuda" or not run.hardware.known:
+        return settings
+    _, found = predict(run, machine, plan.videos)
+    chosen = next((option for option in found if option.layouts == plan.layouts), found[0])
+    minutes = math.ceil(TIME_MARGIN * chosen.phases.total / 60 / settings.array) + START_MINUTES
+    gib = math.ceil(MEMORY_MARGIN * chosen.memory.host / 2**30) + RANK_GIB * machine.gpus_per_node
+    return replace(settings, time=settings.time or str(minutes), mem=settings.mem or f"{gib}G")

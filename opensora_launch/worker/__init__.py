@@ -12,6 +12,6 @@ def main(argv: Sequence[str]) -> int:
     from opensora_launch.worker.affinity import bind_cpus
 
     bind_cpus(os.environ)  # torch makes its threads at the first import, on the CPUs that are allowed then
-    from opensora_launch.worker.main import run_rank
+    from opensora_launch.worker.run_rank import run_rank
 
     return run_rank(argv)

@@ -33,7 +33,7 @@ from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.schema.config import Engine, MmditConfig, ModelConfig, VaeConfig
-from opensora_launch.worker.batch import Batch, StepRecord, denoise_batch
+from opensora_launch.worker.denoise_videos import Batch, StepRecord, denoise_batch
 
 CASE_KINDS = ("mmdit", "vae", "sampling")
 

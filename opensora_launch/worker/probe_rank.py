@@ -18,16 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from opensora_launch import exit_codes
-from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
+from opensora_launch.doctor.probe import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
 from opensora_launch.errors import UserError
 from opensora_launch.parallel.mesh import Axis, build_meshes
 from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.worker.failures import leave
 from opensora_launch.worker.logs import redirect_output
-from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.process_group import join
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rank_facts import device_uuid
+from opensora_launch.worker.set_up import set_numerics
 from opensora_launch.worker.watch import clock_offset
 
 WARM_UP = 2  # NCCL connects at the first exchange

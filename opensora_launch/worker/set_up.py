@@ -1,9 +1,10 @@
-"""Set-up phase: device, kernel, telemetry and meshes of this rank."""
+"""Set-up phase: numeric settings, device, kernel, telemetry and meshes of this rank."""
 
 import logging
 import os
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 
 from opensora_launch.model.kernel_choice import choose_kernel
@@ -11,15 +12,28 @@ from opensora_launch.parallel.mesh import Axis, Record, build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.context import DTYPES, RankContext
 from opensora_launch.worker.failures import stop_stalled
-from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.process_group import BACKSTOP
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rank_facts import device_name, record_facts, telemetry_header
 from opensora_launch.worker.watch import clock_offset, watch_kernel
+
+
+def set_numerics(threads: int, numerics: NumericsConfig) -> None:
+    """Let equal inputs give equal bits: fixed thread count, no kernels chosen by timing, products as configured."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
+    torch.backends.cudnn.allow_tf32 = numerics.tf32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = numerics.reduced_sums
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = numerics.reduced_sums
+    torch.set_grad_enabled(False)
+
 
 log = logging.getLogger("opensora_launch.worker")
 

@@ -34,11 +34,10 @@ from opensora_launch.worker.encode_references import encode_references
 from opensora_launch.worker.encode_texts import Embedding
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.load_networks import Networks, load_networks, shard_model
-from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.process_group import BACKSTOP
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.run import load_networks_and_texts
-from opensora_launch.worker.set_up import set_up
+from opensora_launch.worker.set_up import set_numerics, set_up
 
 # Layouts may differ only in rounding, which guidance amplifies over the steps.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}

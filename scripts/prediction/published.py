@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.networks import NETWORKS, Network, TokenGrid, token_grid
+from opensora_launch.plan.networks import NETWORKS, VAES, Network, TokenGrid, token_grid
 from opensora_launch.plan.times import StepCounts, StepLoad, step_counts
-from opensora_launch.plan.vaes import VAES
 from opensora_launch.schema.cards import Card
 
 ROOT = Path(__file__).parents[2]

@@ -1,9 +1,8 @@
-"""bench's points, order and report, and a real sweep of real runs on CPU ranks."""
+"""bench's points, order and report."""
 
 import csv
 import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from msgspec.structs import replace
 
 from opensora_launch.cli import bench, main
 from opensora_launch.errors import UserError
-from opensora_launch.report.compare import read_either
 from opensora_launch.report.wording import message, say
 from opensora_launch.request.bench_points import read_words
 from opensora_launch.rundir import SweepDir
@@ -286,33 +284,3 @@ def test_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_resumed_sweep_takes_no_more_words(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--resume", str(half_done), "gpus=[1,4]"]) == 2
     assert "gpus=[1,4] does not go with --resume" in capsys.readouterr().err
-
-
-def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two counts of CPU ranks, each a `generate` with real ranks, in a folder whose name is hostile; then one of the
-    runs is forgotten and made again.
-    """
-    folder = empty_folder / 'it\'s my "runs" ${x}, #1'
-    runs_dir = 'runs_dir="it\'s my \\"runs\\" \\${x}, #1"'
-    assert main(["bench", *TINY, "gpus=[1,2]", "repeats=1", "warmup=0", runs_dir, "--prompt", "a, b"]) == 0
-    out = capsys.readouterr().out
-    assert "run 1 of 2: tiny, 1 CPU rank, repeat 1" in out
-    (sweep,) = folder.iterdir()
-    assert os.listdir(empty_folder) == [folder.name]
-    first = read_either(sweep)
-    read_sweep_report(sweep)
-    assert all(d.busy is not None for d in read_sweep(SweepDir(sweep)).done)
-    assert [(r["gpus"], r["seconds"] > 0, r["efficiency"] > 0) for r in first["table"]] == [
-        (1, True, True), (2, True, True),
-    ]  # fmt: skip
-    assert [r["work"]["num_steps"] for r in first["table"]] == [2, 2]
-    assert message("no_warmup") in first["unknown"]
-    assert not [line for line in first["unknown"] if line["code"] == "other_work"]
-    plan = read_sweep(SweepDir(sweep))
-    replace(plan, done=plan.done[:1]).write(SweepDir(sweep))
-    assert main(["bench", "--resume", str(sweep)]) == 0
-    assert "run 2 of 2: tiny, 2 CPU ranks, repeat 1" in capsys.readouterr().out
-    again = read_sweep(SweepDir(sweep))
-    assert again.done[0] == plan.done[0]
-    assert again.done[1].run != plan.done[1].run
-    assert [r["source"] for r in read_either(sweep)["table"]] == [d.run for d in again.done]

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -154,9 +155,8 @@ def test_another_profile_leaves_all_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     assert seen[0].env == dict(os.environ)
 
 
-def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import time
-
+def test_the_quick_part_is_a_small_part(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what `generate` does before it starts ranks, by CPU time."""
     took: list[float] = []
     look = launch_doctor.quick_checks
 
@@ -168,9 +168,11 @@ def test_the_quick_part_takes_milliseconds(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr("opensora_launch.doctor.preflight.quick_checks", timed)
     started(monkeypatch)
+    begun = time.process_time()
     assert main(["generate", "--prompt", "x", *TINY]) == 0
+    whole = time.process_time() - begun
     assert capsys.readouterr().err == ""
-    assert took[0] < 0.1
+    assert took[0] < whole / 10  # a hundredth is the usual
 
 
 def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:

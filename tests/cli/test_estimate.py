@@ -1,8 +1,6 @@
 """`opensora-launch estimate`: the figures of the documents through the command line, and cards for a video."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from opensora_launch.cli import main
-from opensora_launch.cli.bar_picture import bars_svg
-from opensora_launch.cli.estimate_text import value_text
+from opensora_launch.cli.estimate import value_text
+from opensora_launch.cli.plan_picture import bars_svg
 from opensora_launch.estimate.figures import Figure
+from tests.speed import HYDRA, in_python, main_without, times_slower
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,12 +210,6 @@ def test_numbers_as_people_read_them(value: float | str | None, unit: str, text:
 
 
 def test_it_is_quick_and_needs_no_torch(empty_folder: Path) -> None:
-    code = (
-        "import sys, resource\nfrom opensora_launch.cli import main\nassert main(['estimate', 'card']) == 0\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "sys.exit(f'{\"torch\" in sys.modules} {used.ru_utime + used.ru_stime:.2f}')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    torch, seconds = done.stderr.split()
-    assert torch == "False"
-    assert float(seconds) < 2
+    """Twice what Hydra takes for nothing is the usual."""
+    code = main_without(["estimate", "card"], {"torch"})
+    assert times_slower(in_python(code, "[]"), in_python(HYDRA), 4) <= 4

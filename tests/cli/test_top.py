@@ -82,9 +82,8 @@ def test_top_ends_where_all_were_killed(tmp_path: Path, capsys: pytest.CaptureFi
     assert (one.split()[:3], two.split()[:5]) == (["0", host, "denoise"], ["1", host, "lost", "in", "denoise"])
     started[0].kill()
     started[0].wait()
-    begun = time.monotonic()
+    assert is_over(read_attempts(RunDir(run))[-1]), "at once, though their heartbeats are fresh"
     assert main(["top", str(run)]) == 0
-    assert time.monotonic() - begun < 10
     assert capsys.readouterr().out.startswith("all 2 ranks have ended, 2 lost")
 
 

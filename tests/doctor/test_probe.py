@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 
 from opensora_launch.doctor import probe
 from opensora_launch.doctor.check_result import Level
-from opensora_launch.doctor.probe import check_probe, run_probe
-from opensora_launch.doctor.probe_spec import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
+from opensora_launch.doctor.probe import AxisSpeed, ProbeResult, ProbeSpec, RankSeen, check_probe, run_probe
 from opensora_launch.machine.processes import descendants
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
@@ -22,6 +20,7 @@ def spec(layout: Layout, timeout_s: float = 60.0, device: str = "cpu") -> ProbeS
     return ProbeSpec(device, layout, 1, nbytes=1 << 20, repeats=3, timeout_s=timeout_s)
 
 
+@pytest.mark.slow
 def test_each_axis_on_real_ranks() -> None:
     result, why_not = run_probe(Machine("cpu", 1, 4, 2), spec(Layout(1, 1, 2, 2)), os.environ)
     assert result, why_not
@@ -29,7 +28,7 @@ def test_each_axis_on_real_ranks() -> None:
     assert len({rank.host for rank in result.ranks}) == 1
     sent = {(speed.axis, speed.op, speed.ranks): speed.sent_bytes for speed in result.speeds}
     assert sent == {("ulysses", "all_to_all", 2): 1 << 19, ("ring", "ring", 2): 1 << 20}
-    assert all(0 < speed.seconds < 10 for speed in result.speeds)
+    assert all(speed.seconds > 0 for speed in result.speeds)
     assert msgspec.json.decode(json.dumps(asdict(result)), type=ProbeResult) == result
     assert [f.check for f in check_probe(result, "", {})] == ["ranks", "bandwidth", "bandwidth"]
 
@@ -43,11 +42,10 @@ def test_ranks_that_cannot_start_say_why() -> None:
 
 
 def test_ranks_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "probe_command", lambda machine, folder: ["sh", "-c", "setsid sleep 60 & sleep 60"])
-    before, begun = descendants(os.getpid()), time.monotonic()
+    monkeypatch.setattr(probe, "probe_command", lambda machine, folder: ["sh", "-c", "setsid sleep 9999 & sleep 9999"])
+    before = descendants(os.getpid())
     result, why_not = run_probe(Machine("cpu", 1, 2, 2), spec(Layout(1, 1, 1, 2), timeout_s=0.5), os.environ)
     assert (result, why_not) == (None, "no answer after 0.5 s")
-    assert time.monotonic() - begun < 5
     assert descendants(os.getpid()) <= before
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.native import cut_transformer
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.cuts import CutKind, mmdit_cuts
@@ -81,15 +81,16 @@ def on_rank(layout: Layout, rows: int, config: dict[str, Any]) -> tuple[float, d
 @pytest.mark.parametrize(
     ("layout", "rows", "changes"),
     [
-        (Layout(tp=2), 1, {}),
-        (Layout(tp=5), 2, {}),
-        (Layout(tp=3), 1, {"fused_qkv": True}),
-        (Layout(tp=2, ulysses=2), 1, {}),
-        (Layout(tp=2, ring=3), 1, {"fused_qkv": True}),
-        (Layout(tp=2, cfg=3), 2, {}),
-        (Layout(tp=2, cfg=2, ulysses=2), 3, {"qkv_bias": False}),
+        pytest.param(Layout(tp=2), 1, {}, id="tp2"),
+        pytest.param(Layout(tp=3), 1, {"fused_qkv": True}, id="fused"),
+        pytest.param(Layout(tp=2, ulysses=2), 1, {}, id="tp2 x ulysses2"),
+        pytest.param(Layout(tp=5), 2, {}, id="tp5", marks=pytest.mark.slow),
+        pytest.param(Layout(tp=2, ring=3), 1, {"fused_qkv": True}, id="fused x ring3", marks=pytest.mark.slow),
+        pytest.param(Layout(tp=2, cfg=3), 2, {}, id="2 rows on cfg3 x tp2", marks=pytest.mark.slow),
+        pytest.param(
+            Layout(tp=2, cfg=2, ulysses=2), 3, {"qkv_bias": False}, id="cfg2 x ulysses2 x tp2", marks=pytest.mark.slow
+        ),
     ],
-    ids=["tp2", "tp5", "fused", "tp2 x ulysses2", "fused x ring3", "2 rows on cfg3 x tp2", "cfg2 x ulysses2 x tp2"],
 )
 def test_cut_equals_whole(layout, rows, changes, tmp_path):
     for distance, _, _ in run_ranks(layout.ranks, tmp_path, on_rank, layout, rows, SMALL | changes):

@@ -96,8 +96,7 @@ def test_its_layers_hold_the_parts_that_ours_hold(tmp_path):
 
 def stored_and_read_on_rank(folder: str) -> dict[str, tuple[Layout, dict[str, torch.Tensor]]]:
     """Save on cfg 2 x tp 2, read on other layouts and by both engines, sharded placements included."""
-    from opensora_launch.engines.colossal.cut_mmdit import cut_by_policy, load_by_layer
-    from opensora_launch.engines.colossal.sharded_checkpoint import save_checkpoint
+    from opensora_launch.engines.colossal.engine import cut_by_policy, load_by_layer, save_checkpoint
 
     saving = mesh_of(Layout(cfg=2, tp=2))
     wrapped = cut_by_policy(CFG, saving, CPU, torch.bfloat16)

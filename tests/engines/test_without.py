@@ -58,6 +58,7 @@ def test_the_command_line_refuses_before_ranks_start(verb, monkeypatch, capsys):
     assert sum("engine=colossalai needs ColossalAI 0.5.0" in line for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_the_native_engine_imports_and_sets_nothing_of_it(tmp_path):
     """As a whole run sees it: a rank's modules, a verified plan, and the variable that importing it sets."""
     code = """

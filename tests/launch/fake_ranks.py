@@ -1,7 +1,8 @@
 """Stands for torchrun and its ranks, in the standard library only: `fake_ranks.py SCENARIO RANKS --attempt DIR`.
 
 Like torchrun it gives each rank a session of its own, logs the first that ends badly, sends SIGTERM to the others and
-waits for them up to 30 s. Like a worker each rank writes heartbeats, and `error.json` where it can.
+waits for them: torchrun for 30 s, this for ever, so that a launcher that leaves it to them hangs. Like a worker each
+rank writes heartbeats, and `error.json` where it can.
 """
 
 import json
@@ -55,9 +56,8 @@ def be_rank(scenario: str, rank: int, attempt: Path) -> int:
     if scenario == "victim":
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        while not (attempt / "heartbeat" / "rank1.json").exists():
-            time.sleep(0.05)
-        time.sleep(1.0)  # that rank is dead by now, and torchrun has seen it
+        while "local_rank: 1" not in (attempt / "logs" / "torchrun.log").read_text():
+            time.sleep(0.05)  # until that rank is dead, and torchrun has seen it
         say(attempt, 0, "failure", "rank 1 lives but has not moved", "")
         return 1
     if scenario == "stopped" and rank == 1:
@@ -83,9 +83,8 @@ def be_agent(scenario: str, ranks: int, attempt: Path) -> int:
         if any(codes):
             for process in running:
                 process.terminate()
-            end = time.monotonic() + 30
-            while any(p.poll() is None for p in running) and time.monotonic() < end:
-                time.sleep(0.05)
+            for process in running:
+                process.wait()
             return 1
         if all(code == 0 for code in codes):
             return 0

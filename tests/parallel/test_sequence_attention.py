@@ -42,14 +42,15 @@ def attention_on_rank(layout: Layout, tokens: int, heads: int) -> torch.Tensor:
     return attend(*(x[:, mine] for x in qkv(tokens, heads)))
 
 
-LAYOUTS = [
-    *(Layout(ulysses=n) for n in (1, 2, 3, 4, 5, 7)),
-    *(Layout(ring=n) for n in (2, 3, 4, 5, 7)),
-    Layout(ring=2, ulysses=2),
+QUICK = [*(Layout(ulysses=n) for n in (1, 2, 3)), *(Layout(ring=n) for n in (2, 3)), Layout(ring=2, ulysses=2)]
+OTHERS = [
+    *(Layout(ulysses=n) for n in (4, 5, 7)),
+    *(Layout(ring=n) for n in (4, 5, 7)),
     Layout(ring=2, ulysses=3),
     Layout(ring=3, ulysses=2),
     Layout(ring=2, ulysses=4),
 ]
+LAYOUTS = [*QUICK, *(pytest.param(layout, marks=pytest.mark.slow) for layout in OTHERS)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

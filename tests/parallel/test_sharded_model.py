@@ -90,12 +90,13 @@ def scaled(ranks: int) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("fixed", [{}, {"ulysses": 1, "cfg": 1}], ids=["as planned", "ring"])
-@pytest.mark.parametrize("ranks", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("ranks", [2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5, 6, 7, 8))])
 def test_all_ninety_geometries_run(ranks, fixed, tmp_path):
     for distances in run_ranks(ranks, tmp_path, compare, scaled(ranks), fixed, torch.float64):
         assert max(distances) < 1e-10
 
 
+@pytest.mark.slow
 def test_a_geometry_at_its_true_token_count(tmp_path):
     """256px 16:9, 129 frames: 512 + 8316 tokens on 3 ranks, where the reference asserts."""
     for distances in run_ranks(3, tmp_path, compare, [(1, 512, 8316)], {"cfg": 1}, torch.float32, timeout=100.0):

@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from opensora_launch.engines.cut_weights import cut_transformer
+from opensora_launch.engines.native import cut_transformer
 from opensora_launch.engines.placed_weights import place_transformer
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import mmdit

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from opensora_launch.schema.config import (
     VideoConfig,
 )
 from tests.configs import changed
+from tests.speed import here, times_slower
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plans.txt"
@@ -272,10 +272,11 @@ def test_plans_of_every_card(request: pytest.FixtureRequest) -> None:
 
 
 def test_planning_is_quick_and_the_table_is_whole() -> None:
-    started = time.process_time()
+    """On eight times as many GPUs at most thirty times as long; fourteen times is the usual."""
+    small = here(lambda: plan_text(*planned("l20", 8, count=1)))
+    assert times_slower(here(lambda: plan_text(*planned("l20", 64, count=64))), small, 30) <= 30
     work, found = planned("l20", 64, count=64)
     text = plan_text(work, found)
-    assert time.process_time() - started < 0.5
     assert text.splitlines()[0] == "open_sora_v2: 1024 x 576 pixels, 129 frames, 76,544 tokens; 64 videos"
     assert "chosen" in text
     assert "predicted, not measured" in text

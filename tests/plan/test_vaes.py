@@ -12,8 +12,7 @@ import pytest
 
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import VideoSize, decode_bytes, tile_bytes
-from opensora_launch.plan.networks import NETWORKS
-from opensora_launch.plan.vaes import VAES
+from opensora_launch.plan.networks import NETWORKS, VAES
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("sd", "flux", "wan", "wan2.2", "cogvideox", "hunyuan", "mochi")

@@ -92,4 +92,4 @@ def test_every_victim_names_the_rank_that_stalls(tmp_path: Path) -> None:
     assert messages[1] is None
     for message in (messages[0], messages[2]):
         assert message.startswith("rank 1 on host h (pid ")
-        assert message.endswith("last seen in phase denoise, video 0000_0, step 7, before any collective")
+        assert message.endswith("last seen in phase denoise, video 0000_0, step 7 of 50, before any collective")

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-UP_S = 15.0
 TINY = (
     "model=tiny", "video.num_frames=1", "launcher=slurm", "topology=custom", "topology.device=cpu",
     "launcher.threads_per_rank=1", "launcher.slurm.cpus_per_rank=1",
@@ -30,7 +29,6 @@ class Cluster:
     """Four nodes n1 to n4 of 8 CPUs and 4 GPUs that are only names."""
 
     folder: Path
-    up_s: float
 
     @property
     def env(self) -> dict[str, str]:
@@ -175,11 +173,10 @@ def cluster() -> Iterator[Cluster]:
     if reason := cannot():
         pytest.skip(f"a cluster cannot be started: {reason}")
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path lies below it
-    started = time.monotonic()
     try:
         done = subprocess.run([HERE / "cluster", "up", folder], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        yield Cluster(folder, time.monotonic() - started)
+        yield Cluster(folder)
     finally:
         subprocess.run([HERE / "cluster", "down", folder], check=True)
 

@@ -23,7 +23,7 @@ def test_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     for host in hosts - {"all"}:
         assert {"gpus", "torch", "memory", "disk", "env", "files"} <= {f["check"] for f in found if f["host"] == host}
     together = [(f["level"], f["check"], f["what"]) for f in found if f["host"] == "all"]
-    assert ("ok", "ranks", "4 came up on 2 hosts, on the CPU") in together
+    assert ("ok", "ranks", "4 started on 2 hosts, on the CPU") in together
     assert [what.split(":")[0] for level, check, what in together if check == "bandwidth"] == [
         "ulysses of 2",
         "ring of 2",

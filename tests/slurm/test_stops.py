@@ -122,7 +122,7 @@ def test_a_task_of_an_array_that_is_killed_and_an_array_that_is_cancelled(cluste
     cancelled = submit(cluster, folders[1], *prompts, "sampling.num_steps=9999", "launcher.slurm.array=2")
     cancelled.wait_for_step(5, attempt=1)
     works = r"rank 0 on n\d: running, denoise, video 1 of 3, step \d+ of 9999"
-    wait_for(lambda: bool(re.search(works, cancelled.status())), 60)  # beats come by seconds
+    wait_for(lambda: bool(re.search(works, cancelled.status())))  # beats come by seconds
     said = cancelled.status()
     assert re.search(rf"job {cancelled.job}_1: RUNNING on n\d", said)
     assert re.search(works, said)
@@ -130,7 +130,7 @@ def test_a_task_of_an_array_that_is_killed_and_an_array_that_is_cancelled(cluste
     ended = cluster.opensora("cancel", str(cancelled.folder), cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, f"job {cancelled.job} is cancelled\n")
     assert [cluster.wait(f"{cancelled.job}_{task}") for task in range(2)] == ["CANCELLED"] * 2
-    wait_for(lambda: not cancelled.processes(), 60)
+    wait_for(lambda: not cancelled.processes())
     assert [cluster.wait(f"{array.job}_{task}") for task in range(2)] == ["FAILED", "COMPLETED"], array.log()
     assert sorted(p.name for p in (array.folder / "samples").glob("*.json")) == [f"000{i}_0.json" for i in range(3)]
     claims = [json.loads(p.read_text())["attempt"] for p in (array.folder / "claims").glob("*.1.json")]

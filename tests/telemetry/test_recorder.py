@@ -181,7 +181,7 @@ def test_a_line_cut_short_is_counted_and_passed_over(tmp_path: Path) -> None:
 
 
 COST = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder

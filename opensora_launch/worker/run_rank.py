@@ -21,9 +21,8 @@ from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, listen_for_stop
 from opensora_launch.worker.failures import fail, leave, record_early
 from opensora_launch.worker.logs import keep_log, redirect_output, start_logging
-from opensora_launch.worker.process_group import join
+from opensora_launch.worker.process_group import Unreachable, join
 from opensora_launch.worker.rank import Rank, gpus_visible, may_have_peers
-from opensora_launch.worker.rendezvous import Unreachable
 from opensora_launch.worker.run import run_plan
 from opensora_launch.worker.verify import run_verify
 

@@ -1,0 +1,67 @@
+"""Sweeps of real runs on CPU ranks."""
+
+import os
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from opensora_launch.cli import main
+from opensora_launch.report.compare import read_either
+from opensora_launch.report.wording import message
+from opensora_launch.rundir import SweepDir
+from opensora_launch.runs.sweep_state import read_sweep
+from tests.cli.test_bench import TINY
+from tests.ranks import run_command
+from tests.report.sweeps import read_sweep_report
+
+
+def test_a_sweep_in_this_launchers_own_process(empty_folder: Path) -> None:
+    """Two runs after one another in one process, since they differ in more than what each video has for itself."""
+    words = ["model=tiny", "launcher=inline", "topology=cpu1", "sampling.num_steps=1", "--prompt", "x"]
+    code, out, err = run_command(empty_folder, "generate", *words, "-m", "video.num_frames=1,5")
+    assert (code, out.splitlines()[-1]) == (0, "2 runs: 2 done"), err
+    assert sorted(p.suffix for p in empty_folder.glob("runs/*/samples/0000_0.*")) == [".json", ".json", ".mp4", ".png"]
+
+
+def test_a_sweep_of_one_real_rank(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gpus=[1]", "repeats=1", "warmup=0", "launcher=inline", "--prompt", "sea"]
+    assert main(["bench", *TINY, *words]) == 0
+    assert "run 1 of 1: tiny, 1 CPU rank, repeat 1" in capsys.readouterr().out
+    (sweep,) = (empty_folder / "runs").iterdir()
+    report = read_either(sweep)
+    assert [(r["gpus"], r["seconds"] > 0, r["efficiency"], r["work"]["num_steps"]) for r in report["table"]] == [
+        (1, True, 1.0, 2),
+    ]  # fmt: skip
+    read_sweep_report(sweep)
+
+
+@pytest.mark.slow
+def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two counts of CPU ranks, each a `generate` with real ranks, in a folder whose name is hostile; then one of the
+    runs is forgotten and made again.
+    """
+    folder = empty_folder / 'it\'s my "runs" ${x}, #1'
+    runs_dir = 'runs_dir="it\'s my \\"runs\\" \\${x}, #1"'
+    assert main(["bench", *TINY, "gpus=[1,2]", "repeats=1", "warmup=0", runs_dir, "--prompt", "a, b"]) == 0
+    out = capsys.readouterr().out
+    assert "run 1 of 2: tiny, 1 CPU rank, repeat 1" in out
+    (sweep,) = folder.iterdir()
+    assert os.listdir(empty_folder) == [folder.name]
+    first = read_either(sweep)
+    read_sweep_report(sweep)
+    assert all(d.busy is not None for d in read_sweep(SweepDir(sweep)).done)
+    assert [(r["gpus"], r["seconds"] > 0, r["efficiency"] > 0) for r in first["table"]] == [
+        (1, True, True), (2, True, True),
+    ]  # fmt: skip
+    assert [r["work"]["num_steps"] for r in first["table"]] == [2, 2]
+    assert message("no_warmup") in first["unknown"]
+    assert not [line for line in first["unknown"] if line["code"] == "other_work"]
+    plan = read_sweep(SweepDir(sweep))
+    replace(plan, done=plan.done[:1]).write(SweepDir(sweep))
+    assert main(["bench", "--resume", str(sweep)]) == 0
+    assert "run 2 of 2: tiny, 2 CPU ranks, repeat 1" in capsys.readouterr().out
+    again = read_sweep(SweepDir(sweep))
+    assert again.done[0] == plan.done[0]
+    assert again.done[1].run != plan.done[1].run
+    assert [r["source"] for r in read_either(sweep)["table"]] == [d.run for d in again.done]
