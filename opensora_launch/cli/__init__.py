@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from opensora_launch import __version__, exit_codes
-from opensora_launch.cli.verbs import VERBS as VERBS
+from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed, parse
 
