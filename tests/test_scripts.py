@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.cli import VERBS
+from opensora_launch.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 # Plays both the system's Python and the one in .venv; `log` lies beside it or, from .venv/bin, in the checkout.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.cli import VERBS, main
+from opensora_launch.cli import main
+from opensora_launch.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = {name: (ROOT / name).read_text() for name in ("docs/faq.md", "docs/container.md", "docs/index.md")}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from opensora_launch import __version__
-from opensora_launch.cli import VERBS, main
+from opensora_launch.cli import main
 from opensora_launch.cli.completion import SCRIPT, candidates
+from opensora_launch.cli.verbs import VERBS
 from opensora_launch.request.catalogue import groups, keys
 from opensora_launch.request.flags import GENERATE_FLAGS
 from tests.speed import HYDRA, in_python, main_without, times_slower
