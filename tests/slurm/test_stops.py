@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """It has a minute, is asked to stop before that is over, and may start once more. Other tests work meanwhile."""
+    """It has two minutes, is asked to stop before their end, and may start once more. Other tests work meanwhile."""
     here = tmp_path_factory.mktemp("limited")
-    limits = ("launcher.slurm.time=1", "launcher.slurm.signal_lead_s=20", "launcher.slurm.max_restarts=1")
+    limits = ("launcher.slurm.time=2", "launcher.slurm.signal_lead_s=20", "launcher.slurm.max_restarts=1")
     return submit(cluster, here, "--prompt", "x", "sampling.num_steps=10000", "launcher.slurm.nodelist=n3", *limits)
 
 
