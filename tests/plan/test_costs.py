@@ -55,7 +55,7 @@ def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
 @pytest.mark.parametrize(
     ("cfg", "grid"),
     [
-        (MmditConfig(), LARGE),
+        pytest.param(MmditConfig(), LARGE, marks=pytest.mark.slow),
         (MmditConfig(), SMALL),
         (MmditConfig(), TokenGrid(1, 256, 512)),
         (MmditConfig(fused_qkv=True, depth=3, depth_single_blocks=5, mlp_ratio=3.0), TokenGrid(9, 100, 64)),

@@ -87,6 +87,7 @@ def measured() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "index", range(len(CASES)), ids=lambda i: f"{CASES[i]['dtype']}-{CASES[i]['layout']}-{CASES[i]['at_once']}"
 )
@@ -99,6 +100,7 @@ def test_activations_are_what_a_forward_holds(index: int) -> None:
     assert found == pytest.approx(measured()["forward"][index], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(PLACED)), ids=lambda i: f"{PLACED[i]['ranks']} ranks {i}")
 def test_placed_weights_and_a_forward_are_what_is_held(index: int) -> None:
     """Staging buffers are excluded, because they exist only on GPUs."""

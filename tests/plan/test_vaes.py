@@ -27,6 +27,7 @@ def measured() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_decoders_are_what_the_modules_are(name: str) -> None:
     found, vae = measured()[name], VAES[name]
