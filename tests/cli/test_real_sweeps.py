@@ -16,6 +16,7 @@ from tests.ranks import run_command
 from tests.report.sweeps import read_sweep_report
 
 
+@pytest.mark.slow
 def test_a_sweep_in_this_launchers_own_process(empty_folder: Path) -> None:
     """Two runs after one another in one process, since they differ in more than what each video has for itself."""
     words = ["model=tiny", "launcher=inline", "topology=cpu1", "sampling.num_steps=1", "--prompt", "x"]

@@ -115,6 +115,7 @@ def test_placed_weights_and_a_forward_are_what_is_held(index: int) -> None:
     assert want == pytest.approx(measured()["placed"][index], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_tile_of_the_vae_is_what_decoding_holds() -> None:
     video = VideoSize(256, 256, 129, 256)
     done = 3 * video.tile_pixels * 2
