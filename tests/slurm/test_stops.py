@@ -153,6 +153,7 @@ def test_a_node_that_is_lost(cluster: Cluster, long_picture: bytes, tmp_path: Pa
     assert_same(run.picture(), long_picture)
 
 
+@pytest.mark.timeout(600)
 def test_a_time_limit_and_the_most_restarts(cluster: Cluster, limited: Run) -> None:
     """Slurm's own signal: stored and requeued; the second time the job has had its restarts, and ends with 75."""
     assert cluster.wait(limited.job) == "FAILED", limited.log()
