@@ -16,8 +16,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """It has two minutes, is asked to stop before their end, and may start once more. Other tests work meanwhile."""
     here = tmp_path_factory.mktemp("limited")
+    # Large enough that the steps do not end within the two starts.
+    size = ("video.height_px=128", "video.width_px=192", "video.num_frames=65")
     limits = ("launcher.slurm.time=2", "launcher.slurm.signal_lead_s=20", "launcher.slurm.max_restarts=1")
-    return submit(cluster, here, "--prompt", "x", "sampling.num_steps=10000", "launcher.slurm.nodelist=n3", *limits)
+    return submit(
+        cluster, here, "--prompt", "x", "sampling.num_steps=10000", "launcher.slurm.nodelist=n3", *limits, *size
+    )
 
 
 def test_requeued_by_the_signal(cluster: Cluster, long_picture: bytes, limited: Run, tmp_path: Path) -> None:
