@@ -4,9 +4,15 @@ A check returns lines to show: what is wrong, what is allowed, what to do. `Prob
 all problems at once.
 """
 
+import difflib
+import errno
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+MOST_NAMES = 5  # in a suggestion
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class UserError(Exception):
@@ -52,10 +58,38 @@ class Problems:
             raise UserError(title, self.lines)
 
 
+def os_error_line(error: OSError) -> str:
+    """What the system says and the path, without Python's quotes and numbers."""
+    path = error.filename2 or error.filename  # the second is where a file was to go
+    return f"{error.strerror}: {path}" if path else str(error.strerror)
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """One line about a disk that refuses, or about a folder that was deleted while in use; None for other errors.
+
+    Such an error is no bug, so a traceback would not help.
+    """
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in _DISK:
+        return os_error_line(error)
+    if error.errno == errno.ENOENT and error.filename and not (folder := Path(error.filename).parent).exists():
+        return f"the folder {folder} was deleted while it was in use"
+    return None
+
+
 def _line(message: str, places: Sequence[str]) -> str:
     if not places:
         return message
     return f"{places[0]}: {message}" if len(places) == 1 else f"{places[0]} and {len(places) - 1} more: {message}"
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "did you mean A, B or C?": the names that begin with `name`, or else the nearest; "" if none is near."""
+    known = list(known)
+    near = [other for other in known if name and other.startswith(name)][:MOST_NAMES]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {' or '.join(filter(None, [', '.join(near[:-1]), near[-1]]))}?" if near else ""
 
 
 def must_step(name: str, got: int, *, start: int, step: int) -> list[str]:

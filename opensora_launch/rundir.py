@@ -44,6 +44,7 @@ class RunDir(_Folder):
     prompts = _Entry("prompts.jsonl")
     plan = _Entry("plan.json")
     samples = _Entry("samples")
+    failed = _Entry("failed")
     checkpoints = _Entry("checkpoints")
     claims = _Entry("claims")
     attempts_folder = _Entry("attempts")
@@ -55,8 +56,12 @@ class RunDir(_Folder):
     trace = _Entry("trace.json")
 
     def record(self, video: str) -> Path:
-        """The record of a finished video. It is written last, so a video with a record is complete."""
+        """The record of a finished video. It is written last, so the file that a record names is complete."""
         return self.samples / f"{video}.json"
+
+    def failure(self, video: str) -> Path:
+        """Why a video could not be made, while the others were."""
+        return self.failed / f"{video}.txt"
 
     def checkpoint(self, batch: str) -> Path:
         """Latents of a batch that is not finished."""
@@ -80,6 +85,7 @@ class AttemptDir(_Folder):
     launcher = _Entry("launcher.json")
     batch_script = _Entry("job.sbatch")
     started = _Entry("started")  # a job works, or has worked, with this attempt
+    requeued = _Entry("requeued")  # its job was requeued after it; holds the reason
     stop = _Entry("stop")  # asks the ranks to store where they are and to end
     error = _Entry("error.json")
     verify_spec = _Entry("verify.json")
@@ -154,12 +160,24 @@ def make_folder(parent: Path, name: str) -> Path:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, as that of a full disk, when the block writes it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends well: a reader sees all of the file or nothing."""
     beside = _beside(path)
     try:
-        yield beside
-        beside.replace(path)
+        with named(path):
+            yield beside
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -177,21 +195,23 @@ def create_once(path: Path, text: str) -> bool:
     exclusively and then written, so a reader may see it empty for a moment.
     """
     beside = _beside(path)
-    beside.write_text(text, encoding="utf-8")
     try:
-        os.link(beside, path)
-    except FileExistsError:
-        return False
-    except OSError:
-        return _create_exclusively(path, text)
+        with named(path):
+            beside.write_text(text, encoding="utf-8")
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            return _create_exclusively(path, text)
+        return True
     finally:
         beside.unlink(missing_ok=True)
-    return True
 
 
 def _create_exclusively(path: Path, text: str) -> bool:
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with named(path), path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         return False

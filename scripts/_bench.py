@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -43,7 +43,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
-def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Return what each run returns in each round. Every second round goes backwards, so no run is always first."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
@@ -53,11 +53,12 @@ def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Return the machine and the versions that made a result."""
+    """Return the machine and the versions that made a result; in a copy without git, the commit is None."""
+    commit = _git("rev-parse", "HEAD")
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--", "opensora_launch")),
+        "commit": commit,
+        "changed_since_commit": bool(_git("status", "--porcelain", "--", "opensora_launch")) if commit else None,
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": round(os.getloadavg()[0], 1),
@@ -81,8 +82,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_result(name: str, data: dict[str, Any]) -> Path:
     """Write docs/benchmarks/NAME.json, whole or not at all."""
     path = RESULTS / f"{name}.json"
-    write_text(path, json.dumps(data, indent=1, default=_as_dict) + "\n")
+    write_text(path, json_text(data))
     return path
+
+
+def json_text(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, default=_as_dict) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,8 +112,11 @@ def _as_dict(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
-def _git(*args: str) -> str:
-    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def _git(*args: str) -> str | None:
+    try:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _cpu_model() -> str:

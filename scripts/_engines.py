@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.kernel_choice import choose_kernel
-from opensora_launch.parallel.mesh import Mesh, build_meshes
+from opensora_launch.parallel.mesh import Groups, Mesh, build_meshes
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
@@ -122,7 +122,7 @@ def race(place: Place, rounds: int) -> list[dict[str, Any]]:
     world, sent = dist.get_world_size(), Sent()
     layouts, given = layouts_of(world), inputs(RACED, place)
     alone = Layout(dp=world)
-    meshes = build_meshes([*layouts.values(), alone], dist.get_rank(), timedelta(minutes=5), sent.record)
+    meshes = build_meshes([*layouts.values(), alone], dist.get_rank(), Groups(timedelta(minutes=5)), sent.record)
     source = source_of(RACED, place)
     want = built(source, Engine.native, meshes[alone]).predict(*given)
     ways = [
@@ -178,7 +178,7 @@ def start(engine: Engine, place: Place, folder: str) -> dict[str, float]:
     """Go from files to the first forward on a tp axis of all ranks; seconds are the slowest rank's, bytes of all."""
     before, began, cpu = pss(), time.monotonic(), time.process_time()
     layout = Layout(tp=dist.get_world_size())
-    mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
+    mesh = build_meshes([layout], dist.get_rank(), Groups(timedelta(minutes=5)), Sent().record)[layout]
     if engine is Engine.colossalai:
         import opensora_launch.engines.colossal.engine  # noqa: F401
     imported = time.monotonic()
@@ -207,7 +207,7 @@ def store(place: Place, folder: str) -> None:
     from opensora_launch.engines.colossal.engine import cut_by_policy, load_by_layer, save_checkpoint
 
     layout = Layout(tp=dist.get_world_size())
-    mesh = build_meshes([layout], dist.get_rank(), timedelta(minutes=5), Sent().record)[layout]
+    mesh = build_meshes([layout], dist.get_rank(), Groups(timedelta(minutes=5)), Sent().record)[layout]
     wrapped = cut_by_policy(STARTED, mesh, place.device, place.dtype)
     load_by_layer(wrapped.unwrap(), source_of(STARTED, place).reader(), lambda nbytes: None)
     save_checkpoint(wrapped, Path(folder), mesh, megabytes=64)

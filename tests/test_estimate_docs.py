@@ -1,5 +1,6 @@
 """The table of published figures in docs/estimate.md is made from the code; --update-golden writes it anew."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -65,10 +66,10 @@ def sora(p: EstimateConfig) -> Iterator[Figure]:
         ours = e.outputs_to_break_even(training, minute)
         yield Figure("minutes to break even", f"{training:.3g} / 708e15", ours, minutes, 5e-3, ",.0f")
     assert p.minutes_per_day == 17e6 * 0.5 + 43e6 * 0.05
-    mean = e.fleet(e.Demand(p.minutes_per_day), 5.0, H100).gpus
-    yield Figure("Sora: H100s, even demand", "(17e6 x 50% + 43e6 x 5%) / (24 x 5)", mean, 89e3, 5e-3, ",.0f")
-    peak = e.fleet(e.Demand(p.minutes_per_day, p.drafts, p.peak_factor, p.utilisation), 5.0, H100).gpus
-    yield Figure("Sora: H100s at peak demand", "88,750 x 2 drafts x 2 peak / 50% used", peak, 720e3, 0.02, ",.0f")
+    mean = e.fleet(e.Demand(p.minutes_per_day), rate, H100).gpus_at_mean
+    yield Figure("Sora: H100s, even demand", "(17e6 x 50% + 43e6 x 5%) / (24 x 5.031)", mean, 89e3, 0.01, ",.0f")
+    peak = e.fleet(e.Demand(p.minutes_per_day, p.drafts, p.peak_factor, p.utilisation), rate, H100).gpus
+    yield Figure("Sora: H100s at peak demand", "88,212 x 2 drafts x 2 peak / 50% used", peak, 720e3, 0.02, ",.0f")
 
 
 def guide(p: EstimateConfig) -> Iterator[Figure]:
@@ -117,6 +118,14 @@ def test_the_table_is_what_the_code_makes(request: pytest.FixtureRequest) -> Non
     if request.config.getoption("--update-golden"):
         PAGE.write_text(made, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == made
+
+
+def test_every_rented_machine_has_a_card_and_a_topology() -> None:
+    found = re.findall(r"`hardware=(\w+) topology=(\w+)` \|", PAGE.read_text(encoding="utf-8"))
+    assert len(found) == 8
+    for card, topology in found:
+        assert (ROOT / "configs" / "hardware" / f"{card}.yaml").is_file()
+        assert (ROOT / "configs" / "topology" / f"{topology}.yaml").is_file()
 
 
 def test_what_the_page_says_of_the_documents_own_assumptions() -> None:

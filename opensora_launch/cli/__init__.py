@@ -3,8 +3,6 @@
 A verb's module is imported when the verb is called, so `--help` answers at once and a login node needs no torch.
 """
 
-import difflib
-import errno
 import importlib
 import os
 import sys
@@ -12,15 +10,16 @@ from collections.abc import Sequence
 
 from opensora_launch import __version__, exit_codes
 from opensora_launch.cli.verbs import VERBS
-from opensora_launch.errors import UserError
+from opensora_launch.errors import UserError, did_you_mean, disk_problem
+from opensora_launch.machine.output import secure_output
 from opensora_launch.request.flags import Parsed, parse
-
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # a traceback would not help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code, one of exit_codes."""
+    """Run a verb and return the exit code, one of exit_codes. Without `argv`, it is the command of this process."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        secure_output(strict=not (words and words[0] in VERBS and VERBS[words[0]].works))
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -31,13 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has stopped reading
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.FAILURE
     except OSError as error:
-        if error.errno not in DISK:
+        problem = disk_problem(error)
+        if problem is None:
             raise
-        place = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{place}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         return exit_codes.FAILURE
 
 
@@ -57,9 +55,9 @@ def _run(words: list[str]) -> int:
         print(complete(rest))
         return exit_codes.DONE
     if name in VERBS:
+        _check_folder()
         return _run_verb(name, parse(name, VERBS[name].flags, rest))
-    near = difflib.get_close_matches(name, VERBS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
+    hint = did_you_mean(name, [*VERBS, "--help", "--version"]) or f"the verbs are {', '.join(VERBS)}"
     raise UserError(f"{name!r} is not a verb of opensora-launch; {hint}")
 
 
@@ -72,3 +70,14 @@ def _run_verb(name: str, parsed: Parsed) -> int:
     module = importlib.import_module(f"opensora_launch.cli.{name}")
     code: int = getattr(module, f"{name}_verb")(parsed)
     return code
+
+
+def _check_folder() -> None:
+    """Raise UserError if the working folder is gone, or if a run's files cannot hold its name."""
+    try:
+        folder = os.getcwd()
+        folder.encode()
+    except FileNotFoundError:
+        raise UserError("the working folder has been deleted: change to a folder that exists") from None
+    except UnicodeEncodeError:
+        raise UserError(f"the working folder {folder!r} is not UTF-8: rename it, or change to another one") from None

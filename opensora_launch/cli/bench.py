@@ -5,6 +5,7 @@ that drift affects all alike. The first rounds are warm-up and do not count.
 """
 
 import fcntl
+import os
 import shlex
 import signal
 import subprocess
@@ -104,8 +105,10 @@ def _run(folder: SweepDir, sweep: Sweep, point: BenchPoint) -> str | None:
     words = [*sweep.argv, *point.overrides, f"runs_dir={hydra_quoted(str(folder))}"]
     command = [sys.executable, "-m", "opensora_launch.cli", "generate", *words]
     before = _run_names(folder)
+    env = os.environ | {"PYTHONSAFEPATH": "1"}  # no file here is imported in place of a module
     with folder.log.open("ab") as log:
-        code = _watched(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log), folder, before)
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        code = _watched(process, folder, before)
     new = sorted(_run_names(folder) - before)
     if code or not new or not folder.run(new[-1]).report_json.exists():
         print_errors([f"failed with exit code {code}; see {folder.log}"])
@@ -125,7 +128,7 @@ def busy_share() -> float | None:
     time.sleep(_IDLE_LOOK_S)
     after = host_sample()
     busy, every = (after.get(key, 0.0) - before.get(key, 0.0) for key in ("cpu_busy_s", "cpu_all_s"))
-    return busy / every if every > 0 else None
+    return min(1.0, busy / every) if every > 0 else None  # differences of large numbers are rounded
 
 
 def _watched(process: subprocess.Popen[bytes], folder: SweepDir, before: set[str]) -> int:

@@ -49,9 +49,9 @@ def plot_plan(work: Workload, found: Sequence[Option], file: Path) -> None:
 
 def _roofline(axis: Any, work: Workload) -> None:
     """FLOP/s against FLOPs per byte that memory moves: the card's two limits, and the parts of a row."""
-    rates = rates_of(work.card, work.topology)
+    rates = rates_of(work.card, work.topology, work.products)
     row = row_work(work.net, work.grid)
-    peak, bandwidth = work.card.half_tflops * 1e12, work.card.bandwidth_gb_s * 1e9
+    peak, bandwidth = (work.card.tflops(work.products) or 0.0) * 1e12, work.card.bandwidth_gb_s * 1e9
     steps = [2.0**power for power in range(-2, 15)]
     axis.loglog(steps, [min(peak, x * bandwidth) / 1e12 for x in steps], color="black", label="data sheet")
     traffic = 2.0 * work.net.blocks * row.tokens * 12 * work.net.hidden

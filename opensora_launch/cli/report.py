@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from opensora_launch import __version__
+from opensora_launch.cli.ending import failed_lines
 from opensora_launch.errors import UserError
 from opensora_launch.report.bench_report import is_sweep, report_sweep
 from opensora_launch.report.build import build_report, build_sweep
@@ -33,7 +34,7 @@ def report_verb(parsed: Parsed) -> int:
     baseline = parsed.one("--baseline")
     prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
     made = build_report(run_dir.path, baseline=None if baseline is None else Path(baseline), prices=prices)
-    print("\n".join(summary_lines(made)))
+    print("\n".join([*summary_lines(made), *failed_lines(run_dir)]))
     print(f"report: {run_dir.report_page}")
     return 0
 

@@ -3,34 +3,41 @@
 import os
 import signal
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.ending import failure_lines, print_samples, what_is_missing
 from opensora_launch.cli.terminal import print_errors
 from opensora_launch.cli.view import progress
-from opensora_launch.launch.command import command, environment
+from opensora_launch.errors import os_error_line
+from opensora_launch.launch.command import command, environment, without_others
 from opensora_launch.launch.env_profile import Profiled, applied
 from opensora_launch.launch.supervise import Outcome, Task, supervise
 from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
-from opensora_launch.runs.files import missing_videos
+from opensora_launch.runs.finished_videos import unsettled_videos
 from opensora_launch.runs.state import record_launch, this_process
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import step_name
-from opensora_launch.slurm.query import end_step
+from opensora_launch.slurm.query import kill_steps
 from opensora_launch.telemetry.failure import read_failure
 
 
-def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> int:
+def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled, since_s: float) -> int:
     """Make the videos of an attempt, in the environment `made`; the exit code.
 
-    If memory runs out, the run continues once from where it was, with less of its weights on a rank (`fit=auto`).
+    since_s: when the user began to wait for them, in seconds of the epoch. If memory runs out, the run continues once
+    from where it was, with less of its weights on a rank (`fit=auto`).
     """
-    run_dir = attempt.run
+    run_dir, count = attempt.run, len(plan.videos)
+    print(f"making {count} {'video' if count == 1 else 'videos'} in {run_dir}", flush=True)
+    print(f"watch it: opensora-launch top {run_dir}", flush=True)
     outcome = _attempt(kind, plan, attempt, made)
     if less := _with_less(kind, plan, attempt, outcome):
         plan = less
@@ -43,16 +50,19 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
         print_errors([f"ended by {_signal_name(outcome.code)}"])
     code, lines = what_is_missing(outcome.code, run_dir, plan, attempt)
     print_errors(lines)
-    if outcome.code == exit_codes.DONE:
-        print("\n".join(_report(run_dir)), flush=True)
+    if outcome.code == exit_codes.DONE and run_dir.plan.exists():
+        print("\n".join(_report(run_dir, since_s)), flush=True)
     print(f"run: {run_dir}")
     return code
 
 
 def _attempt(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> Outcome:
     launched = this_process(kind.value)
+    if kind is LauncherKind.srun:  # recorded before it starts, so that any host can end it
+        launched = replace(launched, allocation=os.environ.get("SLURM_JOB_ID", ""), step=step_name(attempt))
     record_launch(attempt, launched)
-    outcome = _inline(attempt, made) if kind is LauncherKind.inline else _watched(kind, plan, attempt, made)
+    env = environment(plan.threads_per_rank, without_others(made.env, kind), plan.machine.gpus)
+    outcome = _inline(attempt, env) if kind is LauncherKind.inline else _watched(kind, plan, attempt, env)
     if outcome.code > exit_codes.BY_SIGNAL:
         record_launch(attempt, replace(launched, ended=_signal_name(outcome.code)))
     return outcome
@@ -66,7 +76,7 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
     """The plan to continue with if memory ran out; prints that. None for a rank in this process: its memory is used."""
     if outcome.failure is None or outcome.failure.kind != "memory" or kind is LauncherKind.inline:
         return None
-    less = plan.with_less(missing_videos(attempt.run, plan.videos))
+    less = plan.with_less(unsettled_videos(attempt.run, plan.videos))
     if less:
         where = f"in phase {outcome.failure.phase}" if outcome.failure.phase else "while loading"
         print(f"rank {outcome.failure.rank} ran out of memory {where}", file=sys.stderr)
@@ -74,19 +84,33 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
     return less
 
 
-def _report(run_dir: RunDir) -> list[str]:
-    """Write the report and return its summary. The videos are there, so a full disk is not a failure of the run."""
+def _report(run_dir: RunDir, since_s: float) -> list[str]:
+    """Write the report; return its summary, its file and how long the user waited.
+
+    The videos are there, so a full disk is not a failure of the run.
+    """
     from opensora_launch.report.build import build_report
     from opensora_launch.report.markdown import summary_lines
 
     try:
-        return list(summary_lines(build_report(run_dir.path)))
+        report = build_report(run_dir.path)
+        return [*summary_lines(report), f"report: {run_dir.report_page}", waited(report, since_s, time.time())]
     except OSError as error:
-        return [f"no report, {error.strerror}; make room, then: opensora-launch report {run_dir}"]
+        return [f"no report, {os_error_line(error)}; make room, then: opensora-launch report {run_dir}"]
 
 
-def _inline(attempt: AttemptDir, made: Profiled) -> Outcome:
-    with applied(made):  # before torch is imported, which reads some of it then
+def waited(report: Mapping[str, Any], since_s: float, now_s: float) -> str:
+    """How long a user waited, before, while and after the ranks of the last attempt recorded what they did."""
+    whole_s, last = now_s - since_s, report["attempts"][-1]
+    if last["started_epoch_s"] is None or len(report["attempts"]) > 1:
+        return f"done in {whole_s:.0f} s"
+    start_s = max(0.0, last["started_epoch_s"] - since_s)
+    end_s = max(0.0, whole_s - start_s - last["wall_s"])
+    return f"done in {whole_s:.0f} s: start {start_s:.0f}, work {last['wall_s']:.0f}, end and report {end_s:.0f}"
+
+
+def _inline(attempt: AttemptDir, env: Mapping[str, str]) -> Outcome:
+    with applied(env):  # before torch is imported, which reads some of it then
         from opensora_launch import worker
 
         try:
@@ -96,13 +120,12 @@ def _inline(attempt: AttemptDir, made: Profiled) -> Outcome:
     return Outcome(code, read_failure(attempt) if code else None)
 
 
-def _watched(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> Outcome:
+def _watched(kind: LauncherKind, plan: Plan, attempt: AttemptDir, env: Mapping[str, str]) -> Outcome:
     argv = command(kind, plan.machine, attempt)
-    env = environment(plan.threads_per_rank, made.env, plan.machine.gpus)
     task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s)
     try:
         with progress() as show:
             return supervise(task, partial(show, attempt))
     finally:
         if kind is LauncherKind.srun:  # whatever happened to srun, its ranks are on other hosts
-            end_step(os.environ.get("SLURM_JOB_ID", ""), step_name(attempt))
+            kill_steps(os.environ.get("SLURM_JOB_ID", ""), step_name(attempt))

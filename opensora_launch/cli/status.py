@@ -5,21 +5,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.ending import last_error, stored_lines
+from opensora_launch.cli.ending import failed_lines, last_error, stored_lines
 from opensora_launch.cli.view import clock, describe
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir
-from opensora_launch.runs.alive import rank_state
-from opensora_launch.runs.files import missing_videos, read_request
+from opensora_launch.runs.alive import is_suspended
+from opensora_launch.runs.files import read_request
+from opensora_launch.runs.finished_videos import missing_videos
 from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import (
     AttemptState,
     JobAnswer,
     RunState,
+    is_job_suspended,
     read_state,
 )
+from opensora_launch.slurm.pending import advice_on
 from opensora_launch.telemetry.stall import Beat
 
 
@@ -33,19 +36,29 @@ def status_verb(parsed: Parsed) -> int:
 
 def status_lines(run_dir: RunDir, plan: Plan) -> Iterator[str]:
     """Videos done, time left, jobs, the ranks with their steps and logs, and the last error."""
-    missing = missing_videos(run_dir, plan.videos)
+    missing, failed = missing_videos(run_dir, plan.videos), failed_lines(run_dir)
     yield f"run: {run_dir}"
     state = read_state(run_dir)
     at_work = state.at_work
-    yield f"videos: {len(plan.videos) - len(missing)} of {len(plan.videos)} done{_time_left(at_work)}"
+    moving = [attempt for attempt in at_work if attempt_words(attempt, state) == "running"]
+    done = f"{len(plan.videos) - len(missing)} of {len(plan.videos)} done"
+    yield f"videos: {done}{f', {len(failed)} failed' if failed else ''}{_time_left(moving)}"
+    yield from failed
     for answer in state.jobs:
         yield from _job_lines(answer)
-    for attempt in at_work or [a for a in state.attempts if a.beats][-1:]:
-        yield f"attempt {attempt.number}: {_in_words(attempt, state)}"
-        yield from (f"  {_rank_line(attempt, beat, attempt in at_work)}" for beat in attempt.beats)
+    shown = at_work or [a for a in state.attempts if a.beats][-1:] or [a for a in state.attempts if not state.jobs][-1:]
+    if not shown and not state.jobs:
+        yield f"stopped before its first attempt; continue with --resume {run_dir}"
+    for attempt in shown:
+        a_step = bool(attempt.launched and attempt.launched.allocation)  # whose job is not among those of the run
+        stopped = a_step and not state.was_ended(attempt) and is_job_suspended(attempt)
+        yield f"attempt {attempt.number}: {'suspended by Slurm' if stopped else attempt_words(attempt, state)}"
+        for beat in attempt.beats:
+            still = "suspended" if stopped and beat.state == "running" else _rank_state(attempt, beat, state)
+            yield f"  {_rank_line(attempt, beat, still)}"
     if missing:
         yield from stored_lines(run_dir) if not at_work else ()
-        yield from last_error(run_dir)
+        yield from last_error(state)
 
 
 def _job_lines(answer: JobAnswer) -> Iterator[str]:
@@ -55,13 +68,19 @@ def _job_lines(answer: JobAnswer) -> Iterator[str]:
         yield f"job {answer.job}: not known to squeue, scontrol and sacct (any more)"
     for state in answer.states:
         place = f" on {state.nodes}" if state.nodes else f" ({state.reason})" if state.reason else ""
-        yield f"job {state.job}: {state.state}{place}, according to {state.source}"
+        start = f", expected to start at {state.expected}" if state.expected else ""
+        yield f"job {state.job}: {state.state}{place}{start}, according to {state.source}"
+        if state.waits and (advice := advice_on(state.reason)):
+            yield f"  it does not start by waiting: {advice}"
 
 
-def _in_words(attempt: AttemptState, state: RunState) -> str:
-    kinds = {beat.state for beat in attempt.beats}
+def attempt_words(attempt: AttemptState, state: RunState) -> str:
+    """Whether an attempt is at work, and otherwise how it ended."""
+    kinds, job = {beat.state for beat in attempt.beats}, state.job_state(attempt)
+    if job and job.suspended and not attempt.failure:
+        return "suspended by Slurm"
     if state.works(attempt):
-        return "running"
+        return "suspended" if all(map(is_suspended, state.beats_alive(attempt))) else "running"
     if attempt.ended:
         return f"ended by {attempt.ended}"
     if attempt.failure:
@@ -73,13 +92,20 @@ def _in_words(attempt: AttemptState, state: RunState) -> str:
         return "done"
     if state.requeued(attempt):
         return "requeued"
+    return f"over, its job is {job.state}" if job and not job.at_work else "stopped without a report"
+
+
+def _rank_state(attempt: AttemptState, beat: Beat, state: RunState) -> str:
+    """What its heartbeat says; of a rank that has not ended and writes none, whether it is lost or suspended."""
     job = state.job_state(attempt)
-    return f"over, its job is {job.state}" if job and job.over else "stopped without a report"
+    if beat.state == "running" and ((job and job.suspended) or is_suspended(beat)):
+        return "suspended"
+    silent = beat.state == "running" and not (state.works(attempt) and beat in state.beats_alive(attempt))
+    return "lost" if silent else beat.state
 
 
-def _rank_line(attempt: AttemptState, beat: Beat, at_work: bool) -> str:
+def _rank_line(attempt: AttemptState, beat: Beat, state: str) -> str:
     log = attempt.folder.log(beat.rank)
-    state = rank_state(beat) if at_work or beat.state != "running" else "lost"
     where = describe([beat])
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"

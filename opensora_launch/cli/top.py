@@ -10,7 +10,8 @@ from opensora_launch.cli.view import LINE_EVERY_S, RunView, rank_lines, rank_tab
 from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import AttemptDir, RunDir
-from opensora_launch.runs.state import is_over, read_attempts
+from opensora_launch.runs.alive import rank_state
+from opensora_launch.runs.state import is_job_suspended, is_over, read_attempts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,7 +34,10 @@ def top_verb(parsed: Parsed) -> int:
             attempt = read_attempts(run_dir)[-1]
             view = views.setdefault(attempt.folder, RunView(attempt.folder))
             view.look(attempt.beats)
-            ended, now = is_over(attempt), time.monotonic()
+            if parsed.has("--once") or any(rank_state(beat) == "lost" for beat in view.beats):
+                view.suspended = is_job_suspended(attempt)
+            alive = any(view.state(beat) in ("running", "suspended") for beat in view.beats)
+            ended, now = is_over(attempt, alive=alive), time.monotonic()
             if live:
                 live.update(_picture(view), refresh=True)
             elif ended or now - last_s >= LINE_EVERY_S:

@@ -18,6 +18,7 @@ class Verb:
     text: str
     flags: tuple[Flag, ...] = (HELP,)
     settings: bool = False  # whether it takes groups and keys
+    works: bool = False  # whether it does more than print: then output that cannot be written is no failure
 
 
 VERBS = {
@@ -28,6 +29,7 @@ VERBS = {
         "override.",
         GENERATE_FLAGS,
         settings=True,
+        works=True,
     ),
     "plan": Verb(
         "Predict time and memory of every layout, on any card. Needs no GPU.",
@@ -59,6 +61,7 @@ VERBS = {
             HELP,
         ),
         settings=True,
+        works=True,
     ),
     "bench": Verb(
         "Measure scaling: a sweep over counts of GPUs, with one report.",
@@ -76,6 +79,7 @@ VERBS = {
             HELP,
         ),
         settings=True,
+        works=True,
     ),
     "compare": Verb(
         "Compare two runs or sweeps. Exit code 1 if the second is slower.",
@@ -106,6 +110,7 @@ VERBS = {
             Flag(("--out",), "FOLDER", "Output folder for the report on published figures [next to the input file]."),
             HELP,
         ),
+        works=True,
     ),
     "status": Verb(
         "Show the state of a run: job, ranks, nodes, logs, last error.",
@@ -113,11 +118,18 @@ VERBS = {
         "Show the state of a run from its folder and, for a batch job, from Slurm: job, ranks, nodes, logs, time left, "
         "last error.",
     ),
+    "runs": Verb(
+        "List all runs of a folder: state, videos, job, last activity.",
+        ("[FOLDER]",),
+        "Print one line per run of a folder [runs], and per run of its sweeps: its name, what it does or how it ended, "
+        "videos done, the id of its last job, and when something was last written. Asks Slurm once about all jobs.",
+    ),
     "cancel": Verb(
         "Stop everything that works on a run.",
         ("RUN",),
         "Stop everything that works on a run: its Slurm job, or its launcher and ranks on this host. Exit code 1 if "
         "something cannot be stopped from here.",
+        works=True,
     ),
     "doctor": Verb(
         "Check this machine. Prints one line per finding, with the fix.",

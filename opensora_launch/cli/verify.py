@@ -13,7 +13,7 @@ from opensora_launch import exit_codes
 from opensora_launch.cli.ending import failure_lines
 from opensora_launch.cli.terminal import print_errors
 from opensora_launch.cli.view import progress
-from opensora_launch.launch.command import command, environment
+from opensora_launch.launch.command import command, environment, refuse_as_rank, without_others
 from opensora_launch.launch.env_profile import profiled
 from opensora_launch.launch.supervise import Task, supervise
 from opensora_launch.plan.verify_spec import VerifyLine
@@ -24,13 +24,15 @@ from opensora_launch.rundir import AttemptDir
 
 def verify_verb(parsed: Parsed) -> int:
     """Print one line per compared tensor. Exit code 0 if all agree, else 1."""
+    refuse_as_rank(os.environ, "verify")
     asked = prepare_verify(parsed)
     print_errors(asked.notes)
     spec, attempt = asked.spec, AttemptDir(Path(tempfile.mkdtemp(prefix="opensora-verify-")))
     attempt.make_folders()
     attempt.verify_spec.write_text(json.dumps(asdict(spec)), encoding="utf-8")
     argv = command(asked.run.launcher.kind, spec.machine, attempt, "--verify")
-    env = environment(spec.threads_per_rank, profiled(os.environ, asked.run.env).env, spec.machine.gpus)
+    base = without_others(profiled(os.environ, asked.run.env).env, asked.run.launcher.kind)
+    env = environment(spec.threads_per_rank, base, spec.machine.gpus)
     with progress() as show:
         outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), partial(show, attempt))
     if outcome.code > exit_codes.BY_SIGNAL:

@@ -16,6 +16,7 @@ from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import rank_state
 from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, stuck_s, together, waiting
 from opensora_launch.runs.progress import Pace
+from opensora_launch.telemetry.moves import Moves
 from opensora_launch.telemetry.stall import Beat
 
 if TYPE_CHECKING:
@@ -39,19 +40,34 @@ class RunView:
     beats: Sequence[Beat] = ()
     uses: dict[int, DeviceUse] = field(default_factory=dict)
     uses_s: float = float("-inf")
+    suspended: bool = False  # by Slurm, all ranks
 
     def __post_init__(self) -> None:
         self.pace = Pace([self.attempt])
+        self._moves = Moves()
+        self._epoch_s = time.time() - self.since_s  # a jump of the wall clock must not change the time left
 
     def look(self, beats: Sequence[Beat]) -> None:
-        self.beats, now = beats, time.monotonic()
+        self.beats, now = self._moves.own_time(beats), time.monotonic()
         self.pace.look(beats)
         if now - self.uses_s >= USE_EVERY_S:
             self.uses, self.uses_s = rank_uses(self.attempt, beats), now
 
+    def state(self, beat: Beat) -> str:
+        """The state of a rank."""
+        state = rank_state(beat)
+        return "suspended" if self.suspended and state in ("running", "lost") else state
+
     @property
     def seconds_left(self) -> float | None:
-        return self.pace.seconds_left(time.time())
+        """None if no rank works, or if one is dead or suspended: the others will not get on without it."""
+        states = {self.state(beat) for beat in self.beats}
+        works = "running" in states and not states & {"lost", "failed", "suspended"}
+        return self.pace.seconds_left(self._now()) if works else None
+
+    def _now(self) -> float:
+        """Seconds of the epoch, by a clock that never jumps."""
+        return time.monotonic() + self._epoch_s
 
     def bar(self, words: str = "") -> "Table":
         """One line: what the first rank does, a bar, and `words`."""
@@ -85,8 +101,9 @@ class RunView:
         return [[str(cell) for cell in self._rank(beat)] for beat in self.beats]
 
     def _rank(self, beat: Beat) -> Iterator[object]:
-        state, stuck = rank_state(beat), stuck_s(beat, time.time())
-        doing = beat.phase if state == "running" else f"{state} in {beat.phase}" if state == "lost" else state
+        state, stuck = self.state(beat), stuck_s(beat, time.monotonic()) if not self.suspended else None
+        doing = f"{state} in {beat.phase}" if state in ("lost", "suspended") else state
+        doing = beat.phase if state == "running" else doing
         yield from (beat.rank, beat.host, f"{doing} {beat.video or ''}".strip())
         yield f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
         yield from self.uses.get(beat.rank, DeviceUse()).cells
@@ -94,17 +111,16 @@ class RunView:
 
     def summary(self) -> str:
         """How many ranks work, the share of the videos that is done, and the time left."""
-        states = [rank_state(beat) for beat in self.beats]
+        states = [self.state(beat) for beat in self.beats]
         running = states.count("running")
-        ends = [(states.count("failed"), "failed"), (states.count("lost"), "lost")]
-        lines = [f"{count} {how}" for count, how in ends if count]
-        if not running:
+        lines = [f"{count} {how}" for how in ("failed", "lost", "suspended") if (count := states.count(how))]
+        if not running and "suspended" not in states:
             return ", ".join(
                 [f"all {len(states)} ranks have ended" if len(states) > 1 else "the rank has ended", *lines]
             )
-        started = min((meta.start_epoch_s for meta in rank_metas(self.attempt).values()), default=time.time())
+        started = min((meta.start_epoch_s for meta in rank_metas(self.attempt).values()), default=self._now())
         left = self.seconds_left
-        done = f"{self.pace.share or 0.0:.0%} done after {time.time() - started:.0f} s"
+        done = f"{self.pace.share or 0.0:.0%} done after {self._now() - started:.0f} s"
         return ", ".join(
             [
                 f"{running} of {len(states)} ranks working",
@@ -117,7 +133,7 @@ class RunView:
         """For a terminal of 80 columns: time, which ranks wait for which, and use, memory and power."""
         left = self.seconds_left
         yield clock(time.monotonic() - self.since_s) if left is None else f"ETA {clock(left)}"
-        count, slowest = waiting(self.beats, time.time())
+        count, slowest = waiting(self.beats, time.monotonic())
         if count:
             yield f"{count} wait" + ("" if slowest is None else f" for {slowest}")
         use = together(self.uses.values())
@@ -134,14 +150,16 @@ class RunView:
         used = [busy and f"{busy} {'busy' if use.of_gpu else 'of a core'}", memory and f"{memory} at most", power]
         if any(used):
             yield f"{'GPUs' if use.of_gpu else 'ranks'}: {', '.join(filter(None, used))}"
-        count, slowest = waiting(self.beats, time.time())
+        count, slowest = waiting(self.beats, time.monotonic())
         if count:
             yield f"{count} of {len(self.beats)} ranks wait" + ("" if slowest is None else f" for rank {slowest}")
 
 
 def describe(beats: Sequence[Beat]) -> str:
-    """Phase, video and step of the first rank; while weights load, how much of all ranks' bytes is read."""
-    beat = beats[0]
+    """Phase, video and step of the first rank at work; while weights load, how much of all ranks' bytes is read."""
+    beat = next((b for b in beats if b.state == "running"), beats[0])
+    if beat.state in ("failed", "preempted"):
+        return beat.state
     if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos):
         return "finishing"
     reading = [b for b in beats if b.phase == "load"]
@@ -166,11 +184,12 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
 
         def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
             nonlocal phase, last_s
-            view = views.setdefault(attempt, RunView(attempt))
             if not beats:
-                if live and not phase:
-                    live.update("starting", refresh=True)
+                phase = ""
+                if live:
+                    live.update("no rank is at work" if views else "starting", refresh=True)
                 return
+            view = views.setdefault(attempt, RunView(attempt))
             view.look(beats)
             if live:
                 phase = describe(beats)

@@ -1,6 +1,6 @@
 """Check that driver, CUDA, torch, NCCL and attention kernels were built for each other and for the GPUs. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from opensora_launch.doctor.check_result import CheckResult, Level, ok
 from opensora_launch.doctor.torch_facts import TorchFacts, version_number
@@ -9,6 +9,8 @@ from opensora_launch.machine.host_gpus import GpuFacts, HostGpus
 # The oldest Linux driver per CUDA major version; minor versions are compatible (CUDA toolkit release notes).
 LEAST_DRIVER = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 LEAST_TORCH = (2, 6)
+# Of 3D convolutions of 16-bit tensors that lie plainly in memory, large results are wrong (pytorch#163539).
+WRONG_CUDNN = range(90800, 91500)
 KERNEL_NEEDS = {"flash-attn 2": (8, 0), "flash-attn 3": (9, 0)}  # compute capability
 
 
@@ -24,8 +26,24 @@ def check_builds(host: HostGpus, torch: TorchFacts | None, why_not: str, *, want
     found += _driver(host, torch)
     if torch.cuda:
         found += _cards(host.gpus, torch)
+        found += _cudnn(torch)
         found += _kernels(host.gpus, torch)
     return found
+
+
+def check_trials(problems: Mapping[str, str] | None, why_not: str) -> Iterator[CheckResult]:
+    """Report how each attention kernel did when it ran on a GPU. `why_not`: why the trial gave no answer."""
+    if problems is None:
+        fix = "name a kernel that works: attention=sdpa_flash or attention=reference"
+        yield CheckResult(Level.warn, "kernels", f"the trial of the attention kernels ended: {why_not}", fix, "no cost")
+        return
+    if fine := [name for name, problem in problems.items() if not problem]:
+        yield ok("kernels", f"{', '.join(fine)}: equal to the reference on this GPU")
+    for name, problem in problems.items():
+        if problem:
+            what = f"{name} fails on this GPU: {problem}; attention=auto does not use it"
+            fix = "install a build for this torch and this GPU, or leave it"
+            yield CheckResult(Level.warn, "kernels", what, fix, "slower attention without it")
 
 
 def _torch(host: HostGpus, torch: TorchFacts, *, wants_gpu: bool) -> Iterator[CheckResult]:
@@ -107,6 +125,27 @@ def _runs(capability: tuple[int, int], archs: Sequence[str]) -> bool:
         ):
             return True
     return False
+
+
+def _cudnn(torch: TorchFacts) -> Iterator[CheckResult]:
+    """Name the versions that torch 2.9 and newer refuses for such tensors, with 17 times the memory (pytorch#166643).
+
+    fp32 as TF32 is wrong too, and torch 2.9.1 and newer turns that off (pytorch#167024).
+    """
+    if torch.cudnn is None or not torch.cuda:
+        return
+    version = f"{torch.cudnn // 10000}.{torch.cudnn // 100 % 100}.{torch.cudnn % 100}"
+    if torch.cudnn not in WRONG_CUDNN:
+        yield ok("cudnn", version)
+        return
+    yield CheckResult(
+        Level.warn,
+        "cudnn",
+        f"{version} with torch {torch.version}: large 3D convolutions of 16-bit tensors are wrong, or take 17 times "
+        "the memory, unless their channels lie last, as the VAE's do; fp32 is wrong with numerics.tf32=true",
+        f"pip install 'nvidia-cudnn-cu{torch.cuda.partition('.')[0]}>=9.15', after torch",
+        "minutes, 0.4 GB",
+    )
 
 
 def _kernels(gpus: Sequence[GpuFacts], torch: TorchFacts) -> Iterator[CheckResult]:

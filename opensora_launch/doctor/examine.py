@@ -5,7 +5,7 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,19 +15,19 @@ from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.doctor.interfaces import infiniband_up, interfaces
 from opensora_launch.doctor.probe import ProbeResult, ProbeSpec, check_probe, run_probe
-from opensora_launch.doctor.torch_facts import ask_torch, installed_torch
+from opensora_launch.doctor.torch_facts import ask_kernels, ask_torch, installed_torch, torch_problems
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.machine.find_gpus import find_gpus
 from opensora_launch.machine.host import host_facts
-from opensora_launch.machine.host_gpus import GpuFacts, HostGpus
+from opensora_launch.machine.host_gpus import DIVIDED, GpuFacts, HostGpus, no_gpus_problem
 from opensora_launch.machine.processes import descendants
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
+from opensora_launch.schema.cards import PCIE_GB_S
 
 PROBE_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
 PROBE_REPEATS = 10
 PROBE_TIMEOUT_S = 60.0
-LANE_GB_S = {3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}  # PCIe, one lane, one direction
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,27 @@ class CheckTarget:
 def quick_checks(target: CheckTarget) -> list[CheckResult]:
     """Check environment, memory and disk of this host. Returns no results that are ok."""
     gpus = find_gpus() if target.needs.on_gpu else HostGpus()
-    host = host_facts(target.disks)
+    host, setting = host_facts(target.disks), target.env.get("CUDA_VISIBLE_DEVICES")
+    seen = gpus.visible(setting)
     found = [*_environment(target), *host_checks.check_memory_and_disk(host, target.needs)]
-    found += gpu_checks.check_gpu_memory(gpus.visible(target.env.get("CUDA_VISIBLE_DEVICES")), target.needs, _ours())
+    if target.needs.on_gpu:
+        found += _seen(gpus, setting, target)
+        found += [CheckResult(Level.fail, "torch", line) for line in torch_problems(len(seen))]
+    found += gpu_checks.check_gpu_memory(seen, target.needs, _ours(), host.available_bytes)
     return [result for result in found if result.level is not Level.ok]
 
 
 def full_checks(target: CheckTarget, layout: Layout, *, ranks: bool, nvlink_gb_s: float | None) -> list[CheckResult]:
     """Check everything on this host. `ranks`: start them for a moment; `nvlink_gb_s`: one way, from the catalogue."""
-    gpus, host = find_gpus(), host_facts(target.disks)
-    seen = gpus.visible(target.env.get("CUDA_VISIBLE_DEVICES"))
+    gpus, host, setting = find_gpus(), host_facts(target.disks), target.env.get("CUDA_VISIBLE_DEVICES")
+    seen = gpus.visible(setting)
     torch, why_not = ask_torch(target.env)
-    found = [_seen(gpus, seen, target)]
+    found = [*_seen(gpus, setting, target)]
     found += build_checks.check_builds(gpus, torch, why_not, wants_gpu=target.needs.on_gpu)
-    found += (
-        [*gpu_checks.check_gpu_memory(seen, target.needs, _ours()), *gpu_checks.check_gpu_state(seen)] if seen else []
-    )
+    if torch is not None and torch.available:
+        found += build_checks.check_trials(*ask_kernels(target.env))
+    found += gpu_checks.check_gpu_memory(seen, target.needs, _ours(), host.available_bytes)
+    found += gpu_checks.check_gpu_state(seen)
     found += gpu_checks.check_links(gpus, {gpu.index for gpu in seen})
     found += host_checks.check_memory_and_disk(host, target.needs) + host_checks.check_limits(host, target.needs)
     found += _environment(target) or [ok("env", "no harmful setting reaches the ranks")]
@@ -95,18 +100,28 @@ def _around(target: CheckTarget) -> Surroundings:
     )
 
 
-def _seen(gpus: HostGpus, seen: Sequence[GpuFacts], target: CheckTarget) -> CheckResult:
+def _seen(gpus: HostGpus, setting: str | None, target: CheckTarget) -> Iterator[CheckResult]:
     wanted = target.machine.gpus_per_node
     if not target.needs.on_gpu:
         count = len(gpus.gpus)
         there = f"{count} {'GPU' if count == 1 else 'GPUs'}, not requested" if count else f"no GPU ({gpus.problem})"
-        return ok("gpus", f"{there}; {wanted} ranks on {target.machine.cpus_per_node} CPUs")
-    what = f"{len(seen)} of {len(gpus.gpus)} visible, {wanted} requested"
-    if len(seen) >= wanted:
-        return ok("gpus", what)
-    why = f": {gpus.problem}" if gpus.problem else ""
+        yield ok("gpus", f"{there}; {wanted} ranks on {target.machine.cpus_per_node} CPUs")
+        return
+    if fault := no_gpus_problem(gpus, setting):
+        yield CheckResult(Level.fail, "gpus", fault)
+        return
+    lost = gpus.visible_lost(setting)
+    yield from (CheckResult(Level.warn, "gpus", f"GPU {gpu.index} is left out: {gpu.why}") for gpu in lost)
+    whole = [gpu for gpu in gpus.visible(setting) if not gpu.mig]
+    divided = [gpu for gpu in gpus.visible(setting) if gpu.mig]
+    count = len(whole)
+    what = f"{count} of {len(gpus.gpus) + len(gpus.lost)} visible, {wanted} requested"
+    if count >= wanted:
+        yield ok("gpus", what)
+        return
+    why = f": {gpus.problem}" if gpus.problem else "".join(f"; GPU {gpu.index}: {DIVIDED}" for gpu in divided)
     fix = "check CUDA_VISIBLE_DEVICES and the driver (nvidia-smi), or use docker run --gpus all, or topology=cpu2"
-    return CheckResult(Level.fail, "gpus", what + why, fix, "nothing, or a reboot")
+    yield CheckResult(Level.fail, "gpus", what + why, fix, "nothing, or a reboot")
 
 
 def _ours() -> set[int]:
@@ -125,7 +140,7 @@ def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | No
         return None
     if all(pair.nvlink for pair in pairs):
         return nvlink_gb_s
-    lanes = [LANE_GB_S.get(gpu.pcie[1], 0.0) * gpu.pcie[2] for gpu in seen if gpu.pcie]
+    lanes = [PCIE_GB_S.get(gpu.pcie[1], 0.0) * gpu.pcie[2] / 16 for gpu in seen if gpu.pcie]
     return min(lanes, default=None) or None
 
 

@@ -5,24 +5,50 @@ from collections.abc import Collection, Iterator, Sequence
 from opensora_launch.doctor.check_result import CheckResult, Level, ok, size_text, with_free_bytes
 from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.machine.visible import MIG
 
 LOW_POWER = 0.85  # of the card's default limit; below it clocks drop by more than a few percent
 CHOSEN = ("locked clocks", "power cap")  # somebody set these
 
 
-def check_gpu_memory(gpus: Sequence[GpuFacts], needs: Needs, ours: Collection[int]) -> list[CheckResult]:
-    """Compare the free memory of each GPU with what the run needs. `ours` are our own processes."""
-    return [with_free_bytes(result, gpu.free_bytes or 0) for gpu in gpus for result in _memory(gpu, needs, ours)]
+def check_gpu_memory(
+    gpus: Sequence[GpuFacts], needs: Needs, ours: Collection[int], host_bytes: int | None = None
+) -> list[CheckResult]:
+    """Compare the free memory of each GPU with what the run needs. `ours` are our own processes.
+
+    A GPU that shares the host's memory has what is free there: `host_bytes`.
+    """
+    found = []
+    for gpu in gpus:
+        free = host_bytes if gpu.shares_memory else gpu.free_bytes
+        if free is not None:
+            found += [with_free_bytes(one, free) for one in _memory(gpu, free, needs, ours, alone=len(gpus) == 1)]
+    return found
 
 
 def check_gpu_state(gpus: Sequence[GpuFacts]) -> list[CheckResult]:
     """Check errors, heat, limits and MIG: a line per problem, and one line for all GPUs without problems."""
     found = [result for gpu in gpus for result in _state(gpu)]
     touched = {result.what.split(":")[0] for result in found}
-    whole = [gpu for gpu in gpus if _name(gpu) not in touched]
-    if whole:
-        found.append(ok("gpu", f"{_several(whole)}: no errors, not throttled, full power limit, MIG off"))
-    return found
+    alike: dict[str, list[GpuFacts]] = {}
+    for gpu in gpus:
+        if _name(gpu) not in touched:
+            alike.setdefault(_healthy(gpu), []).append(gpu)
+    return [*found, *(ok("gpu", f"{_several(group)}: {text}") for text, group in alike.items())]
+
+
+def _healthy(gpu: GpuFacts) -> str:
+    """What the sensors of a GPU without problems say, and which of them do not answer."""
+    said = {
+        "no errors": gpu.ecc_errors is not None,
+        "not throttled": gpu.throttled is not None,
+        "full power limit": gpu.power_limit_w is not None and gpu.power_default_w is not None,
+    }
+    names = {"no errors": "memory errors", "not throttled": "throttling", "full power limit": "the power limit"}
+    silent = [names[text] for text, known in said.items() if not known]
+    unknown = [f"the driver does not report {', '.join(silent)}"] if silent else []
+    mig = [] if gpu.uuid.startswith(MIG) else ["MIG off"]
+    return ", ".join([*(text for text, known in said.items() if known), *mig, *unknown])
 
 
 def check_links(host: HostGpus, visible: Collection[int]) -> list[CheckResult]:
@@ -34,31 +60,31 @@ def check_links(host: HostGpus, visible: Collection[int]) -> list[CheckResult]:
     return [_link(path, p2p, pairs) for (path, p2p), pairs in kinds.items()]
 
 
-def _memory(gpu: GpuFacts, needs: Needs, ours: Collection[int]) -> Iterator[CheckResult]:
-    if gpu.free_bytes is None or gpu.total_bytes is None:
-        return
+def _memory(gpu: GpuFacts, free: int, needs: Needs, ours: Collection[int], *, alone: bool) -> Iterator[CheckResult]:
+    """`free` are bytes; `alone`: it is the only GPU, which nobody can exclude."""
     others = [(pid, used) for pid, used in gpu.processes if pid not in ours]
     held = ", ".join(f"process {pid}" + (f" ({size_text(used)})" if used else "") for pid, used in others)
-    room = f"{_name(gpu)}: {size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free" + (
-        f"; {held} on it" if held else ""
-    )
-    fix = f"end it, or exclude the GPU: CUDA_VISIBLE_DEVICES without {gpu.index}"
-    if gpu.free_bytes < needs.gpu_weight_bytes:
+    total = f" of {size_text(gpu.total_bytes)}" if gpu.total_bytes else ""
+    shared = " of the host's memory, which it shares" if gpu.shares_memory else ""
+    room = f"{_name(gpu)}: {size_text(free)}{total} free{shared}" + (f"; {held} on it" if held else "")
+    fix = "end it" if alone else f"end it, or exclude the GPU: CUDA_VISIBLE_DEVICES without {gpu.index}"
+    less = "use placement.storage=fp8" if gpu.shares_memory else "use placement.offload=host"
+    if free < needs.gpu_weight_bytes:
         what = f"{room}; the weights alone need {size_text(needs.gpu_weight_bytes)}"
         yield CheckResult(
             Level.fail,
             "gpu memory",
             what,
-            fix if held else "use placement.offload=host, or more GPUs",
+            fix if held else f"{less}, or more GPUs",
             "that work stops",
         )
-    elif gpu.free_bytes < needs.gpu_bytes:
+    elif free < needs.gpu_bytes:
         what = f"{room}; the predicted peak is {size_text(needs.gpu_bytes)}"
         yield CheckResult(
             Level.warn,
             "gpu memory",
             what,
-            fix if held else "use placement.offload=host, or a smaller video",
+            fix if held else f"{less}, or a smaller video",
             "that work stops",
         )
     elif held:
@@ -74,6 +100,9 @@ def _state(gpu: GpuFacts) -> Iterator[CheckResult]:
         what = f"{name}: {errors} since the driver was loaded; results may be wrong"
         fix = f"exclude GPU {gpu.index}, then nvidia-smi -r -i {gpu.index}"
         yield CheckResult(Level.fail, "ecc", what, fix, "root and an idle GPU")
+    if gpu.remap_failed:
+        what = f"{name}: a bad memory row could not be replaced; results may be wrong"
+        yield CheckResult(Level.fail, "ecc", what, "replace the card (RMA); a reset does not mend it", "a new card")
     if gpu.remap_pending:
         yield CheckResult(
             Level.warn, "ecc", f"{name}: a bad memory row is waiting to be replaced",

@@ -11,8 +11,9 @@ from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import environment
 from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
-from opensora_launch.plan.memory import memory_of
+from opensora_launch.plan.memory import memory_of_run
 from opensora_launch.plan.plan import Plan, workload_of
+from opensora_launch.plan.times import uses_nvlink
 from opensora_launch.schema.config import Init, LauncherKind, RunConfig
 
 VIDEO_SHARE = 0.1  # the most that a saved video takes of its raw pixels
@@ -58,17 +59,13 @@ def target_of(run: RunConfig, plan: Plan, env: Mapping[str, str]) -> CheckTarget
 def _with_memory(needs: Needs, run: RunConfig, plan: Plan) -> Needs:
     """Add the needs of the busiest GPU and of the host. With CPU ranks, the host holds every rank's weights."""
     work = workload_of(run, plan.machine, plan.geometry, plan.videos, plan.sampling.batch_size or 1)
-    found = [
-        memory_of(
-            work.net, work.grid, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
-            placement=plan.placement, element_bytes=work.element_bytes,
-        )
-        for rows, layout in plan.layouts
-    ]  # fmt: skip
-    weights = max(memory.weights for memory in found)
+    memory = memory_of_run(
+        work.net, work.grid, work.video, plan.layouts, gpus_per_node=work.gpus_per_node, placement=plan.placement,
+        element_bytes=work.element_bytes, engine=plan.engine, nvlink=uses_nvlink(run.hardware, work.topology),
+    )  # fmt: skip
     if not needs.on_gpu:
-        return replace(needs, host_weight_bytes=weights * needs.ranks, host_bytes=weights * needs.ranks)
+        total = memory.weights * needs.ranks
+        return replace(needs, host_weight_bytes=total, host_bytes=total)
     has_text = run.model.init is not Init.random
-    peak = max(max(memory.denoise, memory.decode, memory.text if has_text else 0.0) for memory in found)
-    host = max(memory.host for memory in found)
-    return replace(needs, gpu_bytes=peak, gpu_weight_bytes=weights, host_bytes=host)
+    peak = max(memory.denoise, memory.decode, memory.text if has_text else 0.0)
+    return replace(needs, gpu_bytes=peak, gpu_weight_bytes=memory.weights, host_bytes=memory.host)

@@ -16,9 +16,11 @@ from pathlib import Path
 import msgspec
 
 from opensora_launch.doctor.check_result import CheckResult, Level, ok
+from opensora_launch.launch.command import torchrun, without_others
 from opensora_launch.machine import processes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
+from opensora_launch.schema.config import LauncherKind
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,7 @@ def probe_command(machine: Machine, folder: Path) -> list[str]:
     if machine.nodes > 1:
         tasks = [f"--nodes={machine.nodes}", f"--ntasks={machine.ranks}", f"--ntasks-per-node={machine.gpus_per_node}"]
         return ["srun", *tasks, "--overlap", "--kill-on-bad-exit=1", sys.executable, "-m", MODULE, str(folder)]
-    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    return [sys.executable, *agent, "--nproc-per-node", str(machine.gpus_per_node), "-m", MODULE, str(folder)]
+    return torchrun(machine, [MODULE, str(folder)])
 
 
 def run_probe(
@@ -86,8 +87,7 @@ def run_probe(
 
     `shared` is a folder that all nodes see, needed if there are several.
     """
-    if machine.nodes == 1:  # torchrun's ranks are not tasks of a batch job, even inside one
-        env = {name: value for name, value in env.items() if not name.startswith("SLURM_")}
+    env = without_others(env, LauncherKind.torchrun if machine.nodes == 1 else LauncherKind.srun)
     with tempfile.TemporaryDirectory(prefix=".opensora-doctor-", dir=shared) as name:
         folder = Path(name)
         (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")

@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 60.0
@@ -23,6 +26,7 @@ try:
     found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if found["available"] else None
 except (AttributeError, RuntimeError):
     found["nccl"] = None
+found["cudnn"] = torch.backends.cudnn.version() if found["available"] else None
 found["kernels"] = {}
 for name, module in KERNELS.items():
     if importlib.util.find_spec(module.split(".")[0]):
@@ -33,6 +37,15 @@ for name, module in KERNELS.items():
             found["kernels"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 sys.__stdout__.write(json.dumps(found))
 """
+# Computes on the first GPU, in a process of its own, because a kernel may end it.
+TRY = """
+import json, sys
+import torch
+from opensora_launch.model.kernel_choice import try_all
+dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+sys.__stdout__.write(json.dumps(try_all(torch.device("cuda"), dtype, 128)))
+"""
+TRY_TIMEOUT_S = 180.0  # some kernels are compiled when they first run
 KERNELS = {"flash-attn 2": "flash_attn_2_cuda", "flash-attn 3": "flash_attn_3._C", "xformers": "xformers._C"}
 
 
@@ -46,6 +59,7 @@ class TorchFacts:
     uuids: tuple[str, ...]  # of the GPUs that torch sees
     nccl: str | None
     kernels: tuple[tuple[str, str], ...]  # (library, why it cannot be loaded, or "")
+    cudnn: int | None = None  # 92000 is 9.20.0
 
     @property
     def number(self) -> tuple[int, int] | None:
@@ -54,20 +68,32 @@ class TorchFacts:
 
 def ask_torch(env: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> tuple[TorchFacts | None, str]:
     """The facts, or None and the reason. `env` is the ranks' environment, so that torch sees what they will see."""
-    code = f"import importlib.util\nKERNELS = {KERNELS!r}\n{ASK}"
+    data, why_not = _answer(f"import importlib.util\nKERNELS = {KERNELS!r}\n{ASK}", env, timeout_s)
+    if data is None:
+        return None, why_not
+    for name in ("archs", "uuids"):
+        data[name] = tuple(data[name])
+    return TorchFacts(**{**data, "kernels": tuple(data["kernels"].items())}), ""
+
+
+def ask_kernels(env: Mapping[str, str], timeout_s: float = TRY_TIMEOUT_S) -> tuple[dict[str, str] | None, str]:
+    """What is wrong with each attention kernel when it runs on the first GPU, or ""; or None and the reason."""
+    return _answer(TRY, env, timeout_s)
+
+
+def _answer(code: str, env: Mapping[str, str], timeout_s: float) -> tuple[dict[str, Any] | None, str]:
+    """Run a program and read the line of JSON that it prints; or None and why there is none."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], env=dict(env), capture_output=True, text=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        return None, f"import torch took more than {timeout_s:.0f} s"
+        return None, f"it took more than {timeout_s:.0f} s"
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         return None, last[0]
-    data: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    for name in ("archs", "uuids"):
-        data[name] = tuple(data[name])
-    return TorchFacts(**{**data, "kernels": tuple(data["kernels"].items())}), ""
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found, ""
 
 
 def installed_torch() -> tuple[int, int] | None:
@@ -76,6 +102,35 @@ def installed_torch() -> tuple[int, int] | None:
         return version_number(importlib.metadata.version("torch"))
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def torch_build(folder: Path | None = None) -> dict[str, str | None]:
+    """`__version__`, `cuda` and `hip` of the installed torch, read from its file without importing it; {} if unknown.
+
+    `folder` is torch's, and is found if it is not given.
+    """
+    spec = None if folder else find_spec("torch")
+    file = (
+        folder / "version.py" if folder else Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    )
+    try:
+        text = file.read_text(encoding="utf-8") if file else ""
+    except OSError:
+        return {}
+    found = re.findall(r"^(__version__|cuda|hip)\b.*= *(?:'(.*)'|None)$", text, re.MULTILINE)
+    return {name: value or None for name, value in found}
+
+
+def torch_problems(gpus: int, folder: Path | None = None) -> list[str]:
+    """A line if the installed torch cannot use the GPUs that NVML finds here, because it was built without CUDA."""
+    build = torch_build(folder)
+    if not gpus or build.get("cuda", "unknown"):
+        return []
+    built = f"ROCm {build['hip']}" if build.get("hip") else "the CPU only"
+    return [
+        f"torch {build.get('__version__')} is built for {built}, but this host has {gpus} "
+        f"{'GPU' if gpus == 1 else 'GPUs'}: install a build for CUDA; topology=cpu2 asks for CPU ranks"
+    ]
 
 
 def version_number(text: str) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from opensora_launch.engines.base import Tick, Transformer
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
 from opensora_launch.model.mmdit import MMDiT
+from opensora_launch.parallel.host_memory import host_memory, pin
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.packing import Packing
 from opensora_launch.parallel.streaming import Placed, StreamedBlocks, gather_flat
@@ -58,8 +59,8 @@ def place_transformer(
         shares, axis = shares | loading.host_copy(away), axis.alone()
     store = None
     if placement.streamed:
-        placed = [Placed(b, packings[p], shares[p], stays) for (p, b), stays in zip(blocks.items(), stay, strict=True)]
-        store = StreamedBlocks(placed, axis, source.device)
+        placed = [Placed(packings[p], shares[p], stays) for p, stays in zip(blocks, stay, strict=True)]
+        store = StreamedBlocks([*blocks.values()], placed, axis, source.device)
     else:
         for prefix, block in blocks.items():
             block.load_state_dict(packings[prefix].views(shares[prefix]), assign=True)
@@ -83,9 +84,8 @@ class Loading:
 
     def share(self, prefix: str, packing: Packing, *, in_host: bool) -> Tensor:
         """Read this rank's share of a block into (pinned) host memory, or to the device."""
-        pinned = in_host and self.source.device.type == "cuda"
-        device = "cpu" if in_host else self.source.device
-        share = torch.empty(packing.share(self.axis.size), dtype=torch.uint8, device=device, pin_memory=pinned)
+        nbytes, device = packing.share(self.axis.size), self.source.device
+        share = host_memory(nbytes, device) if in_host else torch.empty(nbytes, dtype=torch.uint8, device=device)
         self._read(prefix, packing, share)
         return share
 
@@ -105,15 +105,13 @@ class Loading:
         """Read blocks into memory that the ranks of a node share: each rank writes its share, and maps the whole."""
         axis = self.axis
         sizes = [packing.share(axis.size) * axis.size for packing in packings.values()]
-        whole = _shared_memory(axis, sum(sizes))
-        flats = dict(zip(packings, whole.split(sizes), strict=True))
+        memory = _shared_memory(axis, sum(sizes))
+        flats = dict(zip(packings, torch.frombuffer(memory, dtype=torch.uint8).split(sizes), strict=True))
         for prefix, flat in flats.items():
             self._read(prefix, packings[prefix], flat.view(axis.size, -1)[axis.index])
         with axis.exchange(0):
             dist.barrier(group=axis.group)
-        if self.source.device.type == "cuda":
-            status = torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.numel(), 0)
-            assert int(status) == 0, f"the host copy could not be pinned: cudaError {status}"
+        pin(memory, self.source.device)
         return flats
 
     def _read(self, prefix: str, packing: Packing, into: Tensor) -> None:
@@ -122,8 +120,8 @@ class Loading:
         self.tick(elements * self.source.number_bytes)
 
 
-def _shared_memory(axis: Axis, nbytes: int) -> Tensor:
-    """Make uint8 [nbytes] that all ranks of the axis map. It vanishes with the last process that maps it.
+def _shared_memory(axis: Axis, nbytes: int) -> mmap.mmap:
+    """Make memory of so many bytes that all ranks of the axis map. It vanishes with the last process that maps it.
 
     Raises UserError on all ranks if /dev/shm is too small.
     """
@@ -150,4 +148,4 @@ def _shared_memory(axis: Axis, nbytes: int) -> Tensor:
         dist.barrier(group=axis.group)
     if axis.index == 0:
         path.unlink()
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    return memory

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from opensora_launch.model.text_encoders import TextEmbeddings, TextEncoders, load_text_encoders
 from opensora_launch.model.weight_files import weight_files
+from opensora_launch.parallel.host_memory import host_memory
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.packing import Packing
 from opensora_launch.parallel.streaming import Placed, StreamedBlocks
@@ -68,22 +68,33 @@ def stream_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextE
     """Move encoders from the CPU to the device, where only two of T5's layers are held at a time."""
     network: Any = encoders.t5.network
     layers: list[nn.Module] = list(network.encoder.block)
-    packings = [Packing.of(layer) for layer in layers]
-    placed = [
-        Placed(layer, packing, _packed(layer, packing, pinned=device.type == "cuda"), resident=False)
-        for layer, packing in zip(layers, packings, strict=True)
-    ]
-    for layer in layers:
-        layer.to("meta")
-    StreamedBlocks(placed, axis.alone(), device)  # the hooks hold it
-    for part in (network.shared, network.encoder.final_layer_norm, encoders.clip.network):
-        part.to(device)
+    placed = [_moved_to_host(layer, device) for layer in layers]
+    StreamedBlocks(layers, placed, axis.alone(), device)  # the hooks hold it
+    _move_rest(network, device)
+    _move_rest(encoders.clip.network, device)
     return encoders
 
 
-def _packed(layer: nn.Module, packing: Packing, *, pinned: bool) -> UInt8[Tensor, "n"]:
-    state = layer.state_dict()
-    flat = torch.zeros(packing.share(1), dtype=torch.uint8, pin_memory=pinned)
+def _moved_to_host(layer: nn.Module, device: torch.device) -> Placed:
+    """Pack a layer into host memory that the device copies from, and free the layer's own."""
+    packing, state = Packing.of(layer), layer.state_dict()
+    flat = host_memory(packing.share(1), device)
     for name, view in packing.views(flat).items():
         view.copy_(state[name])
-    return flat
+    layer.to("meta")
+    return Placed(packing, flat, resident=False)
+
+
+def _move_rest(network: nn.Module, device: torch.device) -> None:
+    """Move everything to the device that is not there yet, each tensor once even if it has two names."""
+    moved: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def move(tensor: Tensor) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        place = tensor.data_ptr(), tensor.shape
+        if place not in moved:
+            moved[place] = tensor.to(device)
+        return moved[place]
+
+    network._apply(move)

@@ -1,7 +1,7 @@
 """Read the transformer's weights from a checkpoint, or draw random ones: whole tensors, or any part of them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from opensora_launch.errors import UserError
 from opensora_launch.model.shapes import mmdit_shapes
-from opensora_launch.model.weight_files import DTYPE_BYTES, Stored, read_stored, stored_problems
-from opensora_launch.model.weights import random_tensor, random_tensors, read_tensors
+from opensora_launch.model.weight_files import DTYPE_BYTES, Stored, read_stored, stored_problems, without_prefix
+from opensora_launch.model.weights import (
+    LEAST_ELEMENTS,
+    constant_weights,
+    is_one_number,
+    random_tensor,
+    random_tensors,
+    read_tensors,
+)
 from opensora_launch.parallel.packing import ReadRange
 from opensora_launch.schema.config import Init, ModelConfig
 
@@ -21,27 +28,28 @@ ReadTensor = Callable[[str], Tensor]  # name -> the whole tensor
 
 @dataclass(frozen=True)
 class WeightSource:
-    """The checkpoint (or seed) of `model`, with the device and dtype that the transformer computes in.
-
-    `prefix` starts the names of its tensors in the file, which may hold others too.
-    """
+    """The checkpoint (or seed) of `model`, with the device and dtype that the transformer computes in."""
 
     model: ModelConfig
     device: torch.device
     dtype: torch.dtype
-    prefix: str = ""
+    constant: set[str] = field(default_factory=set, compare=False)  # weights found to hold one number each, so far
 
     @property
     def path(self) -> Path:
         return Path(self.model.folder) / self.model.mmdit_file
+
+    @property
+    def prefix(self) -> str:
+        """What starts the names of its tensors in the file, which may hold others too."""
+        return self.model.mmdit_prefix
 
     @cached_property
     def stored(self) -> Mapping[str, Stored]:
         """The tensors in the files of the checkpoint, without the prefix; empty if weights are random."""
         if self.model.init is Init.random:
             return {}
-        every = read_stored(self.path)
-        return {name.removeprefix(self.prefix): x for name, x in every.items() if name.startswith(self.prefix)}
+        return without_prefix(read_stored(self.path), self.prefix)
 
     @property
     def nbytes(self) -> int:
@@ -65,12 +73,16 @@ class WeightSource:
         if self.model.init is Init.random:
             seed = self.model.init_seed
             return random_tensors(empty, seed=seed, dtype=self.dtype, device=self.device, wanted=names)
-        return read_tensors(self.path, device=self.device, dtype=self.dtype, prefix=self.prefix, wanted=names)
+        found = read_tensors(self.path, device=self.device, dtype=self.dtype, prefix=self.prefix, wanted=names)
+        self.constant.update(constant_weights(found))
+        return found
 
     def reader(self) -> ReadTensor:
         """Return a reader of whole tensors: of the files, mapped and not yet read; or random ones in fp32."""
         if self.model.init is Init.checkpoint:
-            return read_tensors(self.path, device=torch.device("cpu"), prefix=self.prefix).__getitem__
+            found = read_tensors(self.path, device=torch.device("cpu"), prefix=self.prefix)
+            self.constant.update(constant_weights(found))
+            return found.__getitem__
         shapes = {name: torch.Size(shape) for name, shape in mmdit_shapes(self.model.mmdit).items()}
         return lambda name: random_tensor(name, shapes[name], self.model.init_seed, self.device)
 
@@ -86,6 +98,10 @@ class WeightSource:
             top = first // line
             with safe_open(self.stored[block + name].file, framework="pt") as file:
                 lines: Tensor = file.get_slice(self.prefix + block + name)[top : -(-last // line)]
-            return lines.reshape(-1)[first - top * line : last - top * line]
+            part = lines.reshape(-1)[first - top * line : last - top * line]
+            telling = part.numel() >= min(LEAST_ELEMENTS, torch.Size(shapes[name]).numel())
+            if len(shapes[name]) > 1 and telling and is_one_number(part):
+                self.constant.add(block + name)
+            return part
 
         return draw if self.model.init is Init.random else read

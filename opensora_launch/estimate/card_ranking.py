@@ -1,7 +1,7 @@
 """Rank cards for a video by predicted time, cost and power. Memory comes first, because it decides what runs at all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from opensora_launch.estimate.builds import Build, usd_per_gpu_hour
 from opensora_launch.estimate.cost import OutputCost, Running, cost_of
@@ -62,29 +62,34 @@ def has_price(card: Card, prices: EstimateConfig) -> bool:
 
 
 def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, priced: bool) -> Running:
-    """Return the rates of one GPU: the rent if configured or if there is no price, else the price over the lifetime."""
-    rent = prices.usd_per_gpu_hour
-    if rent is None:
+    """Return the rates of one GPU: the rent if configured or if there is no price, else the price over the lifetime.
+
+    Rent includes electricity.
+    """
+    watts, rent = build.draw_w / build.gpus, prices.usd_per_gpu_hour
+    if rent is None and priced:
         owned = usd_per_gpu_hour(build, prices.life_months, prices.hours_per_month)
-        rent = owned if priced else prices.cloud_usd_per_gpu_hour
-    return Running(flops_per_s, build.draw_w / build.gpus, rent, prices.usd_per_kwh)
+        return Running(flops_per_s, watts, owned, prices.usd_per_kwh)
+    return Running(flops_per_s, watts, prices.cloud_usd_per_gpu_hour if rent is None else rent, usd_per_kwh=0.0)
 
 
-def estimate_card(work: Workload, fixed: LayoutConfig, card: Card, prices: EstimateConfig) -> CardEstimate:
-    """Estimate the best layout on this card, with the weights placed so that they fit."""
-    mine = replace(work, card=card)
-    found = options(mine, fixed)
+def estimate_card(work: Workload, fixed: LayoutConfig, prices: EstimateConfig) -> CardEstimate:
+    """Estimate the best layout on the work's card, with the weights placed so that they fit."""
+    card = work.card
     build = build_of(card, work.gpus_per_node, prices)
-    nodes = max(1, work.ranks // work.gpus_per_node)
+    watts = build.draw_w * max(1, work.ranks // work.gpus_per_node)
+    if card.tflops(work.products) is None:
+        how = f"it has no {work.products}; use precision=auto"
+        return CardEstimate(card, work.ranks, NOT, how, 0.0, None, None, None, watts)
+    found = options(work, fixed)
     best, fit, how = found[0], FITS, "fits"
     if best.fits and best.placement.streamed:
         fit, how = WITH_HELP, as_overrides(best.placement)
     elif not best.fits:
-        helped = ways_to_fit(mine, fixed)[:1]
+        helped = ways_to_fit(work, fixed)[:1]
         best, fit = (helped[0], WITH_HELP) if helped else (best, NOT)
-        how = as_overrides(best.placement) if helped else _lacks(mine, fixed, found)
+        how = as_overrides(best.placement) if helped else _lacks(work, fixed, found)
     peak = best.memory.peak / GIB
-    watts = build.draw_w * nodes
     if fit == NOT:
         return CardEstimate(card, work.ranks, fit, how, peak, None, None, None, watts)
     seconds = best.phases.making / max(work.videos, 1)

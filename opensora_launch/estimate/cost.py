@@ -12,13 +12,35 @@ HOURS_PER_MONTH = HOURS_PER_DAY * DAYS_PER_MONTH
 
 
 @dataclass(frozen=True)
+class LanguageModel:
+    """A language model to compare with: parameters that a token uses, and FLOPs of its training."""
+
+    name: str
+    parameters: float
+    training_flops: float
+    source: str
+
+    def flops_of_tokens(self, tokens: int) -> float:
+        """Return the FLOPs of generating tokens: 2 x parameters x tokens."""
+        return 2.0 * self.parameters * tokens
+
+
+# GPT-4 is a guess that OpenAI has not confirmed: two experts of 220e9 parameters per token, as Factorial Funds assumes;
+# its training as Epoch AI estimates it. Llama 2: 6 x parameters x 2e12 tokens (Touvron et al. 2023).
+LANGUAGE_MODELS = (
+    LanguageModel("Llama 2 70B", 70e9, 8.4e23, "6 x 70e9 x 2e12 tokens"),
+    LanguageModel("GPT-4 (a guess)", 440e9, 2.1e25, "Epoch AI"),
+)
+
+
+@dataclass(frozen=True)
 class Running:
     """Rates of one GPU of a busy machine."""
 
     flops_per_s: float  # what it reaches, not its peak
     watts: float  # at the wall, including its share of the machine and of cooling
-    usd_per_hour: float  # without electricity: rent, or the price spread over the lifetime
-    usd_per_kwh: float
+    usd_per_hour: float  # rent, or the price spread over the lifetime
+    usd_per_kwh: float  # of electricity that `usd_per_hour` does not include; 0: it includes all
 
 
 @dataclass(frozen=True)

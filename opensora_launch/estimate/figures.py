@@ -42,6 +42,7 @@ class Subject:
         return e.per_minute(self.cost, self.output_s) if self.output_s else self.cost
 
 
+TOKENS = 1000  # of a language model's output that is compared with an image or a minute of video
 ABOVE_0 = (
     "minutes_per_day", "drafts", "hours_per_month", "life_months", "flops_per_step", "flops_per_s", "psu_w",
     "num_steps",
@@ -67,6 +68,13 @@ def estimate_problems(prices: EstimateConfig) -> list[str]:
         problems.append(f"estimate.hours_per_month={prices.hours_per_month} must be at most {e.HOURS_PER_MONTH:g}")
     if prices.flops_per_step is not None and (prices.num_steps is None or prices.output_s is None):
         problems.append("estimate.flops_per_step needs estimate.num_steps and estimate.output_s (0 for an image)")
+    if prices.flops_per_step is None:
+        instead = {"num_steps": "sampling.num_steps", "output_s": "video.num_frames", "flops_per_s": "hardware=CARD"}
+        problems += [
+            f"estimate.{name} is read only with estimate.flops_per_step; for a counted video use {other}"
+            for name, other in instead.items()
+            if getattr(prices, name) is not None
+        ]
     others = prices.cpu_w + prices.other_w
     if prices.psu_w is not None and 0 < prices.psu_w <= others:
         problems.append(f"estimate.psu_w={prices.psu_w} leaves nothing for GPUs: CPU and other parts draw {others:g} W")
@@ -117,7 +125,7 @@ def fleet_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Figure]:
         "kwh_per_day", "energy per day", found.kwh_per_day, "kWh", f"{worked:,.0f} GPU-h x {running.watts:.0f} W"
     )
     hire, power = f"{found.gpus:,} x {day:g} h x {running.usd_per_hour:.3f}", f"{found.kwh_per_day:,.0f} kWh"
-    how = f"{hire} + {power} x {running.usd_per_kwh}"
+    how = f"{hire} + {power} x {running.usd_per_kwh}" if running.usd_per_kwh else f"{hire}, electricity included"
     yield Figure("usd_per_day", "cost per day", found.usd_per_day, "USD", how)
     per = found.usd_per_day / demand.minutes_per_day
     yield Figure("usd_per_minute", "cost per finished minute", per, "USD", "cost per day / minutes per day")
@@ -138,6 +146,15 @@ def break_even_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Fig
         yield Figure(f"gpu_months{end.strip()}", f"GPU-months of training{end}", months, "GPU", how)
         how = f"{flops:.3g} / {each:.4g}"
         yield Figure(f"outputs{end.strip()}", f"{units} until inference equals training{end}", outputs, "", how)
+        for number, model in enumerate(e.LANGUAGE_MODELS):
+            share, how = flops / model.training_flops, f"{flops:.3g} / {model.training_flops:.3g}, {model.source}"
+            yield Figure(f"training{end.strip()}_llm{number}", f"training{end} / that of {model.name}", share, "x", how)
+    one = "a minute of video" if subject.output_s else "an image"
+    for number, model in enumerate(e.LANGUAGE_MODELS):
+        text = model.flops_of_tokens(TOKENS)
+        how = f"{each:.4g} / (2 x {model.parameters:.3g} x {TOKENS})"
+        label = f"FLOPs of {one} / {TOKENS:,} tokens of {model.name}"
+        yield Figure(f"output_llm{number}", label, each / text, "x", how)
 
 
 def machine_figures(machine: Build, prices: EstimateConfig, *, priced: bool) -> Iterator[Figure]:
@@ -187,7 +204,10 @@ def _on_supply(capped: Build, supply_w: float) -> Iterator[Figure]:
 
 
 def _usd(cost: e.OutputCost, running: e.Running) -> str:
-    return f"{_n(cost.gpu_hours)} h x {running.usd_per_hour:.3f} + {_n(cost.kwh)} kWh x {running.usd_per_kwh}"
+    hire = f"{_n(cost.gpu_hours)} h x {running.usd_per_hour:.3f}"
+    if not running.usd_per_kwh:
+        return f"{hire}, electricity included"
+    return f"{hire} + {_n(cost.kwh)} kWh x {running.usd_per_kwh}"
 
 
 def _n(value: float) -> str:

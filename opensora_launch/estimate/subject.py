@@ -20,7 +20,13 @@ from opensora_launch.schema.prices import EstimateConfig
 def document_subject(card: Card, prices: EstimateConfig) -> Subject:
     """Describe an output by `flops_per_step` and `num_steps`, at `flops_per_s` or at the card's dense peak."""
     assert prices.flops_per_step is not None and prices.num_steps and prices.output_s is not None
-    rate = prices.flops_per_s or card.half_tflops * 1e12
+    peak = card.half_tflops * 1e12
+    rate = prices.flops_per_s or peak
+    if rate > peak:
+        raise UserError(
+            "this cannot be estimated",
+            [f"estimate.flops_per_s={rate:.4g} is above the peak of {card.name}, {peak:.4g}; null takes the peak"],
+        )
     flops = flops_of_steps(prices.flops_per_step, prices.num_steps)
     machine = build_of(card, 1, gpus_only(prices))
     running = running_of(machine, rate, prices, priced=has_price(card, prices))
@@ -50,7 +56,7 @@ def counted_subject(work: Workload, fixed: LayoutConfig, prices: EstimateConfig,
     flops = video_flops(work)
     gpu_hours = best.phases.making * work.ranks / SECONDS_PER_HOUR
     reached = flops / (gpu_hours * SECONDS_PER_HOUR)
-    running = running_of(machine, prices.flops_per_s or reached, prices, priced=has_price(work.card, prices))
+    running = running_of(machine, reached, prices, priced=has_price(work.card, prices))
     return Subject(
         name=work.net.name,
         work=tuple(_counted(work, best, flops, reached)),
@@ -81,6 +87,6 @@ def _counted(work: Workload, best: Option, flops: float, reached: float) -> Iter
     yield Figure("flops", "FLOPs per video", flops, "FLOP", f"{row.flops:.3e} x {rows}")
     placed = as_overrides(best.placement) if best.placement.streamed else ""
     yield Figure("layout", f"{work.ranks} x {work.card.name}", str(best.layout), "", placed)
-    peak = work.card.half_tflops * 1e12
-    how = f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s, including the VAE's time"
+    peak = (work.card.tflops(work.products) or 0.0) * 1e12
+    how = f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s in {work.products}, including the VAE's time"
     yield Figure("peak_share", "share of the peak reached", reached / peak, "share", how)

@@ -67,16 +67,17 @@ def profiled(base: Mapping[str, str], config: EnvConfig) -> Profiled:
 
 
 @contextmanager
-def applied(made: Profiled) -> Iterator[None]:
-    """Change this process's own environment like a rank's, and restore it at the end."""
-    names = (*made.taken, *made.was_set)
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    for name in made.taken:
-        os.environ.pop(name, None)
-    os.environ.update(made.was_set)
+def applied(env: Mapping[str, str]) -> Iterator[None]:
+    """Give this process the environment of a rank, and restore its own at the end."""
+    before = dict(os.environ)
+    _replace_environment(env)
     try:
         yield
     finally:
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
+        _replace_environment(before)
+
+
+def _replace_environment(env: Mapping[str, str]) -> None:
+    for name in set(os.environ) - set(env):
+        del os.environ[name]
+    os.environ.update(env)

@@ -5,13 +5,14 @@ adopts those whose parent has ended.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,13 +22,16 @@ from opensora_launch.launch.verdict import (
     first_failure,
     missing_failure,
     silent_failure,
+    step_end,
     was_preempted,
+    with_last_words,
 )
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import is_process_gone
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
+from opensora_launch.telemetry.moves import Moves
 from opensora_launch.telemetry.stall import Beat
 
 TICK_S = 0.1
@@ -65,6 +69,7 @@ class _Watch:
     """What has been observed so far."""
 
     started_s: float = field(default_factory=time.monotonic)
+    moves: Moves = field(default_factory=Moves)
     lost: set[int] = field(default_factory=set)
     failed_s: float | None = None  # when the first failure was noticed
 
@@ -74,7 +79,7 @@ def supervise(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome
     before = processes.descendants(os.getpid())
     processes.adopt_orphans(True)
     try:
-        with _signals_raise():
+        with _signals_handled(task.attempt):
             try:
                 outcome = _run(task, on_beats)
             except _Signalled as stop:
@@ -99,7 +104,7 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
             stdout=out,
             stderr=out,
             start_new_session=True,
-            preexec_fn=processes.die_with_parent,  # safe: this process has no other thread yet
+            preexec_fn=_before_exec,  # safe: this process has no other thread yet
         )
     watch = _Watch()
     failure: Failure | None = None
@@ -109,45 +114,77 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
         on_beats(beats)
         if code == exit_codes.DONE:
             return Outcome(exit_codes.DONE)
-        failure = _look(task, watch, beats, code, log)
+        failure = _look(task, watch, watch.moves.own_time(beats), code, log)
         if failure is None:
             time.sleep(TICK_S)
-    if was_preempted(agent_exits(log.read_text(encoding="utf-8", errors="replace"))):
+    said = _said(log)
+    if was_preempted(agent_exits(said)):
         return Outcome(exit_codes.PREEMPTED)
+    failure = with_last_words(failure, said, socket.gethostname())
+    if not read_failure(task.attempt) and _disk_is_full(task.attempt):  # no rank could write why it ended
+        failure = replace(failure, message=f"{failure.message}; No space left on device: {task.attempt}")
     record_failure(task.attempt, failure)
     return Outcome(exit_codes.USER_ERROR if failure.kind == "user" else exit_codes.FAILURE, failure)
 
 
+def _said(log: Path) -> str:
+    """What the ranks' starter has printed; nothing if somebody deleted the run's folder, which its end tells."""
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _disk_is_full(attempt: AttemptDir) -> bool:
+    try:
+        return shutil.disk_usage(attempt).free == 0
+    except FileNotFoundError:
+        return False
+
+
+def _before_exec() -> None:
+    """End with the launcher. SIGUSR1 is for the ranks, which listen to it: torchrun would die of it."""
+    processes.die_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _look(task: Task, watch: _Watch, beats: Sequence[Beat], code: int | None, log: Path) -> Failure | None:
     """The failure, once it is certain: after the ranks have had time to report what happened."""
-    now, waited = time.time(), time.monotonic() - watch.started_s
+    now = time.monotonic()
     reported = read_failure(task.attempt)
     if watch.failed_s is None:
         watch.lost |= {b.rank for b in beats if is_process_gone(b)}
     if reported or watch.lost or code is not None:
-        watch.failed_s = watch.failed_s or time.monotonic()
+        watch.failed_s = watch.failed_s or now
     if watch.failed_s is not None:
-        if code is None and time.monotonic() - watch.failed_s < GRACE_S:
+        if code is None and now - watch.failed_s < GRACE_S:
             return None
-        exits = agent_exits(log.read_text(encoding="utf-8", errors="replace"))
-        return first_failure(reported, beats, exits, watch.lost, code)
-    limit_s = max(task.timeout_s, FIRST_BEAT_S)
+        said = _said(log)
+        return first_failure(reported, beats, agent_exits(said), watch.lost, code, step_end(said))
+    waited, limit_s = now - watch.started_s, max(task.timeout_s, FIRST_BEAT_S)
     return silent_failure(beats, now, task.timeout_s) or (
         missing_failure(beats, task.ranks, waited) if waited > limit_s else None
     )
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Make SIGINT, SIGTERM and SIGHUP raise _Signalled, unless they are ignored (nohup). Restores the handlers."""
+def _signals_handled(attempt: AttemptDir) -> Iterator[None]:
+    """Make SIGINT, SIGTERM and SIGHUP raise _Signalled, and SIGUSR1 ask the ranks to store and stop.
+
+    Signals that are ignored (nohup) stay so. Restores the handlers.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise _Signalled(signum)
 
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    def store(signum: int, frame: FrameType | None) -> None:
+        attempt.stop.touch()
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: stop, signal.SIGUSR1: store}
+    before = {signum: signal.getsignal(signum) for signum in handlers}
     for signum, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(signum, stop)
+            signal.signal(signum, handlers[signum])
     try:
         yield
     finally:

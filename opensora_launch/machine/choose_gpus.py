@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.machine.host_gpus import DIVIDED, GpuFacts, HostGpus, LostGpu, PairFacts, no_gpus_problem
 from opensora_launch.plan.memory import GIB
 
 BUSY_BYTES = 512 * 2**20  # a process that holds less is a display or a monitor
@@ -21,11 +21,8 @@ class Picked:
     lines: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     pairs: tuple[PairFacts, ...] = ()  # how all GPUs of the host are joined
-    visible: int = 0  # GPUs that CUDA shows, with those that are in use
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(gpu.name for gpu in self.gpus)
+    visible: int = 0  # GPUs that CUDA shows, with those that are in use or lost
+    fault: str = ""  # why no GPU can be used where there should be one
 
 
 def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Callable[[int], str]) -> Picked:
@@ -33,17 +30,32 @@ def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Ca
 
     `visible` is CUDA_VISIBLE_DEVICES; `who` describes the owner of a process.
     """
-    shown = host.visible(visible)
+    shown, lost = host.visible(visible), host.visible_lost(visible)
+    count = len(shown) + len(lost)
+    if fault := no_gpus_problem(host, visible):
+        return Picked(visible=count, fault=fault)
     if asked:
-        found, problems = _named(shown, asked)
-        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems), host.pairs, len(shown))
+        found, problems = _named(shown, lost, asked)
+        return Picked(found, tuple(_about(found, host.pairs)), tuple(problems), host.pairs, count)
     skipped = {gpu.uuid: why for gpu in shown if (why := _busy(gpu, who))}
     free = tuple(gpu for gpu in shown if gpu.uuid not in skipped)
-    lines = [f"GPU {gpu.index} ({gpu.name}) is left out: {skipped[gpu.uuid]}" for gpu in shown if gpu.uuid in skipped]
-    return Picked(free, (*_about(free, host.pairs), *lines), (), host.pairs, len(shown))
+    doubtful = () if free else tuple(gpu for gpu in shown if not gpu.mig and not _holds_much(gpu))
+    free = free or doubtful
+    lines = [
+        f"GPU {gpu.index} ({gpu.name}) is {'taken, although' if gpu in doubtful else 'left out:'} {skipped[gpu.uuid]}"
+        for gpu in shown
+        if gpu.uuid in skipped
+    ]
+    lines += [f"GPU {gpu.index} is left out: {gpu.why}" for gpu in lost]
+    return Picked(free, (*_about(free, host.pairs), *lines), (), host.pairs, count)
 
 
-def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFacts, ...], list[str]]:
+def _named(
+    gpus: Sequence[GpuFacts], lost: Sequence[LostGpu], asked: Sequence[str]
+) -> tuple[tuple[GpuFacts, ...], list[str]]:
+    if asked and not gpus and not lost:
+        named = ",".join(map(str, asked))
+        return (), [f"topology.gpus=[{named}]: there is no GPU here; leave it out, or take CPU ranks: topology=cpu2"]
     found: list[GpuFacts] = []
     problems = []
     there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
@@ -52,25 +64,32 @@ def _named(gpus: Sequence[GpuFacts], asked: Sequence[str]) -> tuple[tuple[GpuFac
         hits = [gpu for gpu in gpus if (gpu.index == int(entry) if is_number else entry and gpu.uuid.startswith(entry))]
         if len(hits) != 1:
             count = "no GPU" if not hits else f"{len(hits)} GPUs"
-            problems.append(f"topology.gpus: {entry} names {count} here; there are: {there}")
+            why = [f"; GPU {gpu.index}: {gpu.why}" for gpu in lost]
+            problems.append(f"topology.gpus: {entry} names {count} here; there are: {there}{''.join(why)}")
         elif hits[0] in found:
             problems.append(f"topology.gpus: {entry} is named twice")
         else:
             found += hits
+    problems += [f"topology.gpus: GPU {gpu.index} cannot be taken: {DIVIDED}" for gpu in found if gpu.mig]
     return tuple(found), problems
 
 
 def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
     """Why a GPU cannot be taken: who uses it; "" if nobody does."""
     if gpu.mig:
-        return "it is divided into MIG instances; name one of them in CUDA_VISIBLE_DEVICES"
+        return DIVIDED
     others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
     holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
     return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
 
 
+def _holds_much(gpu: GpuFacts) -> bool:
+    """Whether a process of somebody else is known to hold much of its memory."""
+    return any((used or 0) >= BUSY_BYTES for pid, used in gpu.processes if pid != os.getpid())
+
+
 def _size(used: int | None) -> str:
-    return "memory" if used is None else f"{used / GIB:.1f} GiB"
+    return "memory, it is not known how much" if used is None else f"{used / GIB:.1f} GiB"
 
 
 def owner(pid: int) -> str:
@@ -91,7 +110,12 @@ def _about(gpus: Sequence[GpuFacts], pairs: Sequence[PairFacts]) -> list[str]:
     if not gpus:
         return []
     cards = Counter((gpu.name, gpu.total_bytes) for gpu in gpus)
-    each = [f"{n} x {name}" + (f", {total / GIB:.1f} GiB each" if total else "") for (name, total), n in cards.items()]
+    shared = {gpu.name for gpu in gpus if gpu.shares_memory}
+    each = [
+        f"{n} x {name}"
+        + (f", {total / GIB:.1f} GiB each" if total else ", memory shared with the host" if name in shared else "")
+        for (name, total), n in cards.items()
+    ]
     used = {gpu.index for gpu in gpus}
     paths = Counter(pair.path for pair in pairs if {pair.first, pair.second} <= used)
     links = [f"{n} pair{'s' * (n > 1)} by {path}" for path, n in paths.most_common()]

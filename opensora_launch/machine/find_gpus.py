@@ -3,14 +3,16 @@
 Nothing here raises. Without a driver there are no GPUs, and a reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pynvml
 
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
 from opensora_launch.machine.nvml import Gpu, open_gpus
+from opensora_launch.machine.nvml_causes import NO_LIBRARY
 
 MAX_NVLINKS = 18
 P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which is a tuple in nvidia-ml-py by mistake
@@ -32,11 +34,11 @@ PATHS = {  # nvmlGpuTopologyLevel_t, as nvidia-smi names them
 }
 
 
-def find_gpus() -> HostGpus:
+def find_gpus(devices: Path = Path("/dev")) -> HostGpus:
     """Read the state of every GPU and MIG instance of this host."""
     opened, problem = open_gpus()
     if opened is None:
-        return HostGpus(problem=problem)
+        return _none(str(problem), sorted(path.name for path in devices.glob("nvidia*")))
     try:
         whole = [gpu for gpu in opened.gpus if gpu.parent is None]
         return HostGpus(
@@ -45,9 +47,19 @@ def find_gpus() -> HostGpus:
             driver=opened.driver,
             cuda=_cuda(),
             instances=tuple(_facts(gpu) for gpu in opened.gpus if gpu.parent),
+            expected=True,
+            lost=tuple(opened.lost),
         )
     finally:
         opened.close()
+
+
+def _none(problem: str, devices: Sequence[str]) -> HostGpus:
+    """No GPU. `devices` are the driver's files in /dev."""
+    if problem != NO_LIBRARY or not devices:
+        return HostGpus(problem=problem, expected=problem != NO_LIBRARY)
+    what = f"/dev/{devices[0]} is here, but {problem} (install the driver; in a container, docker run --gpus all and "
+    return HostGpus(problem=f"{what}NVIDIA_DRIVER_CAPABILITIES=compute,utility)", expected=True)
 
 
 def _try(reading: Callable[..., Any], *args: Any) -> Any:
@@ -60,10 +72,11 @@ def _try(reading: Callable[..., Any], *args: Any) -> Any:
 
 def _facts(gpu: Gpu) -> GpuFacts:
     handle = gpu.handle
-    memory = _try(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    memory, shares_memory = _memory(handle)
     ecc = _try(pynvml.nvmlDeviceGetEccMode, handle)
     remapped = _try(pynvml.nvmlDeviceGetRemappedRows, handle)
     mig = _try(pynvml.nvmlDeviceGetMigMode, handle)
+    throttled = gpu.read("throttling").get("throttled")
     default = _try(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
     return GpuFacts(
         index=gpu.index,
@@ -74,14 +87,24 @@ def _facts(gpu: Gpu) -> GpuFacts:
         capability=_try(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
         ecc=bool(ecc[0]) if ecc else None,
         ecc_errors=gpu.read("ecc").get("ecc_uncorrected"),
-        remap_pending=bool(remapped[2] or remapped[3]) if remapped else None,
-        throttled=tuple(gpu.read("throttling").get("throttled", ())),
-        mig=bool(mig and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE),
+        remap_pending=bool(remapped[2]) if remapped else None,
+        throttled=None if throttled is None else tuple(throttled),
+        mig=bool(not gpu.parent and mig and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE),
         processes=tuple((pid, used) for pid, used in gpu.read("processes").get("processes", ())),
         power_limit_w=gpu.read("power limit").get("power_limit_w"),
         power_default_w=default / 1000 if default else None,
         pcie=_pcie(handle),
+        remap_failed=bool(remapped[3]) if remapped else None,
+        shares_memory=shares_memory,
     )
+
+
+def _memory(handle: Any) -> tuple[Any, bool]:
+    """The memory, or None, and whether the GPU has none of its own, as NVML says by NOT_SUPPORTED (GB10, Jetson)."""
+    try:
+        return pynvml.nvmlDeviceGetMemoryInfo(handle), False
+    except pynvml.NVMLError as error:
+        return None, error.value == pynvml.NVML_ERROR_NOT_SUPPORTED
 
 
 def _pcie(handle: Any) -> tuple[int, int, int, int] | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
-CGROUP_CPUS = Path("/sys/fs/cgroup/cpu.max")
 TICKS = os.sysconf("SC_CLK_TCK")
 _SHM = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
@@ -43,13 +42,39 @@ class HostFacts:
 
 
 def count_cpus() -> int:
-    """Count the CPUs that this process may use: its affinity, and its container's share rounded up."""
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CGROUP_CPUS.read_text(encoding="ascii").split()
-        return allowed if quota == "max" else max(1, min(allowed, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return allowed
+    """Count the CPUs that this process may use: its affinity, and the smallest share of its cgroups, rounded up."""
+    shares = [
+        *(_share(text) for folder in _cgroup_folders("") if (text := _text(folder / "cpu.max"))),
+        *(
+            _share(f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}")
+            for folder in _cgroup_folders("cpu")
+        ),
+    ]
+    return max(1, min([len(os.sched_getaffinity(0)), *(-(-quota // period) for quota, period in filter(None, shares))]))
+
+
+def _share(text: str) -> tuple[int, int] | None:
+    """Microseconds of CPU, and of the period in which they may be used; None without a limit ("max", or -1)."""
+    words = text.split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        return None
+    return int(words[0]), int(words[1])
+
+
+def _cgroup_folders(controller: str) -> list[Path]:
+    """This process's cgroup and those above it, whose limits hold too. `controller` is of version 1; "" is version 2.
+
+    A container may show the host's path and mount only its own part: then the folder of the mount counts.
+    """
+    folders: list[Path] = []
+    for line in _lines(PROC / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
+            continue
+        for mount in (CGROUP / controllers, CGROUP / controller, *([] if controller else [CGROUP / "unified"])):
+            inside = mount / path.lstrip("/")
+            folders += [inside, *(folder for folder in inside.parents if folder.is_relative_to(mount))]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def host_sample(proc: Path = PROC) -> dict[str, Any]:
@@ -133,14 +158,19 @@ def _free(path: Path) -> int | None:
 
 
 def _cgroup_room() -> int | None:
-    """Bytes that cgroup v2 leaves to this container, counting droppable caches as free; None without a limit."""
-    try:
-        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-        return None if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None
+    """Bytes that this process's cgroups leave to it, counting droppable caches as free; None without a limit."""
+    names = {
+        "": ("memory.max", "memory.current", "inactive_file"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }
+    rooms = []
+    for controller, (limit, used, cache) in names.items():
+        for folder in _cgroup_folders(controller):
+            numbers = [_text(folder / name).strip() for name in (limit, used)]
+            if all(number.isdigit() for number in numbers):
+                stat = dict(line.split() for line in _lines(folder / "memory.stat"))
+                rooms.append(int(numbers[0]) - int(numbers[1]) + int(stat.get(cache, 0)))
+    return min(rooms, default=None)
 
 
 def _text(path: Path) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pynvml
 
+from opensora_launch.machine.host_gpus import LostGpu
+from opensora_launch.machine.nvml_causes import nvml_cause, nvml_text
+
 SLOW_S = 1.0  # interval of readings that are slow (PCIe counters take 20 ms each) or change seldom
 TRIES = 3  # a reading is given up after this many failures in a row
 FOR_GOOD = (
@@ -75,7 +78,7 @@ class Gpu:
         except Exception as error:  # noqa: BLE001 the other readings go on
             gone = getattr(error, "value", None) in FOR_GOOD
             self.failures[name] = TRIES if gone else self.failures.get(name, 0) + 1
-            self.refused[name] = _why(error)
+            self.refused[name] = nvml_text(error)
             return {}
         self.failures[name] = 0
         return found
@@ -84,8 +87,8 @@ class Gpu:
 class Gpus:
     """All GPUs that this process may see. `close` it at the end. For one thread."""
 
-    def __init__(self, gpus: list[Gpu], driver: str, events: Any) -> None:
-        self.gpus, self.driver = gpus, driver
+    def __init__(self, gpus: list[Gpu], lost: list[LostGpu], driver: str, events: Any) -> None:
+        self.gpus, self.lost, self.driver = gpus, lost, driver
         self._events = events
         self._slow_s = float("-inf")
 
@@ -132,22 +135,40 @@ class Gpus:
     def _refuse_events(self, error: Exception) -> None:
         self._events = None
         for gpu in self.gpus:
-            gpu.refused["xid"] = _why(error)
+            gpu.refused["xid"] = nvml_text(error)
 
 
 def open_gpus() -> tuple[Gpus | None, str | None]:
-    """The GPUs of this host, or None and the reason."""
+    """The GPUs of this host, or None and the reason why none can be used."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return None, str(error)
+        return None, nvml_cause(error)
     try:
-        whole = [_gpu(n, pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
+        whole, lost = _reachable(pynvml.nvmlDeviceGetCount())
         gpus = [gpu for one in whole for gpu in (one, *_mig(one))]
-        return Gpus(gpus, _text(pynvml.nvmlSystemGetDriverVersion()), _register(whole)), None
+        if gpus:
+            return Gpus(gpus, lost, _text(pynvml.nvmlSystemGetDriverVersion()), _register(whole)), None
+        problem = "; ".join(f"GPU {gpu.index}: {gpu.why}" for gpu in lost) or "the driver shows no GPU"
     except Exception as error:  # noqa: BLE001 the host is sampled without GPUs
-        pynvml.nvmlShutdown()
-        return None, _why(error)
+        problem = nvml_cause(error)
+    pynvml.nvmlShutdown()
+    return None, problem
+
+
+def _reachable(count: int) -> tuple[list[Gpu], list[LostGpu]]:
+    """The first `count` GPUs: those that can be read, and the others.
+
+    Beside one that can be used, those that are forbidden belong to another job: CUDA does not count them.
+    """
+    whole, lost, denied = list[Gpu](), list[LostGpu](), list[LostGpu]()
+    for n in range(count):
+        try:
+            whole.append(_gpu(n, pynvml.nvmlDeviceGetHandleByIndex(n)))
+        except pynvml.NVMLError as error:
+            others = denied if error.value == pynvml.NVML_ERROR_NO_PERMISSION else lost
+            others.append(LostGpu(n, nvml_cause(error)))
+    return whole, lost if whole else sorted([*lost, *denied], key=lambda gpu: gpu.index)
 
 
 def _gpu(index: int, handle: Any, parent: Gpu | None = None) -> Gpu:
@@ -242,10 +263,6 @@ def _ecc(handle: Any) -> dict[str, Any]:
 def _processes(handle: Any) -> dict[str, Any]:
     """Processes that compute on a GPU. In a container, ids may be the host's, or only own processes are shown."""
     return {"processes": [[p.pid, p.usedGpuMemory] for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]}
-
-
-def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, pynvml.NVMLError) else f"{type(error).__name__}: {error}"
 
 
 def _text(value: str | bytes) -> str:

@@ -26,6 +26,11 @@ def is_running(pid: int) -> bool:
     return _state(pid) not in ("", "Z", "X")
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP or the like has suspended the process until SIGCONT."""
+    return _state(pid) == "T"
+
+
 def descendants(of: int) -> set[int]:
     """The children of a process, their children, and so on."""
     children: dict[int, list[int]] = {}

@@ -48,3 +48,12 @@ def visible_gpus(gpus: Sequence[_T], setting: str | None) -> tuple[_T, ...]:
             return ()
         shown += hits
     return tuple(shown[:1] if kind == MIG else shown)
+
+
+def own_instance(setting: str | None, place: int, ranks: int) -> str:
+    """The MIG instance of the rank at this place among the ranks of a node, which all have `setting`.
+
+    It is "" if there is no choice to make: `setting` names no instances, or fewer than there are ranks.
+    """
+    entries = [entry.strip() for entry in (setting or "").split(",")]
+    return entries[place] if ranks <= len(entries) and all(entry.startswith(MIG) for entry in entries) else ""

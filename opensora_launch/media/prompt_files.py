@@ -5,7 +5,6 @@ launcher runs it on a login node.
 """
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -13,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.errors import Problems
+from opensora_launch.errors import Problems, did_you_mean
 
 Cell = str | tuple[str, ...]
 # Columns of Open-Sora's training lists, and pandas' unnamed index. Open-Sora's inference reads only `fps` of them.
 IGNORED_COLUMNS = ("", "Unnamed: 0", "id", "path", "num_frames", "height", "width", "aspect_ratio", "resolution", "fps")
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of csv files by spreadsheets
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ def read_prompt_file(path: Path, known: Sequence[str], problems: Problems) -> li
         ".txt": _read_txt,
     }
     source = _Source(str(path), known, problems)
+    if path.is_dir():
+        source.add("this is a folder; give a file of prompts")
+        return []
     reader = readers.get(path.suffix.lower())
     if reader is None:
         ending = f"not in {path.suffix!r}" if path.suffix else "and this one has no ending"
@@ -74,9 +77,8 @@ class _Source:
     def check_columns(self, columns: Iterable[str], line: int) -> None:
         for column in columns:
             if column not in self.known and column not in IGNORED_COLUMNS:
-                near = difflib.get_close_matches(column, self.known, n=1)
-                hint = f"; the nearest is '{near[0]}'" if near else ""
-                self.add(f"unknown column '{column}'{hint} (known columns: {', '.join(self.known)})", line)
+                hint = did_you_mean(column, self.known) or f"the columns are {', '.join(self.known)}"
+                self.add(f"unknown column '{column}'; {hint}", line)
 
 
 def _read_text(path: Path, source: _Source) -> str | None:
@@ -132,16 +134,24 @@ def _header_is_right(columns: list[str], line: int, source: _Source) -> bool:
     if twice:
         source.add(f"these columns appear twice: {', '.join(twice)}", line)
     if "text" not in columns:
+        for separator, name in OTHER_SEPARATORS.items():
+            if "text" in (cell.strip(' "') for column in columns for cell in column.split(separator)):
+                source.add(f"its columns are separated by {name}; save it with commas", line)
+                return False
         source.add(f"there is no column 'text'; the columns are {', '.join(columns)}", line)
     source.check_columns(columns, line)
     return not twice and "text" in columns
+
+
+class _Number(str):
+    """A number of JSON as it is written: the cell that takes it may be a text."""
 
 
 def _read_jsonl(text: str, source: _Source) -> list[RawPrompt]:
     prompts: list[RawPrompt] = []
     for line, content in _lines(text):
         try:
-            item = json.loads(content, object_pairs_hook=_pairs_once)
+            item = json.loads(content, object_pairs_hook=_pairs_once, parse_int=_Number, parse_float=_Number)
         except json.JSONDecodeError as error:
             source.add(f"not JSON: {error.msg} at column {error.colno}", line)
             continue
@@ -186,14 +196,14 @@ def _pairs_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _json_cell(key: str, value: object) -> Cell | None:
     """Return a JSON value as the cell of a csv (null is an empty cell); None if the key cannot hold the value."""
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, _Number):
         return value
     if value is None and key != "text":
         return ""
-    if isinstance(value, list) and key == "ref" and all(isinstance(item, str) for item in value):
+    if isinstance(value, list) and key == "ref" and all(_json_kind(item) == "a string" for item in value):
         return tuple(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("text", "ref"):
-        return repr(value)
+    if _json_kind(value) == "a number" and key not in ("text", "ref"):
+        return str(value)
     return None
 
 
@@ -202,8 +212,8 @@ def _json_kind(value: object) -> str:
         return "null"
     kinds: Iterable[tuple[type, str]] = [
         (bool, "true or false"),
-        (int, "a number"),
-        (float, "a number"),
+        (_Number, "a number"),
+        (float, "a number"),  # NaN and Infinity
         (str, "a string"),
         (list, "a list"),
     ]

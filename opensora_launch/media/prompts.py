@@ -4,18 +4,18 @@ The text of a prompt is kept byte for byte; `with_suffixes` makes the text that 
 nothing heavy, because the launcher runs it on a login node.
 """
 
-import difflib
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from opensora_launch.errors import Problems
+from opensora_launch.errors import Problems, did_you_mean
 from opensora_launch.media.prompt_files import Cell, RawPrompt, line_name, read_prompt_file
 from opensora_launch.schema.config import MAX_COUNT, MAX_SEED
 
@@ -91,7 +91,8 @@ def read_prompts(
     """Return all prompts of a run, numbered from 0: the texts of the command line, then those of each file in order.
 
     `refs` belong to `texts`: one for all of them, or one for each. References are separated by ";" as in Open-Sora's
-    csv, and a relative path starts at the current folder. If `problems` were added, the prompts are not usable.
+    csv; a relative path starts at the current folder, and "~/" at the home. If `problems` were added, the prompts are
+    not usable.
     """
     prompts = _command_line_prompts(texts, refs, problems)
     for path in files:
@@ -124,9 +125,8 @@ def check_cond_type(value: str) -> str:
     """Return `value` if it is a condition type, else raise a ValueError that names the nearest."""
     if value in COND_TYPES:
         return value
-    near = difflib.get_close_matches(value, COND_TYPES, n=1)
-    hint = f"; the nearest is {near[0]}" if near else ""
-    raise ValueError(f"cond_type={value} is not known; use one of {', '.join(COND_TYPES)}{hint}")
+    hint = did_you_mean(value, COND_TYPES) or f"use one of {', '.join(COND_TYPES)}"
+    raise ValueError(f"cond_type={value} is not known; {hint}")
 
 
 def _command_line_prompts(texts: Sequence[str], refs: Sequence[str], problems: Problems) -> list[tuple[str, RawPrompt]]:
@@ -181,7 +181,7 @@ def _references(cell: Cell, add: Callable[[str], None]) -> tuple[str, ...]:
             add("there is an empty reference between two ';'")
         elif re.match(r"(?i)(https?|ftps?)://", path):
             add(f"ref {path}: URLs are not fetched; download the file and give its path")
-    return tuple(os.path.abspath(path) for path in paths)
+    return tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
 
 
 def is_unicode(text: str) -> bool:
@@ -194,14 +194,14 @@ def is_unicode(text: str) -> bool:
 
 
 def _whole(name: str, least: int, most: int) -> Callable[[str], int]:
-    """Make a parser of whole numbers. It also accepts 42.0, which pandas writes if a column has gaps."""
+    """Make a parser of whole numbers. It also accepts 42.0, which pandas writes if a column has gaps, and 1e3."""
 
     def parse(cell: str) -> int:
-        match = re.fullmatch(r"([+-]?[0-9]{1,30})(\.0*)?", cell.strip())
-        if match is None or not least <= int(match[1]) <= most:
-            top = "" if most >= 2**31 else f" and at most {most}"
-            raise ValueError(f"{name}={cell} must be a whole number, at least {least}{top}")
-        return int(match[1])
+        is_number = re.fullmatch(r"[+-]?[0-9]{1,30}(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", cell.strip())
+        value = Decimal(cell.strip()) if is_number else None
+        if value is None or not least <= value <= most or value != int(value):
+            raise ValueError(f"{name}={cell} must be a whole number, at least {least} and at most {most}")
+        return int(value)
 
     return parse
 

@@ -1,16 +1,17 @@
 """Check on the login node whether the references of a run can be used, without torch and without keeping pixels.
 
-An image is decoded at an eighth of its size, which finds truncated files. A video's frames are counted, and one is
-decoded.
+What a condition takes from a file is decoded, by the functions that the ranks read it with: a container promises frames
+that it does not hold, and damage may begin after the first frame.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from opensora_launch.errors import Problems
-from opensora_launch.media.prompts import COND_TYPES, PromptEntry, cond_type_of
+from opensora_launch.media.prompts import COND_TYPES, PromptEntry
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
@@ -20,7 +21,7 @@ MIN_FRAMES = 5  # the shortest video: Open-Sora overwrites a single frame with t
 
 @dataclass(frozen=True)
 class ReferenceFile:
-    """Kind ("image" or "video"), size and length of a reference; an image has 1 frame."""
+    """Kind ("image" or "video") and shown size of a reference; how many of the frames asked for it has."""
 
     kind: str
     height_px: int
@@ -28,35 +29,36 @@ class ReferenceFile:
     frames: int
 
 
-def check_references(entries: Sequence[PromptEntry], cond_type: str | None, num_frames: int) -> list[str]:
-    """Return one line per problem with the references of these prompts; none if all can be used.
+class ReferenceCheck:
+    """Checks references for videos of `num_frames` pixel frames. The same part of a file is decoded once."""
 
-    `cond_type` is the run's; None derives it from each prompt's references. An unknown one is not reported here, but by
-    `check_cond_type`. `num_frames` is the video's length in pixel frames. Each file is opened once. t2v does not use
-    references, so they are not checked.
-    """
-    problems = Problems()
-    inspected: dict[str, ReferenceFile | str] = {}
-    for entry in entries:
-        name = cond_type_of(entry, cond_type)
-        cond = COND_TYPES.get(name, COND_TYPES["t2v"])
-        add = partial(problems.add_at, entry.source)
+    def __init__(self, num_frames: int) -> None:
+        self._num_frames = num_frames
+        self._inspect = cache(_inspect_or_reason)
+
+    def problems(self, refs: Sequence[str], cond_type: str) -> list[str]:
+        """Return one line per problem of a prompt with these references; none if they can be used.
+
+        t2v does not use references, so they are not checked. An unknown condition type is not reported here, but by
+        `check_cond_type`.
+        """
+        cond, found = COND_TYPES.get(cond_type, COND_TYPES["t2v"]), list[str]()
         if not cond.parts:
-            continue
-        if not entry.refs:
-            add(f"cond_type={name} needs a reference; give one with --ref or in the column 'ref', or use t2v")
-        elif len(entry.refs) > cond.max_references:
+            return found
+        if not refs:
+            found.append(
+                f"cond_type={cond_type} needs a reference; give one with --ref or in the column 'ref', or use t2v"
+            )
+        elif len(refs) > cond.max_references:
             plural = "s" * (cond.max_references > 1)
-            add(f"cond_type={name} takes at most {cond.max_references} reference{plural}, not {len(entry.refs)}")
-        if num_frames < (least := max(MIN_FRAMES, cond.frames)):
-            add(f"cond_type={name} needs a video.num_frames of at least {least}, not {num_frames}")
-        for path in dict.fromkeys(entry.refs[part.which] for part in cond.parts if entry.refs):
-            if path not in inspected:
-                inspected[path] = _inspect_or_reason(path)
-            reason = _why_unfit(inspected[path], name)
-            if reason:
-                add(f"ref {path}: {reason}")
-    return problems.lines
+            found.append(
+                f"cond_type={cond_type} takes at most {cond.max_references} reference{plural}, not {len(refs)}"
+            )
+        if self._num_frames < (least := max(MIN_FRAMES, cond.frames)):
+            found.append(f"cond_type={cond_type} needs a video.num_frames of at least {least}, not {self._num_frames}")
+        taken = [(refs[part.which], part.end) for part in cond.parts if refs]
+        reasons = {path: _why_unfit(self._inspect(path, cond.frames, end), cond_type) for path, end in taken}
+        return found + [f"ref {path}: {reason}" for path, reason in reasons.items() if reason]
 
 
 def unreadable(entries: Sequence[PromptEntry]) -> list[str]:
@@ -68,26 +70,40 @@ def unreadable(entries: Sequence[PromptEntry]) -> list[str]:
     return problems.lines
 
 
-def inspect_file(path: str) -> ReferenceFile:
-    """Open an image or video. Raise ValueError if it cannot be decoded, OSError if it cannot be opened."""
+def inspect_file(path: str, count: int = 1, end: Literal["head", "tail"] = "head") -> ReferenceFile:
+    """Decode an image, or the first or last `count` frames of a video, and return what was found.
+
+    Raises ValueError if that fails, OSError if the file cannot be opened.
+    """
+    if Path(path).is_dir():
+        raise ValueError("this is a folder; give an image or a video")
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         allowed = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise ValueError(f"its name is not that of an image or video; the allowed endings are {allowed}")
-    with open(path, "rb"):  # raises the plain reason if the file is missing or may not be read
-        pass
-    return _inspect_image(path) if suffix in IMAGE_SUFFIXES else _inspect_video(path)
+    if suffix in VIDEO_SUFFIXES:
+        from opensora_launch.media.video_frames import decode_frames, take_frames
+
+        sizes = [frame.shown_size() for frame in take_frames(decode_frames(path), count, end)]
+        return ReferenceFile("video", *sizes[0], len(sizes))
+    from opensora_launch.media.image_files import read_image
+
+    image = read_image(path)
+    return ReferenceFile("image", image.height, image.width, 1)
 
 
-def _inspect_or_reason(path: str) -> ReferenceFile | str:
-    try:
-        return inspect_file(path)
-    except FileNotFoundError:
+def why_unreadable(path: str, error: OSError | ValueError) -> str:
+    """Return what `inspect_file` and the loading of references raise, in one line without the path."""
+    if isinstance(error, FileNotFoundError):
         return "no such file" + ("; separate two references by ';', not ','" if "," in Path(path).name else "")
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-    except ValueError as error:
-        return str(error)
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+
+def _inspect_or_reason(path: str, count: int = 1, end: Literal["head", "tail"] = "head") -> ReferenceFile | str:
+    try:
+        return inspect_file(path, count, end)
+    except (OSError, ValueError) as error:
+        return why_unreadable(path, error)
 
 
 def _why_unfit(file: ReferenceFile | str, cond_type: str) -> str:
@@ -102,37 +118,3 @@ def _why_unfit(file: ReferenceFile | str, cond_type: str) -> str:
     if file.frames < cond.frames:
         return f"{file.frames} frames; cond_type={cond_type} needs at least {cond.frames}"
     return ""
-
-
-def _inspect_image(path: str) -> ReferenceFile:
-    from PIL import ExifTags, Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.draft("RGB", (1, 1))  # jpeg only: decode at an eighth of the size
-            image.load()
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow's decoders for truncated and foreign files
-        raise ValueError(f"not a readable image: {error}") from error
-    return ReferenceFile("image", width if on_its_side else height, height if on_its_side else width, 1)
-
-
-def _inspect_video(path: str) -> ReferenceFile:
-    import av
-
-    try:
-        with av.open(f"file:{path}") as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            stream = container.streams.video[0]
-            first = next(container.decode(stream), None)
-            container.seek(0)
-            frames = sum(packet.size > 0 for packet in container.demux(stream))  # a header may promise more
-    except av.FFmpegError as error:
-        raise ValueError(f"not a readable video: {error.strerror}") from error
-    if first is None:
-        raise ValueError("not a readable video: no frame could be decoded")
-    return ReferenceFile("video", first.height, first.width, frames)

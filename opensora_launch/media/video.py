@@ -5,9 +5,10 @@ T: frames; H, W: pixels. Values of a decoded video are in [-1, 1].
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import numpy as np
@@ -17,10 +18,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from opensora_launch.rundir import aside
+
 # The same frames must give the same file. x264's choices depend on the number of threads. Its macroblock tree differs
 # between runs even with one thread (seen in 10 to 40% of runs on clips of 48 x 32, in its vectorised code).
 ENCODER_THREADS = 4
 X264 = {"crf": "23", "x264-params": "mbtree=0"}
+MP4 = {"movflags": "+faststart"}
 IN_MEMORY = 256 * 2**20  # bytes of decoded frames that are kept in memory; a larger video is kept on disk
 BT709 = 1  # code in the tables of primaries and transfer curves of ITU-T H.273
 
@@ -66,64 +70,43 @@ def save_video(path_without_suffix: Path, frames: UInt8[np.ndarray, "T H W 3"], 
         save_png(path, frames[0])
         return path
     path = path_without_suffix.with_name(path_without_suffix.name + ".mp4")
-    with VideoWriter(path, height, width, fps) as writer:
+    with video_writer(path, height, width, fps) as write:
         for frame in frames:
-            writer.write(frame)
+            write(frame)
     return path
 
 
 def save_png(path: Path, frame: UInt8[np.ndarray, "H W 3"]) -> None:
     """Write one RGB frame."""
-    aside = _aside(path)
-    try:
-        Image.fromarray(frame).save(aside, format="PNG")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as beside:
+        Image.fromarray(frame).save(beside, format="PNG")
 
 
-class VideoWriter:
-    """Writes an mp4 that browsers play: H.264, yuv420p, crf 23, BT.709, the index in front of the frames.
+@contextmanager
+def video_writer(
+    path: Path, height: int, width: int, fps: int
+) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], None]]:
+    """Write an mp4 that browsers play: H.264, yuv420p, crf 23, BT.709, the index in front of the frames.
 
-    Frames are written one by one into a temporary file. It is renamed when the block ends without an exception;
-    otherwise it is deleted, and an existing file stays as it was.
+    Yields a function that appends one RGB frame. The file appears when the block ends without an exception; otherwise
+    an existing one stays as it was.
     """
-
-    def __init__(self, path: Path, height: int, width: int, fps: int) -> None:
-        assert height % 2 == width % 2 == 0, f"yuv420p needs even sides, not {width} x {height}"
-        self._path, self._aside, self._shape = path, _aside(path), (height, width, 3)
-        self._container = av.open(f"file:{self._aside}", "w", format="mp4", options={"movflags": "+faststart"})
-        self._stream = self._container.add_stream("libx264", rate=Fraction(fps), options=X264)
-        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
-        context = self._stream.codec_context
+    assert height % 2 == width % 2 == 0, f"yuv420p needs even sides, not {width} x {height}"
+    shape = (height, width, 3)
+    with aside(path) as beside, av.open(f"file:{beside}", "w", format="mp4", options=MP4) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=X264)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        context = stream.codec_context
         context.thread_count = ENCODER_THREADS
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries = context.color_trc = BT709
 
-    def write(self, frame: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Append one RGB frame."""
-        assert frame.shape == self._shape, f"got a frame of shape {frame.shape} for a video of {self._shape}"
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
-        self._container.mux(self._stream.encode(picture))
+        def write(frame: UInt8[np.ndarray, "H W 3"]) -> None:
+            assert frame.shape == shape, f"got a frame of shape {frame.shape} for a video of {shape}"
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            container.mux(stream.encode(picture))
 
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._container.mux(self._stream.encode(None))
-            self._container.close()
-            if kind is None:
-                os.replace(self._aside, self._path)
-        finally:
-            self._aside.unlink(missing_ok=True)
-
-
-def _aside(path: Path) -> Path:
-    """Return the name of the temporary file next to `path`: hidden, and unique to this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+        yield write
+        container.mux(stream.encode(None))

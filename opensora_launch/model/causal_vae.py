@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from opensora_launch.model.video_layout import empty_video, layout_of, repeat_edges
 from opensora_launch.schema.config import VaeConfig
 from opensora_launch.schema.model_constants import VAE_CHUNK_NUMBERS
 
@@ -57,7 +58,8 @@ class CausalConv3d(nn.Module):
         for stop in range(count, 0, -at_once):
             part = self._some(frames, max(0, stop - at_once), stop)
             if into is None:
-                into = part.new_empty(batch, self.conv.out_channels, count, out_height, out_width)
+                shape = torch.Size([batch, self.conv.out_channels, count, out_height, out_width])
+                into = empty_video(shape, like=part, layout=layout_of(part))
             into[:, :, max(0, stop - at_once) : stop] = part
         assert into is not None
         return into
@@ -66,9 +68,8 @@ class CausalConv3d(nn.Module):
         """Compute the output frames start..stop. Input frame i is frame i + k - 1 after padding."""
         first = start * self.stride[0] - self.kernel + 1
         part = frames(max(0, first), (stop - 1) * self.stride[0] + 1)
-        around = self.kernel // 2
         if self.kernel > 1:
-            part = F.pad(part, (around, around, around, around, max(0, -first), 0), mode="replicate")
+            part = repeat_edges(part, max(0, -first), self.kernel // 2, layout_of(self.conv.weight))
         out: Tensor = self.conv(part)
         return out
 
@@ -178,11 +179,19 @@ class Upsample(nn.Module):
         time, down, right = self.factor
         batch, channels, frames, height, width = x.shape
         shape = torch.Size([batch, channels, 1 + (frames - 1) * time, height * down, width * right])
-        source = [0, *(t for t in range(1, frames) for _ in range(time))]  # the input frame of each output frame
+
+        def source(frame: int) -> int:
+            return (frame + time - 1) // time  # the input frame of an output frame
 
         def repeated(first: int, stop: int) -> Tensor:
-            some = x[:, :, source[first:stop], :, None, :, None].expand(-1, -1, -1, -1, down, -1, right)
-            return some.flatten(5).flatten(3, 4)
+            """Repeat slices: a list of frames would be copied to the GPU, which then is waited for."""
+            start, count = source(first), source(stop - 1) + 1 - source(first)
+            size = torch.Size([batch, channels, count * time, height * down, width * right])
+            out = empty_video(size, like=x, layout=layout_of(self.conv.conv.weight))
+            places = out.view(batch, channels, count, time, height, down, width, right)
+            places.copy_(x[:, :, start : start + count, None, :, None, :, None].expand_as(places))
+            skipped = first + time - 1 - start * time
+            return out[:, :, skipped : skipped + stop - first]
 
         return self.conv.over(shape, repeated)
 
@@ -261,7 +270,10 @@ class VaeDecoder(nn.Module):
 
 
 class CausalVae(nn.Module):
-    """Map pixels in [-1, 1] to moments of latents (mean, then log variance) and back, untiled and unscaled."""
+    """Map pixels in [-1, 1] to moments of latents (mean, then log variance) and back, untiled and unscaled.
+
+    Results lie plainly in memory, as whoever sends them expects.
+    """
 
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()
@@ -272,8 +284,8 @@ class CausalVae(nn.Module):
 
     def encode(self, pixels: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B M t h w"]:
         out: Tensor = self.quant_conv(self.encoder(pixels))
-        return out
+        return out.contiguous()
 
     def decode(self, z: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B 3 T H W"]:
         out: Tensor = self.decoder(self.post_quant_conv(z))
-        return out
+        return out.contiguous()

@@ -1,6 +1,10 @@
-"""Choose the kernel for attention over whole sequences on one device, among those of `kernels.py`."""
+"""Choose the kernel for attention over whole sequences on one device, among those of `kernels.py`.
 
-from collections.abc import Callable
+A kernel that can be imported may still fail when it runs, or compute something else: it was built for other hardware or
+another torch, or needs a compiler. So each is tried on a small input before it is chosen.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,14 +40,24 @@ INSTALL_COMMANDS = {
 FASTEST = ("flash4", "flash3", "cudnn", "flash2", "sdpa_flash", "sdpa_efficient", "cpu_flash", "reference")
 
 
+# Queries, keys and heads of the trial: more than a tile of any kernel and no multiple of one, as in a ring.
+TRIAL = (300, 170, 2)
+TOLERANCE = 1e-2  # of 16 bits, and of fp32 multiplied as TF32
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel with the package it comes from. `passed_over` says why each faster kernel was not taken."""
+    """A kernel with the package it comes from.
+
+    `passed_over` says why each faster kernel was not taken; `refused` are those lines of it that are about a kernel
+    that is installed.
+    """
 
     name: str
     version: str
     call: KernelCall
     passed_over: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,31 +69,116 @@ class KernelTarget:
     head_dim: int
 
 
-def choose_kernel(kind: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
-    """Return the kernel called `kind`, or for "auto" the fastest that is installed and suits device, dtype and heads.
+Offer = tuple[str, str]  # the name of the kernel that a rank would take, and why it can take none
 
-    Raises UserError if the requested kernel is unknown, does not suit, or is not installed (with the command to
-    install it).
+
+def choose_kernel(
+    kind: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    agree: Callable[[Offer], Sequence[Offer]] = lambda mine: [mine],
+) -> Kernel:
+    """Return the kernel called `kind`, or for "auto" the fastest that is installed, suits and works on all ranks.
+
+    `agree` returns the offers of all ranks in their order, and all ranks call this together. Raises UserError on all of
+    them if the requested kernel is unknown, or on any of them does not suit, is not installed (with the command to
+    install it) or does not work.
     """
     if problems := must_be_one_of("attention", kind, [k.value for k in AttentionKind]):
         raise UserError("this attention kernel cannot be used", problems)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     target = KernelTarget(capability, dtype, head_dim)
-    return fastest_kernel(target) if kind == AttentionKind.auto else load_kernel(kind, target)
+    names: tuple[str, ...] = FASTEST if kind == AttentionKind.auto else (kind,)
+    passed_over, refused = list[str](), list[str]()
+    while True:
+        kernel, problem = None, ""
+        try:
+            kernel = fastest_kernel(names, target, device)
+        except UserError as error:
+            problem = str(error)
+        offers = agree((kernel.name if kernel else "", problem))
+        for rank, (_, why) in enumerate(offers):
+            if why:
+                raise UserError(why if len(offers) == 1 else f"rank {rank}: {why}")
+        assert kernel
+        passed_over += kernel.passed_over
+        refused += kernel.refused
+        if len({name for name, _ in offers}) == 1:
+            return Kernel(kernel.name, kernel.version, kernel.call, tuple(passed_over), tuple(refused))
+        slowest = max((name for name, _ in offers), key=FASTEST.index)
+        if kernel.name != slowest:
+            rank = [name for name, _ in offers].index(slowest)
+            passed_over.append(f"attention={kernel.name} works here, but rank {rank} takes {slowest}")
+        names = FASTEST[FASTEST.index(slowest) :]
 
 
-def fastest_kernel(target: KernelTarget) -> Kernel:
-    """Return the first of FASTEST that suits the target and can be loaded."""
-    passed_over: list[str] = []
-    for name in FASTEST:
-        if why_not(name, target, auto=True) is None:
-            try:
-                kernel = load_kernel(name, target)
-            except UserError as error:
-                passed_over.append(str(error))
-                continue
-            return Kernel(kernel.name, kernel.version, kernel.call, tuple(passed_over))
+def fastest_kernel(names: Sequence[str], target: KernelTarget, device: torch.device) -> Kernel:
+    """Return the first of several kernels that suits, can be loaded and passes its trial; the only one must.
+
+    Raises UserError if the only one does not.
+    """
+    passed_over, refused = list[str](), list[str]()
+    for name in names:
+        alone = len(names) == 1
+        if not alone and why_not(name, target, auto=True) is not None:
+            continue
+        try:
+            kernel = load_kernel(name, target)
+        except UserError as error:
+            if alone:
+                raise
+            passed_over.append(str(error))
+            continue
+        problem = None if name == "reference" else try_kernel(kernel, target, device)
+        if problem is None:
+            return Kernel(kernel.name, kernel.version, kernel.call, tuple(passed_over), tuple(refused))
+        line = f"attention={name} ({kernel.version}) does not work here: {problem}"
+        if alone:
+            raise UserError(f"{line}; use attention=auto")
+        passed_over.append(line)
+        refused.append(line)
     raise AssertionError("the reference takes every target")
+
+
+@torch.no_grad()
+def try_kernel(kernel: Kernel, target: KernelTarget, device: torch.device) -> str | None:
+    """Compare a kernel with the reference on a small input, lse included. Returns what is wrong, or None."""
+    queries, keys, heads = TRIAL
+    numbers = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, length, heads, target.head_dim, generator=numbers, dtype=torch.float64).to(device, target.dtype)
+        for length in (queries, keys, keys)
+    )
+    want, want_lse = kernels.reference(q, k, v)
+    try:
+        out, lse = kernel.call(q, k, v)
+        if (out.shape, lse.shape) != (want.shape, want_lse.shape):
+            return f"its results have the shapes {tuple(out.shape)} and {tuple(lse.shape)}"
+        wrong = float((out.double() - want.double()).abs().max())  # waits for the GPU, so its errors show here
+        wrong_lse = float((lse.double() - want_lse.double()).abs().max())
+    except Exception as error:  # noqa: BLE001 compilers and libraries raise errors of any class
+        return f"{type(error).__name__}: {_one_line(error)}"
+    bound = 1e-9 if target.dtype == torch.float64 else TOLERANCE
+    if not (wrong <= bound and wrong_lse <= bound):  # NaN is wrong too
+        return f"its results differ from the reference by {wrong:.1g}, and their lse by {wrong_lse:.1g}"
+    return None
+
+
+def try_all(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
+    """Try every kernel that suits the device and can be loaded. Returns what is wrong with each, or ""."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    target, found = KernelTarget(capability, dtype, head_dim), dict[str, str]()
+    for name in (*LOADERS, *IN_TORCH):
+        if name == "reference" or why_not(name, target) is not None:
+            continue
+        try:
+            kernel = load_kernel(name, target)
+        except UserError:
+            continue
+        found[name] = try_kernel(kernel, target, device) or ""
+    return found
 
 
 def load_kernel(name: str, target: KernelTarget) -> Kernel:

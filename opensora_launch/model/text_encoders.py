@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config,
 from opensora_launch.errors import UserError
 from opensora_launch.model.load import fill
 from opensora_launch.model.weight_files import missing, weight_files
-from opensora_launch.model.weights import read_pickle, read_tensors
+from opensora_launch.model.weights import constant_weights, read_pickle, read_tensors, warn_of_constant
 from opensora_launch.schema.config import ModelConfig
 
 CLIP_PREFIX = "text_model."  # of the public names; the module of transformers 5 has names without it
@@ -122,6 +122,7 @@ def encoder_tensors(
         wanted = [p for n in names if n.endswith(wide) == of_wide for p in public_names(n)]
         for file in weight_files(folder):
             found |= read_weights(file, device, torch.float32 if of_wide else dtype, wanted)
+    warn_of_constant(constant_weights(found), folder)
     present = {name: [p for p in public_names(name) if p in found] for name in names}
     return {name: found[public[0]] for name, public in present.items() if public}
 

@@ -25,17 +25,22 @@ from torch import Tensor
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.load import fill
 from opensora_launch.model.tiles import Tile, TileGrid, Tiles, decode_grid, encode_grid
+from opensora_launch.model.video_layout import layout_for
 from opensora_launch.schema.config import VaeConfig
 
 RunTiles = Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]
 
 
 def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> CausalVae:
-    """Build the VAE of `cfg` with exactly the weights in `tensors` (public names), whose dtype and device it keeps."""
+    """Build the VAE of `cfg` with exactly the weights in `tensors` (public names), whose dtype and device it keeps.
+
+    On CUDA they may change their layout in memory.
+    """
     with torch.device("meta"):
         vae = CausalVae(cfg)
     fill(vae, tensors, "the VAE's weights")
-    return vae
+    weight = vae.post_quant_conv.weight
+    return vae.to(memory_format=layout_for(weight.device, weight.dtype))  # type: ignore[no-any-return, call-overload]
 
 
 def one_after_another(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterator[Tensor]:
@@ -188,10 +193,8 @@ def fade(before: Tensor, after: Tensor, *, dim: int, blend: int) -> None:
         return
     view = [1] * after.ndim
     view[dim] = count
-    share = torch.arange(count, dtype=torch.float64) / count
-    new, old = (
-        w.to(after.device, torch.promote_types(after.dtype, torch.float32)).view(view) for w in (share, 1 - share)
-    )
+    share = (torch.arange(count, dtype=torch.float64, device=after.device) / count).view(view)
+    new, old = (weight.to(torch.promote_types(after.dtype, torch.float32)) for weight in (share, 1 - share))
     start = after.narrow(dim, 0, count)
     start.copy_(before.narrow(dim, before.shape[dim] - count, count) * old + start * new)
 

@@ -6,7 +6,7 @@ The launcher runs these checks before any rank starts, so they read only the hea
 import json
 import shlex
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from opensora_launch.schema.config import Init, ModelConfig
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # weights in these types need no unpacking
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of a file by torch.save, new and old
+NESTED = ("state_dict", "module", "model")  # keys of the tensors in files of training programs
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("tokenizer.json", "vocab.json")}  # any one
 
@@ -37,24 +38,42 @@ def check_files(model: ModelConfig) -> list[str]:
     if model.init == Init.random:
         return problems
     folder, sound = Path(model.folder), not problems  # shapes of an impossible config would only mislead
-    problems += check_weights(folder / model.mmdit_file, mmdit_shapes(model.mmdit) if sound else None, model)
-    problems += check_weights(folder / model.vae_file, vae_shapes(model.vae) if sound else None, model)
+    mmdit, vae = (mmdit_shapes(model.mmdit), vae_shapes(model.vae)) if sound else (None, None)
+    problems += check_weights(folder / model.mmdit_file, mmdit, model, "mmdit_prefix")
+    problems += check_weights(folder / model.vae_file, vae, model, "vae_prefix")
     problems += check_text_folder(folder / model.t5_folder, "t5", model)
     return problems + check_text_folder(folder / model.clip_folder, "clip", model)
 
 
-def check_weights(path: Path, want: Shapes | None, model: ModelConfig) -> list[str]:
+def check_weights(path: Path, want: Shapes | None, model: ModelConfig, prefix_key: str) -> list[str]:
     """Compare `want` with the names and shapes in a file, or in the files of its index; one line per problem.
 
-    None for `want` only checks that the files exist and are complete.
+    None for `want` only checks that the files exist and are complete. `prefix_key` is the key of `model` that says what
+    starts the names in the file.
     """
+    prefix = getattr(model, prefix_key)
     try:
         if absent := [file for file in files_of(path) if not file.is_file()]:
             return [missing(file, model) for file in absent]
         stored = read_stored(path)
     except UserError as error:
         return [str(error)]
-    return stored_problems(path, stored, want)
+    known = prefixes(stored, want or {})
+    if known and prefix not in known:
+        return [f"{path}: every name starts with {' or '.join(map(repr, known))}; use model.{prefix_key}={known[0]}"]
+    return stored_problems(path, without_prefix(stored, prefix), want)
+
+
+def without_prefix(stored: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+    """Return the tensors whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+
+
+def prefixes(names: Collection[str], want: Collection[str]) -> list[str]:
+    """Return what starts the names if all wanted ones are there behind it: "" as it should be, "module." by DDP."""
+    longest = max(want, key=len, default=None)
+    found = sorted(name.removesuffix(longest) for name in names if longest and name.endswith(longest))
+    return [prefix for prefix in found if all(prefix + name in names for name in want)]
 
 
 def stored_problems(path: Path, stored: Mapping[str, Stored], want: Shapes | None) -> list[str]:
@@ -79,12 +98,21 @@ def read_stored(path: Path) -> dict[str, Stored]:
 
 
 def missing(path: Path, model: ModelConfig) -> str:
-    """Say that a file is missing, with the command to download it; {folder} in the command is the model's folder."""
+    """Say that a file is missing, with the command to download it; {folder} in the command is the model's folder.
+
+    If a folder is in its place, or a file in the place of a folder, a download would not help.
+    """
+    for place in (path, *path.parents):
+        if place.is_file() or (place == path and place.is_dir()):
+            kinds = ("a folder", "a file") if place.is_dir() else ("a file", "a folder")
+            return f"{place} is {kinds[0]}, but {kinds[1]} is expected there"
     return f"{path} is missing; to download it: {model.download.replace('{folder}', shlex.quote(model.folder))}"
 
 
 def read_header(path: Path) -> dict[str, Stored]:
     """List the tensors of a safetensors file. Raises UserError of one line if it is truncated or of another format."""
+    from safetensors import SafetensorError, safe_open  # imports numpy, which most commands do not need
+
     size = path.stat().st_size
     with path.open("rb") as file:
         start, brace = file.read(8), file.read(1)
@@ -108,16 +136,26 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise UserError(f"{path} is not a safetensors file (its header cannot be read); download it again") from error
     if end != size:
         raise UserError(f"{path} is truncated: it has {size} bytes, but its header says {end}; download it again")
-    return stored
+    try:
+        with safe_open(path, framework="np"):  # the library has more rules: spans without holes, of shape x dtype
+            return stored
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); download it again") from error
 
 
 def convert_command(path: Path) -> str:
-    """Return a command that rewrites a pickle of tensors without running anything in it."""
+    """Return a command that rewrites a pickle of tensors without running anything in it.
+
+    Training programs put the tensors one or two levels down, beside the optimizer's.
+    """
     code = (
-        "import sys, torch; from safetensors.torch import save_file; source, target = sys.argv[1:]; "
-        "save_file({k: v.clone() for k, v in torch.load(source, weights_only=True, mmap=True).items()}, target)"
+        "import sys, torch, zipfile; from functools import reduce; from safetensors.torch import save_file; "
+        "source, target = sys.argv[1:]; "
+        "held = torch.load(source, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(source)); "
+        f"held = reduce(lambda x, _: next((x[k] for k in {NESTED} if isinstance(x.get(k), dict)), x), range(3), held); "
+        "save_file({k: v.contiguous().clone() for k, v in held.items() if torch.is_tensor(v)}, target)"
     )
-    return f"python -c '{code}' '{path}' '{path.with_suffix('.converted.safetensors')}'"
+    return shlex.join(["python", "-c", code, str(path), str(path.with_suffix(".converted.safetensors"))])
 
 
 def check_text_folder(folder: Path, kind: str, model: ModelConfig) -> list[str]:

@@ -1,8 +1,9 @@
 """Read tensors from weight files, or draw random ones, as a dict by name."""
 
+import logging
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from zlib import crc32
 
@@ -14,6 +15,9 @@ from opensora_launch.errors import UserError
 from opensora_launch.model.weight_files import files_of
 
 BIAS_STD = 0.02
+LEAST_ELEMENTS = 4096  # elements of a part of a weight that show something about all of it
+
+log = logging.getLogger("opensora_launch.worker")
 
 
 def read_tensors(
@@ -43,6 +47,27 @@ def read_tensors(
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
+
+
+def is_one_number(weight: Tensor) -> bool:
+    """Whether all elements are equal, as in a file of the right size that was never filled. NaN equals nothing.
+
+    Only a weight whose first and last elements are equal is read.
+    """
+    flat = weight.reshape(-1)
+    return flat.numel() > 1 and bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
+
+
+def constant_weights(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of weights of two or more dimensions whose elements are all equal."""
+    return [name for name, tensor in tensors.items() if tensor.ndim > 1 and is_one_number(tensor)]
+
+
+def warn_of_constant(names: Collection[str], place: Path) -> None:
+    """Log a warning about weights whose elements are all equal, if there are any; its record has them as `constant`."""
+    if names:
+        text = "%s: weights that are one number all over: %d, such as %s. The file may be damaged; download it again"
+        log.warning(text, place, len(names), min(names), extra={"constant": (str(place), tuple(sorted(names)))})
 
 
 def read_pickle(path: Path, *, device: torch.device, dtype: torch.dtype, wanted: Iterable[str]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.rank_sets import DEVICE_AXES, ranks_along, ranks_on_node
 
 Record = Callable[[str, tuple[int, ...], int], AbstractContextManager[None]]  # axis, ranks, bytes that this rank sends
 
@@ -52,60 +53,69 @@ class Mesh:
     video: Axis
 
     @property
+    def rank(self) -> int:
+        """This rank among all of the run."""
+        return self.video.ranks[self.video.index]
+
+    @property
     def sequence_index(self) -> int:
         return self.ring.index * self.ulysses.size + self.ulysses.index
 
 
-def coordinates(layout: Layout, rank: int) -> dict[str, int]:
-    """Return the place of a rank on every axis. `tp` varies fastest, so that its ranks share a node."""
-    places = {}
-    for axis in ("tp", "ulysses", "ring", "cfg", "dp"):
-        rank, places[axis] = divmod(rank, getattr(layout, axis))
-    return places
+class Groups:
+    """Makes the process groups of a run, one for each distinct set of ranks: on GPUs each takes up to a gigabyte.
+
+    The exchanges of a group run one after another. So all its ranks must begin them in one order, whatever they are
+    for. The default group is not used for all ranks: its timeout is that of the start.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        self._timeout = timeout
+        self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def make(self, ranks: tuple[int, ...]) -> None:
+        """Make the group of these ranks, if there is none. All ranks of the run make all groups, in one order."""
+        if ranks not in self._made:
+            self._made[ranks] = dist.new_group(list(ranks), timeout=self._timeout)
+
+    def of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
+        """Return the group of these ranks, of which this rank is one."""
+        return self._made[ranks]
 
 
-def ranks_along(layout: Layout, rank: int, axes: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the ranks that agree with `rank` on every axis except `axes`."""
-    here = {k: v for k, v in coordinates(layout, rank).items() if k not in axes}
-    same = (r for r in range(layout.ranks) if here.items() <= coordinates(layout, r).items())
-    return tuple(same)
-
-
-def node_axis(video: Axis, ranks_per_node: int, world: int, timeout: timedelta) -> Axis:
+def node_axis(mesh: Mesh, ranks_per_node: int, world: int, groups: Groups) -> Axis:
     """Build the axis of the ranks on this node that work on the same videos. All ranks must call this together."""
-    size = video.size
-    groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-    for start in range(0, world, size):  # the ranks of a video are consecutive
-        for node in range(world // ranks_per_node):
-            here = range(node * ranks_per_node, (node + 1) * ranks_per_node)
-            if ranks := tuple(r for r in range(start, start + size) if r in here):
-                groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
-    me = video.ranks[video.index]
-    ours = next(ranks for ranks in groups if me in ranks)
-    return Axis("weights", ours, ours.index(me), groups[ours], video.record)
+    for rank in range(world):
+        groups.make(ranks_on_node(mesh.layout, rank, ranks_per_node))
+    ours = ranks_on_node(mesh.layout, mesh.rank, ranks_per_node)
+    return Axis("weights", ours, ours.index(mesh.rank), groups.of(ours), mesh.video.record)
 
 
-def build_meshes(layouts: Iterable[Layout], rank: int, timeout: timedelta, record: Record) -> dict[Layout, Mesh]:
+def world_axis(rank: int, world: int, groups: Groups, record: Record) -> Axis:
+    """Build the axis of all ranks of the run. All ranks must call this together."""
+    everyone = tuple(range(world))
+    groups.make(everyone)
+    return Axis("text", everyone, rank, groups.of(everyone), record)
+
+
+def build_meshes(layouts: Iterable[Layout], rank: int, groups: Groups, record: Record) -> dict[Layout, Mesh]:
     """Build this rank's mesh for every layout. All ranks call this together, with the same layouts in one order."""
-    groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def axis(layout: Layout, name: str, axes: tuple[str, ...]) -> Axis:
         for other in range(layout.ranks):  # every rank takes part in creating every group
-            ranks = ranks_along(layout, other, axes)
-            if ranks not in groups:
-                groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
+            groups.make(ranks_along(layout, other, axes))
         ours = ranks_along(layout, rank, axes)
-        return Axis(name, ours, ours.index(rank), groups[ours], record)
+        return Axis(name, ours, ours.index(rank), groups.of(ours), record)
 
     return {
         layout: Mesh(
             layout=layout,
             cfg=axis(layout, "cfg", ("cfg",)),
-            ring=axis(layout, "ring", ("ring",)),
-            ulysses=axis(layout, "ulysses", ("ulysses",)),
-            tp=axis(layout, "tp", ("tp",)),
-            shares=axis(layout, "video", ("cfg", "ring", "ulysses")),
-            video=axis(layout, "video", ("cfg", "ring", "ulysses", "tp")),
+            ring=axis(layout, "ring", DEVICE_AXES["ring"]),
+            ulysses=axis(layout, "ulysses", DEVICE_AXES["ulysses"]),
+            tp=axis(layout, "tp", DEVICE_AXES["tp"]),
+            shares=axis(layout, "video", DEVICE_AXES["shares"]),
+            video=axis(layout, "video", DEVICE_AXES["video"]),
         )
         for layout in layouts
     }

@@ -67,17 +67,17 @@ class ShardedModel:
         total = num_text + latents.shape[1]
         share = TokenShare.of(num_text, total, mesh.sequence_index, mesh.layout.sequence)
         txt = share.cut_text(torch.stack([row.txt for row in rows]))
-        ids = share.cut_video(img_ids).expand(count, -1, -1)
+        img, ids = share.cut_video(latents), share.cut_video(img_ids).expand(count, -1, -1)
         conds = [row.cond for row in rows if row.cond is not None]
         return self.forward(
-            img=share.cut_video(latents)[[row.video for row in rows]],
+            img=torch.stack([img[row.video] for row in rows]),
             img_ids=ids,
             txt=txt,
             txt_ids=ids.new_zeros(count, txt.shape[1], ids.shape[2]),
-            timesteps=torch.tensor([row.t for row in rows], dtype=torch.float32, device=latents.device),
+            timesteps=_on_device([row.t for row in rows], latents.device),
             y_vec=torch.stack([row.y_vec for row in rows]),
             cond=share.cut_video(torch.stack(conds)) if conds else None,
-            guidance=torch.tensor([row.guidance for row in rows], dtype=torch.float32, device=latents.device),
+            guidance=_on_device([row.guidance for row in rows], latents.device),
             attend=self.attention(mesh, total, self.kernel),
         )
 
@@ -85,6 +85,11 @@ class ShardedModel:
 def own_rows(mesh: Mesh, count: int) -> slice:
     """Return which rows of a step this rank computes; there may be none."""
     return share_slices(count, mesh.cfg.size)[mesh.cfg.index]
+
+
+def _on_device(numbers: Sequence[float], device: torch.device) -> Float[Tensor, "n"]:
+    """Return the numbers in fp32. Each is an argument of a kernel: a copy of a list would make the host wait for it."""
+    return torch.stack([torch.full((), number, dtype=torch.float32, device=device) for number in numbers])
 
 
 def _gather(

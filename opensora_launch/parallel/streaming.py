@@ -38,9 +38,8 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Placed:
-    """A block with this rank's part of its weights: a share on the device or in (pinned) host memory, or all."""
+    """This rank's part of a block's weights: a share on the device or in (pinned) host memory, or all."""
 
-    block: nn.Module
     packing: Packing
     share: UInt8[Tensor, "n"]
     resident: bool  # the share is the whole and is on the device
@@ -51,9 +50,12 @@ class StreamedBlocks:
 
     Weights of resident blocks stay. Hooks of the blocks do the work, so the network does not know. A rank that sits out
     a forward must call `pass_through`, since the other ranks gather from it.
+
+    The hooks hold this object, and it does not hold the blocks: without such a cycle, all weights are freed at once
+    with the network.
     """
 
-    def __init__(self, placed: Sequence[Placed], axis: Axis, device: torch.device) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], placed: Sequence[Placed], axis: Axis, device: torch.device) -> None:
         self.placed, self._axis, self._device = placed, axis, device
         self._moving = [i for i, x in enumerate(placed) if not x.resident]
         copied = any(axis.size == 1 or placed[i].share.is_cpu for i in self._moving)
@@ -61,10 +63,10 @@ class StreamedBlocks:
         self._buffers: list[Tensor] = []
         self._staging: list[Tensor] = []
         self._room: Tensor | None = None
-        self._bound = [self._adopt(x.block, x.packing) for x in placed]
+        self._bound = [self._adopt(block, x.packing) for block, x in zip(blocks, placed, strict=True)]
         self._coming: tuple[int, int, Callable[[], None]] | None = None  # block, buffer, wait
-        for i, x in enumerate(placed):
-            x.block.register_forward_pre_hook(lambda module, args, i=i: self.need(i))
+        for i, block in enumerate(blocks):
+            block.register_forward_pre_hook(lambda module, args, i=i: self.need(i))
 
     def need(self, block: int) -> None:
         """Make a block's weights ready, and start fetching those of the next block that is not resident."""
@@ -128,20 +130,20 @@ class StreamedBlocks:
         return torch.empty(count, dtype=torch.uint8, device=self._device)
 
     def _fetch(self, block: int, slot: int) -> tuple[int, int, Callable[[], None]]:
-        share = self.placed[block].share
-        into = self._buffer(slot)[: share.numel() * self._axis.size]
-        if self._side is None:
-            return block, slot, gather_flat(self._axis, share, into)
+        share, axis, side = self.placed[block].share, self._axis, self._side
+        into = self._buffer(slot)[: share.numel() * axis.size]
+        if side is None:
+            return block, slot, gather_flat(axis, share, into)
         # Work that reads this buffer is already on the current stream; later work is not, and is not waited for.
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            if self._axis.size > 1:
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            if axis.size > 1:
                 share = self._staging[slot][: share.numel()].copy_(share, non_blocking=True)
-            arrive = gather_flat(self._axis, share, into)
-        return block, slot, lambda: self._join(arrive)
+            arrive = gather_flat(axis, share, into)
 
-    def _join(self, arrive: Callable[[], None]) -> None:
-        assert self._side is not None
-        arrive()
-        with self._axis.record("weights", (self._axis.ranks[self._axis.index],), 0):
-            torch.cuda.current_stream().wait_stream(self._side)
+        def join() -> None:  # does not hold this object, which will hold it
+            arrive()
+            with axis.record("weights", (axis.ranks[axis.index],), 0):
+                torch.cuda.current_stream().wait_stream(side)
+
+        return block, slot, join

@@ -24,6 +24,9 @@ def deal(costs: Sequence[int], ranks: int) -> tuple[tuple[int, ...], ...]:
 def spread_tiles(axis: Axis) -> Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]:
     """Return a `run_tiles(tiles, compute)` (model/vae.py) that deals the tiles over the axis by their cost.
 
+    Each tile is a batch of one: NCCL makes a communicator of two ranks for a send outside a batch, and takes the
+    group's for one inside, which must exist (https://github.com/pytorch/pytorch/pull/74701).
+
     The first rank gets the outputs in order, as they arrive, and must take them all before any other collective. Other
     ranks get None. Every rank computes its own tiles before any is sent, so none waits for another's tile; a single
     rank computes each when it is asked for. All outputs agree in dtype and in the dims before their `tile.out_shape`.
@@ -38,7 +41,7 @@ def spread_tiles(axis: Axis) -> Callable[[Sequence[Tile], Callable[[Tile], Tenso
             return _collect(axis, tiles, hands, own)
         for output in own.values():
             with _hop(axis, axis.index, output):
-                dist.send(output.contiguous(), axis.ranks[0], group=axis.group)
+                exchange_pairs(dist.P2POp(dist.isend, output.contiguous(), axis.ranks[0], axis.group))
         return None
 
     return run
@@ -55,8 +58,14 @@ def _collect(
             continue
         got = like.new_empty((*like.shape[:-3], *tile.out_shape))
         with _hop(axis, owner[i], got):
-            dist.recv(got, axis.ranks[owner[i]], group=axis.group)
+            exchange_pairs(dist.P2POp(dist.irecv, got, axis.ranks[owner[i]], axis.group))
         yield got
+
+
+def exchange_pairs(*operations: dist.P2POp) -> None:
+    """Send and receive in one batch, and wait for it."""
+    for work in dist.batch_isend_irecv(list(operations)):
+        work.wait()
 
 
 def _hop(axis: Axis, index: int, tensor: Tensor) -> AbstractContextManager[None]:

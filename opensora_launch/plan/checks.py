@@ -11,7 +11,9 @@ from opensora_launch.schema.config import (
     MAX_SEED,
     AttentionKind,
     LauncherConfig,
+    Link,
     MmditConfig,
+    Precision,
     RunConfig,
     SamplingConfig,
     TopologyConfig,
@@ -25,7 +27,7 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     """Return problems with numbers, the attention kernel and the layout's degrees, which hold for any video."""
     problems = sampling_problems(run.sampling) + count_problems(run.sampling) + model_problems(run.model.mmdit)
     problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
-    problems += attention_problems(run.attention, device)
+    problems += attention_problems(run.attention, device) + precision_problems(run, device)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems
     try:
@@ -52,6 +54,21 @@ def attention_problems(kind: AttentionKind, device: str) -> list[str]:
         return []
     why = "it needs a GPU" if device == "cpu" else "it runs on CPUs only"
     return [f"attention={kind.value} cannot be used: {why}; use attention=auto"]
+
+
+def precision_problems(run: RunConfig, device: str) -> list[str]:
+    """Return problems with a precision that a known card lacks, or whose rate is unknown, and with TF32 for nothing."""
+    card, precision = run.hardware, run.precision
+    if run.numerics.tf32 and (precision is not Precision.fp32 or device == "cpu"):
+        return ["numerics.tf32=true changes only fp32 products on GPUs; use precision=fp32, or leave it out"]
+    if not card.known or device == "cpu" or precision is Precision.auto:
+        return []
+    lacking = [str(one.name) for one in card.each if one.tflops(precision.value) is None]
+    if not lacking:
+        return []
+    if precision is Precision.fp32:
+        return [f"precision=fp32: hardware.fp32_tflops of {', '.join(lacking)} is not known; give it"]
+    return [f"precision={precision.value}: {', '.join(lacking)} does not support it; use fp32, or auto"]
 
 
 def sampling_problems(sampling: SamplingConfig) -> list[str]:
@@ -97,13 +114,29 @@ def launcher_problems(launcher: LauncherConfig) -> list[str]:
     return problems
 
 
+def prediction_problems(run: RunConfig) -> list[str]:
+    """Return problems with an attention kernel, which changes no prediction, and with NVLink that the card lacks."""
+    card, link, problems = run.hardware, run.topology.link, list[str]()
+    if run.attention is not AttentionKind.auto:
+        problems.append(
+            f"attention={run.attention.value} changes no prediction: the rates are those of published programs, each "
+            f"with its fastest kernel; leave it out"
+        )
+    gpus = run.topology.gpus_per_node or 1
+    if link is Link.nvlink and card.known and (card.nvlink_gb_s is None or card.nvlink_gpus < gpus):
+        few = f"joins {card.nvlink_gpus} GPUs by NVLink, not {gpus}"
+        has = few if card.nvlink_gb_s else "has no NVLink"
+        problems.append(f"topology.link=nvlink: {card.name} {has}; use topology.link=pcie")
+    return problems
+
+
 def topology_problems(topology: TopologyConfig) -> list[str]:
     """Return problems with counts and links; null is allowed, because the launcher fills it in."""
     counts = {name: getattr(topology, name) for name in ("nodes", "gpus_per_node")}
     problems = [f"topology.{name}={n} must be at least 1" for name, n in counts.items() if n is not None and n < 1]
     return problems + [
         line
-        for name in ("link_gb_s", "node_link_gb_s")
+        for name in ("link_gb_s", "node_link_gb_s", "disk_gb_s")
         for line in must_be_positive(f"topology.{name}", getattr(topology, name))
     ]
 
@@ -115,10 +148,13 @@ def card_problems(card: Card) -> list[str]:
 
 def _card_problems(card: Card) -> Iterator[str]:
     efficiencies = ("matmul_efficiency", "attention_efficiency", "link_efficiency")
-    rates = ("bf16_tflops", "fp16_tflops", "fp8_tflops")
+    rates = ("bf16_tflops", "fp16_tflops", "fp8_tflops", "tf32_tflops", "fp32_tflops")
     for name in ("memory_gib", "bandwidth_gb_s", *rates, "nvlink_gb_s", *efficiencies):
         yield from must_be_positive(f"hardware.{name}", getattr(card, name))
-    for name, least in (("tdp_w", 0), ("price_usd", 0), ("nvlink_gpus", 1)):
+    for name in efficiencies:
+        if (getattr(card, name) or 0) > 1:
+            yield f"hardware.{name}={getattr(card, name)} must be at most 1: it is a share of the peak"
+    for name, least in (("tdp_w", 0), ("price_usd", 0), ("nvlink_gpus", 1), ("pcie_lanes", 1)):
         yield from must_be_positive(f"hardware.{name}", getattr(card, name), least)
     if card.bf16_tflops is None and card.fp16_tflops is None:
         yield "hardware.bf16_tflops or hardware.fp16_tflops must be set: the rate at which the card computes"

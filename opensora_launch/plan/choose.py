@@ -12,17 +12,26 @@ from opensora_launch.plan.memory import (
     USABLE,
     Memory,
     blocks_bytes,
-    memory_of,
+    memory_of_run,
 )
 from opensora_launch.plan.networks import VAES
 from opensora_launch.plan.placement import Placement, placements
-from opensora_launch.plan.times import Rates, StepCounts, StepLoad, StepTime, rates_of, step_counts, step_time
+from opensora_launch.plan.times import (
+    Rates,
+    StepCounts,
+    StepLoad,
+    StepTime,
+    rates_of,
+    step_counts,
+    step_time,
+    uses_nvlink,
+)
 from opensora_launch.plan.workload import Workload
-from opensora_launch.schema.config import Engine, Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
+from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE
 
 HOST_PRICE = 0.02  # share of the time that weights in host memory must save, because they occupy (pinned) memory
-DISK_BYTES_S, TEXT_S, SAVE_PIXELS_S = 2.0e9, 2.0, 60e6  # NVMe; both encoders, loaded; H.264 in one process
+TEXT_S, SAVE_PIXELS_S = 2.0, 60e6  # both encoders, loaded; H.264 in one process
 
 
 @dataclass(frozen=True)
@@ -157,15 +166,14 @@ class _Predictor:
 
     def __init__(self, work: Workload, placement: Placement) -> None:
         self.work, self.placement = work, placement
-        self.rates: Rates = rates_of(work.card, work.topology)
         self._steps: dict[tuple[int, Layout, Placement], StepTime] = {}
         self._fewer: dict[tuple[int, int, int], Layout] = {}
         self._rules = _rules(work, placement)
-        rounds = work.batches
-        self.alone = rounds * sum(
-            n * step_time(self._counts(rows, Layout(), Placement()), self.rates).total for rows, n in work.steps
-        )
+        each = (rates_of(card, work.topology, work.products) for card in work.card.each)
+        alone = ((self._alone(rates), rates) for rates in each)
+        self.alone, self.rates = max(alone, key=lambda pair: pair[0])  # the slowest card sets the pace of all
         self.limit = work.card.memory_gib * GIB * USABLE
+        self.nvlink = uses_nvlink(work.card, work.topology)
 
     def option(self, most: Layout, fixed: LayoutConfig) -> Option:
         work = self.work
@@ -174,7 +182,6 @@ class _Predictor:
         )
         placement, memory = self._filled(layouts)
         phases = self._phases(layouts, memory, placement)
-        alone = self.alone + work.videos * (work.video.tiles * self._tile_s() + self._save_s())
         watts = work.card.tdp_w * work.ranks
         return Option(
             layouts=layouts,
@@ -182,9 +189,15 @@ class _Predictor:
             phases=phases,
             memory=memory,
             limit_bytes=self.limit,
-            efficiency=alone / (phases.making * work.ranks),
+            efficiency=self.alone / (phases.making * work.ranks),
             energy_kwh=watts * phases.total / 3.6e6,
         )
+
+    def _alone(self, rates: Rates) -> float:
+        """Return the seconds of one GPU with unlimited memory."""
+        work = self.work
+        steps = sum(n * step_time(self._counts(rows, Layout(), Placement()), rates).total for rows, n in work.steps)
+        return work.batches * steps + work.videos * (work.video.tiles * self._tile_s(rates) + self._save_s())
 
     def fits(self, most: Layout) -> bool:
         """Return whether the steps with the most rows fit if no offloaded block stays on the GPU."""
@@ -200,11 +213,11 @@ class _Predictor:
                 if _allowed(lay, fixed) and not layout_problem(self._rules, lay)
             ]
             useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
-            best = min(useful, key=lambda lay: (self.step(rows, lay, self.placement).total, -lay.cfg, lay.ring))
+            best = min(useful, key=lambda lay: (self._step(rows, lay, self.placement).total, -lay.cfg, lay.ring))
             self._fewer[key] = best
         return self._fewer[key]
 
-    def step(self, rows: int, layout: Layout, placement: Placement) -> StepTime:
+    def _step(self, rows: int, layout: Layout, placement: Placement) -> StepTime:
         key = (rows, layout, placement)
         if key not in self._steps:
             self._steps[key] = step_time(self._counts(rows, layout, placement), self.rates)
@@ -218,7 +231,7 @@ class _Predictor:
                 work.net, work.grid, rows, layout, work.gpus_per_node,
                 sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
                 rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
-                tokens_at_once=TOKENS_AT_ONCE,
+                tokens_at_once=TOKENS_AT_ONCE, element_bytes=work.element_bytes,
                 packed=FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0,
             )
         )  # fmt: skip
@@ -229,7 +242,7 @@ class _Predictor:
         memory = self._memory(layouts, placement)
         if placement.offload is Offload.none or work.placement.resident_blocks is not None:
             return placement, memory
-        block = blocks_bytes(work.net, work.element_bytes) / work.net.blocks * FRAGMENTS
+        block = work.net.networks * blocks_bytes(work.net, work.element_bytes) / work.net.blocks * FRAGMENTS
         block *= FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0
         room = max(0.0, self.limit - max(memory.denoise, memory.decode)) // block
         for stay in range(min(work.net.blocks, int(room)), 0, -1):  # blocks differ in size: the first guess may not fit
@@ -240,35 +253,31 @@ class _Predictor:
         return placement, memory
 
     def _memory(self, layouts: tuple[tuple[int, Layout], ...], placement: Placement) -> Memory:
-        """Return the memory of the steps that need the most."""
         work = self.work
-        each = [
-            memory_of(
-                work.net, work.grid, layout, work.video, rows=rows, gpus_per_node=work.gpus_per_node,
-                placement=placement, element_bytes=work.element_bytes,
-                t5_parts=layout.tp if work.engine is Engine.colossalai else 0,
-            )
-            for rows, layout in layouts
-        ]  # fmt: skip
-        return Memory(**{name: max(getattr(memory, name) for memory in each) for name in vars(each[0])})
+        return memory_of_run(
+            work.net, work.grid, work.video, layouts, gpus_per_node=work.gpus_per_node, placement=placement,
+            element_bytes=work.element_bytes, engine=work.engine, nvlink=self.nvlink,
+        )  # fmt: skip
 
     def _phases(self, layouts: tuple[tuple[int, Layout], ...], memory: Memory, placement: Placement) -> Phases:
-        work, by_rows = self.work, dict(layouts)
-        rounds = math.ceil(work.batches / layouts[-1][1].dp)
+        work, by_rows, dp = self.work, dict(layouts), layouts[-1][1].dp
+        rounds = math.ceil(work.batches / dp)
         parts: Counter[str] = Counter()
         for rows, count in work.steps:
-            for name, seconds in vars(self.step(rows, by_rows[rows], placement)).items():
+            for name, seconds in vars(self._step(rows, by_rows[rows], placement)).items():
                 parts[name] += rounds * count * seconds
-        dp = layouts[-1][1].dp
-        return Phases(load=memory.disk / DISK_BYTES_S, text=TEXT_S, **parts, vae=self._vae(dp), save=self._save(dp))
+        load = memory.disk / (work.topology.disk_gb_s * 1e9)
+        return Phases(load=load, text=TEXT_S, **parts, vae=self._vae(dp), save=self._save(dp))
 
     def _vae(self, dp: int) -> float:
         """Return the VAE's seconds on the busiest rank: tiles are shared by the ranks of a video."""
         tiles = math.ceil(self.work.video.tiles / max(1, self.work.ranks // dp))
-        return math.ceil(self.work.videos / dp) * tiles * self._tile_s()
+        return math.ceil(self.work.videos / dp) * tiles * self._tile_s(self.rates)
 
-    def _tile_s(self) -> float:
-        return self.work.video.tile_pixels * VAES[self.work.net.vae].equal_flops / self.rates.vae_flops
+    def _tile_s(self, rates: Rates) -> float:
+        """Return the seconds of a tile: at the VAE's own rate, but no faster than products."""
+        vae = VAES[self.work.net.vae]
+        return self.work.video.tile_pixels * max(vae.equal_flops / rates.vae_flops, vae.flops / rates.matmul_flops)
 
     def _save(self, dp: int) -> float:
         return math.ceil(self.work.videos / dp) * self._save_s()

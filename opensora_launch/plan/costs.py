@@ -70,15 +70,16 @@ def _ends_flops(net: Network, grid: TokenGrid) -> float:
     return ends
 
 
-def elementwise_bytes(net: Network, tokens: int, tp: int = 1) -> float:
-    """Count the bytes per row that the kernels between the products read and write in eager mode and bf16.
+def elementwise_bytes(net: Network, tokens: int, tp: int = 1, element_bytes: int = BF16) -> float:
+    """Count the bytes per row that the kernels between the products read and write in eager mode.
 
     Per token and block, in units of H: two norms with modulation (8 each) and two gated additions (3 each), on every
     rank of the tp axis; and for a rank's own heads and feed-forward norm and rotation of q and k (4 reads or writes in
-    fp32 and bf16 each, 24 in total), the activation (2 F/H) and copies (6).
+    fp32 and 4 in the run's type each, 24 in total in bf16), the activation (2 F/H) and copies (6).
     """
-    own = uneven(net.heads, tp) * 30 * net.hidden + 2.0 * net.feed_forward
-    return BF16 * tokens * net.blocks * (net.hidden * 22 + own / tp)
+    rotation = 2 * 4 * (1 + 4 / element_bytes)
+    own = uneven(net.heads, tp) * (rotation + 6) * net.hidden + 2.0 * net.feed_forward
+    return element_bytes * tokens * net.blocks * (net.hidden * 22 + own / tp)
 
 
 def weight_count(net: Network) -> float:

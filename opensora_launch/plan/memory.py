@@ -5,6 +5,7 @@ one activation U = rows x share of the tokens x H x E. Tests compare them with w
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,12 +13,13 @@ from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import VAES, Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
-from opensora_launch.schema.config import Offload, Shard, Storage
+from opensora_launch.plan.rank_sets import gathers_on_node
+from opensora_launch.plan.set_aside import RESERVED_BYTES, set_aside_bytes
+from opensora_launch.schema.config import Engine, Offload, Shard, Storage
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
 
 GIB = 2.0**30
 USABLE = 0.985  # share of NVML's total that CUDA can allocate: 39.4 of 40.0 GiB, 23.6 of 24.0 in PyTorch's messages
-RESERVED_BYTES = 1.2 * GIB  # CUDA context, NCCL buffers, cuBLAS and cuDNN workspaces
 FRAGMENTS = 1.02  # memory that the allocator holds, over the live bytes
 RANK_HOST_BYTES = 3.0 * GIB  # a process with torch and CUDA, embeddings, frames waiting to be written
 VAE_TILE_UNITS = 3  # live tensors with 128 channels at full size in the decoder's last stage
@@ -59,7 +61,7 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `text`, `denoise` and `decode` are the phases' peaks on the busiest GPU."""
+    """Bytes. `text`, `denoise` and `decode` are the phases' peaks on the busiest GPU, with what is `set_aside`."""
 
     weights: float  # of the transformer, kept on a GPU
     activations: float
@@ -68,6 +70,7 @@ class Memory:
     decode: float
     host: float  # per node
     disk: float  # read per node
+    set_aside: float  # on a GPU, for CUDA, its libraries and NCCL
 
     @property
     def peak(self) -> float:
@@ -122,8 +125,9 @@ def memory_of(
     placement: Placement,
     element_bytes: int,
     t5_parts: int = 0,
+    set_aside: float = RESERVED_BYTES,
 ) -> Memory:
-    """Return the memory of steps with `rows` rows.
+    """Return the memory of steps with `rows` rows. `set_aside` is that of one rank alone if it is not given.
 
     `text` is the least that text encoding needs: a window of the encoders, or T5 in `t5_parts` with ColossalAI. If
     there is room, text encoding uses all encoders.
@@ -136,12 +140,38 @@ def memory_of(
     return Memory(
         weights=weights.held + weights.buffers,
         activations=activations,
-        text=_held(_text_gib(net, t5_parts) * GIB + 0.1 * GIB),
-        denoise=_held(weights.held + weights.buffers + vae + activations + latents),
-        decode=_held(weights.held + vae + decode_bytes(net, video, layout, element_bytes)),
+        text=set_aside + FRAGMENTS * (_text_gib(net, t5_parts) * GIB + 0.1 * GIB),
+        denoise=set_aside + FRAGMENTS * (weights.held + weights.buffers + vae + activations + latents),
+        decode=set_aside + FRAGMENTS * (weights.held + vae + decode_bytes(net, video, layout, element_bytes)),
         host=_host_bytes(net, layout, gpus_per_node, placement, element_bytes),
-        disk=weight_bytes(net, element_bytes) + vae + net.text_gib * GIB,
+        disk=net.networks * weight_bytes(net, element_bytes) + vae + net.text_gib * GIB,
+        set_aside=set_aside,
     )
+
+
+def memory_of_run(
+    net: Network,
+    grid: TokenGrid,
+    video: VideoSize,
+    layouts: Sequence[tuple[int, Layout]],
+    *,
+    gpus_per_node: int,
+    placement: Placement,
+    element_bytes: int,
+    engine: Engine,
+    nvlink: bool,
+) -> Memory:
+    """Return the memory of the steps that need the most. `layouts` are (rows of a step, its layout), rows ascending."""
+    on_node = gathers_on_node(engine, layouts[-1][1], placement)
+    aside = set_aside_bytes(tuple(lay for _, lay in layouts), gpus_per_node, on_node=on_node, nvlink=nvlink)
+    each = [
+        memory_of(
+            net, grid, layout, video, rows=rows, gpus_per_node=gpus_per_node, placement=placement,
+            element_bytes=element_bytes, t5_parts=layout.tp if engine is Engine.colossalai else 0, set_aside=aside,
+        )
+        for rows, layout in layouts
+    ]  # fmt: skip
+    return Memory(**{name: max(getattr(memory, name) for memory in each) for name in vars(each[0])})
 
 
 def _text_gib(net: Network, t5_parts: int) -> float:
@@ -169,7 +199,7 @@ def resident_weights(
     if not placement.streamed:
         heads = 4.0 * net.hidden * net.attention_width * (net.blocks + net.two_streams) * element_bytes
         cut = blocks * (1 - 1 / layout.tp) - heads * (uneven(net.heads, layout.tp) - 1) / layout.tp
-        return Weights(whole - cut, 0.0)
+        return Weights(net.networks * (whole - cut), 0.0)
     ends = whole - blocks
     fp8, offloaded = placement.storage is Storage.fp8, placement.offload is Offload.host
     packed = FP8_BYTES / element_bytes if fp8 else 1.0
@@ -180,7 +210,8 @@ def resident_weights(
     coming = 2 * largest * packed if offloaded or shared_by > 1 else 0.0
     staging = coming / shared_by if offloaded and shared_by > 1 else 0.0
     shares = 0.0 if offloaded else (blocks - stay) * packed / shared_by
-    return Weights(ends + stay * packed + shares, coming + staging + (largest if fp8 else 0.0))
+    held = ends + stay * packed + shares
+    return Weights(net.networks * held, coming + staging + (largest if fp8 else 0.0))
 
 
 def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: int) -> float:
@@ -209,7 +240,7 @@ def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Pla
         packed = FP8_BYTES / element_bytes if placement.storage is Storage.fp8 else 1.0
         sizes = zip(block_sizes(net, element_bytes), staying(net.blocks, placement), strict=True)
         groups = max(1.0, gpus_per_node / (layout.cfg * layout.sequence))
-        host += sum(size for size, stays in sizes if not stays) * packed * groups
+        host += sum(size for size, stays in sizes if not stays) * packed * groups * net.networks
     return host
 
 
@@ -237,7 +268,3 @@ def _shared_by(placement: Placement, layout: Layout, gpus_per_node: int) -> int:
     """Return the number of ranks that share the weights: of a node, or of a video."""
     ranks = layout.cfg * layout.sequence
     return {Shard.none: 1, Shard.node: min(ranks, gpus_per_node), Shard.all: ranks}[placement.shard]
-
-
-def _held(alive: float) -> float:
-    return alive * FRAGMENTS + RESERVED_BYTES

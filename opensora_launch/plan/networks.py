@@ -42,6 +42,7 @@ class Network:
     text_gib: float = 0.0  # size of the text encoders in bf16
     tokens_in: int = 64  # channels of a token, at input and output
     text_width: int = 4096  # channels of the text states
+    networks: int = 1  # of this size, used one after the other; all are kept
 
     @property
     def attention_width(self) -> int:
@@ -157,7 +158,7 @@ NETWORKS: dict[str, Network] = {
         replace(
             _WAN, name="wan2.1_1.3b", hidden=1536, heads=12, feed_forward=8960, cross_blocks=30, parameters=1.42e9
         ),
-        replace(_WAN, name="wan2.2_a14b", steps=40),  # two networks, used one after the other
+        replace(_WAN, name="wan2.2_a14b", steps=40, networks=2),
         replace(
             _WAN, name="wan2.2_ti2v_5b", hidden=3072, heads=24, feed_forward=14336, cross_blocks=30, stride_px=32,
             parameters=5.0e9, vae="wan2.2",

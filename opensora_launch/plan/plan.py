@@ -18,6 +18,7 @@ from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, ru
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
+from opensora_launch.plan.placement_by_rule import placement_by_rule
 from opensora_launch.plan.rows import Guidance, row_counts
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import (
@@ -192,31 +193,33 @@ def _precision(run: RunConfig, machine: Machine) -> str:
         return run.precision.value
     if machine.device != "cuda":
         return "fp32"
-    return "fp16" if run.hardware.known and run.hardware.bf16_tflops is None else "bf16"
+    return "fp16" if run.hardware.known and not run.hardware.has_bf16 else "bf16"
+
+
+def products_of(run: RunConfig, machine: Machine) -> str:
+    """Return the type of the matrix products: the precision, or tf32."""
+    precision = _precision(run, machine)
+    return "tf32" if precision == "fp32" and run.numerics.tf32 else precision
 
 
 def _arranged(
     run: RunConfig, machine: Machine, geometry: Geometry, videos: Sequence[VideoRequest], by_rule: bool
 ) -> tuple[tuple[tuple[int, Layout], ...], Placement, int]:
-    """Choose layouts, placement and batch size.
+    """Choose layouts, placement and batch size: the fastest predicted option under the memory limit.
 
-    If the card is known, the fastest predicted option under the memory limit is chosen, else a rule of thumb decides.
+    If the card is unknown, a rule of thumb decides, and the memory that was found.
     """
     fixed, size = run.layout, run.sampling.batch_size or 1
     groups = batches(videos, size)
     most = max((max(_rows_of(group, geometry, run), default=1) for group in groups), default=1)
     first = placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0]
-    facts = LayoutFacts(
-        ranks=machine.ranks,
-        gpus_per_node=machine.gpus_per_node,
-        batches=max(len(groups), 1),
-        max_rows=most,
-        total_tokens=geometry.total_tokens,
-        rules=rules_of(run.model.mmdit, run.engine, first),
-    )
+    rules, count = rules_of(run.model.mmdit, run.engine, first), max(len(groups), 1)
+    facts = LayoutFacts(machine.ranks, machine.gpus_per_node, count, most, geometry.total_tokens, rules)
     layouts = layouts_by_rows(facts, fixed)  # raises if no layout is possible
-    if by_rule or not (run.hardware.known and machine.device == "cuda" and videos):
+    if by_rule or machine.device != "cuda" or not videos or not run.hardware.memory_gib:
         return layouts, first, size
+    if not run.hardware.known:
+        return layouts, placement_by_rule(workload_of(run, machine, geometry, videos, size), layouts), size
     work, size, found = _best_batch(run, machine, geometry, videos)
     if problems := fit_problems(work, fixed, found):
         raise UserError("this run does not fit in GPU memory", problems)
@@ -264,7 +267,7 @@ def workload_of(
         videos=len(videos),
         ranks=machine.ranks,
         gpus_per_node=machine.gpus_per_node,
-        element_bytes=4 if _precision(run, machine) == "fp32" else 2,
+        products=products_of(run, machine),
         placement=run.placement,
         fit=run.fit,
         card=run.hardware,

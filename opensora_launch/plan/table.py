@@ -67,12 +67,13 @@ def _about(work: Workload, placement: Placement) -> Iterator[str]:
         f"{work.videos} video{'s' * (work.videos > 1)}"
     )
     nodes = work.ranks // work.gpus_per_node
-    rates = rates_of(card, work.topology)
-    kind = "NVLink" if uses_nvlink(card, work.topology) else f"PCIe {card.pcie_generation}"
-    link = f", {kind} at {rates.link_bytes / 1e9:.0f} GB/s" if work.ranks > 1 else ""
+    speed = min(rates_of(one, work.topology, work.products).link_bytes for one in card.each) / 1e9
+    kind = "NVLink" if uses_nvlink(card, work.topology) else card.pcie_text
+    link = f", {kind} at {speed:.0f} GB/s" if work.ranks > 1 else ""
+    where = f" on {nodes} nodes" if nodes > 1 else ""
     yield (
-        f"{work.ranks} x {card.name}{f' on {nodes} nodes' if nodes > 1 else ''}{link}, {card.memory_gib:.1f} GiB each; "
-        f"{placement_text(placement)}"
+        f"{work.ranks} x {card.name}{where}{link}, {card.memory_gib:.1f} GiB each; {placement_text(placement)}; "
+        f"products in {work.products}"
     )
 
 
@@ -121,6 +122,7 @@ def plan_json(
         "schema": 1,
         "model": work.net.name,
         "hardware": work.card.name,
+        "precision": work.products,
         "ranks": work.ranks,
         "gpus_per_node": work.gpus_per_node,
         "tokens": work.grid.total_tokens,

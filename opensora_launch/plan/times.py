@@ -14,6 +14,7 @@ Rates are peaks from data sheets times efficiencies fitted to published tables (
 import math
 from dataclasses import dataclass
 
+from opensora_launch.errors import UserError
 from opensora_launch.plan.costs import (
     elementwise_bytes,
     latent_bytes,
@@ -28,7 +29,7 @@ from opensora_launch.plan.costs import (
 )
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, TokenGrid
-from opensora_launch.schema.cards import LINK_EFFICIENCY, PCIE_GB_S, Card, default_efficiency
+from opensora_launch.schema.cards import LINK_EFFICIENCY, Card, default_efficiency
 from opensora_launch.schema.config import Link, TopologyConfig
 
 MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.417, 0.847, 0.0498  # fitted over all cards
@@ -54,12 +55,21 @@ class Rates:
     vae_flops: float = 50e12  # rate of the VAE's convolutions
 
 
-def rates_of(card: Card, topology: TopologyConfig) -> Rates:
-    """Return the rates expected of a card: its peaks times the efficiencies fitted to it, or to all cards."""
-    peak = card.half_tflops * 1e12
-    rule = default_efficiency(card.half_tflops)
+def rates_of(card: Card, topology: TopologyConfig, products: str) -> Rates:
+    """Return the rates expected of a card: its peaks times the efficiencies fitted to it, or to all cards.
+
+    `products` is the type of the matrix products, as in `Card.tflops`. The fitted efficiencies are those of bf16 and
+    fp16; fp32 and TF32 follow the general rule. The VAE waits for memory, so it takes twice as long in fp32 or longer.
+    """
+    tflops = card.tflops(products)
+    if not tflops:
+        raise UserError(f"the rate of {card.name} in {products} is not known")
+    half = products in ("bf16", "fp16")
+    rule = default_efficiency(tflops)
+    matmul = tflops * 1e12 * ((card.matmul_efficiency if half else None) or rule)
+    vae = card.half_tflops * 1e12 * VAE_EFFICIENCY
     nvlink = uses_nvlink(card, topology)
-    pcie = PCIE_GB_S[card.pcie_generation]
+    pcie = card.pcie_gb_s
     if topology.link_gb_s is not None:
         link = topology.link_gb_s
     elif nvlink:
@@ -69,14 +79,14 @@ def rates_of(card: Card, topology: TopologyConfig) -> Rates:
             LINK_EFFICIENCY["pcie"] if nvlink_card(card) else card.link_efficiency or LINK_EFFICIENCY["pcie"]
         )
     return Rates(
-        matmul_flops=peak * (card.matmul_efficiency or rule),
-        attention_flops=peak * (card.attention_efficiency or rule),
+        matmul_flops=matmul,
+        attention_flops=tflops * 1e12 * ((card.attention_efficiency if half else None) or rule),
         memory_bytes=card.bandwidth_gb_s * 1e9 * MEMORY_EFFICIENCY,
         link_bytes=link * 1e9,
         crowd=1.0 if nvlink else PCIE_CROWD,
         node_link_bytes=topology.node_link_gb_s * 1e9,
         host_bytes=pcie * 1e9 * LINK_EFFICIENCY["pcie"],
-        vae_flops=peak * VAE_EFFICIENCY,
+        vae_flops=vae if half else min(vae / 2, matmul),
     )
 
 
@@ -88,7 +98,7 @@ def nvlink_card(card: Card) -> bool:
 def uses_nvlink(card: Card, topology: TopologyConfig) -> bool:
     """Return whether NVLink connects all GPUs of a node: by config, or by the card's facts. Bridges join pairs only."""
     if topology.link is not Link.auto:
-        return topology.link is Link.nvlink
+        return topology.link is Link.nvlink and nvlink_card(card)
     return nvlink_card(card) and card.nvlink_gpus >= (topology.gpus_per_node or 1)
 
 
@@ -105,8 +115,9 @@ class StepLoad:
     offloaded: bool = False  # weights are copied from host memory ahead of use
     rows_at_once: int = 0  # rows in one forward of a rank; 0: all its rows
     away: float = 1.0  # share of the weights that is sharded or offloaded; the rest stays on every GPU
-    packed: float = 1.0  # bytes of transferred weights, relative to bf16
+    packed: float = 1.0  # bytes of transferred weights, relative to `element_bytes`
     tokens_at_once: int = 0  # tokens that a block processes between its sums; 0: all
+    element_bytes: int = 2
 
 
 @dataclass(frozen=True)
@@ -159,13 +170,14 @@ class StepCounts:
 def step_counts(load: StepLoad) -> StepCounts:
     """Count one step. If ranks have different shares, the largest counts."""
     net, layout = load.net, load.layout
-    work, traffic = row_work(net, load.grid), row_traffic(net, load.grid, layout)
+    size = load.element_bytes
+    work, traffic = row_work(net, load.grid), row_traffic(net, load.grid, layout, size)
     rows, split = math.ceil(load.rows / layout.cfg), layout.sequence * layout.tp
     ranks = layout.cfg * layout.sequence
     heads = uneven(net.heads, layout.tp) * uneven(math.ceil(net.heads / layout.tp), layout.ulysses)
     forwards = math.ceil(rows / load.rows_at_once) if load.rows_at_once else 1
-    moved = forwards * weight_bytes(net) * load.away * load.packed
-    elementwise = elementwise_bytes(net, work.tokens, layout.tp) / layout.sequence
+    moved = forwards * weight_bytes(net, size) * load.away * load.packed
+    elementwise = elementwise_bytes(net, work.tokens, layout.tp, size) / layout.sequence
     at_once = rows / forwards * work.tokens / layout.sequence
     pieces = math.ceil(at_once / load.tokens_at_once) if load.tokens_at_once else 1
     return StepCounts(
@@ -178,7 +190,7 @@ def step_counts(load: StepLoad) -> StepCounts:
         ring_calls=forwards * traffic.ring_calls,
         ring_share=(layout.ring - 1) / layout.ring,
         latent_bytes=load.rows * latent_bytes(net, load.grid) * (ranks - 1) / ranks,
-        tensor_bytes=rows * tensor_parallel_bytes(net, load.grid, layout.tp) / layout.sequence,
+        tensor_bytes=rows * tensor_parallel_bytes(net, load.grid, layout.tp, size) / layout.sequence,
         tensor_calls=forwards * tensor_parallel_calls(net, pieces) * (layout.tp > 1),
         weight_bytes=moved * (load.sharded - 1) / load.sharded,
         copied_bytes=moved / load.sharded * load.offloaded,

@@ -21,12 +21,16 @@ class Workload:
     videos: int
     ranks: int
     gpus_per_node: int
-    element_bytes: int
+    products: str  # the type of the matrix products: bf16, fp16, tf32 or fp32
     placement: PlacementConfig  # as configured
     fit: Fit
     card: Card
     topology: TopologyConfig
     engine: Engine = Engine.native
+
+    @property
+    def element_bytes(self) -> int:
+        return 2 if self.products in ("bf16", "fp16") else 4
 
     @property
     def max_rows(self) -> int:

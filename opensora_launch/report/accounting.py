@@ -59,6 +59,7 @@ class RankAccount:
     denoise_s: float  # all of its denoise phases
     row_forwards: int
     peak_memory_bytes: int | None
+    set_aside_bytes: int | None
     complete: bool
 
     @property
@@ -79,6 +80,11 @@ class Accounts:
     def wall_s(self) -> float:
         """From the first rank's start to the last rank's end."""
         return max(r.end_s for r in self.ranks) - min(r.start_s for r in self.ranks)
+
+    @property
+    def all_ranks_s(self) -> float:
+        """The wall time of all ranks together, also where a rank started later or ended earlier."""
+        return self.wall_s * len(self.ranks)
 
 
 Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]  # each rank's moment and axis
@@ -177,6 +183,7 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
         denoise_s=sum((s.end_s - s.start_s for s in events.spans if s.phase == "denoise"), 0.0),
         row_forwards=sum(s.own_rows for s in events.steps),
         peak_memory_bytes=events.end.peak_memory_bytes if events.end else None,
+        set_aside_bytes=events.end.set_aside_bytes if events.end else None,
         complete=events.end is not None,
     )
 

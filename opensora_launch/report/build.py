@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.report.document import AttemptAnalysis, document, rounded
+from opensora_launch.report.attempts import AttemptAnalysis
+from opensora_launch.report.document import document, rounded
 from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
 from opensora_launch.report.markdown import run_markdown
 from opensora_launch.report.published import peer_lines

@@ -44,6 +44,12 @@ class SampledNode:
         first = max(0, bisect_right(self.times, window[0]) - 1)
         return self.found.samples[first : bisect_right(self.times, window[1]) + 1]
 
+    @property
+    def cpus(self) -> int | None:
+        """How many CPUs the node has: the CPU time of all of them, idle or not, in a second."""
+        every = _gain([s["host"] for s in self.found.samples], "cpu_all_s")
+        return round(every / (self.times[-1] - self.times[0])) if every else None
+
 
 @dataclass(frozen=True)
 class RankUse:

@@ -23,6 +23,7 @@ from opensora_launch.report.device_use import (
     rank_use,
     throttle_reasons,
 )
+from opensora_launch.report.reported import reported_findings
 from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.events import RankEvents
 from opensora_launch.telemetry.samples import bare_uuid
@@ -69,11 +70,16 @@ class Evidence:
 
 
 def findings(evidence: Evidence) -> list[Message]:
-    """Return slow_rank, slow_link, memory, throttled, shared_gpu and gpu_error messages, the most costly first.
+    """Return slow_rank, slow_link, memory, throttled, shared_gpu and gpu_error, and what the ranks reported.
 
-    Each has `ranks`, `host`, `gpu` (a UUID or null) and `seconds` (lost, or null where unknown).
+    The most costly comes first. Each has `ranks`, `host`, `gpu` (a UUID or null), `seconds` (lost; null where unknown).
     """
-    found = [*_slow_ranks(evidence), *_slow_links(evidence), *_node_findings(evidence)]
+    found = [
+        *_slow_ranks(evidence),
+        *_slow_links(evidence),
+        *_node_findings(evidence),
+        *reported_findings(evidence.events),
+    ]
     return sorted(found, key=lambda f: -(f["seconds"] or 0.0))
 
 

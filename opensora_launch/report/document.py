@@ -1,13 +1,11 @@
 """What report.json says about a run, as one dict; docs/report.md explains each field."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from opensora_launch.report.accounting import WALL_PARTS, Accounts, RankAccount, account, waited_for
 from opensora_launch.report.advice import advise
-from opensora_launch.report.device_use import SampledNode, gpu_uses, host_use, nodes_of
-from opensora_launch.report.diagnosis import Evidence, findings
+from opensora_launch.report.attempts import AttemptAnalysis, attempt_document
 from opensora_launch.report.efficiency import (
     STORED,
     Times,
@@ -18,39 +16,19 @@ from opensora_launch.report.efficiency import (
     predicted_baseline,
     refuse_other_work,
 )
+from opensora_launch.report.losses import verdict
 from opensora_launch.report.prediction import (
     PredictedRun,
     beside_measured,
     faster_settings,
-    placement_message,
     predict_run,
 )
 from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
-from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedAttempt, RecordedEnvironment, RecordedRun
-from opensora_launch.report.steps import count_row_forwards, step_times
+from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedEnvironment, RecordedRun
+from opensora_launch.report.steps import count_row_forwards
 from opensora_launch.report.wording import Message, message
 
 DIGITS = 6  # of seconds: microseconds
-MOST_DRIFT_S = 1e-3
-
-
-@dataclass(frozen=True)
-class AttemptAnalysis:
-    """An attempt with its accounts and nodes on one clock, and its findings."""
-
-    attempt: RecordedAttempt
-    accounts: Accounts | None
-    nodes: tuple[SampledNode, ...]
-    findings: tuple[Message, ...]
-
-    @classmethod
-    def of(cls, attempt: RecordedAttempt) -> "AttemptAnalysis":
-        if not attempt.events:
-            return cls(attempt, None, (), ())
-        accounts = account(attempt.events)
-        nodes = nodes_of(attempt.nodes, accounts)
-        evidence = Evidence(attempt.events, accounts, nodes, attempt.plan.model.mmdit.num_heads)
-        return cls(attempt, accounts, nodes, tuple(findings(evidence)))
 
 
 def rounded(value: Any) -> Any:
@@ -84,7 +62,8 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "schema": REPORT_SCHEMA,
         "run": run.name,
         "status": _status(run, done),
-        "videos": {"asked": len(run.videos), "done": done},
+        "verdict": _verdict(run, done, analyses),
+        "videos": {"asked": len(run.videos), "done": done, "failed": sum(v.failure is not None for v in run.videos)},
         "command": run.command,
         "version": run.plan.version,
         "work": comparable_work(
@@ -106,7 +85,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "engine": run.plan.engine.value,
         "approximate": list(run.plan.approximate),
         "times": _times(run, done, analyses),
-        "attempts": [_attempt(a) for a in analyses],
+        "attempts": [attempt_document(a) for a in analyses],
         "samples": [asdict(v) for v in run.videos],
         "unknown": _unknown(run, bool(attentions)),
     }
@@ -127,7 +106,20 @@ def _environment(run: RecordedRun) -> dict[str, Any]:
 def _status(run: RecordedRun, done: int) -> str:
     if done == len(run.videos):
         return "complete"
-    return "failed" if run.attempts and run.attempts[-1].status == "failed" else "incomplete"
+    failed = (run.attempts and run.attempts[-1].status == "failed") or any(v.failure for v in run.videos)
+    return "failed" if failed else "incomplete"
+
+
+def _verdict(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> Message:
+    """The first thing to read: why a run did not end well, or what its last attempt lost most by."""
+    if (status := _status(run, done)) != "complete":
+        failure = run.attempts[-1].failure if run.attempts else None
+        why = failure.message.splitlines()[0] if failure else None
+        return message(
+            "run_failed" if status == "failed" else "run_incomplete", asked=len(run.videos), done=done, why=why
+        )
+    last = next((a for a in reversed(analyses) if a.accounts), None)
+    return verdict(last.losses) if last else message("verdict_unknown")
 
 
 def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
@@ -142,7 +134,9 @@ def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> 
 
 def _why_no_times(report: Mapping[str, Any]) -> Message:
     if report["status"] != "complete":
-        return message("run_failed" if report["status"] == "failed" else "run_incomplete", **report["videos"])
+        asked, done = report["videos"]["asked"], report["videos"]["done"]
+        code = "run_failed" if report["status"] == "failed" else "run_incomplete"
+        return message(code, asked=asked, done=done, why=None)
     if (attempts := len(report["attempts"])) != 1:
         return message("several_attempts", attempts=attempts)
     if report["attempts"][0]["status"] != "complete":
@@ -185,7 +179,8 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
     if last is None or last.accounts is None:
         return
     accounts, plan = last.accounts, last.attempt.plan
-    card = run.config.hardware if run.config and run.config.hardware.known else None
+    gpus = plan.machine.device == "cuda"
+    card = run.config.hardware if gpus and run.config and run.config.hardware.known else None
     ran = predict_run(run.config, plan)
     known = ran if isinstance(ran, PredictedRun) else None
     advice = advise(plan, accounts, last.findings, faster_settings(known, plan) if known else None)
@@ -206,83 +201,6 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
         report["serial_share"] = {
             scope: karp_flatt(found[scope]["speedup"], found[scope]["gpus"]) for scope in ("job", "denoise")
         }
-
-
-def _attempt(analysis: AttemptAnalysis) -> dict[str, Any]:
-    attempt, accounts = analysis.attempt, analysis.accounts
-    ranks = accounts.ranks if accounts else ()
-    start = min((r.start_s for r in ranks), default=0.0)
-    window = (start, start + accounts.wall_s) if accounts else (0.0, 0.0)
-    hosts = {r.rank: r.host for r in ranks}
-    failure = attempt.failure
-    gpus = [use for node in analysis.nodes for use in gpu_uses(node, window, accounts)] if accounts else []
-    return {
-        "attempt": attempt.number,
-        "status": attempt.status,
-        "command": attempt.command,
-        "started_epoch_s": min((e.meta.start_epoch_s for e in attempt.events), default=None),
-        "wall_s": accounts.wall_s if accounts else None,
-        "videos": [v.name for v in attempt.plan.videos],
-        "placement": placement_message(attempt.plan.placement),
-        "ranks": [_rank(r) for r in ranks],
-        "missing_ranks": list(attempt.missing_ranks),
-        "steps": [asdict(s) for s in step_times(attempt.events, ranks)],
-        "waited_for": [
-            {
-                "rank": w.rank,
-                "host": hosts[w.rank],
-                "seconds": w.seconds,
-                "by": {str(rank): seconds for rank, seconds in sorted(w.by.items())},
-                "while_in": dict(sorted(w.while_in.items(), key=lambda found: -found[1])),
-            }
-            for w in (waited_for(accounts) if accounts else ())
-        ],
-        "clock_error_s": accounts.clock_error_s if accounts else None,
-        "findings": list(analysis.findings),
-        "gpus": gpus,
-        "hosts": [host_use(node, window) for node in analysis.nodes],
-        "failure": {k: v for k, v in asdict(failure).items() if k != "traceback"} if failure else None,
-        "unknown": _attempt_unknown(attempt, accounts, gpus),
-    }
-
-
-def _rank(r: RankAccount) -> dict[str, Any]:
-    as_they_are = ("rank", "host", "device_name", "device_uuid", "wall_s", "peak_memory_bytes", "complete")
-    return {
-        **{name: getattr(r, name) for name in as_they_are},
-        "parts": {part: r.parts[part] for part in WALL_PARTS},
-        "communication_by_axis": dict(sorted(r.communication_by_axis.items())),
-        "compute_by_kind": dict(r.compute_by_kind),
-        "bytes_by_axis": dict(sorted(r.bytes_by_axis.items())),
-        "own_row_forwards": r.row_forwards,
-    }
-
-
-def _attempt_unknown(
-    attempt: RecordedAttempt, accounts: Accounts | None, gpus: Sequence[Mapping[str, Any]]
-) -> list[Message]:
-    unknown = list(accounts.unknown) if accounts else []
-    if attempt.missing_ranks:
-        unknown.append(message("missing_ranks", ranks=list(attempt.missing_ranks)))
-    if cut := [e.meta.rank for e in attempt.events if e.end is None]:
-        unknown.append(message("cut_ranks", ranks=cut))
-    if bad := sum(e.bad_lines for e in attempt.events):
-        unknown.append(message("bad_events", lines=bad))
-    if bad := sum(n.bad_lines for n in attempt.nodes):
-        unknown.append(message("bad_samples", lines=bad))
-    if unseen := sorted({e.meta.host for e in attempt.events} - {node.host for node in attempt.nodes}):
-        unknown.append(message("unsampled_hosts", hosts=unseen))
-    for node in attempt.nodes:
-        if node.problem:
-            unknown.append(message("samples_ended", host=node.host, why=node.problem))
-        if node.refused:
-            readings = [message("refused_reading", name=name, why=why) for name, why in sorted(node.refused.items())]
-            unknown.append(message("refused_readings", host=node.host, readings=readings))
-    if drift := [e.meta.rank for e in attempt.events if e.end and abs(e.end.clock_drift_s) > MOST_DRIFT_S]:
-        unknown.append(message("clock_drift", ranks=drift))
-    if readings := sorted({name for gpu in gpus for name in gpu["of_whole_card"]}):
-        unknown.append(message("whole_card_readings", readings=readings))
-    return unknown
 
 
 def _unknown(run: RecordedRun, attention: bool) -> list[Message]:

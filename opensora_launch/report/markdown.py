@@ -21,7 +21,7 @@ from opensora_launch.report.wording import label, message, say
 
 PROMPT_CHARS = 100
 SHARE_BAR_CHARS = 30
-MOST_FINDINGS = 3  # in the summary
+MOST_FINDINGS = 2  # in the summary, after the verdict
 LEAST_PART = 0.005  # of the time, in the summary
 LEAST_WAIT = 0.02  # of the time that a late rank was waited for, for a part to be named
 SCOPES = {"job": "the whole job", "denoise": "denoising alone"}
@@ -40,6 +40,7 @@ def run_markdown(report: Mapping[str, Any]) -> str:
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """Where the time went and how well the ranks were used, in at most 80 columns, for the terminal."""
     lines = _wrapped(_approximate(report)) if report["approximate"] else []
+    lines += _wrapped(say(report["verdict"]))
     ranks = [rank for attempt in report["attempts"] for rank in attempt["ranks"]]
     if ranks:
         total = sum(r["wall_s"] for r in ranks)
@@ -56,7 +57,9 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         lines += _wrapped(line)
     found = report["efficiency"]
     if found is None:
-        return lines + _wrapped(f"{label('no_efficiency')}. {say(report['efficiency_reason'])}")
+        reason = report["efficiency_reason"]
+        said = reason["code"] == report["verdict"]["code"]
+        return lines if said else lines + _wrapped(f"{label('no_efficiency')}. {say(reason)}")
     for scope, name in SCOPES.items():
         s = found[scope]
         lines.append(f"efficiency of {name}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
@@ -69,6 +72,7 @@ def _header(report: Mapping[str, Any]) -> list[str]:
     work, machine, videos = report["work"], report["machine"], report["videos"]
     blocks = [f"# Run {report['run']}: {report['status']}, {videos['done']} of {_count(videos['asked'], 'video')}"]
     blocks += [f"**{md_text(_approximate(report))}**"] if report["approximate"] else []
+    blocks.append(f"**{md_text(say(report['verdict']))}**")
     if report["command"]:
         blocks.append(f"```\n{report['command']}\n```")
     threads = f", {_count(machine['threads_per_rank'], 'thread')} per rank" if machine["device"] == "cpu" else ""
@@ -126,8 +130,9 @@ def _found(report: Mapping[str, Any]) -> list[str]:
             f"({secs(a['now_s'])} -> {secs(a['then_s'])} s predicted)"
             for a in report["advice"]
         ]
-        blocks += [f"## {label('advice')}", md_list(lines)]
-    return blocks
+        return [*blocks, f"## {label('advice')}", md_list(lines)]
+    none = label("advice_none") if report["prediction"] else label("advice_unknown", why=report["prediction_reason"])
+    return [*blocks, f"## {label('advice')}", md_text(none)]
 
 
 def _finding_lines(report: Mapping[str, Any]) -> list[str]:
@@ -154,9 +159,11 @@ def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
     blocks = [title]
     if failure := attempt["failure"]:
         place = "".join(f", {k} {failure[k]}" for k in ("phase", "step", "collective") if failure[k] is not None)
-        blocks.append(f"{label('failed_on', rank=failure['rank'], host=failure['host'])}, {failure['kind']}{place}:")
+        who = "failed_on" if failure["rank"] >= 0 else "ranks_failed_on"
+        blocks.append(f"{label(who, rank=failure['rank'], host=failure['host'])}, {failure['kind']}{place}:")
         blocks.append("\n".join(f"    {line}" for line in failure["message"].splitlines()))
-        blocks.append(f"Log: attempts/{attempt['attempt']}/logs/rank{failure['rank']}.log")
+        log = f"rank{failure['rank']}" if failure["rank"] >= 0 else "torchrun"
+        blocks.append(f"Log: attempts/{attempt['attempt']}/logs/{log}.log")
     ranks = attempt["ranks"]
     if not ranks:
         return [*blocks, say(message("no_events"))]
@@ -207,11 +214,13 @@ def _slowest(attempt: Mapping[str, Any]) -> list[str]:
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    body = [
-        [", ".join(f"[{f}]({f})" for f in s["files"]) or f"{s['name']}: not made", str(s["seed"]), _prompt(s["prompt"])]
-        for s in samples
-    ]
+    body = [[_file_cell(s), str(s["seed"]), _prompt(s["prompt"])] for s in samples]
     return [f"## {label('samples')}", md_table(["file", "seed", "prompt"], body, (0, 2))] if body else []
+
+
+def _file_cell(sample: Mapping[str, Any]) -> str:
+    files = ", ".join(f"[{f}]({f})" for f in sample["files"])
+    return files or f"{sample['name']}: {md_text(sample['failure'] or 'not made')}"
 
 
 def _all_unknown(report: Mapping[str, Any]) -> list[str]:

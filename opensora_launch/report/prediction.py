@@ -39,7 +39,7 @@ class FasterSetting:
 
 def predict_run(config: RunConfig | None, plan: Plan) -> PredictedRun | Message:
     """Predict a run with its own layout, placement and batches; or say why that is impossible."""
-    if config is None or not config.hardware.known:
+    if config is None or not config.hardware.known or plan.machine.device != "cuda":
         return message("no_planner_rates")
     settled = replace(config, placement=PlacementConfig(**vars(plan.placement)), sampling=plan.sampling)
     try:

@@ -13,7 +13,7 @@ from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.wording import Message, label, message
-from opensora_launch.schema.cards import PCIE_GB_S, Card
+from opensora_launch.schema.cards import Card
 
 JOULES_PER_KWH = 3.6e6
 
@@ -38,7 +38,8 @@ def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Card 
     flops = row_flops(plan) * row_forwards
     computing = sum(r.parts["compute"] for r in accounts.ranks)
     denoise = sum(r.denoise_s for r in accounts.ranks)
-    tflops = {"bf16": card.bf16_tflops, "fp16": card.fp16_tflops}.get(plan.precision) if card else None
+    products = "tf32" if plan.precision == "fp32" and plan.numerics.tf32 else plan.precision
+    tflops = card.tflops(products) if card else None
     peak = tflops * 1e12 if tflops else None
     return {
         "flops_per_row_forward": row_flops(plan),
@@ -86,7 +87,7 @@ def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[s
 
 def _link_peak(card: Card, gpus: int) -> float | None:
     """Bytes per second, one way, between so many GPUs of one node; None if unknown."""
-    rate = card.nvlink_gb_s if gpus <= card.nvlink_gpus else PCIE_GB_S.get(card.pcie_generation)
+    rate = card.nvlink_gb_s if gpus <= card.nvlink_gpus else card.pcie_gb_s
     return rate * 1e9 if rate else None
 
 

@@ -13,13 +13,14 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.runs.finished_videos import failed_videos, sample_file
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
-REPORT_SCHEMA = 4
-READABLE_REPORTS = (3, 4)  # 3 has texts where 4 has messages; what baselines and comparisons need is the same
+REPORT_SCHEMA = 5
+READABLE_REPORTS = (3, 4, 5)  # 3 has texts where 4 has messages; what baselines and comparisons need is the same
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class RecordedVideo:
     prompt: str
     seed: int
     files: tuple[str, ...]  # relative to the run; empty if it is not finished
+    failure: str | None = None  # why it could not be made, while others could
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} is not the report of a run: {error}") from error
     if schema not in READABLE_REPORTS:
-        read = " and ".join(map(str, READABLE_REPORTS))
+        read = ", ".join(map(str, READABLE_REPORTS))
         raise UserError(f"{file} has schema {schema}; this version reads {read}: make the report again with it")
     return report
 
@@ -149,11 +151,11 @@ def _command(folder: RunDir, overrides: Sequence[str]) -> str:
 
 
 def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
-    videos = []
+    videos, failed = [], failed_videos(folder)
     for video in plan.videos:
-        names = [f"{video.name}.mp4", f"{video.name}.png"] if folder.record(video.name).exists() else []
-        files = tuple(f"{folder.samples.name}/{name}" for name in names if (folder.samples / name).exists())
-        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files))
+        file = sample_file(folder, video.name)
+        files = (f"{folder.samples.name}/{file.name}",) if file else ()
+        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files, failed.get(video.name)))
     return tuple(videos)
 
 

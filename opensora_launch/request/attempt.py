@@ -11,9 +11,10 @@ from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.prepare import PlannedRun, prepare_runs
-from opensora_launch.request.resume import prepare_resume
+from opensora_launch.request.resume import prepare_resume, start_resumed
 from opensora_launch.request.write_run import BY_HAND, new_attempt, write_run
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.finished_videos import record_failed
 from opensora_launch.schema.config import EnvConfig
 
 NOT_FOR_RANKS = ("--cfg", "--info", "--help", "--shell-completion")
@@ -28,7 +29,8 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
         resumed = prepare_resume(parsed, machine)
         if not resumed.plan.videos:
             raise UserError(f"nothing is missing in {resumed.run_dir}")
-        return new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, by_hand())
+        sys.stderr.writelines(f"{note}\n" for note in resumed.notes)
+        return start_resumed(resumed, by_hand())
     prepared = prepare_runs(parsed, machine)
     sys.stderr.writelines(f"{note}\n" for note in prepared.notes)
     if len(prepared.runs) > 1:
@@ -42,6 +44,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
 def write_planned(planned: PlannedRun, made: Profiled) -> AttemptDir:
     """Write the folder of a run and of its first attempt."""
     run_dir = write_run(Path(planned.run.runs_dir), datetime.now(), planned.record, planned.plan)
+    record_failed(run_dir, planned.refused)
     return new_attempt(run_dir, planned.plan, planned.run.launcher.kind, made)
 
 

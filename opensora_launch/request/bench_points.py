@@ -34,7 +34,7 @@ class BenchRequest:
 def prepare_bench(parsed: Parsed) -> BenchRequest:
     """Read a command line of `bench`. Raises UserError with everything that keeps any of its points from starting."""
     asked = read_words(parsed.rest, parsed.path("--config-dir"))
-    argv = [word for value in parsed.all("--prompt") for word in ("--prompt", value)]
+    argv = ["--strict", *(word for value in parsed.all("--prompt") for word in ("--prompt", value))]  # equal work
     for name in ("--prompts", "--config-dir"):
         argv += [word for value in parsed.all(name) for word in (name, os.path.abspath(value))]
     if not parsed.has("--prompt") and not parsed.has("--prompts"):

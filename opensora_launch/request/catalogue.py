@@ -3,16 +3,15 @@
 The cards of configs/hardware and of a user's folder are read here too. All of it is fast and without Hydra.
 """
 
-import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import opensora_launch
-from opensora_launch.errors import UserError
+from opensora_launch.errors import UserError, did_you_mean
 from opensora_launch.plan.checks import card_problems
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import RunConfig
@@ -126,28 +125,31 @@ def read_cards(config_dir: Path | None = None) -> dict[str, Card]:
     """Read every card, by name. Raises UserError for a file that is not a card."""
     folders = [config_folder(), *([config_dir] if config_dir else [])]
     files = {path.stem: path for folder in folders for path in sorted((folder / "hardware").glob("*.yaml"))}
-    hints = get_type_hints(Card)
-    numbers = frozenset(name for name, hint in hints.items() if float in (hint, *get_args(hint)))
-    return {name: _card(path, numbers) for name, path in sorted(files.items()) if name != "auto"}
+    return {name: _card(path) for name, path in sorted(files.items()) if name != "auto"}
 
 
-def _card(file: Path, numbers: Collection[str]) -> Card:
-    """Read one card. The file may write 300 for 300.0."""
-    import yaml
+def _card(file: Path) -> Card:
+    """Read one card as Hydra would, which keeps texts as they are written and takes 300 for 300.0."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from opensora_launch.request.written_yaml import read_yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        made: dict[str, Any] = {k: float(v) if k in numbers and v is not None else v for k, v in values.items()}
-        card = Card(**made)
+        values = read_yaml(file.read_text(encoding="utf-8"))
+        card = cast(Card, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), values)))
         problems = card_problems(card)
-    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except OmegaConfBaseException as error:
+        problems = [f"{error.full_key}: {str(error).splitlines()[0]}" if error.full_key else str(error).splitlines()[0]]
+    except (OSError, ValueError, YAMLError) as error:
         problems = [" ".join(str(error).split())]
     if problems:
         raise UserError(f"{file} is not a card", problems)
     return card
 
 
-def match(gpu_name: str, cards: dict[str, Card]) -> Card | None:
+def match(gpu_name: str, cards: Mapping[str, Card]) -> Card | None:
     """The card that the driver calls `gpu_name`: the one with the longest of its `nvml_names` in that name."""
     words = f" {gpu_name.removeprefix('NVIDIA ')} "
     if " Laptop " in words or " MIG " in words:  # the same name, but another chip or a part of one
@@ -158,5 +160,4 @@ def match(gpu_name: str, cards: dict[str, Card]) -> Card | None:
 
 def unknown_card(name: str, known: Sequence[str]) -> str:
     """A line for a name that no card has."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{name} is not a card of configs/hardware; " + (f"did you mean {near[0]}?" if near else ", ".join(known))
+    return f"{name} is not a card of configs/hardware; {did_you_mean(name, known) or ', '.join(known)}"

@@ -50,7 +50,11 @@ def examine(checkup: Checkup, parsed: Parsed) -> list[CheckResult]:
     """Every finding about this host, or about every node of the Slurm job that this process is in."""
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
-        return [*ask_nodes(nodes, _words(parsed), os.environ), *_between_nodes(checkup, parsed)]
+        env = os.environ | {"PYTHONSAFEPATH": "1"}
+        return [
+            *ask_nodes(nodes, _words(parsed), env),
+            *_between_nodes(checkup, parsed),
+        ]
     return with_host(_this_host(checkup, parsed))
 
 

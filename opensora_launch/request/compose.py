@@ -12,6 +12,7 @@ from typing import cast
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opensora_launch.errors import UserError
 from opensora_launch.request.catalogue import DEFAULT_MODEL, config_folder, groups
 from opensora_launch.request.override_checks import MAX_POINTS, override_problems, plain_reason
+from opensora_launch.request.text_source import SCHEME, TextSource, text_overrides
 from opensora_launch.schema.config import RunConfig
 
 CONFIG_NAME = "config"
@@ -64,9 +66,10 @@ def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
         raise UserError(f"--config-dir {config_dir}: no such folder")
     version.setbase(VERSION_BASE)
     ConfigStore.instance().store("schema", RunConfig)
-    path = create_config_search_path(str(config_folder()))
+    SourcesRegistry.instance().register(TextSource)
+    path = create_config_search_path(f"{SCHEME}://{config_folder()}")
     if config_dir is not None:
-        path.prepend("command-line", f"file://{config_dir.absolute()}", anchor="schema")
+        path.prepend("command-line", f"{SCHEME}://{config_dir.absolute()}", anchor="schema")
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("opensora-launch", path)
@@ -77,7 +80,7 @@ def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
 def compose(overrides: Sequence[str], *, multirun: bool = False, config_dir: Path | None = None) -> Composed:
     """The config of every point. Raises UserError with every override that is wrong."""
     with hydra_session(config_dir) as hydra:
-        overrides, note = with_model(hydra, overrides, config_dir)
+        overrides, note = with_model(hydra, text_overrides(overrides), config_dir)
         expanded = _expand(hydra, overrides, multirun)
         return Composed(tuple(ConfigPoint(texts, swept, _compose_one(hydra, texts)) for texts, swept in expanded), note)
 
@@ -87,7 +90,7 @@ def config_text(
 ) -> tuple[str, str]:
     """The composed config as YAML, of every point of a sweep, and the note on the model."""
     with hydra_session(config_dir) as hydra, redirect_stdout(StringIO()) as text:  # Hydra prints it
-        overrides, note = with_model(hydra, overrides, config_dir)
+        overrides, note = with_model(hydra, text_overrides(overrides), config_dir)
         for texts, swept in _expand(hydra, overrides, multirun):
             _check_package(hydra, texts, view.package)
             if swept:
@@ -100,7 +103,7 @@ def config_text(
 def info_text(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> tuple[str, str]:
     """Hydra's own account of where a config comes from, and the note on the model."""
     with hydra_session(config_dir) as hydra, redirect_stdout(StringIO()) as text:
-        overrides, note = with_model(hydra, overrides, config_dir)
+        overrides, note = with_model(hydra, text_overrides(overrides), config_dir)
         with _as_user_error():
             hydra.show_info(info, CONFIG_NAME, list(overrides), RunMode.MULTIRUN if multirun else RunMode.RUN)
         return text.getvalue(), note
@@ -149,7 +152,8 @@ def _expand(
     for text, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
         if override.is_sweep_override():
             key = override.get_key_element()
-            options.append([(f"{key}={value}", True) for value in override.sweep_string_iterator()])
+            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            options.append([(value, True) for value in text_overrides(values)])  # again, because choice() unquotes
         else:
             options.append([(text, False)])
     if (points := math.prod(map(len, options))) > MAX_POINTS:

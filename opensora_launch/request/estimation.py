@@ -9,18 +9,17 @@ from opensora_launch.estimate import figures
 from opensora_launch.estimate.card_ranking import CardEstimate, build_of, estimate_card, has_price, rank_cards
 from opensora_launch.estimate.figures import Figure
 from opensora_launch.estimate.subject import counted_subject, document_subject
-from opensora_launch.plan.checks import card_problems, topology_problems
+from opensora_launch.plan.checks import card_problems, prediction_problems, topology_problems
 from opensora_launch.plan.networks import NETWORKS, VAES, token_grid
-from opensora_launch.plan.plan import make_plan, predict
+from opensora_launch.plan.plan import make_plan, predict, products_of
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.request.catalogue import read_cards
 from opensora_launch.request.compose import compose
-from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.predicted_layouts import (
-    gpus_for_prediction,
     requested_machine,
+    run_to_predict,
     videos_like,
     with_default_model,
 )
@@ -53,11 +52,12 @@ def prepare_estimate(parsed: Parsed) -> EstimateRequest:
         raise UserError("estimate cannot start", wrong)
     config_dir, problems = parsed.path("--config-dir"), Problems()
     composed = compose(with_default_model(words), config_dir=config_dir).points[0].run
-    cards, here = read_cards(config_dir), gpus_for_prediction(composed)
-    final = final_config(composed, here, config_dir, assumed_card=ASSUMED_CARD)
-    run, prices = final.run, final.run.estimate
-    problems.add([*final.problems, *figures.estimate_problems(prices), *prompt_setting_problems(run)])
+    cards, asked = read_cards(config_dir), run_to_predict(composed, config_dir, ASSUMED_CARD)
+    run, prices = asked.run, asked.run.estimate
+    problems.add([*asked.problems, *figures.estimate_problems(prices), *prompt_setting_problems(run)])
     problems.add([*topology_problems(run.topology), *card_problems(run.hardware)])
+    as_composed = replace(run, topology=replace(run.topology, link=composed.topology.link))
+    problems.add(prediction_problems(as_composed))
     if prices.network is not None:
         problems.add(must_be_one_of("estimate.network", prices.network, tuple(NETWORKS)))
     if topic == "breakeven" and not prices.training_flops:
@@ -65,14 +65,25 @@ def prepare_estimate(parsed: Parsed) -> EstimateRequest:
     if topic == "fleet" and prices.output_s == 0:
         problems.add(["a fleet is for minutes of video, and this output is an image (estimate.output_s=0)"])
     problems.stop("this cannot be estimated")
-    return EstimateRequest(topic, run, cards, "; ".join(filter(None, [*here.lines, final.note])))
+    steps_named = any(word.lstrip("+~").startswith(("sampling.num_steps=", "sampling=")) for word in words)
+    if prices.network is not None and not steps_named:
+        run = replace(run, sampling=replace(run.sampling, num_steps=NETWORKS[prices.network].steps))
+    if topic == "card":  # the links that are here are not those of other cards
+        run = replace(run, topology=as_composed.topology)
+    note = "; ".join(filter(None, [*asked.found_here, asked.note]))
+    return EstimateRequest(topic, run, cards, note)
 
 
 def ranked_cards(asked: EstimateRequest) -> tuple[Workload, list[CardEstimate]]:
     """The counted video, and every card of the catalogue for it, in the order of estimate.card_order."""
     run, work = asked.run, counted_work(asked.run)
     fixed = LayoutConfig(**vars(run.layout))
-    found = [estimate_card(work, fixed, card, run.estimate) for card in asked.cards.values()]
+    machine = requested_machine(run)
+    works = {
+        name: replace(work, card=card, products=products_of(replace(run, hardware=card), machine))
+        for name, card in asked.cards.items()
+    }
+    found = [estimate_card(each, fixed, run.estimate) for each in works.values()]
     return work, rank_cards(found, run.estimate.card_order)
 
 
@@ -96,7 +107,7 @@ def answer(asked: EstimateRequest) -> list[Figure]:
 def counted_work(run: RunConfig) -> Workload:
     """One text-to-video request on the requested machine.
 
-    With estimate.network it is that network's, with its own tokens, VAE, rows and steps. Open-Sora's other networks
+    With estimate.network it is that network's, with its own tokens, VAE and rows. Open-Sora's other networks
     take the steps of the run: of their three guidance rows only those that count.
     """
     machine, videos = requested_machine(run), videos_like(run)[:1]
@@ -107,7 +118,7 @@ def counted_work(run: RunConfig) -> Workload:
     net = NETWORKS[run.estimate.network]
     size = work.video
     grid = token_grid(net, size.width_px, size.height_px, size.num_frames)
-    steps = work.steps if net.rows == NUM_ROWS else steps_of([net.rows] * net.steps)
+    steps = work.steps if net.rows == NUM_ROWS else steps_of([net.rows] * run.sampling.num_steps)
     if net.vae != work.net.vae:
         size = replace(size, tile_px=VAES[net.vae].tile_px, tile_frames=None)
     return replace(work, net=net, grid=grid, steps=steps, video=size)

@@ -1,13 +1,16 @@
 """The final config of a run: what was composed, completed by the GPUs of this host. Nothing changes it afterwards."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.machine.choose_gpus import Picked, link_of
-from opensora_launch.request.catalogue import match, read_cards, unknown_card
-from opensora_launch.schema.cards import Card, slowest
+from opensora_launch.machine.host_gpus import GpuFacts
+from opensora_launch.request.catalogue import read_cards, unknown_card
+from opensora_launch.request.found_card import found_card
+from opensora_launch.schema.cards import Card, joined
 from opensora_launch.schema.config import Device, Link, RunConfig
 
 PACKAGE = "package:"  # starts a model.folder inside this package, wherever it is installed
@@ -36,13 +39,14 @@ def final_config(
     `assumed_card` the ranks are GPUs, and are this card where none is named or found. Folders become absolute.
     """
     card, notes, problems = composed.hardware, list[str](), tuple[str, ...]()
+    taken = here.gpus[: composed.topology.gpus_per_node]
     try:
-        card, notes = _card(composed.hardware, here, config_dir, assumed_card)
+        card, notes = _card(composed.hardware, taken, config_dir, assumed_card)
     except UserError as error:
         problems = error.problems or (error.title,)
     topology, sampling = composed.topology, composed.sampling
     if topology.link is Link.auto:
-        topology = replace(topology, link=Link(link_of(here.gpus[: topology.gpus_per_node], here.pairs)))
+        topology = replace(topology, link=Link(link_of(taken, here.pairs)))
     if assumed_card:
         topology = replace(topology, device=Device.cuda)
     if negative_prompt is not None:
@@ -59,26 +63,19 @@ def final_config(
     return FinalConfig(run, "; ".join(notes), problems)
 
 
-def _card(named: Card, here: Picked, config_dir: Path | None, assumed: str | None) -> tuple[Card, list[str]]:
-    """The card of the ranks, and notes on it. A card that the catalogue does not know stays unknown."""
-    find = named.name is None and bool(here.gpus or assumed)
-    cards = read_cards(config_dir) if find or named.mixed else {}  # 23 files to read
-    card, notes = named, list[str]()
-    if named.name is None and here.gpus:
-        names = list(dict.fromkeys(here.names))
-        found = [match(name, cards) for name in names]
-        if None in found:
-            notes.append(f"{', '.join(names)}: not in configs/hardware, so layouts are chosen by rule")
-        else:
-            card = slowest([one for one in found if one])
-            notes.append(f"hardware={card.name}, found here")
-    if card.mixed:
-        if unknown := [name for name in card.mixed if name not in cards]:
-            raise UserError("hardware.mixed cannot be read", [unknown_card(name, sorted(cards)) for name in unknown])
-        card = slowest([card, *(cards[name] for name in card.mixed)])
+def _card(
+    named: Card, gpus: Sequence[GpuFacts], config_dir: Path | None, assumed: str | None
+) -> tuple[Card, list[str]]:
+    """The card of the ranks, which take `gpus`, and notes on it. One that the catalogue does not know stays unknown."""
+    cards = read_cards(config_dir) if gpus or assumed or named.mixed else {}  # 25 files to read
+    if unknown := [name for name in named.mixed if name not in cards]:
+        raise UserError("hardware.mixed cannot be read", [unknown_card(name, sorted(cards)) for name in unknown])
+    card, notes = found_card(named, gpus, cards) if gpus else (named, list[str]())
+    if card.mixed and not card.others:
+        card = joined([card, *(cards[name] for name in card.mixed)])
     if card.name is None and assumed:
         card = cards[assumed]
-        which = "no card of the catalogue" if here.gpus else "no GPU"
+        which = "no card of the catalogue" if gpus else "no GPU"
         notes.append(f"hardware={assumed} is assumed: no card is named, and this machine has {which}")
     return card, notes
 

@@ -1,11 +1,12 @@
 """Flags of the command line. Free text and paths come through flags, so that no grammar ever reads a prompt."""
 
-import difflib
+import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from opensora_launch.errors import UserError
+from opensora_launch.errors import UserError, did_you_mean
 from opensora_launch.media.prompts import is_unicode
 from opensora_launch.request.catalogue import keys
 
@@ -24,10 +25,14 @@ class Flag:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A command line: the values of each flag by its first name, and all other words in their order."""
+    """A command line: the values of each flag by its first name, and all other words in their order.
+
+    `since_s`: when it was read, in seconds of the epoch. That is before anything slow is imported.
+    """
 
     values: dict[str, tuple[str, ...]]
     rest: tuple[str, ...]
+    since_s: float = field(default_factory=time.time, compare=False)
 
     def has(self, name: str) -> bool:
         return name in self.values
@@ -39,7 +44,11 @@ class Parsed:
         return self.values[name][-1] if name in self.values else None
 
     def path(self, name: str) -> Path | None:
-        return None if name not in self.values else Path(self.values[name][-1])
+        return None if name not in self.values else self.paths(name)[-1]
+
+    def paths(self, name: str) -> tuple[Path, ...]:
+        """Every value as a path. The shell replaces "~" only at the start of a word, so not in --prompts=~/list.csv."""
+        return tuple(Path(os.path.expanduser(value)) for value in self.all(name))
 
 
 HELP = Flag(("--help", "-h"), "", "Show this text.")
@@ -58,6 +67,7 @@ GENERATE_FLAGS = (
         "Image or video to start from. Give one for all prompts, or one per prompt.",
         repeats=True,
     ),
+    Flag(("--strict",), "", "Refuse the whole list if the references of one prompt cannot be used."),
     Flag(("--resume",), "RUN", "Make the videos that are missing in this run's folder."),
     Flag(("--multirun", "-m"), "", "Run a sweep: every combination of values, as in sampling.seed=1,2 or range(1,4)."),
     Flag(("--cfg", "-c"), "WHAT", "Print the config and exit", kinds=("job", "hydra", "all")),
@@ -125,6 +135,6 @@ def _unknown_flag(verb: str, name: str, known: Sequence[str]) -> str:
     leaf = name.lstrip("-").replace("-", "_")
     if found := [key.path for key in keys() if leaf in (key.path, key.path.rpartition(".")[2])]:
         return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {found[0]}=..."
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"the flags are {', '.join(n for n in known if n.startswith('--'))}"
+    flags = [flag for flag in known if flag.startswith("--")]
+    hint = did_you_mean(name, flags, 0.5) or f"the flags are {', '.join(flags)}"
     return f"{name} is not a flag of {verb}; {hint}"

@@ -15,10 +15,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from opensora_launch.errors import did_you_mean
 from opensora_launch.request.catalogue import Key, default_choices, keys
 from opensora_launch.schema.config import RunConfig
 
 PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # these are flags: free text and paths
+FEW_CHOICES = 8  # are all named, besides the one that was probably meant
 MAX_POINTS = 1000  # of a sweep: all are composed and planned before the first starts
 Choices = Callable[[str], list[str] | None]  # group -> names of its choices; None if there is no such group
 
@@ -137,7 +139,9 @@ def _wrong_choices(group: str, override: Override, values: list[str] | None, all
     for name in asked:
         if name is None or str(name) not in allowed:
             shown = "null" if name is None else name
-            yield f"{group}={shown} is not known{_nearest(str(name), allowed)} Use one of {', '.join(allowed)}"
+            near = did_you_mean(str(name), allowed, 0.5)
+            every = "" if near and len(allowed) > FEW_CHOICES else f" Use one of {', '.join(allowed)}"
+            yield f"{group}={shown} is not known{f', {near}' if near else '.'}{every}"
 
 
 def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
@@ -175,12 +179,6 @@ def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
     same_leaf = [p for p in every if p.rpartition(".")[2] == path.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(path, [*every, *_keys_under("")], n=1, cutoff=0.6)
     near = near or [p for p in every for leaf in [p.rpartition(".")[2]] if difflib.get_close_matches(path, [leaf], 1)]
-    hint = f"did you mean {near[0]}? " if near else ""
-    return (
-        f"no such key; {hint}{f'the keys of {parent}' if parent else 'the keys'} are {', '.join(_keys_under(parent))}"
-    )
-
-
-def _nearest(name: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else "."
+    if near and near[0] != parent:
+        return f"no such key; did you mean {near[0]}?"
+    return f"no such key; {f'the keys of {parent}' if parent else 'the keys'} are {', '.join(_keys_under(parent))}"

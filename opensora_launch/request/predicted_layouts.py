@@ -2,16 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opensora_launch import __version__
 from opensora_launch.errors import Problems, UserError
-from opensora_launch.machine.choose_gpus import Picked
 from opensora_launch.machine.find_machine import NOTHING, found_gpus
 from opensora_launch.machine.host import count_cpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings
-from opensora_launch.plan.checks import card_problems
+from opensora_launch.plan.checks import card_problems, prediction_problems
 from opensora_launch.plan.choose import Option, passed_over
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
@@ -38,15 +37,16 @@ class Prediction:
 
 def predict_layouts(parsed: Parsed) -> Prediction:
     """Predict every layout for a command line of `plan`. Raises UserError with everything wrong except memory."""
-    config_dir, count, problems, here = parsed.path("--config-dir"), _video_count(parsed), Problems(), NOTHING
+    config_dir, count, problems = parsed.path("--config-dir"), _video_count(parsed), Problems()
     composed = compose(with_default_model(parsed.rest), config_dir=config_dir).points[0].run
-    with problems.collect():
-        here = gpus_for_prediction(composed)
-    final = final_config(composed, here, config_dir)
-    run, machine = final.run, requested_machine(final.run, len(here.gpus))
-    problems.add(final.problems)
+    asked = run_to_predict(composed, config_dir)
+    run, machine = asked.run, asked.machine
+    if any(word.lstrip("+~").startswith(("estimate=", "estimate.")) for word in parsed.rest):
+        problems.add(["only `opensora-launch estimate` reads the keys of estimate; leave them out"])
+    problems.add(asked.problems)
     if not problems.lines:
-        problems.add(_card_problems(run, machine, config_dir, [*here.lines, final.note]))
+        problems.add(_card_problems(run, machine, config_dir, [*asked.found_here, asked.note]))
+        problems.add(prediction_problems(replace(run, topology=replace(run.topology, link=composed.topology.link))))
     problems.add(prompt_setting_problems(run))
     videos = () if problems.lines else videos_like(run, count)
     with problems.collect():
@@ -55,20 +55,30 @@ def predict_layouts(parsed: Parsed) -> Prediction:
     work, options = predict(run, machine, videos)
     fixed = LayoutConfig(**vars(run.layout))
     misfits = tuple(fit_problems(work, fixed, options))
-    return Prediction(work, options, tuple(passed_over(work, fixed, options[0])), misfits, here.lines, final.note)
+    return Prediction(work, options, tuple(passed_over(work, fixed, options[0])), misfits, asked.found_here, asked.note)
 
 
-def gpus_for_prediction(run: RunConfig) -> Picked:
-    """The GPUs of this host; none if a card is named, because the prediction is then for another machine.
+@dataclass(frozen=True)
+class RunToPredict:
+    """A final config with its machine, which need not be this one. `found_here` tells which GPUs of this one it has."""
 
-    Raises UserError if topology.gpus names a GPU that is not here.
-    """
-    if run.hardware.name is not None and not run.topology.gpus:
-        return NOTHING
-    here = found_gpus(run.topology, os.environ)
-    if here.problems:
-        raise UserError("these GPUs are not here", here.problems)
-    return here
+    run: RunConfig
+    machine: Machine
+    found_here: tuple[str, ...]
+    note: str  # on the card
+    problems: tuple[str, ...]
+
+
+def run_to_predict(composed: RunConfig, config_dir: Path | None, assumed_card: str | None = None) -> RunToPredict:
+    """Complete a composed config by the GPUs of this host, unless a card is named: then it is for another machine."""
+    elsewhere = composed.hardware.name is not None and not composed.topology.gpus
+    here = NOTHING if elsewhere else found_gpus(composed.topology, os.environ)
+    final = final_config(composed, here, config_dir, assumed_card=assumed_card)
+    run = final.run
+    if run.topology.gpus_per_node is None:
+        run = replace(run, topology=replace(run.topology, gpus_per_node=max(len(here.gpus), 1)))
+    found = (*here.lines, *filter(None, [here.fault]))
+    return RunToPredict(run, requested_machine(run), found, final.note, (*here.problems, *final.problems))
 
 
 def with_default_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -77,11 +87,10 @@ def with_default_model(overrides: tuple[str, ...]) -> tuple[str, ...]:
     return overrides if named else (f"model={DEFAULT_MODEL}", *overrides)
 
 
-def requested_machine(run: RunConfig, gpus_here: int = 0) -> Machine:
+def requested_machine(run: RunConfig) -> Machine:
     """The machine that the topology names, whether or not it is this one."""
     gpu = run.hardware.known and run.topology.device is not Device.cpu
-    ranks = run.topology.gpus_per_node or max(gpus_here, 1)
-    return Machine("cuda" if gpu else "cpu", run.topology.nodes, ranks, count_cpus())
+    return Machine("cuda" if gpu else "cpu", run.topology.nodes, run.topology.gpus_per_node or 1, count_cpus())
 
 
 def videos_like(run: RunConfig, count: int = 1) -> tuple[VideoRequest, ...]:

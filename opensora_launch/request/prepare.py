@@ -1,33 +1,29 @@
 """From a command line to runs that can start, or to one message with every reason why not. Nothing is written here."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 from opensora_launch import __version__
 from opensora_launch.doctor.engine_packages import engine_problems
+from opensora_launch.doctor.torch_facts import torch_problems
 from opensora_launch.errors import Problems
 from opensora_launch.launch.command import launch_problems
 from opensora_launch.machine.choose_gpus import Picked
-from opensora_launch.machine.find_machine import find_machine, found_gpus
+from opensora_launch.machine.find_machine import NOTHING, find_machine, found_gpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings, read_prompts
-from opensora_launch.media.reference_files import check_references, unreadable
+from opensora_launch.media.reference_files import unreadable
 from opensora_launch.plan.plan import Machine, Plan, make_plan
 from opensora_launch.request.compose import Composed, ConfigPoint, compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.videos import (
-    RequestedVideos,
-    prompt_setting_problems,
-    request_videos,
-    with_condition_types,
-)
+from opensora_launch.request.prompt_rows import PromptRows, bad_row_lines, check_rows, left_out_notes
+from opensora_launch.request.videos import RequestedVideos, request_videos
 from opensora_launch.request.write_run import RunRecord
 from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.schema.plain import plain
-from opensora_launch.slurm.allocation import allocation_machine
+from opensora_launch.slurm.allocation import allocation_machine, on_its_node
 from opensora_launch.slurm.query import no_sbatch
 from opensora_launch.slurm.script import slurm_machine
 
@@ -36,15 +32,24 @@ PER_VIDEO = (
     "num_steps", "guidance", "guidance_img", "text_osci", "image_osci", "scale_temporal_osci",
     "seed", "num_samples", "cond_type", "motion_score", "negative_prompt",
 )  # fmt: skip
+BLIND = "torch sees none of the GPUs here: opensora-launch doctor tells why; topology=cpu2 asks for CPU ranks"
+NOT_A_NODE = (
+    "launcher=srun: this host is no node of the allocation, so its GPUs tell nothing about the ranks' card, and "
+    "layouts are chosen by rule: name the card with hardware=NAME"
+)
 NO_PROMPT = 'no prompt: give one, as in: opensora-launch generate --prompt "raining, sea"; or a file by --prompts'
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its plan, what its folder records, and why this machine cannot run it (empty if it can)."""
+    """One run: its plan, what its folder records, and why this machine cannot run it (empty if it can).
+
+    `refused` are the videos that the plan leaves out, by name, and why their references cannot be used.
+    """
 
     record: RunRecord
     plan: Plan
+    refused: Mapping[str, str]
     swept: tuple[tuple[int, tuple[str, ...]], ...]  # (number, swept overrides) of each of its points of a sweep
     unfit: tuple[str, ...]
 
@@ -55,7 +60,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All runs of a command line. `notes` tell which model and which GPUs were chosen where the user named none."""
+    """All runs of a command line.
+
+    `notes` tell which model and GPUs were chosen where the user named none, and which prompts cannot be made.
+    """
 
     runs: tuple[PlannedRun, ...]
     notes: tuple[str, ...]
@@ -73,8 +81,9 @@ class RanksMachine:
 def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     """Plan the runs of a command line of `generate`. `machine` is found on this host if it is not given.
 
-    Raises UserError with every problem of config, prompts, references, plan, machine and weight files. With
-    dry_run=true, problems of the machine and of weight files are not raised: they are in PlannedRun.unfit.
+    Raises UserError with every problem of config, prompts, references, plan, machine and weight files. In a list of
+    several prompts, those whose references cannot be used are left out (PlannedRun.refused), unless that is all of them
+    or --strict is given. With dry_run=true, problems of the machine and of weight files are in PlannedRun.unfit.
     """
     problems = Problems()
     composed: Composed | None = None
@@ -83,20 +92,26 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     entries = _entries(parsed, composed, problems)
     problems.add(unreadable(entries) if composed is None else ())
     planned, notes = [], [composed.model_note] if composed and composed.model_note else []
+    bad, refuse_all = dict[tuple[str, str], None](), parsed.has("--strict")
     for merged in _merge(composed.points) if composed else ():
-        points, here = _final(merged, parsed, problems)
+        points, here = _final(merged, parsed, machine, problems)
         found = ranks_machine(points[0][1].run, here, machine)
         notes += [note for note in found.notes if note not in notes]
-        planned.append((points, *_plan_run(points, entries, found, problems)))
+        rows = check_rows(entries, points, problems)
+        bad |= dict.fromkeys(rows.bad)
+        refuse_all |= rows.none_is_good
+        planned.append((rows, *_plan_run(rows, found, problems)))
+    refused = bad_row_lines(bad)
+    problems.add(refused if refuse_all or problems.lines else ())
     problems.stop("this run cannot start")
-    return Prepared(tuple(_planned(parsed, *one) for one in planned), tuple(notes))
+    return Prepared(tuple(_planned(parsed, *one) for one in planned), (*notes, *left_out_notes(refused)))
 
 
 def _final(
-    points: Sequence[tuple[int, ConfigPoint]], parsed: Parsed, problems: Problems
+    points: Sequence[tuple[int, ConfigPoint]], parsed: Parsed, machine: Machine | None, problems: Problems
 ) -> tuple[list[tuple[int, ConfigPoint]], Picked]:
     """The points with final configs, and the GPUs of this host that their ranks would use."""
-    here, made = found_gpus(points[0][1].run.topology, os.environ), []
+    here, made = gpus_of_run(points[0][1].run, machine), []
     for number, point in points:
         final = final_config(
             point.run, here, parsed.path("--config-dir"), negative_prompt=parsed.one("--negative-prompt")
@@ -106,24 +121,38 @@ def _final(
     return made, here
 
 
+def gpus_of_run(run: RunConfig, given: Machine | None = None) -> Picked:
+    """The GPUs of this host that a run would take: none if its ranks will be on others. `given`: as `ranks_machine`."""
+    kind = run.launcher.kind
+    elsewhere = kind is LauncherKind.slurm or (kind is LauncherKind.srun and not on_its_node(os.environ))
+    return NOTHING if elsewhere and given is None else found_gpus(run.topology, os.environ)
+
+
 def ranks_machine(run: RunConfig, here: Picked, given: Machine | None = None) -> RanksMachine:
     """The machine of a run. `here` are the GPUs of this host; `given` is the machine of ranks that are started."""
     if given is not None:
-        return _as_started(run.topology, given)
+        return _as_started(run.topology, here, given)
     if run.launcher.kind is LauncherKind.slurm:
         machine, problems = slurm_machine(run.topology, run.launcher.slurm)
         return RanksMachine(machine, (*problems, *([] if run.dry_run else no_sbatch())))
     if run.launcher.kind is LauncherKind.srun:
         machine, problems = allocation_machine(run.topology, os.environ)
-        return RanksMachine(machine, tuple(problems))
-    machine, problems = find_machine(run.topology, os.environ)
+        unknown = machine.device == "cuda" and run.hardware.name is None and not on_its_node(os.environ)
+        return RanksMachine(machine, tuple(problems), (NOT_A_NODE,) if unknown else ())
+    machine, problems = find_machine(run.topology, here)
     notes = here.lines if machine.device == "cuda" else ()
+    if here.gpus:
+        problems += torch_problems(here.visible)
     return RanksMachine(machine, (*problems, *launch_problems(run.launcher.kind, machine)), notes)
 
 
-def _as_started(topology: TopologyConfig, there: Machine) -> RanksMachine:
-    """The machine of ranks that were started by hand, on the requested device."""
+def _as_started(topology: TopologyConfig, here: Picked, there: Machine) -> RanksMachine:
+    """The machine of ranks that were started by hand, on the requested device. Ranks without a GPU have to be asked
+    for where `here` has some.
+    """
     problems = []
+    if topology.device is Device.auto and there.device == "cpu" and (here.fault or here.visible):
+        problems += [here.fault] if here.fault else torch_problems(here.visible) or [BLIND]
     asked = topology.nodes * (topology.gpus_per_node or 0)
     if asked and asked != there.ranks:
         problems.append(
@@ -142,7 +171,7 @@ def weight_problems(run: RunConfig) -> list[str]:
 
 
 def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[PromptEntry, ...]:
-    texts, files = parsed.all("--prompt"), [Path(file) for file in parsed.all("--prompts")]
+    texts, files = parsed.all("--prompt"), parsed.paths("--prompts")
     if not texts and not files:
         if composed and all(point.run.dry_run for point in composed.points):
             return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),)
@@ -166,42 +195,31 @@ def _merge(points: Sequence[ConfigPoint]) -> list[list[tuple[int, ConfigPoint]]]
 
 
 def _plan_run(
-    points: Sequence[tuple[int, ConfigPoint]],
-    entries: Sequence[PromptEntry],
-    found: RanksMachine,
-    problems: Problems,
+    rows: PromptRows, found: RanksMachine, problems: Problems
 ) -> tuple[RequestedVideos, Plan | None, tuple[str, ...]]:
-    run = points[0][1].run
-    for _, point in points:
-        if wrong := prompt_setting_problems(point.run):
-            problems.add([*wrong, *unreadable(entries)])
-        else:
-            typed = with_condition_types(entries, point.run)
-            problems.add(check_references(typed, point.run.sampling.cond_type, run.video.num_frames))
+    run = rows.points[0][1].run
     unfit = (*found.problems, *engine_problems(run.engine), *weight_problems(run))
     if not run.dry_run:
         problems.add(unfit)
-    plan, requested = None, RequestedVideos((), ()) if problems.lines else request_videos(entries, points)
+    plan, requested = None, RequestedVideos((), ()) if problems.lines else request_videos(rows.entries, rows.points)
+    refused = rows.refused(requested)
     with problems.collect():
-        for _, point in points[1:]:  # their settings may be wrong; the plan is the same
+        for _, point in rows.points[1:]:  # their settings may be wrong; the plan is the same
             make_plan(point.run, found.machine, (), __version__)
-        plan = make_plan(run, found.machine, requested.videos, __version__)
+        plan = make_plan(run, found.machine, [v for v in requested.videos if v.name not in refused], __version__)
     return requested, plan, unfit
 
 
 def _planned(
-    parsed: Parsed,
-    points: Sequence[tuple[int, ConfigPoint]],
-    requested: RequestedVideos,
-    plan: Plan | None,
-    unfit: tuple[str, ...],
+    parsed: Parsed, rows: PromptRows, requested: RequestedVideos, plan: Plan | None, unfit: tuple[str, ...]
 ) -> PlannedRun:
     assert plan, "without a plan there is a problem, and it was raised"
-    first = points[0][1]
+    first = rows.points[0][1]
     argv = list(first.overrides)
     if (negative := parsed.one("--negative-prompt")) is not None:
         argv = ["--negative-prompt", negative, *argv]
     if folder := parsed.path("--config-dir"):
         argv = ["--config-dir", os.path.abspath(folder), *argv]
-    swept = tuple((number, point.swept) for number, point in points if point.swept)
-    return PlannedRun(RunRecord(first.run, argv, requested.prompt_lines), plan, swept, unfit)
+    swept = tuple((number, point.swept) for number, point in rows.points if point.swept)
+    record = RunRecord(first.run, argv, requested.prompt_lines, requested.videos)
+    return PlannedRun(record, plan, rows.refused(requested), swept, unfit)

@@ -8,23 +8,27 @@ from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.errors import Problems
-from opensora_launch.machine.find_machine import found_gpus
+from opensora_launch.launch.env_profile import Profiled
+from opensora_launch.media.reference_files import ReferenceCheck
 from opensora_launch.plan.plan import Machine, Plan, make_plan
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import PACKAGE, final_config
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
-from opensora_launch.request.prepare import ranks_machine, weight_problems
-from opensora_launch.rundir import RunDir
-from opensora_launch.runs.alive import is_rank_alive
-from opensora_launch.runs.files import missing_videos, read_request
+from opensora_launch.request.prepare import gpus_of_run, ranks_machine, weight_problems
+from opensora_launch.request.prompt_rows import bad_row_lines, left_out_notes
+from opensora_launch.request.write_run import new_attempt
+from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.runs.files import read_request
+from opensora_launch.runs.finished_videos import forget_failed, missing_videos, record_failed
 from opensora_launch.runs.state import read_state
-from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.schema.plain import plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
 MAY_CHANGE = (
     "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "dry_run", "follow", "runs_dir",
-    "hardware", "text_cache", "model.folder", "model.download", "sampling.batch_size", "sampling.prune_rows", "fit",
+    "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
+    "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
 NEW_RUN_FLAGS = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun", "--config-dir")
@@ -32,11 +36,15 @@ NEW_RUN_FLAGS = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multi
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """The plan of what is missing. `unfit` says why this machine cannot run it: it is empty except in a dry run."""
+    """The plan of what is missing. `unfit` says why this machine cannot run it: it is empty except in a dry run.
+
+    `refused` are missing videos that the plan leaves out, by name, and why their references cannot be used.
+    """
 
     run_dir: RunDir
     run: RunConfig
     plan: Plan
+    refused: Mapping[str, str]
     unfit: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -44,8 +52,8 @@ class ResumedRun:
 def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun:
     """Plan what is missing in the run after --resume. `machine` is found on this host if it is not given.
 
-    Raises UserError for a folder that is not a run, for a run that is still being made, and for overrides that would
-    change the videos.
+    Raises UserError for a folder that is not a run, for a run that is still being made, for overrides that would change
+    the videos, and if the references of no missing video can be used (with --strict: of one).
     """
     run_dir = _run_dir(parsed)
     problems = Problems()
@@ -58,8 +66,11 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
     with problems.collect():
         folder = words.path("--config-dir")
         composed = compose(words.rest, config_dir=folder).points[0].run
-        composed = _with_recorded_folders(composed, config, {_key(text) for text in parsed.rest})
-        here = found_gpus(composed.topology, os.environ)
+        new = {_key(text) for text in parsed.rest}
+        composed = _with_recorded_folders(composed, config, new)
+        if not any(key.startswith("topology") for key in new):
+            composed = replace(composed, topology=_recorded_topology(composed, plan.machine))
+        here = gpus_of_run(composed, machine)
         final = final_config(composed, here, folder, negative_prompt=words.one("--negative-prompt"))
         run = final.run
         problems.add([*final.problems, *_changes(config, plain(run))])
@@ -68,9 +79,24 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
         unfit = (*found.problems, *(weight_problems(run) if missing else []))
         if missing and not run.dry_run:
             problems.add(unfit)
-        resumed = ResumedRun(run_dir, run, make_plan(run, found.machine, missing, __version__), unfit, found.notes)
+        check = ReferenceCheck(plan.geometry.num_frames)
+        reasons = {video.name: check.problems(video.refs, video.cond_type) for video in missing}
+        refused = {name: "; ".join(wrong) for name, wrong in reasons.items() if wrong}
+        lines = bad_row_lines((name, reason) for name, wrong in reasons.items() for reason in wrong)
+        if parsed.has("--strict") or len(refused) == len(missing):
+            problems.add(lines)
+        good = [video for video in missing if video.name not in refused]
+        notes = (*found.notes, *left_out_notes(lines))
+        resumed = ResumedRun(run_dir, run, make_plan(run, found.machine, good, __version__), refused, unfit, notes)
     problems.stop(f"{run_dir} cannot be resumed")
     return resumed
+
+
+def start_resumed(resumed: ResumedRun, made: Profiled) -> AttemptDir:
+    """Make the folder of the next attempt. What failed before counts no more, except what is refused now."""
+    forget_failed(resumed.run_dir)
+    record_failed(resumed.run_dir, resumed.refused)
+    return new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
 
 
 def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[str]) -> RunConfig:
@@ -86,6 +112,17 @@ def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[s
     return run
 
 
+def _recorded_topology(run: RunConfig, before: Machine) -> TopologyConfig:
+    """The run's topology; for a batch job that names no number of ranks, that of the job which made the run.
+
+    A job that was submitted by hand has its nodes and ranks from its script.
+    """
+    if run.launcher.kind is not LauncherKind.slurm or run.topology.gpus_per_node is not None:
+        return run.topology
+    device = Device(before.device)
+    return replace(run.topology, nodes=before.nodes, gpus_per_node=before.gpus_per_node, device=device)
+
+
 def resumed_words(parsed: Parsed) -> Parsed:
     """The flags and overrides that made the run, with the overrides that are given beside --resume."""
     _, _, argv = read_request(_run_dir(parsed))
@@ -93,7 +130,7 @@ def resumed_words(parsed: Parsed) -> Parsed:
 
 
 def _run_dir(parsed: Parsed) -> RunDir:
-    return RunDir(Path(os.path.abspath(parsed.one("--resume") or "")))
+    return RunDir(Path(os.path.abspath(parsed.path("--resume") or "")))
 
 
 def _merged_words(argv: Sequence[str], more: Sequence[str]) -> Parsed:
@@ -102,11 +139,11 @@ def _merged_words(argv: Sequence[str], more: Sequence[str]) -> Parsed:
 
 
 def still_running(run_dir: RunDir) -> list[str]:
-    """A line if ranks work on this run, or if a job waits to: by Slurm, and by fresh heartbeats."""
+    """A line if ranks work on this run, or if a job waits to: by Slurm, processes and heartbeats."""
     state = read_state(run_dir)
     if queued := [s for answer in state.jobs for s in answer.states if not s.over]:
         return [f"job {queued[0].job} is {queued[0].state}: opensora-launch cancel {run_dir} ends it"]
-    alive = [beat for attempt in state.at_work for beat in attempt.beats if is_rank_alive(beat)]
+    alive = [beat for attempt in state.at_work for beat in state.beats_alive(attempt)]
     return [f"it is still running: rank {b.rank} on {b.host} (pid {b.pid}); end it first" for b in alive[:1]]
 
 

@@ -1,9 +1,11 @@
 """`python -m opensora_launch.request.slurm_task`: answer a batch script. Prints a folder or an exit code.
 
     --attempt DIR                                 the attempt that the launcher made; a later start gets a new one
-    --run-file FILE --ranks-per-node N -- WORDS   an attempt for a script submitted by hand; WORDS go to `generate`
+    --run-file FILE --submitted S --ranks-per-node N -- WORDS
+                                                  an attempt for a script submitted by hand; WORDS go to `generate`
     --with-less DIR                               a new attempt with less memory after one ran out of it; exit 1 if none
     --code DIR                                    how the ranks of a failed attempt ended: 1, 2 or 75
+    --requeue DIR WHY                             whether the job may be requeued after an attempt: exit 0, or 1 if not
 
 Each start of a job, and each task of an array, has an attempt of its own in the run.
 """
@@ -13,6 +15,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from opensora_launch import exit_codes
@@ -21,10 +24,15 @@ from opensora_launch.machine.find_gpus import find_gpus
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.write_run import attempt_like
 from opensora_launch.rundir import AttemptDir, RunDir, create_once, write_whole
-from opensora_launch.runs.files import missing_videos, read_plan
-from opensora_launch.runs.state import Launched, record_launch
+from opensora_launch.runs.files import read_plan
+from opensora_launch.runs.finished_videos import unsettled_videos
+from opensora_launch.runs.state import Launched, read_attempts, record_launch
+from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 from opensora_launch.telemetry.failure import read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
+
+CLOCKS_S = 600.0  # by which the clocks of the file server and of Slurm may differ
+FRUITLESS = 3  # starts of a job in a row, after which it is not requeued
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,9 +48,15 @@ def main(argv: Sequence[str]) -> int:
         elif len(argv) == 2 and argv[0] == "--code":
             print(code_of_ranks(AttemptDir(Path(argv[1]))))
             return 0
+        elif len(argv) == 3 and argv[0] == "--requeue":
+            refused = requeue_problem(AttemptDir(Path(argv[1])), argv[2], os.environ)
+            if refused:
+                print(refused)
+            return exit_codes.FAILURE if refused else exit_codes.DONE
         else:
-            assert list(argv[::2])[:2] == ["--run-file", "--ranks-per-node"] and argv[4] == "--", argv
-            attempt = attempt_by_hand(Path(argv[1]), int(argv[3]), argv[5:], os.environ)
+            assert list(argv[::2])[:3] == ["--run-file", "--submitted", "--ranks-per-node"] and argv[6] == "--", argv
+            run_file = run_file_of(Path(argv[1]), float(argv[3]), os.environ)
+            attempt = attempt_by_hand(run_file, int(argv[5]), argv[7:], os.environ)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USER_ERROR
@@ -51,12 +65,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
-    """The attempt that was made at submission for this task of the array, or a new one like it."""
-    mine = made.run.attempt(made.number + int(env.get("SLURM_ARRAY_TASK_ID", "0")))
-    if not _use(mine):
+    """The attempt that was made at submission, for the first start of the job or of task 0; else a new one like it."""
+    if int(env.get("SLURM_ARRAY_TASK_ID", "0")) or not _use(made):
         return _another(made, env)
-    record_launch(mine, _this_job(env))
-    return mine
+    record_launch(made, _this_job(env))
+    return made
+
+
+def run_file_of(first: Path, submitted_s: float, env: Mapping[str, str]) -> Path:
+    """The file of this job: `first`, or one with a number if an earlier job of the same id has left files there.
+
+    Slurm gives ids again. A file from before the job's submission is another job's, unless this job has started before:
+    then the submission is that of this start.
+    """
+    names = [first, *(first.with_name(f"{first.stem}-{number}.run") for number in range(2, 100))]
+    there = list(takewhile(Path.exists, names))
+    if int(env.get("SLURM_RESTART_COUNT", "0")):
+        return there[-1] if there else first
+    own = (file for file in there if file.stat().st_mtime >= submitted_s - CLOCKS_S)
+    return next(own, names[len(there)])
 
 
 def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mapping[str, str]) -> AttemptDir:
@@ -64,7 +91,12 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
     from opensora_launch.request.attempt import prepare_attempt
 
     if not run_file.exists():
-        cpus = int(env.get("SLURM_CPUS_ON_NODE", "1"))
+        cpus = cpus_per_node(env) if in_allocation(env) else int(env.get("SLURM_CPUS_ON_NODE", "1"))
+        if ranks > cpus:
+            raise UserError(
+                f"{ranks} ranks per node need a CPU each, but this job has {cpus} per node: ask for more with "
+                "--cpus-per-task, or lower ranks_per_node in the script"
+            )
         machine = Machine("cuda" if find_gpus().gpus else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
         attempt = prepare_attempt(words, machine)
         _use(attempt)
@@ -92,8 +124,36 @@ def code_of_ranks(attempt: AttemptDir) -> int:
 def attempt_with_less(spent: AttemptDir, env: Mapping[str, str]) -> AttemptDir | None:
     """A new attempt with less of the weights on a rank; None if memory did not fail, or if less is not possible."""
     failure, plan = read_failure(spent), read_plan(spent.plan)
-    less = plan.with_less(missing_videos(spent.run, plan.videos)) if failure and failure.kind == "memory" else None
+    less = plan.with_less(unsettled_videos(spent.run, plan.videos)) if failure and failure.kind == "memory" else None
     return _started(spent, less, env) if less else None
+
+
+def requeue_problem(spent: AttemptDir, why: str, env: Mapping[str, str]) -> str | None:
+    """Record `why` a job is requeued after an attempt; or say why it is not: its last FRUITLESS starts made no step."""
+    write_whole(spent.requeued, f"{why}\n")
+    job, fruitless = _this_job(env).job, 0
+    for attempt in reversed(read_attempts(spent.run)):
+        if attempt.launched is None or attempt.launched.job != job:
+            continue
+        if _has_moved(attempt.folder):
+            break
+        fruitless += attempt.folder.requeued.exists()
+    if fruitless < FRUITLESS:
+        return None
+    spent.requeued.unlink()
+    return (
+        f"the last {fruitless} starts of this job made no step (this one: {why}), so it is not requeued again; "
+        f"when the cause is gone: opensora-launch generate --resume {spent.run}"
+    )
+
+
+def _has_moved(attempt: AttemptDir) -> bool:
+    """Whether a rank of an attempt has made a step or saved a video."""
+    for path in attempt.all_events():
+        with path.open("rb") as file:
+            if any(line.startswith(b'{"kind": "step"') or b'"phase": "save"' in line for line in file):
+                return True
+    return False
 
 
 def _use(attempt: AttemptDir) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.doctor.engine_packages import engine_problems
 from opensora_launch.errors import Problems
-from opensora_launch.machine.find_machine import found_gpus
 from opensora_launch.plan.placement import placements
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
@@ -15,7 +14,7 @@ from opensora_launch.plan.verify_spec import VerifySpec
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.prepare import ranks_machine, weight_problems
+from opensora_launch.request.prepare import gpus_of_run, ranks_machine, weight_problems
 from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
 
 SMALL_VIDEO = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
@@ -34,7 +33,7 @@ def prepare_verify(parsed: Parsed) -> VerifyRequest:
     """Read a command line of `verify`. Raises UserError with everything that keeps it from starting."""
     config_dir, problems = parsed.path("--config-dir"), Problems()
     composed = compose(parsed.rest, config_dir=config_dir).points[0].run
-    here = found_gpus(composed.topology, os.environ)
+    here = gpus_of_run(composed)
     final = final_config(composed, here, config_dir)
     run, found = final.run, ranks_machine(final.run, here)
     machine = found.machine
@@ -43,7 +42,9 @@ def prepare_verify(parsed: Parsed) -> VerifyRequest:
         problems.add(["verify starts its ranks on this host: use launcher=torchrun, inside an allocation too"])
     problems.add(engine_problems(run.engine))
     cases = tuple(os.path.abspath(case) for case in parsed.all("--case"))
-    problems.add([f"--case {case}: no such file" for case in cases if not Path(case).is_file()])
+    for case in cases:
+        reason = "this is a folder" if Path(case).is_dir() else "no such file"
+        problems.add([] if Path(case).is_file() else [f"--case {case}: {reason}"])
     problems.add([] if cases else weight_problems(run))
     problems.stop("verify cannot start")
     spec = VerifySpec(

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.launch.command import command, command_text, environment
+from opensora_launch.launch.command import command, command_text, environment, without_others
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.plan.plan import Plan, predict
+from opensora_launch.plan.plan import Plan, VideoRequest, predict
 from opensora_launch.rundir import AttemptDir, RunDir, make_folder, write_whole
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.schema.plain import config_yaml
@@ -29,6 +29,7 @@ class RunRecord:
     config: RunConfig
     argv: Sequence[str]  # flags and overrides that make the same config again; prompts are not part of it
     prompts: Sequence[Mapping[str, Any]]  # the lines of prompts.jsonl
+    videos: Sequence[VideoRequest]  # all of them, those too that the first attempt leaves out
 
 
 def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> RunDir:
@@ -38,14 +39,16 @@ def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> R
     write_whole(run.config, config_yaml(record.config))
     write_whole(run.overrides, _json(list(record.argv)))
     write_whole(run.prompts, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in record.prompts))
-    write_whole(run.plan, _json(asdict(plan)))
+    write_whole(run.plan, _json(asdict(replace(plan, videos=tuple(record.videos)))))
     return run
 
 
 def new_attempt(run_dir: RunDir, plan: Plan, kind: LauncherKind, made: Profiled) -> AttemptDir:
     """Make the folder of the next attempt, with its plan, its command and the environment of its ranks."""
     attempt = _attempt_folder(run_dir, plan)
-    ranks_env = made.env if made.profile == BY_HAND else environment(plan.threads_per_rank, made.env, plan.machine.gpus)
+    ranks_env = made.env
+    if made.profile != BY_HAND:
+        ranks_env = environment(plan.threads_per_rank, without_others(made.env, kind), plan.machine.gpus)
     write_whole(attempt.environment, made.to_json(ranks_env))
     if kind is LauncherKind.slurm:
         text = f"sbatch {shlex.quote(str(attempt.batch_script))}\n"
@@ -91,6 +94,7 @@ MEMORY_MARGIN, RANK_GIB = 1.25, 8
 def script_of(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> str:
     """The batch script of an attempt."""
     settings = with_prediction(run, plan)
+    head = {"HEAD_ADDRESS": settings.head_address} if settings.head_address else {}
     return job_script(
         SlurmJob(
             settings,
@@ -98,18 +102,24 @@ def script_of(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -
             plan.threads_per_rank,
             attempt.path,
             settings.python or sys.executable,
-            made.was_set,
+            {**made.was_set, **head},
             tuple(made.taken),
         )
     )
 
 
-def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
-    """Fill in predicted time and memory, with a margin, where they are null and the card is known.
+def array_tasks(run: RunConfig, plan: Plan) -> int:
+    """The tasks of the array: never more than there are batches to take."""
+    return max(1, min(run.launcher.slurm.array, len(plan.batches)))
 
-    Host memory also holds what each rank needs for itself: CUDA's context, Python and its buffers.
+
+def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
+    """Cut the array to what is useful. Fill in time and memory where they are null and the card is known.
+
+    They are the prediction, with a margin. Host memory also holds what each rank needs for itself: CUDA's context,
+    Python and its buffers.
     """
-    settings, machine = run.launcher.slurm, plan.machine
+    settings, machine = replace(run.launcher.slurm, array=array_tasks(run, plan)), plan.machine
     if machine.device != "cuda" or not run.hardware.known:
         return settings
     _, found = predict(run, machine, plan.videos)

@@ -1,4 +1,4 @@
-"""What a run's folder contains: its request, its plans, and its finished videos."""
+"""What a run's folder contains: its request, its plans, and how far its unfinished batches are stored."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import RunDir
+from opensora_launch.telemetry.events import read_constant
 
 _T = TypeVar("_T")
 
@@ -26,7 +27,7 @@ def read_plan(path: Path) -> Plan:
 def _read(path: Path, parse: Callable[[str], _T]) -> _T:
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path.parent} is not a run's folder: it has no {path.name}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
@@ -51,18 +52,6 @@ def _yaml(text: str) -> dict[str, Any]:
     return config
 
 
-def missing_videos(run: RunDir, videos: Sequence[VideoRequest]) -> tuple[VideoRequest, ...]:
-    """The videos without their record samples/NAME.json, which is written last."""
-    return tuple(video for video in videos if not run.record(video.name).exists())
-
-
-def sample_files(run: RunDir, videos: Sequence[VideoRequest]) -> list[Path]:
-    """The finished files of these videos."""
-    files = sorted(p for p in run.samples.glob("*") if p.suffix in (".mp4", ".png"))
-    done = {v.name for v in videos if run.record(v.name).exists()}
-    return [path for path in files if path.stem in done]
-
-
 def cut_prompts(run: RunDir, videos: Sequence[VideoRequest]) -> list[str]:
     """One line per video whose prompt was longer than the text encoder accepts."""
     lines = []
@@ -75,6 +64,19 @@ def cut_prompts(run: RunDir, videos: Sequence[VideoRequest]) -> list[str]:
             ignored = "last token of its prompt does" if cut == 1 else f"last {cut} tokens of its prompt do"
             lines.append(f"{video.name}: the {ignored} not fit and {'is' if cut == 1 else 'are'} ignored")
     return lines
+
+
+def constant_weights_lines(run: RunDir) -> list[str]:
+    """One line per file whose weights are one number all over, as ranks found."""
+    found = dict[str, set[str]]()
+    for attempt in run.attempts():
+        for constant in (each for path in attempt.all_events() for each in read_constant(path)):
+            found.setdefault(constant.file, set()).update(constant.names)
+    return [
+        f"{file}: {len(names)} {'weight is' if len(names) == 1 else 'weights are'} one number all over, such as "
+        f"{min(names)}; the file may be damaged: download it again"
+        for file, names in found.items()
+    ]
 
 
 def stored_steps(run_dir: RunDir) -> list[tuple[str, int]]:

@@ -60,13 +60,16 @@ def rank_metas(attempt: AttemptDir) -> dict[int, Meta]:
 
 
 def stuck_s(beat: Beat, now: float) -> float | None:
-    """For how long a rank has waited in one collective; None if that is no longer than STUCK_S."""
+    """For how long a rank has waited in one collective; None if that is no longer than STUCK_S.
+
+    The beat and `now` have this process's time (Moves).
+    """
     waits = beat.inside and now - beat.progress_s > STUCK_S and rank_state(beat) == "running"
     return now - beat.progress_s if waits else None
 
 
 def waiting(beats: Sequence[Beat], now: float) -> tuple[int, int | None]:
-    """How many ranks wait, and the rank that blocks the longest waiter, if it is a single one."""
+    """How many ranks wait, and the rank that blocks the longest waiter, if it is a single one. Times as in stuck_s."""
     stuck = [beat for beat in beats if stuck_s(beat, now) is not None]
     if not stuck:
         return 0, None

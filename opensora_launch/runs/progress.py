@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
-from opensora_launch.rundir import AttemptDir
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.files import read_plan
+from opensora_launch.runs.finished_videos import sample_file
 from opensora_launch.telemetry.events import Step, read_first_step, read_meta
 from opensora_launch.telemetry.stall import Beat
 
@@ -80,7 +80,7 @@ def work_start(attempts: Sequence[AttemptDir]) -> WorkStart | None:
         return None
     time_s = min(meta.start_epoch_s + step.start_s - meta.start_s for meta, step in found)
     parts = {step.video: _part(plan, step) for _, step in found}
-    before = sum(_finished_before(attempts[0].run.record(video.name), time_s) for video in plan.videos)
+    before = sum(_finished_before(attempts[0].run, video.name, time_s) for video in plan.videos)
     steps = sum(video.guidance.num_steps for video in plan.videos) / (plan.sampling.batch_size or 1)
     least = min(_LEAST_SHARE, _LEAST_STEPS / max(1, steps))
     return WorkStart(time_s, (before + sum(parts.values())) / len(plan.videos), least)
@@ -92,8 +92,9 @@ def _part(plan: Plan, step: Step) -> float:
     return (plan.sampling.batch_size or 1) * step.step / max(1, steps)
 
 
-def _finished_before(record: Path, time_s: float) -> bool:
+def _finished_before(run: RunDir, video: str, time_s: float) -> bool:
     try:
-        return record.stat().st_mtime < time_s
+        file = sample_file(run, video)
+        return file is not None and file.stat().st_mtime < time_s
     except OSError:
         return False

@@ -3,7 +3,7 @@
 Shapes: V videos, R rows of a step, S tokens, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, pairwise
 
 import torch
@@ -15,6 +15,7 @@ from opensora_launch.plan.rows import NUM_ROWS, Guidance, Row, needed_rows
 StepRow = tuple[int, Row]  # index of the video in the batch, the row
 Predict = Callable[[int, Float[Tensor, "V S C"], float, Sequence[StepRow]], Float[Tensor, "R S C"]]
 AfterStep = Callable[[int, Float[Tensor, "V S C"]], None]  # finished steps, and the latents after them
+FrameWeights = Mapping[tuple[float, ...], Float[Tensor, "frames"]]  # a row's weights of the frames, on the device
 
 
 def step_rows(
@@ -37,14 +38,21 @@ def equal_inputs(branches: Sequence[tuple[Tensor | None, ...]]) -> tuple[int, ..
     return tuple(next(i for i in range(NUM_ROWS) if same(branches[i], branches[b])) for b in range(NUM_ROWS))
 
 
+def weights_on_device(steps: Sequence[Sequence[StepRow]], like: Tensor) -> FrameWeights:
+    """Return the weights of all rows of all steps, in one copy: a copy in each step would make the host wait for it."""
+    distinct = list(dict.fromkeys(row.frame_weights for rows in steps for _, row in rows))
+    return dict(zip(distinct, torch.tensor(distinct, dtype=like.dtype, device=like.device), strict=True))
+
+
 def mix(
-    preds: Float[Tensor, "R S C"], rows: Sequence[StepRow], videos: int, tokens_per_frame: int
+    preds: Float[Tensor, "R S C"], rows: Sequence[StepRow], videos: int, weights: FrameWeights
 ) -> Float[Tensor, "V S C"]:
     """Mix each video's prediction: its rows times their weights, which may differ between frames."""
-    out = torch.zeros((videos, *preds.shape[1:]), dtype=preds.dtype, device=preds.device)
+    out = preds.new_zeros(videos, *preds.shape[1:])
     for pred, (video, row) in zip(preds, rows, strict=True):
-        weights = torch.tensor(row.frame_weights, dtype=preds.dtype, device=preds.device)
-        out[video].addcmul_(pred, weights.repeat_interleave(tokens_per_frame)[:, None])
+        weight = weights[row.frame_weights]
+        frames = (weight.numel(), -1)
+        out[video].unflatten(0, frames).addcmul_(pred.unflatten(0, frames), weight[:, None, None])
     return out
 
 
@@ -53,7 +61,6 @@ def denoise(
     times: Sequence[float],
     rows_at: Callable[[int], Sequence[StepRow]],
     predict: Predict,
-    tokens_per_frame: int,
     *,
     first: int = 0,
     after_step: AfterStep = lambda done, latents: None,
@@ -63,10 +70,12 @@ def denoise(
     `predict` returns the model's output for the rows of a step, on whatever ranks. Times are rounded to the latents'
     dtype before the model sees them, as in the reference's bf16 state.
     """
+    rows_of = [rows_at(step) for step in range(len(times) - 1)]
+    weights = weights_on_device(rows_of, latents)
     for step, (t, t_next) in islice(enumerate(pairwise(times)), first, None):
-        rows = rows_at(step)
+        rows = rows_of[step]
         seen = torch.tensor(t, dtype=latents.dtype).item()
         preds = predict(step, latents, seen, rows)
-        latents = latents + (t_next - t) * mix(preds, rows, latents.shape[0], tokens_per_frame)
+        latents = latents + (t_next - t) * mix(preds, rows, latents.shape[0], weights)
         after_step(step + 1, latents)
     return latents

@@ -1,14 +1,13 @@
 """GPU cards: the schema of the `hardware` group, which configs/hardware/*.yaml fill."""
 
-from dataclasses import field, fields
-from typing import Any
+from dataclasses import field, replace
 
 from opensora_launch.schema.settings import settings
 
 # Efficiency of a card for which none was fitted: the share of its peak up to EFFICIENT_TFLOPS. Larger cards reach less.
 EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0
 LINK_EFFICIENCY = {"nvlink": 0.45, "pcie": 0.629}
-PCIE_GB_S = {3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # per generation: 16 lanes, one way
+PCIE_GB_S = {1: 4.0, 2: 8.0, 3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # per generation: 16 lanes, one way
 
 
 @settings
@@ -25,17 +24,21 @@ class Card:
     bf16_tflops: float | None = None  # null: the card does not support it
     fp16_tflops: float | None = None
     fp8_tflops: float | None = None
+    tf32_tflops: float | None = None
+    fp32_tflops: float | None = None  # without tensor cores
     nvlink_gb_s: float | None = None  # sum over all peers
     nvlink_gpus: int = 1  # number of GPUs connected by NVLink: 2 with a bridge
     pcie_generation: int = 4
+    pcie_lanes: int = 16
     tdp_w: float = 0.0
     form_factor: str = ""
     price_usd: float | None = None  # list price at launch
-    # Fitted to published tables (docs/prediction.md); null: the general rule (`default_efficiency`)
+    # Shares of the bf16 or fp16 rate and of the link, fitted to published tables (docs/prediction.md); null: the rule
     matmul_efficiency: float | None = None
     attention_efficiency: float | None = None
     link_efficiency: float | None = None
     mixed: list[str] = field(default_factory=list)  # other cards in each node; the slowest card sets the pace
+    others: list["Card"] = field(default_factory=list)  # their facts, which the launcher fills in
 
     @property
     def known(self) -> bool:
@@ -46,23 +49,60 @@ class Card:
         """The bf16 rate, or the fp16 rate if the card has no bf16."""
         return self.bf16_tflops or self.fp16_tflops or 0.0
 
+    @property
+    def pcie_gb_s(self) -> float:
+        """The rate of its slot, one way."""
+        return PCIE_GB_S[self.pcie_generation] * self.pcie_lanes / 16
+
+    @property
+    def pcie_text(self) -> str:
+        """Its slot in words: "PCIe 4", "PCIe 3 x8"."""
+        lanes = f" x{self.pcie_lanes}" if self.pcie_lanes != 16 else ""
+        return f"PCIe {self.pcie_generation}{lanes}"
+
+    @property
+    def each(self) -> tuple["Card", ...]:
+        """The unlike cards of a node: this one and the others."""
+        return (self, *self.others)
+
+    @property
+    def has_bf16(self) -> bool:
+        return all(card.bf16_tflops is not None for card in self.each)
+
+    def tflops(self, products: str) -> float | None:
+        """Return the peak in "bf16", "fp16", "tf32" or "fp32" products; None if the card has none, or if it is unknown.
+
+        Cards without TF32 compute it as fp32.
+        """
+        if products == "tf32":
+            return self.tf32_tflops or self.fp32_tflops
+        return {"bf16": self.bf16_tflops, "fp16": self.fp16_tflops, "fp32": self.fp32_tflops}[products]
+
 
 def default_efficiency(tflops: float) -> float:
     """Return the share of its peak that a card reaches in products and attention if none was fitted."""
     return EFFICIENCY * float(min(1.0, (EFFICIENT_TFLOPS / tflops) ** 0.25))
 
 
-def slowest(cards: list[Card]) -> Card:
-    """Merge cards into one that is no better than any of them: all do equal shares, so the slowest sets the pace."""
-    first = cards[0]
+def joined(cards: list[Card]) -> Card:
+    """Describe unlike cards of one node as one card with `others`.
+
+    They have equal shares, so the smallest sets the memory limit. Unlike cards have no NVLink between them.
+    """
     if len(cards) == 1:
-        return first
-    merged: dict[str, Any] = {"name": "+".join(str(card.name) for card in cards), "form_factor": first.form_factor}
-    for name in (item.name for item in fields(Card)):
-        values = [getattr(card, name) for card in cards]
-        if name in ("tdp_w", "price_usd"):
-            merged[name] = None if None in values else sum(values) / len(values)
-        elif name not in ("name", "nvml_names", "mixed", "form_factor"):
-            merged[name] = None if None in values else min(values)
-    merged["nvlink_gpus"] = first.nvlink_gpus if merged["nvlink_gb_s"] else 1
-    return Card(**merged)
+        return cards[0]
+    first, *others = (_over_pcie(card) for card in cards)
+    prices = [card.price_usd for card in cards if card.price_usd is not None]
+    return replace(
+        first,
+        name="+".join(str(card.name) for card in cards),
+        memory_gib=min(card.memory_gib for card in cards),
+        tdp_w=sum(card.tdp_w for card in cards) / len(cards),
+        price_usd=sum(prices) / len(cards) if len(prices) == len(cards) else None,
+        others=others,
+    )
+
+
+def _over_pcie(card: Card) -> Card:
+    """Return the card without its NVLink, and without the share of that link that it reaches."""
+    return card if card.nvlink_gb_s is None else replace(card, nvlink_gb_s=None, nvlink_gpus=1, link_efficiency=None)

@@ -150,7 +150,9 @@ class ModelConfig:
     init_seed: int = 0  # seed of random weights
     folder: str = "ckpts"
     mmdit_file: str = "Open_Sora_v2.safetensors"
+    mmdit_prefix: str = ""  # starts the name of each tensor in mmdit_file, as "module." in some checkpoints
     vae_file: str = "hunyuan_vae.safetensors"
+    vae_prefix: str = ""
     t5_folder: str = "google/t5-v1_1-xxl"
     clip_folder: str = "openai/clip-vit-large-patch14"
     download: str = "hf download hpcai-tech/Open-Sora-v2 --local-dir {folder}"
@@ -176,12 +178,13 @@ class TopologyConfig:
     """The ranks: one per GPU, or CPU processes on a machine without GPUs."""
 
     nodes: int = 1
-    gpus_per_node: int | None = None  # null: all visible GPUs, or 2 CPU ranks if there are none
+    gpus_per_node: int | None = None  # null: all free GPUs, or 2 CPU ranks if there is no sign of a GPU
     device: Device = Device.auto
     gpus: list[str] = field(default_factory=list)  # of this machine, by number or UUID; empty: all free GPUs
     link: Link = Link.auto  # between the GPUs of a node
     link_gb_s: float | None = None  # measured, one way; null: the value of the catalogue
     node_link_gb_s: float = 25.0  # from a GPU to other nodes, one way; 25 is 200 Gbit/s
+    disk_gb_s: float = 2.0  # at which a node reads the weights; predictions only
 
 
 @settings

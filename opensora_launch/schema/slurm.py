@@ -62,5 +62,8 @@ class SlurmConfig:
     image: str | None = None
     mounts: list[str] = field(default_factory=list)  # /host/path:/container/path
     host_suffix: str = ""  # appended to the first node's name if a faster interface has its own host name: -ib0
+    head_address: str | None = (
+        None  # of the first node (see nodelist); null: its name, then the address Slurm has of it
+    )
     interface: str | None = None  # network interface for NCCL and gloo; null: they choose
     connect_timeout_s: float = 30.0  # time in which the first node must answer the others

@@ -16,6 +16,11 @@ def in_allocation(env: Mapping[str, str]) -> bool:
     return "SLURM_JOB_ID" in env and "SLURM_JOB_CPUS_PER_NODE" in env
 
 
+def on_its_node(env: Mapping[str, str]) -> bool:
+    """Whether this process runs on a node of an allocation: salloc's own host need not be one."""
+    return "SLURMD_NODENAME" in env
+
+
 def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tuple[Machine, list[str]]:
     """The machine of a step, and every reason why the allocation cannot provide it."""
     device, ranks = device_of(topology.device, env), topology.gpus_per_node

@@ -1,19 +1,36 @@
 """Submit, cancel and query Slurm jobs. Uses text formats only, which are the same in all versions."""
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from opensora_launch import exit_codes
 from opensora_launch.errors import UserError
 
 ASK_S, SUBMIT_S = 10.0, 60.0
+LOOKS, LOOK_UP_S = 3, 3.0  # for a job whose id sbatch did not tell
 OVER = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 )  # fmt: skip
+AT_WORK = ("RESIZING", "RUNNING", "SIGNALING", "STOPPED", "SUSPENDED")  # a job has nodes, and may have ranks
+COMPLETING = "COMPLETING"  # what is left of a job is being ended; then it is over, or waits again
+
+
+# What `sbatch --parsable` prints, and the errors after which its job may be there all the same.
+_JOB_ID = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)
+_UNDECIDED = re.compile(r"timed out|Zero Bytes|Unexpected message", re.IGNORECASE)
+
+
+class MaybeSubmitted(UserError):
+    """The job may be there or may still come, so its folder must stay."""
 
 
 class NoAnswer(Exception):
@@ -34,10 +51,30 @@ class JobState:
     reason: str
     exit_code: int | None
     source: str
+    expected: str = ""  # when Slurm expects to start a job that waits
 
     @property
     def over(self) -> bool:
         return self.state in OVER
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is over, and neither done nor stopped on request."""
+        return self.over and self.state not in ("COMPLETED", "CANCELLED") and self.exit_code != exit_codes.PREEMPTED
+
+    @property
+    def at_work(self) -> bool:
+        return self.state in AT_WORK
+
+    @property
+    def suspended(self) -> bool:
+        """Whether its processes are stopped until somebody resumes it."""
+        return self.state in ("SUSPENDED", "STOPPED")
+
+    @property
+    def waits(self) -> bool:
+        """Whether the job has no nodes and will get some."""
+        return not (self.over or self.at_work or self.state == COMPLETING)
 
 
 def no_sbatch() -> list[str]:
@@ -47,41 +84,74 @@ def no_sbatch() -> list[str]:
     return ["launcher=slurm: there is no sbatch on this host; use a login node, or show the script with dry_run=true"]
 
 
-def submit_job(script: Path) -> str:
-    """Submit a script; the id of the new job. Raises UserError with the message of sbatch."""
-    done = _run(["sbatch", "--parsable", str(script)], within_s=SUBMIT_S)
-    if done is None or done.returncode:
-        message = done.stderr.strip() if done else f"no answer within {SUBMIT_S:.0f} s"
+def submit_job(script: Path, env: Mapping[str, str], look_s: float = LOOK_UP_S) -> str:
+    """Submit a script; the id of the new job, which gets `env`.
+
+    If sbatch does not tell the id, looks for the job every `look_s` seconds. Raises MaybeSubmitted if that does not
+    find it, and UserError with the message of sbatch if it refuses the script.
+    """
+    done = _run(["sbatch", "--parsable", str(script)], within_s=SUBMIT_S, env=env)
+    message = done.stderr.strip() if done else f"no answer within {SUBMIT_S:.0f} s"
+    if done and not done.returncode:
+        if ids := _JOB_ID.findall(done.stdout):  # a site's wrapper may print more
+            return str(ids[-1])
+        message = f"no job id in its output: {done.stdout.strip() or 'nothing'}"
+    elif done and not _UNDECIDED.search(message):
         raise UserError(
             f"sbatch refuses {script}", [line.removeprefix("sbatch: error: ") for line in message.splitlines()]
         )
-    return done.stdout.split(";")[0].strip()
+    for look in range(LOOKS):
+        time.sleep(look_s if look else 0)
+        if job := _job_of(script):
+            return job
+    raise MaybeSubmitted(
+        f"it is not known whether Slurm has taken {script}",
+        [
+            *(line.removeprefix("sbatch: error: ") for line in message.splitlines()),
+            "squeue shows no such job now, or does not answer; look later: squeue --me --format='%i %T %o'",
+            "if the job is there, status and cancel of the run's folder find it; if it is not, submit it:",
+            f"sbatch {shlex.quote(str(script))}",
+        ],
+    )
 
 
-def estimate_start(script: str) -> list[str]:
+def _job_of(script: Path) -> str | None:
+    """The id of this user's job that was made of a script; None if Slurm does not know one or does not answer."""
+    done = _run(["squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%F|%o"])
+    lines = done.stdout.splitlines() if done and not done.returncode else []
+    return next(
+        (job.strip() for job, _, command in (line.partition("|") for line in lines) if command == str(script)), None
+    )
+
+
+def estimate_start(script: str, env: Mapping[str, str]) -> list[str]:
     """The answer of `sbatch --test-only` for a script: when and where it would start, or why it cannot."""
     if no_sbatch():
         return []
-    done = _run(["sbatch", "--test-only"], script)
+    done = _run(["sbatch", "--test-only"], script, env=env)
     text = (done.stdout + done.stderr) if done else "sbatch does not answer"
     return [line.removeprefix("sbatch: ") for line in text.splitlines() if line.strip()]
 
 
 def cancel_job(job: str) -> list[str]:
-    """Cancel a job; the message of scancel if it fails."""
+    """Cancel a job, or a step ("12.3"); the message of scancel if it fails."""
     done = _run(["scancel", job])
     if done is None:
-        return [f"scancel does not answer; job {job} may still run"]
+        return [f"scancel does not answer; {'step' if '.' in job else 'job'} {job} may still run"]
     return done.stderr.split("\n")[:1] if done.returncode else []
 
 
-def end_step(job: str, name: str) -> None:
-    """End the steps of a job that have this name and still run."""
-    done = _run(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i|%j"])
-    for line in done.stdout.splitlines() if done and not done.returncode else []:
-        step, _, called = line.partition("|")
-        if called.strip() == name:
-            _run(["scancel", "--signal=KILL", step.strip()])
+def steps_named(job: str, name: str) -> list[str]:
+    """The ids ("12.3") of the steps of a job that have this name and still run. Raises NoAnswer."""
+    lines = _lines(["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i|%j"])
+    return [step.strip() for step, _, called in (line.partition("|") for line in lines) if called.strip() == name]
+
+
+def kill_steps(job: str, name: str) -> None:
+    """End the steps of a job that have this name, if Slurm answers."""
+    with suppress(NoAnswer):
+        for step in steps_named(job, name):
+            _run(["scancel", "--signal=KILL", step])
 
 
 def job_states(job: str) -> list[JobState]:
@@ -95,6 +165,24 @@ def job_states(job: str) -> list[JobState]:
 def final_states(job: str) -> list[JobState]:
     """The states of a job that is over, with exit codes, which squeue does not report."""
     return _ask(job, (_scontrol, _sacct, _squeue))
+
+
+def known_states(jobs: Sequence[str]) -> list[JobState]:
+    """The states of those jobs that squeue still knows, by one question. Raises NoAnswer."""
+    return list(_squeue(",".join(jobs))) if jobs else []
+
+
+def lost_nodes(nodes: str) -> list[str]:
+    """Those of a job's nodes that are down or do not answer, with Slurm's reason: "n2 (Not responding)"."""
+    try:
+        lines = _lines(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N|%T|%E"])
+    except NoAnswer:
+        return []
+    found = dict[str, None]()  # a node has a line per partition
+    for name, state, reason in (line.split("|", 2) for line in lines):
+        if state.endswith("*") or state.startswith(("down", "fail", "unk")):
+            found[name if reason.strip() in ("", "none") else f"{name} ({reason.strip()})"] = None
+    return list(found)
 
 
 def exit_code(states: Sequence[JobState]) -> int:
@@ -129,9 +217,11 @@ def _ask(job: str, sources: Sequence[Callable[[str], Iterator[JobState]]]) -> li
 
 
 def _squeue(job: str) -> Iterator[JobState]:
-    for line in _lines(["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i|%T|%N|%r"]):
-        name, state, nodes, reason = line.split("|", 3)
-        yield JobState(name.strip(), state.strip(), nodes.strip(), reason.strip(), None, "squeue")
+    asked = ["--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i|%T|%N|%r|%S"]
+    for line in _lines(["squeue", *asked]):
+        name, state, nodes, reason, *start = (word.strip() for word in line.split("|"))
+        found = JobState(name, state, nodes, reason, None, "squeue")
+        yield replace(found, expected=start[0]) if found.waits and start and start[0] != "N/A" else found
 
 
 def _scontrol(job: str) -> Iterator[JobState]:
@@ -172,10 +262,10 @@ def _lines(argv: Sequence[str]) -> list[str]:
 
 
 def _run(
-    argv: Sequence[str], text: str | None = None, within_s: float = ASK_S
+    argv: Sequence[str], text: str | None = None, within_s: float = ASK_S, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str] | None:
-    """Run a command; None if it does not exist or takes too long."""
+    """Run a command, in this process's environment if no other is given; None if it is not there or takes too long."""
     try:
-        return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=within_s)
+        return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=within_s, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return None

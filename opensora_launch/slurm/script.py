@@ -13,7 +13,7 @@ from pathlib import Path
 from opensora_launch.plan.plan import Machine
 from opensora_launch.schema.config import Device, TopologyConfig
 from opensora_launch.schema.slurm import Container, GpuOption, SlurmConfig, Starter
-from opensora_launch.slurm.body import BODY
+from opensora_launch.slurm.body import BODY, CHECK
 
 # Options of sbatch that have a key of the same name and need no conversion.
 PLAIN = (
@@ -21,6 +21,7 @@ PLAIN = (
     "exclude", "mail_user", "mail_type", "dependency",
 )  # fmt: skip
 PLAIN_WORD = re.compile(r"[A-Za-z0-9_./@%+-]+")
+TIME_LIMIT = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -56,6 +57,12 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
     ]
     if settings.connect_timeout_s <= 0:
         problems.append(f"launcher.slurm.connect_timeout_s={settings.connect_timeout_s} must be more than 0 seconds")
+    lead_s, limit_s = settings.signal_lead_s, time_limit_s(settings.time or "")
+    if limit_s is not None and 0 < limit_s <= lead_s:
+        problems.append(
+            f"launcher.slurm.time={settings.time} is {limit_s} s, but ranks are asked to stop signal_lead_s={lead_s} s "
+            "before the limit, so they would stop at once: raise time, or lower signal_lead_s"
+        )
     for entry in settings.env:
         if not VARIABLE_NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
             problems.append(f"launcher.slurm.env: {entry!r} is not NAME=VALUE")
@@ -73,13 +80,26 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
     return problems
 
 
+def time_limit_s(text: str) -> int | None:
+    """Seconds of a limit in one of Slurm's formats; None if it is in none, which sbatch reports, or has no end."""
+    found = TIME_LIMIT.fullmatch(text)
+    if not found:
+        return None
+    days, first, second, third = (int(part or 0) for part in found.groups())
+    hours = found[1] is not None or found[4] is not None  # else the first number is minutes
+    parts = (first, second, third) if hours else (0, first, second)
+    return days * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+
+
 def job_script(job: SlurmJob) -> str:
     """The script that the launcher submits."""
     settings, ranks = job.settings, job.machine.gpus_per_node
     lines = [
         *_options(job),
         "",
-        "# shellcheck disable=SC2016,SC2034",
+        "# shellcheck disable=SC2016,SC2034,SC2317",
+        CHECK,
+        "",
         "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
         *_settings(settings, ranks, job.python),
@@ -99,15 +119,16 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
         "",
         *(f"# {line}".rstrip() for line in about.splitlines()),
         "",
-        "# shellcheck disable=SC2016,SC2034",
+        "# shellcheck disable=SC2016,SC2034,SC2317",
+        CHECK,
+        "",
         "# Edit from here: how to start Python on a node, and what it needs.",
         *_settings(settings, ranks_per_node, job.python, by_hand=True),
         *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
-        "",
-        "# All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.",
-        "run_file=${SLURM_SUBMIT_DIR:-$PWD}/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}.run",
     ]
-    find = '--run-file "$run_file" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
+    # All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.
+    run_file = '"${SLURM_SUBMIT_DIR:-$PWD}/slurm-${me%_*}.run"'
+    find = f'--run-file {run_file} --submitted "$submitted" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
     return _whole(lines, settings, find)
 
 
@@ -190,7 +211,8 @@ def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool =
 
 
 def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[str]:
-    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1", **threads}
+    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1"}
+    own |= {"PYTHONSAFEPATH": "1", **threads}
     own["CONNECT_TIMEOUT_S"] = f"{settings.connect_timeout_s:g}"
     if settings.interface:  # NCCL matches prefixes, after "=" whole names; gloo matches whole names
         own |= {"NCCL_SOCKET_IFNAME": f"={settings.interface}", "GLOO_SOCKET_IFNAME": settings.interface}
@@ -213,11 +235,12 @@ def _start(settings: SlurmConfig) -> str:
         return f'srun "${{step[@]}}" "${{python[@]}}" {worker} &'
     agent = (
         '-m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$ranks_per_node" '
-        '--node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT"'
+        '--node-rank="$SLURM_NODEID" --master-addr="${HEAD_ADDRESS:-$MASTER_ADDR}" --master-port="$MASTER_PORT"'
     )
     # Expanded on each node: SLURM_NODEID is its own. The rest comes as variables and arguments.
     return (
-        "export attempt ranks_per_node\n"
+        'unset "${!PET_@}" LOGLEVEL PYTHON_EXEC # torchrun would take them for its options\n'
+        "  export attempt ranks_per_node\n"
         f'  # shellcheck disable=SC2016\n  srun "${{step[@]}}" bash -c \'exec "$@" {agent} \\\n'
         f'    {worker}\' bash "${{python[@]}}" &'
     )

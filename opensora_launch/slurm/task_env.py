@@ -50,9 +50,9 @@ def refuse_two_worlds(step: SrunStep, world: int, local_world: int) -> None:
 
 
 def head_host(env: Mapping[str, str]) -> str:
-    """The host of rank 0: MASTER_ADDR, or the first node of the job by scontrol."""
-    if env.get("MASTER_ADDR"):
-        return env["MASTER_ADDR"]
+    """The host of rank 0: HEAD_ADDRESS, MASTER_ADDR, or the first node of the job by scontrol."""
+    if given := env.get("HEAD_ADDRESS") or env.get("MASTER_ADDR"):
+        return given
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
     argv = ["scontrol", "show", "hostnames", nodes]
     try:
@@ -62,6 +62,17 @@ def head_host(env: Mapping[str, str]) -> str:
             f"the first node of {nodes} cannot be found ({error}): set MASTER_ADDR and MASTER_PORT"
         ) from error
     return done.stdout.split()[0]
+
+
+def node_address(node: str) -> str:
+    """The address at which Slurm itself reaches a node; "" if it does not know the node, or cannot be asked."""
+    argv = ["scontrol", "--oneliner", "show", "node", node]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.search(r"\bNodeAddr=(\S+)", done.stdout)
+    return found[1] if found else ""
 
 
 def head_port(env: Mapping[str, str]) -> int:

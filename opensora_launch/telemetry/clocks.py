@@ -9,6 +9,8 @@ from typing import Any
 
 ANCHOR_TRIES = 3
 REANCHOR_S = 1.0
+POLLS = 100  # asked without a pause: what the host has just sent is done in microseconds
+PAUSE_S = 0.0005
 
 
 class HostClock:
@@ -27,6 +29,9 @@ class HostClock:
     def wait(self) -> None:
         """Do nothing: the host has finished its work when a call returns."""
 
+    def enter_thread(self) -> None:
+        """Do nothing: all threads have the same clock."""
+
     def drift_s(self) -> float:
         return 0.0
 
@@ -40,10 +45,10 @@ class DeviceClock:
 
     name = "device"
 
-    def __init__(self, event: Callable[[], Any], synchronize: Callable[[], None]) -> None:
-        """`event` creates a timing event, and `synchronize` waits for the device; see `cuda_clock`."""
+    def __init__(self, event: Callable[[], Any], enter_thread: Callable[[], None]) -> None:
+        """`event` creates a timing event; `enter_thread` makes the device the calling thread's; see `cuda_clock`."""
         self._event = event
-        self.wait = synchronize
+        self.enter_thread = enter_thread
         self._anchor, self._anchor_s, self.error_s = min(
             (self._both_clocks() for _ in range(ANCHOR_TRIES)), key=lambda found: found[2]
         )
@@ -55,6 +60,17 @@ class DeviceClock:
 
     def ready(self, mark: Any) -> bool:
         return bool(mark.query())
+
+    def wait(self) -> None:
+        """Wait until the device has done all that is on the current stream.
+
+        Polls. While a thread is in torch.cuda.synchronize, a query of another thread may hang (pytorch#130844), and
+        Event.query keeps Python's lock: then the heartbeat and this thread would both stand still.
+        """
+        mark, polls = self.mark(), 0
+        while not self.ready(mark):
+            time.sleep(0 if polls < POLLS else PAUSE_S)
+            polls += 1
 
     def seconds(self, mark: Any) -> float:
         found = self._anchor_s + float(self._anchor.elapsed_time(mark)) / 1000
@@ -84,4 +100,5 @@ def cuda_clock() -> DeviceClock:
     """The clock of the current CUDA device."""
     import torch
 
-    return DeviceClock(lambda: torch.cuda.Event(enable_timing=True), torch.cuda.synchronize)
+    device = torch.cuda.current_device()
+    return DeviceClock(lambda: torch.cuda.Event(enable_timing=True), lambda: torch.cuda.set_device(device))

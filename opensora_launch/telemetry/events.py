@@ -6,6 +6,7 @@ converted to that clock; the first line then has `"clock": "device"`.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ class Collective:
     end_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class ConstantWeights:
+    """Weights of a file that are one number all over, as this rank found while it loaded them."""
+
+    file: str
+    names: tuple[str, ...]
+
+
 Event = PhaseSpan | Step | WorkSpan | Collective
 EVENTS: dict[str, type[Event]] = {"span": PhaseSpan, "step": Step, "work": WorkSpan, "collective": Collective}
 _KEYS = {kind: (name, [f.name for f in fields(kind)]) for name, kind in EVENTS.items()}  # what a line of it holds
@@ -86,6 +95,7 @@ class Meta:
     clock: str = "host"  # of steps and collectives: "host" or "device"
     clock_error_s: float = 0.0  # of the conversion from the device's clock
     attention: str | None = None  # the kernel that ran, if the worker knows it
+    attention_refused: tuple[str, ...] = ()  # faster kernels that are installed and failed their trial, and why
     pid: int | None = None
     device_uuid: str | None = None  # of a GPU, as in NVML and CUDA
     clock_offset_s: float | None = None  # add it to this host's times to get those of rank 0's host
@@ -102,6 +112,7 @@ class End:
     videos: tuple[str, ...]
     clock_drift_s: float = 0.0  # of the device's clock against the host's, over the run
     clock_offset_s: float | None = None  # measured again at the end
+    set_aside_bytes: int | None = None  # on the GPU before anything was loaded: by CUDA, NCCL and others
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class RankEvents:
     steps: tuple[Step, ...] = ()
     collectives: tuple[Collective, ...] = ()
     work: tuple[WorkSpan, ...] = ()
+    constant: tuple[ConstantWeights, ...] = ()
     end: End | None = None
     bad_lines: int = field(default=0, compare=False)
 
@@ -150,7 +162,11 @@ def end_line(end: End) -> str:
     return _line("end", _fields(end))
 
 
-def _fields(record: Meta | End) -> dict[str, Any]:
+def constant_line(found: ConstantWeights) -> str:
+    return _line("constant", _fields(found))
+
+
+def _fields(record: Meta | End | ConstantWeights) -> dict[str, Any]:
     return {f.name: value for f in fields(record) if (value := getattr(record, f.name)) is not None}
 
 
@@ -159,7 +175,8 @@ def _line(kind: str, values: Mapping[str, Any]) -> str:
 
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    name: msgspec.json.Decoder(kind) for name, kind in {"meta": Meta, "end": End, **EVENTS}.items()
+    name: msgspec.json.Decoder(kind)
+    for name, kind in {"meta": Meta, "end": End, "constant": ConstantWeights, **EVENTS}.items()
 }
 
 
@@ -175,6 +192,7 @@ def read_events(path: Path) -> RankEvents | None:
         steps=tuple(found["step"]),
         collectives=tuple(found["collective"]),
         work=tuple(found["work"]),
+        constant=tuple(found["constant"]),
         end=found["end"][-1] if found["end"] else None,
         bad_lines=bad,
     )
@@ -199,3 +217,16 @@ def read_first_step(path: Path) -> Step | None:
         return step
     except msgspec.MsgspecError:
         return None
+
+
+def read_constant(path: Path) -> list[ConstantWeights]:
+    """Weights that a rank found to be one number all over, from its file up to its first step."""
+    found = list[ConstantWeights]()
+    with path.open("rb") as file:
+        for line in file:
+            if line.startswith(b'{"kind": "step"'):
+                break
+            if line.startswith(b'{"kind": "constant"'):
+                with suppress(msgspec.MsgspecError):
+                    found.append(_DECODERS["constant"].decode(line))
+    return found

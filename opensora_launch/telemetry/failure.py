@@ -8,6 +8,7 @@ import msgspec
 from opensora_launch.rundir import AttemptDir, create_once
 from opensora_launch.telemetry.stall import Beat
 
+UNKNOWN_HOST = "unknown"
 FAILURE_KINDS = ("user", "failure", "stalled", "memory")
 
 
@@ -27,14 +28,20 @@ class Failure:
 def failure_at(rank: int, beat: Beat | None, kind: str, message: str) -> Failure:
     """The failure of a rank that cannot report it itself, at the place of its last heartbeat."""
     if beat is None:
-        return Failure(rank, "unknown", kind, message)
+        return Failure(rank, UNKNOWN_HOST, kind, message)
     return Failure(rank, beat.host, kind, message, beat.phase, beat.step, beat.collective)
 
 
 def record_failure(attempt: AttemptDir, failure: Failure) -> bool:
-    """Write `error.json` unless it exists; True if this failure was the first."""
+    """Write `error.json` unless it exists; True if this failure was the first.
+
+    If the disk is full, the failure is in the log alone: the one that is reported must not become that of the disk.
+    """
     assert failure.kind in FAILURE_KINDS, failure.kind
-    return create_once(attempt.error, msgspec.json.format(msgspec.json.encode(failure), indent=1).decode())
+    try:
+        return create_once(attempt.error, msgspec.json.format(msgspec.json.encode(failure), indent=1).decode())
+    except OSError:
+        return False
 
 
 def read_failure(attempt: AttemptDir) -> Failure | None:

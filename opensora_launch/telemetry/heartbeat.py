@@ -1,9 +1,11 @@
 """Each rank writes every half second that it is alive and where it is. These files tell which rank causes a stall.
 
 A thread writes `heartbeat/rank<R>.json`. The recorder sets the attributes of `Heartbeat` without a lock: each is
-replaced whole, and the next beat corrects one that mixes two moments.
+replaced whole, and the next beat corrects one that mixes two moments. An error in the thread must not end it, because a
+rank without heartbeats looks stopped: the next beat names it.
 """
 
+import logging
 import os
 import threading
 import time
@@ -13,13 +15,16 @@ from typing import Any
 
 import msgspec
 
+from opensora_launch.machine import processes
 from opensora_launch.rundir import write_whole
+from opensora_launch.telemetry.moves import WATCHED_S, Moves
 from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, find_guilty
 
 BEAT_INTERVAL_S = 0.5
 UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for long without other signs of progress
 LONGEST_S = 3600.0  # of such a phase; after it, a busy rank may be in an endless loop
 
+log = logging.getLogger("opensora_launch.worker")
 _BEAT = msgspec.json.Decoder(Beat)
 _Watch = tuple[float, Callable[[Verdict], None]]
 
@@ -44,9 +49,10 @@ class Heartbeat:
         self.collective: tuple[str, tuple[int, ...], int] | None = None  # the last one, as the fields of a Position
         self.inside = False  # whether it is not over
         self.device_position: Callable[[], Position | None] = lambda: None  # the collective that the device is in
-        self.write_error: str | None = None
+        self.problem: str | None = None  # the last error of a beat
         self._path, self._rank, self._host = path, rank, host
         self._interval_s = interval_s
+        self._started = processes.start_ticks(os.getpid())
         self._epoch_s = time.time() - time.monotonic()  # a jump of the wall clock must not look like a stall
         self._computes = time.pthread_getcpuclockid(
             threading.get_ident()
@@ -55,6 +61,7 @@ class Heartbeat:
         self._last: tuple[Any, ...] = ()
         self._progress_s = self.now()
         self._watch: _Watch | None = None
+        self._moves = Moves()  # of the other ranks
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -102,7 +109,7 @@ class Heartbeat:
     def beat(self, now: float, state: str = "running") -> Beat:
         """Describe where this rank is, and since when."""
         inside, position = self.inside, self.collective and Position(*self.collective)
-        if not inside and (on_device := self.device_position()):
+        if not inside and (on_device := self._on_device()):
             inside, position = True, on_device
         if self.phase != self._phase[0]:
             self._phase = (self.phase, now)
@@ -133,34 +140,61 @@ class Heartbeat:
             load_bytes=self.load_bytes,
             load_since_s=self.load_since_s,
             at_once=self.at_once,
+            started=self._started,
+            problem=self.problem,
         )
 
     def write(self, beat: Beat) -> None:
-        """Rewrite the file. If the disk is full, `write_error` keeps the reason, and the next beat tries again."""
+        """Rewrite the file. If the disk is full, `problem` keeps the reason, and the next beat tries again."""
         try:
             write_whole(self._path, msgspec.json.encode(beat).decode())
         except OSError as e:
-            self.write_error = str(e)
+            self._note(e)
 
     def check(self, mine: Beat) -> None:
         """Detect a stall, as described in `watch`."""
         if self._watch is None or not mine.inside:
             return
         timeout_s, on_stall = self._watch
-        if mine.time_s - mine.progress_s < timeout_s:
-            return
+        waited_s = mine.time_s - mine.progress_s
         silent_s = max(3 * self._interval_s, min(SILENT_S, timeout_s / 2))
+        if waited_s < timeout_s - 2 * silent_s:
+            return
         others = [b for b in read_heartbeats(self._path.parent) if b.rank != mine.rank]
+        mine, *others = self._moves.own_time([mine, *others])  # looked at before they count, to see which of them move
+        if waited_s < timeout_s:
+            return
         verdict = find_guilty([mine, *others], mine.time_s, mine.rank, silent_s=silent_s)
         if verdict.stalled_s >= timeout_s:
-            self._watch = None
             on_stall(verdict)
+            self._watch = None
+
+    def _on_device(self) -> Position | None:
+        try:
+            return self.device_position()
+        except Exception as error:  # noqa: BLE001 after an error of the GPU, no query of it succeeds
+            self._note(error)
+            return None
+
+    def _note(self, error: Exception) -> None:
+        """Keep an error for the next beat, and say it in the log if it is a new one."""
+        found = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if found != self.problem:
+            log.warning("the heartbeat goes on after an error: %s", found)
+        self.problem = found
 
     def _run(self) -> None:
+        last_s = self.now()
         while not self._ending.wait(self._interval_s):
-            beat = self.beat(self.now())
-            self.write(beat)
-            self.check(beat)
+            if self.now() - last_s > WATCHED_S:  # this process was suspended: nobody could move
+                self._last = ()
+            last_s = self.now()
+            try:
+                beat = self.beat(last_s)
+                self.write(beat)
+                self.check(beat)
+            except Exception as error:  # noqa: BLE001 the next beat tries again
+                self._note(error)
 
 
 def read_heartbeats(folder: Path) -> list[Beat]:

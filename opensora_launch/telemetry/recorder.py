@@ -11,15 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from opensora_launch.rundir import named
 from opensora_launch.telemetry.clocks import Clock, HostClock, cuda_clock
 from opensora_launch.telemetry.events import (
     PHASES,
     Collective,
+    ConstantWeights,
     End,
     Meta,
     PhaseSpan,
     Step,
     WorkSpan,
+    constant_line,
     end_line,
     line_of,
     meta_line,
@@ -53,7 +56,8 @@ class Recorder:
             **(started | dict(meta) | {"device": device}), clock=self.clock.name, clock_error_s=self.clock.error_s
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(meta_line(facts), encoding="utf-8")
+        with named(path):
+            path.write_text(meta_line(facts), encoding="utf-8")
         self._path = path
 
     def span(self, phase: str, *, video: str | None = None) -> "_Span":
@@ -73,6 +77,10 @@ class Recorder:
         """Record that a part of a step's compute is over; `start` is the mark taken when it began."""
         self.done.append((WorkSpan, part, start, self.mark()))
 
+    def constant(self, found: ConstantWeights) -> None:
+        """Record weights that are one number all over."""
+        self._append(constant_line(found))
+
     def flush(self) -> None:
         """Write the events whose marks are ready. Steps and phases call this at their end."""
         clock, lines = self.clock, []
@@ -85,20 +93,32 @@ class Recorder:
         self.done = self.done[len(lines) :]
         self._append("".join(lines))
 
-    def close(self, peak_memory_bytes: int, videos: Sequence[str], *, clock_offset_s: float | None = None) -> None:
+    def close(
+        self,
+        peak_memory_bytes: int,
+        videos: Sequence[str],
+        *,
+        clock_offset_s: float | None = None,
+        set_aside_bytes: int | None = None,
+    ) -> None:
         """Write the rest and the last line. Only for a rank that reached its end."""
         self.clock.wait()
         self.flush()
         assert not self.done, "the device has finished"
         drift_s = self.clock.drift_s()
-        self._append(end_line(End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s)))
+        end = End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
+        self._append(end_line(end))
 
     def _append(self, lines: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with named(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(lines)
 
     def _device_position(self) -> Position | None:
-        """The collective that the device is in; the host may be far ahead. The heartbeat's thread calls this."""
+        """The collective that the device is in; the host may be far ahead. The heartbeat's thread calls this.
+
+        A new thread's device is GPU 0, where a query makes a context of hundreds of MB (pytorch/torchcomms#777).
+        """
+        self.clock.enter_thread()
         for kind, *values in list(self.done):
             if kind is not Collective or self.clock.ready(values[-1]):
                 continue

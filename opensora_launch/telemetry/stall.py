@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # Ten missed heartbeats make a rank the suspect of a stall. Whether a rank is alive is another question, with more
-# patience: runs/alive.py. The clocks of hosts must agree this well, as they do under NTP.
+# patience: runs/alive.py.
 SILENT_S = 5.0
 
 
@@ -44,6 +44,8 @@ class Beat:
     load_bytes: int = 0
     load_since_s: float = 0.0
     at_once: int = 1  # videos in the current batch; `video` is the first of them
+    started: int = 0  # when the process began, in clock ticks: a later process with its id has another
+    problem: str | None = None  # the last error of the heartbeat itself, which goes on
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Verdict:
 def find_guilty(
     beats: Sequence[Beat], now: float, me: int, *, silent_s: float = SILENT_S, gone: Collection[int] = ()
 ) -> Verdict:
-    """The verdict of rank `me`, which makes no progress inside a collective. `now` is the epoch's.
+    """The verdict of rank `me`, which makes no progress inside a collective. `now` and all beats have its time (Moves).
 
     `gone` are ranks whose process is known to have ended without a last heartbeat.
     """

@@ -2,6 +2,8 @@
 
 import sys
 
+from opensora_launch.machine.output import secure_output
 from opensora_launch.worker import main
 
+secure_output()
 sys.exit(main(sys.argv[1:]))

@@ -1,16 +1,10 @@
-"""Run a stored case of `verify` on these ranks, and compare it with its stored tensors and with one rank.
+"""Run a stored case of `verify` on these ranks, and compare it with its stored tensors and with one rank."""
 
-A case is NAME.json beside NAME.safetensors; docs/verify.md describes the format.
-"""
-
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from opensora_launch.engines.choice import choose_engine
@@ -32,81 +26,9 @@ from opensora_launch.plan.verify_spec import VerifyLine
 from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
-from opensora_launch.schema.config import Engine, MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.schema.config import Engine, ModelConfig, VaeConfig
+from opensora_launch.worker.case_files import Case
 from opensora_launch.worker.denoise_videos import Batch, StepRecord, denoise_batch
-
-CASE_KINDS = ("mmdit", "vae", "sampling")
-
-
-@dataclass(frozen=True)
-class Case:
-    """The JSON file of a case and its tensors, on `device`."""
-
-    path: Path
-    data: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    device: torch.device
-
-    @property
-    def kind(self) -> str:
-        return str(self.data["kind"])
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The config of the transformer; empty for a VAE."""
-        return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
-
-    @property
-    def mmdit(self) -> MmditConfig:
-        return mmdit_config(self.config)
-
-    @property
-    def rows(self) -> int:
-        """The largest number of rows in a step."""
-        if self.kind == "vae":
-            return 1
-        return int(self.tensors["txt" if self.kind == "sampling" else "input.txt"].shape[0])
-
-    @property
-    def tokens(self) -> int:
-        if self.kind == "vae":
-            return 1 << 20
-        video, text = ("noise_packed", "txt") if self.kind == "sampling" else ("input.img", "input.txt")
-        return int(self.tensors[video].shape[1] + self.tensors[text].shape[1])
-
-    def weights(self, where: Mapping[str, str]) -> dict[str, Tensor]:
-        """Read the tensors of {file, prefix}, named without the prefix. The file is relative to the case.
-
-        Raises UserError if the file does not exist.
-        """
-        path = self.path.parent / where["file"]
-        if not path.exists():
-            raise UserError(f"{self.path} takes its weights from {path}, which does not exist")
-        prefix = where["prefix"]
-        tensors = load_file(path, device=str(self.device))
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def read_case(path: Path, device: torch.device) -> Case:
-    """Read a case, with its tensors on `device`.
-
-    Raises UserError if it cannot be read, is of an unknown kind, or lacks a tensor that it compares.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(path.parent / data["file"], device=str(device))
-    except OSError as e:
-        raise UserError(f"the case {path} cannot be read: {e.strerror}: {e.filename}") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(
-            f"{path} is not a case: it must be JSON with the name of a safetensors file under `file`"
-        ) from e
-    kind = data.get("kind")
-    if kind not in CASE_KINDS:
-        raise UserError(f"{path} has kind={kind!r}; the known kinds are {', '.join(CASE_KINDS)}")
-    if missing := sorted(set(data["compare"]) - set(tensors)):
-        raise UserError(f"{data['file']} lacks tensors that {path.name} compares", missing)
-    return Case(path, data, tensors, device)
 
 
 @dataclass(frozen=True)
@@ -138,8 +60,10 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
     path = case.path.parent / where["file"]
     if not path.exists():
         raise UserError(f"{case.path} takes its weights from {path}, which does not exist")
-    config = ModelConfig(folder=str(path.parent), mmdit_file=path.name, mmdit=mmdit_config(case.config))
-    source = WeightSource(config, case.device, torch.float32, where["prefix"])
+    config = ModelConfig(
+        folder=str(path.parent), mmdit_file=path.name, mmdit_prefix=where["prefix"], mmdit=mmdit_config(case.config)
+    )
+    source = WeightSource(config, case.device, torch.float32)
     mesh = next(iter(ranks.meshes.values()))
     engine = choose_engine(ranks.engine)
     loaded = engine.load_transformer(source, ranks.placement, ranks.node, mesh, lambda nbytes: None)

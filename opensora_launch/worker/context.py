@@ -31,6 +31,7 @@ class RankContext:
     node: Axis  # the ranks of this node that work on the same videos
     recorder: Recorder
     facts: Mapping[str, Any]  # for the records of finished videos: versions, device, attention kernel
+    set_aside_bytes: int | None  # taken on the GPU before anything was loaded: by CUDA, NCCL and others
     checkpoints: Checkpoints | None = None  # None for a comparison, which leaves nothing behind
 
     @property

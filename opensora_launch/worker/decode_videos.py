@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -11,22 +12,42 @@ from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.tiles import TileGrid, tiles_of
 from opensora_launch.model.vae import Region, decode_regions
 from opensora_launch.parallel.tile_spreading import spread_tiles
-from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.plan.plan import Plan, VideoRequest
+from opensora_launch.schema.config import Init
 from opensora_launch.worker.context import RankContext
+from opensora_launch.worker.failures import VideoFailed
 
 
 def decode_video(
-    ctx: RankContext, vae: CausalVae, video: VideoRequest, latent: Float[Tensor, "C T H W"]
+    ctx: RankContext, vae: CausalVae, video: VideoRequest, latent: Float[Tensor, "C T H W"] | None
 ) -> UInt8[np.ndarray, "F Y X 3"] | None:
-    """Return the frames on the group's first rank, None on the others. The device holds one tile's output at a time."""
+    """Return the frames on the group's first rank, None on the others. The device holds one tile's output at a time.
+
+    Raises VideoFailed on all ranks if there are no latents (denoise_videos), and on the first rank if pixels are not
+    finite: NaN would become black. By then the rank has taken the tiles of all others, so none of them waits.
+    """
+    if latent is None:
+        other = "" if ctx.plan.precision == "fp32" else ", or start a new run with precision=fp32"
+        raise VideoFailed(f"its latents are not finite: the transformer in {ctx.plan.precision}; check its file{other}")
+    finite = torch.ones((), dtype=torch.bool, device=ctx.device)  # read once, at the end: each read waits for the GPU
     with ctx.recorder.span("vae", video=video.name):
         grid, regions = decode_latent(ctx, vae, latent)
         if regions is None:
             return None
         frames = room_for_frames(*grid.out_shape)
         for region in regions:
+            finite &= torch.isfinite(region.values).all()
             frames[region.frames, region.y, region.x] = to_frames(region.values[0])
+    if not finite:
+        raise VideoFailed(f"its decoded pixels are not finite{vae_hint(ctx.plan)}")
     return frames[: ctx.plan.geometry.num_frames]
+
+
+def vae_hint(plan: Plan) -> str:
+    """Return which VAE made numbers that are not finite, in which precision, and what to do."""
+    name = plan.model.vae_file if plan.model.init is Init.checkpoint else "of random weights"
+    other = "" if plan.precision == "fp32" else ", or start a new run with precision=fp32"
+    return f": the VAE {name} in {plan.precision}; check the file{other}"
 
 
 def decode_latent(

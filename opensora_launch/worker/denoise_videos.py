@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel, own_rows
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
@@ -63,11 +65,8 @@ def denoise_batch(
             ]
             return model.predict(latents, batch.img_ids, inputs)
 
-    tokens_per_frame = batch.latents.shape[1] // batch.latent_frames
     with torch.no_grad():
-        return denoise(
-            batch.latents, batch.times, rows_at, predict, tokens_per_frame, first=first, after_step=after_step
-        )
+        return denoise(batch.latents, batch.times, rows_at, predict, first=first, after_step=after_step)
 
 
 def denoise_videos(
@@ -76,10 +75,10 @@ def denoise_videos(
     texts: Mapping[str, Embedding],
     videos: Sequence[VideoRequest],
     references: Sequence[Sequence[Tensor]],
-) -> list[Float[Tensor, "C T H W"]]:
+) -> list[Float[Tensor, "C T H W"] | None]:
     """Return the latents of the videos, with their given frames put back, on every rank of the group.
 
-    references: the latents of each video's references. Raises FloatingPointError if latents are not finite.
+    references: the latents of each video's references. None stands for latents that are not finite on some rank.
     """
     plan, shape = ctx.plan, ctx.plan.geometry
     with ctx.recorder.span("denoise", video=videos[0].name):
@@ -87,12 +86,18 @@ def denoise_videos(
         latents = unpack(
             final, shape.latent_frames, shape.latent_height, shape.latent_width, plan.model.mmdit.patch_size
         )
-    if not torch.isfinite(latents).all():
-        raise FloatingPointError(
-            f"the latents of {videos[0].name} are not finite: check the weights, or use another precision than "
-            f"{plan.precision}"
-        )
-    return [restore_given(x, v.cond_type, r) for x, v, r in zip(latents, videos, references, strict=True)]
+        finite = _finite_on_all(ctx.mesh.video, latents)
+    restored = [restore_given(x, v.cond_type, r) for x, v, r in zip(latents, videos, references, strict=True)]
+    return [latent if good else None for latent, good in zip(restored, finite, strict=True)]
+
+
+def _finite_on_all(axis: Axis, latents: Float[Tensor, "V C T H W"]) -> list[bool]:
+    """Return for each video whether its latents are finite on all ranks of the axis."""
+    finite = torch.isfinite(latents).flatten(1).all(1).to(torch.uint8)
+    if axis.size > 1:
+        with axis.exchange(0):
+            dist.all_reduce(finite, dist.ReduceOp.MIN, group=axis.group)
+    return [bool(good) for good in finite.tolist()]
 
 
 def _denoise(

@@ -1,9 +1,13 @@
 """Reference phase: turn the reference images and videos of a video into latents (C T H W)."""
 
+import socket
+
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from opensora_launch.errors import UserError
 from opensora_launch.media.references import load_references
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.tiles import tiles_of
@@ -12,6 +16,8 @@ from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.worker.context import RankContext
+from opensora_launch.worker.decode_videos import vae_hint
+from opensora_launch.worker.failures import VideoFailed
 
 REF_SEED_OFFSET = 1 << 32  # keeps the posterior draw of a reference apart from the noise of the video
 
@@ -19,18 +25,40 @@ REF_SEED_OFFSET = 1 << 32  # keeps the posterior draw of a reference apart from 
 def encode_references(ctx: RankContext, vae: CausalVae, video: VideoRequest) -> list[Float[Tensor, "C T H W"]]:
     """Return the latents of a video's references, drawn with the video's seed, on every rank of the group.
 
-    The list is empty if the video has no condition, or is a single image.
+    The list is empty if the video has no condition, or is a single image. Raises VideoFailed on all ranks of the group
+    if any of them cannot read a file, or if latents are not finite.
     """
     if video.cond_type == "t2v" or ctx.plan.geometry.latent_frames == 1:
         return []
-    shape, cfg, axis = ctx.plan.geometry, ctx.plan.model.vae, ctx.mesh.video
+    cfg, axis = ctx.plan.model.vae, ctx.mesh.video
     with ctx.recorder.span("vae", video=video.name):
         latents = []
-        for k, pixels in enumerate(load_references(video.refs, video.cond_type, shape.height_px, shape.width_px)):
+        for k, pixels in enumerate(_load_on_all(ctx, video)):
             moments = encode_pixels(vae, pixels, tiles_of(cfg), spread_tiles(axis))
             sample = None
             if moments is not None:
                 generator = torch.Generator().manual_seed((video.seed + (k + 1) * REF_SEED_OFFSET) % 2**63)
                 sample = posterior_sample(cfg, moments.float(), generator)[0]
             latents.append(broadcast(axis, sample, ctx.device))
+    if not all(torch.isfinite(latent).all() for latent in latents):
+        raise VideoFailed(f"the latents of its references are not finite{vae_hint(ctx.plan)}")
     return latents
+
+
+def _load_on_all(ctx: RankContext, video: VideoRequest) -> tuple[Float[Tensor, "1 3 T Y X"], ...]:
+    """Return the pixels of a video's references. Raises VideoFailed on all ranks of the group if one cannot read them.
+
+    They were read before the start, perhaps on another host.
+    """
+    shape, axis, problem = ctx.plan.geometry, ctx.mesh.video, ""
+    try:
+        loaded = load_references(video.refs, video.cond_type, shape.height_px, shape.width_px)
+    except UserError as error:
+        problem = f"{error} (on {socket.gethostname()})"
+    problems = [problem] * axis.size
+    if axis.size > 1:
+        with axis.exchange(0):
+            dist.all_gather_object(problems, problem, group=axis.group)
+    if found := next(filter(None, problems), ""):
+        raise VideoFailed(found)
+    return loaded

@@ -19,6 +19,7 @@ from opensora_launch.engines.choice import choose_engine
 from opensora_launch.model.text_encoders import TextEmbeddings, random_embeddings
 from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.collectives import broadcast
+from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import aside
@@ -128,12 +129,14 @@ def encode_on_team(ctx: RankContext) -> list[Embedding] | None:
     with ctx.recorder.span("text"):
         if team.axis.index > 0:
             team.help()
+            free_caches(ctx.device)
             return None
         cache = None
         if plan.text_cache and plan.model.init is Init.checkpoint:
             cache = TextCache.of(Path(plan.text_cache), plan.model, device_name(ctx.device), ctx.dtype)
         encoded = encode_texts(plan.model, distinct_texts(plan.videos), team.encode, ctx.dtype, cache)
         team.dismiss()
+        free_caches(ctx.device)  # the encoders are gone, and the transformer comes next
         return encoded
 
 

@@ -12,7 +12,8 @@ from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import load_vae
-from opensora_launch.model.weights import random_tensors, read_tensors
+from opensora_launch.model.weights import constant_weights, random_tensors, read_tensors, warn_of_constant
+from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.parallel.streaming import StreamedBlocks
@@ -43,7 +44,10 @@ def load_networks(
     if model.init is Init.random:
         tensors = random_tensors(empty, seed=model.init_seed, dtype=source.dtype, device=source.device)
     else:
-        tensors = read_tensors(Path(model.folder) / model.vae_file, device=source.device, dtype=source.dtype)
+        file = Path(model.folder) / model.vae_file
+        tensors = read_tensors(file, device=source.device, dtype=source.dtype, prefix=model.vae_prefix)
+        warn_of_constant(source.constant, source.path)
+        warn_of_constant(constant_weights(tensors), file)
     return Networks(transformer.module, load_vae(model.vae, tensors), transformer.blocks)
 
 
@@ -53,7 +57,9 @@ def load_as_planned(ctx: RankContext) -> Networks:
         plan, engine, beat = ctx.plan, choose_engine(ctx.plan.engine), ctx.recorder.heartbeat
         source = WeightSource(plan.model, ctx.device, ctx.dtype)
         beat.loading(engine.bytes_to_read(source, plan.placement, ctx.node, ctx.mesh))
-        return load_networks(source, engine, plan.placement, ctx.node, ctx.mesh, beat.loaded)
+        networks = load_networks(source, engine, plan.placement, ctx.node, ctx.mesh, beat.loaded)
+        free_caches(ctx.device)
+        return networks
 
 
 def shard_model(ctx: RankContext, networks: Networks, layouts: Mapping[int, Layout]) -> ShardedModel:

@@ -3,8 +3,12 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from opensora_launch.telemetry.events import ConstantWeights
+from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.rank import Rank
 
 
@@ -22,6 +26,7 @@ def redirect_output(path: Path) -> None:
 def start_logging(me: Rank) -> None:
     """Log to standard output, with time and rank in each line."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
+    logging.raiseExceptions = False  # a line that a full disk refuses is no error of the run
     logging.getLogger().handlers[0].setFormatter(_formatter(me))
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -34,6 +39,23 @@ def keep_log(path: Path, me: Rank) -> None:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_formatter(me))
     logging.getLogger().addHandler(handler)
+
+
+@contextmanager
+def recorded(recorder: Recorder) -> Iterator[None]:
+    """Record the weights that warnings name (warn_of_constant), for the launcher and the report."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if constant := getattr(record, "constant", None):
+                recorder.constant(ConstantWeights(*constant))
+
+    handler, log = Handler(), logging.getLogger("opensora_launch.worker")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _formatter(me: Rank) -> logging.Formatter:

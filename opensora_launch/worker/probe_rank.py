@@ -20,14 +20,15 @@ from torch import Tensor
 from opensora_launch import exit_codes
 from opensora_launch.doctor.probe import AxisSpeed, ProbeResult, ProbeSpec, RankSeen
 from opensora_launch.errors import UserError
-from opensora_launch.parallel.mesh import Axis, build_meshes
+from opensora_launch.machine.output import secure_output
+from opensora_launch.parallel.mesh import Axis, Groups, build_meshes
 from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.worker.failures import leave
 from opensora_launch.worker.logs import redirect_output
-from opensora_launch.worker.process_group import join
+from opensora_launch.worker.numerics import set_numerics
+from opensora_launch.worker.process_group import Unreachable, join
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rank_facts import device_uuid
-from opensora_launch.worker.set_up import set_numerics
 from opensora_launch.worker.watch import clock_offset
 
 WARM_UP = 2  # NCCL connects at the first exchange
@@ -42,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
         spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=ProbeSpec)
         set_numerics(spec.threads_per_rank, NumericsConfig())
         device = pick_device(spec.device, me)
-        join(me)
+        join(me, timeout=timedelta(seconds=spec.timeout_s))
         result = probe_links(spec, me, device)
-    except (UserError, RuntimeError, OSError) as error:
+    except (UserError, Unreachable, RuntimeError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         leave(exit_codes.FAILURE)
     if me.rank == 0:
@@ -57,8 +58,8 @@ def probe_links(spec: ProbeSpec, me: Rank, device: torch.device) -> ProbeResult:
     """Find which rank is where, and how fast each axis is. All ranks call this together."""
     seen: list[RankSeen | None] = [None] * me.world
     dist.all_gather_object(seen, _see(me, device))
-    timeout = timedelta(seconds=spec.timeout_s)
-    mesh = build_meshes([spec.layout], me.rank, timeout, lambda axis, ranks, nbytes: nullcontext())[spec.layout]
+    groups = Groups(timedelta(seconds=spec.timeout_s))
+    mesh = build_meshes([spec.layout], me.rank, groups, lambda axis, ranks, nbytes: nullcontext())[spec.layout]
     tests = [(mesh.tp, all_reduce), (mesh.ulysses, all_to_all), (mesh.ring, ring), (mesh.cfg, all_gather)]
     speeds = [_speed(spec, axis, exchange, device) for axis, exchange in tests if axis.size > 1]
     found = sorted((rank for rank in seen if rank is not None), key=lambda rank: rank.rank)
@@ -130,4 +131,5 @@ def _wait(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
+    secure_output()
     sys.exit(main(sys.argv[1:]))

@@ -2,13 +2,12 @@
 
 The queue consists of files. The n-th group that takes a batch creates claims/<batch>.<n>.json exclusively. If the owner
 of a claim is dead, another group adds claim n + 1, which again only one group can create. A batch is finished when all
-its videos have their record. The group that makes a video has no influence on the video.
+its videos are made or have failed. The group that makes a video has no influence on the video.
 
 Whether an owner is alive shows only by watching its heartbeat: one written a moment ago may have been the last.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, create_once
-from opensora_launch.runs.alive import ALIVE_S, is_process_gone
+from opensora_launch.runs.alive import ALIVE_S, is_long_ago, is_process_gone
+from opensora_launch.runs.finished_videos import is_settled
 from opensora_launch.telemetry.heartbeat import read_beat
+from opensora_launch.telemetry.moves import Moves
 
 QUEUE_POLL_S = 0.5  # between two looks at a heartbeat that must move or go stale
-WATCHED_S = 5.0  # an older look at a heartbeat says nothing about now
 WAIT = -1  # of `take`: ask again in a moment
 
 
@@ -48,22 +48,13 @@ class Claimant(NamedTuple):
     pid: str
 
 
-@dataclass
-class _Look:
-    """What was seen of a heartbeat: its time, since when it has had this time, and when it was last read."""
-
-    time_s: float
-    since_s: float
-    last_s: float
-
-
 class Queue:
     """The batches of a run, for the first rank of a group."""
 
     def __init__(self, run_dir: RunDir, batches: Sequence[Sequence[VideoRequest]], owner: Owner) -> None:
         self._run_dir, self._batches, self._owner = run_dir, batches, owner
         self._taken: set[int] = set()
-        self._looks: dict[Claimant, _Look] = {}
+        self._moves = Moves()  # of heartbeats of other owners, and of claims that are not whole
 
     def take(self) -> int | None:
         """Return the index of a batch that this group now owns.
@@ -72,16 +63,19 @@ class Queue:
         """
         certain, known = True, dict[Claimant, bool | None]()
         for index, batch in enumerate(self._batches):
-            if index in self._taken or finished(self._run_dir, batch):
+            if index in self._taken or self._is_settled(batch):
                 continue
             ours = self._claim(batch[0].name, known)
             certain &= ours is not None
             if not ours:
                 continue
             self._taken.add(index)
-            if not finished(self._run_dir, batch):  # by an owner that has died meanwhile
+            if not self._is_settled(batch):  # by an owner that has died meanwhile
                 return index
         return None if certain else WAIT
+
+    def _is_settled(self, batch: Sequence[VideoRequest]) -> bool:
+        return all(is_settled(self._run_dir, video.name) for video in batch)
 
     def _claim(self, name: str, known: dict[Claimant, bool | None]) -> bool | None:
         """Whether the batch is now ours; None if its owner may be alive or dead. known: which owners are alive."""
@@ -91,7 +85,7 @@ class Queue:
         if last >= 0:
             path = folder / f"{name}.{last}.json"
             claim = _read(path)
-            if not claim and time.time() - path.stat().st_mtime < ALIVE_S:
+            if not claim and self._moves.look(path, 0).still_s < ALIVE_S:
                 return None  # it is being written
             owner = Claimant(*(str(claim.get(name)) for name in Claimant._fields))
             if owner not in known:
@@ -111,26 +105,10 @@ class Queue:
             return False  # an earlier start of our own job, which cannot run twice
         if is_process_gone(beat):
             return False
-        return self._moves(owner, beat.time_s)
-
-    def _moves(self, owner: Claimant, time_s: float) -> bool | None:
-        """Whether a heartbeat has moved since the last look; False once it stands for ALIVE_S, by its clock or ours."""
-        now = time.monotonic()
-        look = self._looks.get(owner)
-        if look and now - look.last_s < WATCHED_S:
-            moved = look.time_s != time_s
-            since_s = now if moved else look.since_s
-        else:
-            moved, since_s = False, now
-        self._looks[owner] = _Look(time_s, since_s, now)
-        if moved:
+        look = self._moves.look(owner, beat.time_s)
+        if look.moved:
             return True
-        return False if max(time.time() - time_s, now - since_s) >= ALIVE_S else None
-
-
-def finished(run_dir: RunDir, videos: Sequence[VideoRequest]) -> bool:
-    """Whether each video has its record of completion."""
-    return all(run_dir.record(video.name).exists() for video in videos)
+        return False if look.still_s >= ALIVE_S or is_long_ago(beat.time_s) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

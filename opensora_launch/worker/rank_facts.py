@@ -6,19 +6,23 @@ import platform
 import resource
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from opensora_launch import __version__
+from opensora_launch.errors import UserError
+from opensora_launch.model.kernel_choice import Kernel
 from opensora_launch.plan.plan import Plan
 from opensora_launch.schema.config import Engine
 from opensora_launch.worker.rank import Rank
 
 
 def telemetry_header(
-    plan: Plan, me: Rank, device: torch.device, kernel_name: str, started: tuple[float, float]
+    plan: Plan, me: Rank, device: torch.device, kernel: Kernel, started: tuple[float, float]
 ) -> dict[str, Any]:
     """Return the facts at the start of a rank's telemetry. started: monotonic and epoch seconds."""
     return {
@@ -31,19 +35,21 @@ def telemetry_header(
         "start_s": started[0],
         "start_epoch_s": started[1],
         "layouts": {str(rows): str(layout) for rows, layout in plan.layouts},
-        "attention": kernel_name,
+        "attention": kernel.name,
+        "attention_refused": kernel.refused,
         "pid": os.getpid(),
         "device_uuid": device_uuid(device),
         "versions": versions(plan.engine),
     }
 
 
-def record_facts(engine: Engine, device: torch.device, kernel_name: str) -> dict[str, Any]:
+def record_facts(engine: Engine, device: torch.device, kernel: Kernel) -> dict[str, Any]:
     """Return the facts that every record of a finished video holds."""
     return {
         "engine": engine,
         "device": device_name(device),
-        "attention": kernel_name,
+        "attention": kernel.name,
+        **({"attention_refused": kernel.refused} if kernel.refused else {}),
         "versions": versions(engine),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -54,6 +60,8 @@ def versions(engine: Engine) -> dict[str, str]:
     packages = ["opensora-launch", "torch", "transformers", "safetensors", "av", "hydra-core"]
     packages += ["colossalai"] if engine is Engine.colossalai else []
     found = {"python": platform.python_version(), **{p: _version(p) for p in packages}}
+    found["opensora-launch"] = __version__  # of the code that runs, which need not be the installed one
+    found["torch"] = torch.__version__  # with its build, such as 2.13.0+cu130; the package's metadata may lack that
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = str(torch.backends.cudnn.version())
@@ -86,6 +94,29 @@ def device_uuid(device: torch.device) -> str | None:
         return None
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     return None if uuid is None else (str(uuid) if str(uuid).startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+
+
+def refuse_shared_gpus(seen: Sequence[tuple[str, str | None]]) -> None:
+    """Raise UserError if two ranks have one GPU. `seen` are (host, UUID of its GPU) of each rank, None for a CPU."""
+    by_gpu: dict[tuple[str, str], list[int]] = {}
+    for rank, (host, uuid) in enumerate(seen):
+        if uuid is not None:
+            by_gpu.setdefault((host, uuid), []).append(rank)
+    if shared := [(ranks, host, uuid) for (host, uuid), ranks in by_gpu.items() if len(ranks) > 1]:
+        each = "; ".join(f"ranks {', '.join(map(str, r))} on {host} have the same GPU, {it}" for r, host, it in shared)
+        raise UserError(
+            f"{each}: each rank needs a GPU or MIG instance of its own; start fewer ranks, or let CUDA_VISIBLE_DEVICES "
+            f"name one for each rank of the node"
+        )
+
+
+def memory_left(device: torch.device) -> tuple[int, int] | None:
+    """Return the bytes of the GPU that are free, and those that PyTorch does not manage; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    return free + reserved, total - free - reserved
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.finished_videos import unsettled_videos
 from opensora_launch.slurm.task_env import job_name
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import watch
@@ -24,7 +25,8 @@ from opensora_launch.worker.encode_texts import Embedding, encode_on_team, share
 from opensora_launch.worker.failures import is_out_of_memory
 from opensora_launch.worker.generate import make_videos
 from opensora_launch.worker.load_networks import Networks, load_as_planned, shard_model
-from opensora_launch.worker.queue import QUEUE_POLL_S, WAIT, Owner, Queue, finished
+from opensora_launch.worker.logs import recorded
+from opensora_launch.worker.queue import QUEUE_POLL_S, WAIT, Owner, Queue
 from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.rank_facts import peak_memory_bytes
 from opensora_launch.worker.set_up import set_up
@@ -39,7 +41,7 @@ def run_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat, started
     stored = Checkpoints(ctx.run_dir.checkpoints, attempt.stop, plan.checkpoint_every_steps, ctx.mesh.video)
     ctx = replace(ctx, checkpoints=stored)
     beat.videos = len(plan.videos)
-    with watch.sampling(attempt, me), profiler(plan.profile, attempt.profiler_trace(me.rank)):
+    with recorded(ctx.recorder), watch.sampling(attempt, me), profiler(plan.profile, attempt.profiler_trace(me.rank)):
         networks, texts = load_networks_and_texts(ctx)
         watch.watch_blocks(networks.mmdit, ctx.recorder, streamed=networks.blocks is not None)
         model = shard_model(ctx, networks, dict(plan.layouts))
@@ -49,7 +51,12 @@ def run_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat, started
         dist.all_reduce(stop, dist.ReduceOp.MAX, group=ctx.world.group)
     if stop.item():
         raise Preempted
-    ctx.recorder.close(peak_memory_bytes(ctx.device), done, clock_offset_s=watch.clock_offset(me)[0])
+    ctx.recorder.close(
+        peak_memory_bytes(ctx.device),
+        done,
+        clock_offset_s=watch.clock_offset(me)[0],
+        set_aside_bytes=ctx.set_aside_bytes,
+    )
 
 
 def load_networks_and_texts(ctx: RankContext) -> tuple[Networks, Mapping[str, Embedding]]:
@@ -74,7 +81,7 @@ def _make_until_stopped(
         return make_videos(ctx, networks, model, texts, batches), False
     except Preempted:
         return [], True
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         if ctx.checkpoints and is_out_of_memory(error):
             ctx.checkpoints.store_last()
         raise
@@ -87,7 +94,7 @@ def _batches(ctx: RankContext, attempt: AttemptDir, me: Rank) -> Iterator[tuple[
     owner = Owner(attempt.path.name, me.rank, job_name(os.environ), socket.gethostname(), os.getpid())
     queue = Queue(ctx.run_dir, batches, owner)
     while True:
-        beat.videos_done = sum(finished(ctx.run_dir, [video]) for video in ctx.plan.videos)
+        beat.videos_done = beat.videos - len(unsettled_videos(ctx.run_dir, ctx.plan.videos))
         if ctx.checkpoints.asked_to_stop():
             raise Preempted
         taken = [queue.take() if axis.index == 0 else None]

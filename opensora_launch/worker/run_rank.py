@@ -17,6 +17,7 @@ from opensora_launch.machine.host import count_cpus
 from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.verify_spec import VerifySpec
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.runs.finished_videos import failed_videos
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, listen_for_stop
 from opensora_launch.worker.failures import fail, leave, record_early
@@ -37,10 +38,13 @@ def run_rank(argv: Sequence[str]) -> int:
     try:
         me = Rank.from_env(os.environ)
         alone = me.starter != "torchrun" and me.world == 1
+        logs = None
         if launched and not alone:
-            redirect_output(AttemptDir(Path(argv[1])).log(me.rank))
+            folder = AttemptDir(Path(argv[1]))
+            logs = folder if folder.log(me.rank).exists() else None  # srun made it, as for every rank
+            redirect_output(folder.log(me.rank))
         start_logging(me)
-        join(me)
+        join(me, logs)
         attempt, work = _agree(argv, me, launched)
         if alone or not launched:  # its output is visible, and is stored too
             keep_log(attempt.log(me.rank), me)
@@ -74,7 +78,7 @@ def run_rank(argv: Sequence[str]) -> int:
     beat.close("done")
     dist.destroy_process_group()
     if not launched and me.rank == 0:
-        _report(attempt)
+        return _report(attempt)
     return 0
 
 
@@ -122,9 +126,12 @@ def _prepare(argv: Sequence[str], me: Rank) -> AttemptDir:
     return prepare_attempt(argv, Machine(device, me.world // me.local_world, me.local_world, cpus))
 
 
-def _report(attempt: AttemptDir) -> None:
-    """Build and print the report of ranks that were started by hand: no launcher does it for them."""
+def _report(attempt: AttemptDir) -> int:
+    """Build and print the report of ranks that were started by hand: no launcher does it for them. The exit code."""
     from opensora_launch.report.build import build_report
     from opensora_launch.report.markdown import summary_lines
 
     sys.stdout.write("\n".join([*summary_lines(build_report(attempt.run.path)), f"run: {attempt.run}", ""]))
+    failed = failed_videos(attempt.run)
+    sys.stderr.writelines(f"{video} failed: {reason}\n" for video, reason in failed.items())
+    return exit_codes.FAILURE if failed else exit_codes.DONE

@@ -2,40 +2,55 @@
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.kernel_choice import choose_kernel
-from opensora_launch.parallel.mesh import Axis, Record, build_meshes, node_axis
+from opensora_launch.model.kernel_choice import Offer, choose_kernel
+from opensora_launch.parallel.mesh import Axis, Groups, build_meshes, node_axis, world_axis
+from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.memory import GIB
+from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
+from opensora_launch.plan.rank_sets import device_sets, gathers_on_node
+from opensora_launch.plan.resident import fitting_placement, needed_bytes
+from opensora_launch.plan.set_aside import LATER_BYTES
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.context import DTYPES, RankContext
 from opensora_launch.worker.failures import stop_stalled
+from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.process_group import BACKSTOP
 from opensora_launch.worker.rank import Rank, pick_device
-from opensora_launch.worker.rank_facts import device_name, record_facts, telemetry_header
+from opensora_launch.worker.rank_facts import (
+    device_name,
+    device_uuid,
+    memory_left,
+    record_facts,
+    refuse_shared_gpus,
+    telemetry_header,
+)
 from opensora_launch.worker.watch import clock_offset, watch_kernel
 
-
-def set_numerics(threads: int, numerics: NumericsConfig) -> None:
-    """Let equal inputs give equal bits: fixed thread count, no kernels chosen by timing, products as configured."""
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
-    torch.backends.cudnn.allow_tf32 = numerics.tf32
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = numerics.reduced_sums
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = numerics.reduced_sums
-    torch.set_grad_enabled(False)
-
-
 log = logging.getLogger("opensora_launch.worker")
+
+
+def own_device(kind: str, me: Rank) -> torch.device:
+    """Return this rank's device, "cpu" or "cuda". All ranks call this together.
+
+    Raises UserError if there is none, or, on all ranks, if two of them have the same GPU.
+    """
+    device = pick_device(kind, me)
+    seen = [(socket.gethostname(), device_uuid(device))] * me.world
+    if me.world > 1:
+        dist.all_gather_object(seen, seen[0])
+    refuse_shared_gpus(seen)
+    return device
 
 
 def set_up(
@@ -52,24 +67,33 @@ def set_up(
     started: monotonic and epoch seconds. All ranks call this together.
     """
     set_numerics(plan.threads_per_rank, plan.numerics)
-    device = pick_device(plan.machine.device, me)
+    device = own_device(plan.machine.device, me)
     head_dim = plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads
-    kernel = choose_kernel(plan.attention, device=device, dtype=DTYPES[plan.precision], head_dim=head_dim)
+    dtype = DTYPES[plan.precision]
+    kernel = choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_offers)
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     chosen = f"{kernel.name} {kernel.version}"
     log.info("%s, %s, attention by %s, CPUs %s", device_name(device), plan.precision, chosen, cpus)
-    header = telemetry_header(plan, me, device, kernel.name, started)
+    for line in kernel.passed_over:
+        log.log(logging.WARNING if line in kernel.refused else logging.INFO, "%s", line)
+    header = telemetry_header(plan, me, device, kernel, started)
     header["clock_offset_s"], header["clock_offset_error_s"] = clock_offset(me)
     recorder = Recorder(attempt.events(me.rank), header, device=device.type, heartbeat=beat)
     beat.watch(plan.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
-    with recorder.span("setup"), recorder.collective("barrier", tuple(range(me.world)), 0):
-        layouts = dict.fromkeys([*(layout for _, layout in plan.layouts), *more])
-        meshes = build_meshes(layouts, me.rank, BACKSTOP, recorder.collective)
-        world = _world_axis(me, recorder.collective)
-        mesh = meshes[plan.layouts[-1][1]]
-        node = node_axis(mesh.video, me.local_world, me.world, BACKSTOP)
+    groups, layouts = Groups(BACKSTOP), [layout for _, layout in plan.layouts]
+    with recorder.span("setup"):
+        with recorder.collective("barrier", tuple(range(me.world)), 0):
+            meshes = build_meshes(dict.fromkeys([*layouts, *more]), me.rank, groups, recorder.collective)
+            world = world_axis(me.rank, me.world, groups, recorder.collective)
+            mesh = meshes[layouts[-1]]
+            node = node_axis(mesh, me.local_world, me.world, groups)
+        on_node = gathers_on_node(plan.engine, mesh.layout, plan.placement)
+        sets = device_sets(layouts, me.rank, me.local_world, on_node=on_node)
+        warm_up(sets, me.rank, groups, recorder.collective, device)
+        left = memory_left(device)
+        placement = plan.placement if left is None else agreed_placement(plan, *left, world)
     return RankContext(
-        plan=plan,
+        plan=replace(plan, placement=placement),
         run_dir=attempt.run,
         device=device,
         kernel=watch_kernel(kernel, recorder),
@@ -78,10 +102,32 @@ def set_up(
         world=world,
         node=node,
         recorder=recorder,
-        facts=record_facts(plan.engine, device, kernel.name),
+        set_aside_bytes=left and left[1],
+        facts=record_facts(plan.engine, device, kernel),
     )
 
 
-def _world_axis(me: Rank, record: Record) -> Axis:
-    ranks = tuple(range(me.world))
-    return Axis("text", ranks, me.rank, dist.new_group(list(ranks), timeout=BACKSTOP), record)
+def agreed_placement(plan: Plan, free_bytes: int, set_aside_bytes: int, world: Axis) -> Placement:
+    """Return the placement for what is free now on the GPU with the least, on all ranks, which call this together."""
+    free = torch.tensor([free_bytes])
+    with world.exchange(free.nbytes):
+        dist.all_reduce(free, dist.ReduceOp.MIN, group=world.group)
+    least = int(free) - LATER_BYTES
+    placement = fitting_placement(plan, least)
+    needed = needed_bytes(plan, placement)
+    log.info(
+        "%.1f GiB of this GPU are taken before the weights, %.1f are free; this run needs %.1f",
+        *(nbytes / GIB for nbytes in (set_aside_bytes, free_bytes, needed)),
+    )
+    if placement != plan.placement:
+        log.info("%d of %d resident blocks fit", placement.resident_blocks, plan.placement.resident_blocks)
+    if needed > least:
+        log.warning("%.1f GiB are needed, and a GPU has %.1f for them: memory may run out", needed / GIB, least / GIB)
+    return placement
+
+
+def all_offers(mine: Offer) -> list[Offer]:
+    """Return the kernels that the ranks would take: hosts may differ in what is installed and what works."""
+    offers: list[Offer] = [mine] * dist.get_world_size()
+    dist.all_gather_object(offers, mine)
+    return offers

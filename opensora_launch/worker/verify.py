@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.vae import assemble
-from opensora_launch.parallel.mesh import build_meshes, node_axis
+from opensora_launch.parallel.host_memory import free_caches
+from opensora_launch.parallel.mesh import Groups, build_meshes, node_axis
 from opensora_launch.parallel.sharded_model import ShardedModel
+from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
+from opensora_launch.plan.rank_sets import device_sets, gathers_on_node
 from opensora_launch.plan.verify_spec import VerifyLine, VerifySpec
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
-from opensora_launch.worker.cases import Case, Ranks, compare_case, distance, read_case, run_case, within
+from opensora_launch.worker.case_files import Case, read_case
+from opensora_launch.worker.cases import Ranks, compare_case, distance, run_case, within
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.decode_videos import decode_latent
 from opensora_launch.worker.denoise_videos import denoise_videos
@@ -34,10 +39,11 @@ from opensora_launch.worker.encode_references import encode_references
 from opensora_launch.worker.encode_texts import Embedding
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.load_networks import Networks, load_networks, shard_model
+from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.process_group import BACKSTOP
-from opensora_launch.worker.rank import Rank, pick_device
+from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import load_networks_and_texts
-from opensora_launch.worker.set_up import set_numerics, set_up
+from opensora_launch.worker.set_up import all_offers, own_device, set_up
 
 # Layouts may differ only in rounding, which guidance amplifies over the steps.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
@@ -46,7 +52,7 @@ BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 
 def run_verify(spec: VerifySpec, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> None:
     """Write verify.jsonl on the first rank: one line per compared tensor."""
     set_numerics(spec.threads_per_rank, NumericsConfig())
-    device = pick_device(spec.machine.device, me)
+    device = own_device(spec.machine.device, me)
     beat.watch(spec.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
     everyone = dist.new_group(timeout=BACKSTOP)  # the first rank may compute alone for a long time
     lines: list[VerifyLine] = []
@@ -75,14 +81,19 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
         rules=rules_of(case.mmdit, spec.engine, spec.placement),
     )
     layouts = layouts_by_rows(facts, spec.layout)
-    alone = Layout(dp=me.world)
-    meshes = build_meshes([*dict.fromkeys(layout for _, layout in layouts), alone], me.rank, BACKSTOP, unrecorded)
+    alone, groups, steps = Layout(dp=me.world), Groups(BACKSTOP), [layout for _, layout in layouts]
+    meshes = build_meshes(dict.fromkeys([*steps, alone]), me.rank, groups, unrecorded)
 
+    @cache
     def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
-        return choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim).call
+        """Choose on all ranks together; rank 0, which alone makes the comparison, then has it."""
+        chosen = choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim, agree=all_offers)
+        return chosen.call
 
     by_rows = {rows: meshes[layout] for rows, layout in layouts}
-    node = node_axis(by_rows[case.rows].video, me.local_world, me.world, BACKSTOP)
+    node = node_axis(by_rows[case.rows], me.local_world, me.world, groups)
+    on_node = gathers_on_node(spec.engine, steps[-1], spec.placement)
+    warm_up(device_sets(steps, me.rank, me.local_world, on_node=on_node), me.rank, groups, unrecorded, case.device)
     got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine), unrecorded)
     if me.rank != 0:
         return []
@@ -105,6 +116,8 @@ def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> 
         networks.blocks.release()
     if me.rank != 0:
         return []
+    del networks  # its memory is needed for all weights on one rank
+    free_caches(ctx.device)
     solo = ctx.meshes[alone]
     source = WeightSource(plan.model, ctx.device, ctx.dtype)
     whole = load_networks(source, choose_engine(Engine.native), Placement(), solo.video, solo, beat.loaded)
@@ -133,6 +146,8 @@ def _make(
     references = [encode_references(ctx, networks.vae, video) for video in videos]
     out: dict[str, Tensor] = {}
     for video, latent in zip(videos, denoise_videos(ctx, model, texts, videos, references), strict=True):
+        if latent is None:
+            raise FloatingPointError(f"the latents of {video.name} are not finite in {ctx.plan.precision}")
         grid, regions = decode_latent(ctx, networks.vae, latent)
         if regions is not None:
             pixels = assemble(grid, regions)[0, :, : ctx.plan.geometry.num_frames]

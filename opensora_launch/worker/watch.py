@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def watch_kernel(kernel: Kernel, recorder: Recorder) -> Kernel:
         recorder.work("attention", start)
         return found
 
-    return Kernel(kernel.name, kernel.version, attend, kernel.passed_over)
+    return replace(kernel, call=attend)
 
 
 def watch_blocks(mmdit: nn.Module, recorder: Recorder, *, streamed: bool) -> None:

@@ -1,13 +1,18 @@
 """Runs that never ran, for the verbs that read them."""
 
 import json
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.events import Meta, Step, meta_line
+from opensora_launch.telemetry.stall import Beat
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 from tests.telemetry.lines import event_line
 
@@ -57,3 +62,13 @@ def _meta(rank: int, start_epoch_s: float, **more: Any) -> Meta:
         "threads": 1,
     }
     return Meta(rank=rank, start_s=0.0, start_epoch_s=start_epoch_s, layouts={}, **facts, **more)
+
+
+def beat(rank: int = 0, **more: object) -> Beat:
+    last = Beat(rank, socket.gethostname(), os.getpid(), time.time(), "running", "denoise", "0000_0", 2, 6, 0, 2)
+    return replace(last, **more)  # type: ignore[arg-type]
+
+
+def write_beats(attempt: Path, *beats: Beat) -> None:
+    for each in beats:
+        (attempt / "heartbeat" / f"rank{each.rank}.json").write_text(json.dumps(asdict(each)))

@@ -14,6 +14,7 @@ from opensora_launch.cli import generate, main
 from opensora_launch.doctor import examine as launch_doctor
 from opensora_launch.doctor.check_result import CheckResult, Level
 from opensora_launch.doctor.nodes import from_line, node_command, nodes_of_job, to_line
+from opensora_launch.doctor.torch_facts import torch_build
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
 from tests.nvml_stub import build_stub
@@ -105,7 +106,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Profiled]:
     """The environments of runs that would have been started."""
     seen: list[Profiled] = []
 
-    def start(kind: object, plan: Plan, attempt: Path, made: Profiled) -> int:
+    def start(kind: object, plan: Plan, attempt: Path, made: Profiled, since_s: float) -> int:
         seen.append(made)
         return 0
 
@@ -187,8 +188,13 @@ def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
     def said(level: str, check: str, part: str) -> bool:
         return any(f[:2] == (level, check) and part in f[2] for f in found)
 
-    assert said("fail", "torch", "built for the CPU only, but this host has 2 GPUs")
-    assert said("ok", "driver", "570.86.10, runs CUDA up to 12.8")
+    driver = "570.86.10, runs CUDA up to 12.8"
+    if cuda := torch_build()["cuda"]:  # as PyPI has it; the driver is judged by what this torch needs
+        assert said("fail", "torch", "it sees no GPU, but the driver shows 2")
+        assert said("fail", "driver", f"{driver}; torch's CUDA {cuda} needs") or said("ok", "driver", driver)
+    else:
+        assert said("fail", "torch", "built for the CPU only, but this host has 2 GPUs")
+        assert said("ok", "driver", driver)
     assert said("fail", "ecc", "GPU 1 (Stub GPU): 2 uncorrected memory errors")
     assert said("warn", "throttled", "GPU 1 (Stub GPU): clocks are reduced (too hot (driver))")
     assert said("warn", "pcie", "4 of 16 PCIe lanes")
@@ -197,6 +203,16 @@ def test_a_machine_with_gpus_played_by_a_stub_driver(tmp_path: Path) -> None:
     assert said("fail", "env", "max_split_size_mb:8 is below 20")
     assert said("warn", "env", "CUDA_LAUNCH_BLOCKING=1: the CPU waits for every kernel")
     assert not any(check == "ranks" for _, check, _ in found)  # torch could not use these GPUs
+
+
+def test_a_card_in_mig_instances_is_refused_as_by_generate(tmp_path: Path) -> None:
+    env = build_stub(tmp_path / "nvml", "GPUS=1", "MIG") | {"PYTHONPATH": str(ROOT)}
+    env.pop("CUDA_VISIBLE_DEVICES", None)
+    for words in (["doctor", "--quick"], ["generate", "--prompt", "x"]):
+        argv = [sys.executable, "-m", "opensora_launch.cli", *words, "model=tiny"]
+        done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == (1 if words[0] == "doctor" else 2)
+        assert "it is divided into MIG instances; name one of them in CUDA_VISIBLE_DEVICES" in done.stdout + done.stderr
 
 
 def test_a_video_that_does_not_fit_is_a_finding(tmp_path: Path) -> None:

@@ -43,9 +43,15 @@ def test_sora(capsys: pytest.CaptureFixture[str]) -> None:
     got = values(capsys, "breakeven", "estimate=sora")
     assert (round(got["gpu_months1"]), round(got["gpu_months2"])) == (4211, 10528)
     assert (round(got["outputs1"] / 1e6, 1), round(got["outputs2"] / 1e6, 1)) == (15.3, 38.1)
+    assert got["output_llm0"] == pytest.approx(708e15 / 1.4e14, rel=1e-3)  # 2 x 70e9 x 1000
+    assert got["output_llm1"] == pytest.approx(708e15 / 8.8e14, rel=1e-3)  # 2 x 2 x 220e9 x 1000
+    assert got["training2_llm1"] == pytest.approx(2.7e25 / 2.1e25)
     got = values(capsys, "fleet", "estimate=sora")
     assert got["gpus_at_mean"] == pytest.approx(89e3, rel=0.01)
     assert got["gpus"] == pytest.approx(720e3, rel=0.025)
+    page = (ROOT / "docs" / "estimate.md").read_text()
+    assert f"| {got['gpus']:,} | 720,000 |" in page
+    assert f"| {got['gpus_at_mean']:,.0f} | 89,000 |" in page
 
 
 def test_the_guides_build(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +87,33 @@ def test_a_video_is_counted_and_predicted(capsys: pytest.CaptureFixture[str]) ->
     assert rent["usd"] == pytest.approx(4 * got["gpu_hours"])
 
 
+def test_rent_includes_electricity(capsys: pytest.CaptureFixture[str]) -> None:
+    rented = values(capsys, "video", "hardware=h100_sxm")  # no list price: the cloud's
+    assert rented["usd"] == pytest.approx(2.0 * rented["gpu_hours"])
+    free = values(capsys, "video", "hardware=rtx4090", "estimate.usd_per_kwh=0")
+    owned = values(capsys, "video", "hardware=rtx4090")
+    assert owned["usd"] == pytest.approx(free["usd"] + 0.17 * owned["kwh"])
+    rented = values(capsys, "video", "hardware=rtx4090", "estimate.usd_per_gpu_hour=1")
+    assert rented["usd"] == pytest.approx(rented["gpu_hours"])
+
+
+def test_both_networks_of_a_mixture_are_in_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wan 2.2 A14B is two networks of 14.3e9 parameters: 53 GiB in bf16."""
+    cards = ask(capsys, "card", "video=256px", "estimate.network=wan2.2_a14b")["cards"]
+    by_name = {card["card"]: card for card in cards}
+    assert by_name["h100_sxm"]["how"] == "fits"
+    assert by_name["h100_sxm"]["peak_gib"] > 2 * 2 * 14.3e9 / 2**30
+    assert "offload" in by_name["l40"]["how"]
+
+
+def test_one_card_against_another_as_practitioners_know_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("256px", "768px"):
+        cards = ask(capsys, "card", f"video={size}")["cards"]
+        seconds = {card["card"]: card["seconds"] for card in cards}
+        assert seconds["rtx3090"] < seconds["l4"]
+        assert seconds["h200"] < seconds["h100_sxm"] <= seconds["h800"]
+
+
 def test_other_networks_are_counted_with_their_own_rows_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
     size = ("video=custom", "video.width_px=512", "video.height_px=512", "video.num_frames=1")
     got = values(capsys, "video", "estimate.network=dit_xl_2", "hardware=h100_sxm", *size)
@@ -96,6 +129,7 @@ def test_open_soras_networks_compute_only_the_rows_that_count(capsys: pytest.Cap
     assert values(capsys, *h100, "estimate.network=open_sora_v2_dcae")["row_forwards"] == 80
     assert values(capsys, *h100, "estimate.network=open_sora_v2", "sampling.prune_rows=false")["row_forwards"] == 150
     assert values(capsys, *h100, "estimate.network=hunyuan_video")["row_forwards"] == 50
+    assert values(capsys, *h100, "estimate.network=hunyuan_video", "sampling.num_steps=20")["row_forwards"] == 20
 
 
 def test_other_networks_decode_with_their_own_vae(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +202,12 @@ def test_pictures(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["fleet", "estimate=dit_xl"], "this output is an image"),
         (["breakeven"], "estimate.training_flops=[1e21]"),
         (["video", "estimate.flops_per_step=1e12"], "needs estimate.num_steps"),
+        (["video", "estimate.num_steps=5"], "estimate.num_steps is read only with estimate.flops_per_step"),
+        (["fleet", "estimate.output_s=5"], "for a counted video use video.num_frames"),
+        (["video", "estimate.flops_per_s=1e12"], "for a counted video use hardware=CARD"),
+        (["video", "estimate=sora", "hardware=rtx4090"], "is above the peak of rtx4090"),
+        (["video", "attention=flash2"], "attention=flash2 changes no prediction"),
+        (["video", "numerics.tf32=true"], "numerics.tf32=true changes only fp32 products"),
         (["video", "estimate.network=sora"], "estimate.network=sora is not known"),
         (["video", "estimate.usd_per_kwh=-1"], "estimate.usd_per_kwh=-1.0 must be at least 0"),
         (["video", "estimate.usd_per_kwh=nan"], "estimate.usd_per_kwh=nan must be at least 0"),

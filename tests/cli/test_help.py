@@ -55,6 +55,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "said"),
     [
         (["genrate"], "did you mean generate?"),
+        (["--verison"], "did you mean --version?"),
         (["generate", "--promt", "x"], "--promt is not a flag of generate; did you mean --prompt?"),
         (["generate", "--num-steps", "3"], "sampling.num_steps=..."),
         (["generate", "--seed=3"], "sampling.seed=..."),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.runs import made_run
 from tests.cli.test_plan import H100, ROOT, asked
 
 
@@ -93,3 +94,58 @@ def test_a_reader_that_has_seen_enough() -> None:
     command = f"{sys.executable} -m opensora_launch.cli estimate card | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in a folder that ASCII cannot spell."""
+    return made_run(tmp_path_factory.mktemp("über"), "run", 2)
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">&- 2>&- <&-", "| true", "2>&1 | true"])
+def test_output_that_cannot_be_written_does_not_decide_how_work_ends(streams: str, run: Path) -> None:
+    (run / "report.md").unlink(missing_ok=True)
+    command = f'{sys.executable} -m opensora_launch.cli report "$0" {streams}; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command, run], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert (run / "report.md").exists()
+
+
+def test_a_terminal_that_went_away(run: Path) -> None:
+    ours, its = pty.openpty()
+    os.close(ours)
+    argv = [sys.executable, "-m", "opensora_launch.cli", "report", str(run)]
+    assert subprocess.run(argv, cwd=ROOT, stdout=its, stderr=its).returncode == 0
+    os.close(its)
+
+
+def test_a_folder_that_the_encoding_cannot_spell(run: Path) -> None:
+    argv = [sys.executable, "-m", "opensora_launch.cli", "report", str(run)]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"report: {run / 'report.html'}".encode("ascii", "backslashreplace").decode() in done.stdout
+
+
+def test_a_command_that_only_prints_fails_where_it_cannot() -> None:
+    """Its output is all its work: an empty file must not pass for an answer."""
+    argv = [sys.executable, "-m", "opensora_launch.cli", "estimate", "card"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_working_folder_without_a_name(tmp_path: Path) -> None:
+    """It has been deleted, or its name is no text that a run's files can hold."""
+    argv = f"{sys.executable} -m opensora_launch.cli status x"
+    for name, made, said in (
+        ("gone", "rmdir ../gone", "the working folder has been deleted"),
+        ("caf\udce9", ":", "is not UTF-8"),
+    ):
+        (tmp_path / name).mkdir()
+        command = ["bash", "-c", f"{made}; {argv}"]
+        done = subprocess.run(
+            command, cwd=tmp_path / name, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert said in done.stderr

@@ -62,7 +62,7 @@ def test_a_run_is_made_again(empty_folder: Path, prompts: str, more: list[str]) 
     assert same.videos == plan.videos
     assert (same.geometry, same.sampling.num_samples) == (plan.geometry, plan.sampling.num_samples)
     (empty_folder / "a;b.png").unlink()
-    assert main(["generate", *again, "dry_run=true"]) == 2  # its references are where they were
+    assert main(["generate", *again, "--strict", "dry_run=true"]) == 2  # its references are where they were
 
 
 def test_what_one_prompt_cannot_have_is_said(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

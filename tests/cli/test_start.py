@@ -15,17 +15,19 @@ import pytest
 
 from opensora_launch.cli import main, start
 from opensora_launch.cli.ending import failure_lines
-from opensora_launch.cli.view import describe, progress
+from opensora_launch.cli.view import RunView, describe, progress
 from opensora_launch.launch.supervise import Outcome
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.attempt import by_hand, prepare_attempt
-from opensora_launch.rundir import AttemptDir
+from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.runs.finished_videos import record_failed
 from opensora_launch.runs.progress import share_done
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Beat
 from tests.cli.runs import on_gpus, sampled, work_began
+from tests.samples import finish_video
 
 
 def beat(phase: str = "denoise", **more: Any) -> Beat:
@@ -55,6 +57,8 @@ def attempt() -> Path:
         (beat("vae", videos_done=3), "vae, video 4 of 4", 0.75),
         (beat("save", videos_done=4), "finishing", 1.0),
         (beat(state="done"), "finishing", 0.0),
+        (beat(state="failed"), "failed", 0.0),
+        (beat(state="preempted"), "preempted", 0.0),
     ],
 )
 def test_progress_in_words_and_as_a_share(at: Beat, said: str, share: float | None) -> None:
@@ -77,6 +81,16 @@ def test_a_pipe_gets_a_line_for_each_phase(attempt: Path) -> None:
         "denoise, video 1 of 4, step 1 of 9",
         "vae, video 1 of 4; about N s left",
     ]
+
+
+@pytest.mark.parametrize(("other", "left"), [("running", True), ("done", True), ("failed", False), ("preempted", True)])
+def test_there_is_no_time_left_where_a_rank_is_dead(other: str, left: bool, attempt: Path) -> None:
+    work_began(attempt, time.time() - 5, 0)
+    view = RunView(AttemptDir(attempt))
+    view.look([beat(step=3, steps=9), beat(step=3, steps=9, rank=1, state=other)])
+    assert (view.seconds_left is not None) is left
+    view.beats = [replace(each, time_s=each.time_s - 999) for each in view.beats]  # they did not move since
+    assert view.seconds_left is None
 
 
 def stuck_ranks(count: int, **more: Any) -> list[Beat]:
@@ -180,14 +194,15 @@ def test_the_end_of_a_run_that_failed(
     attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = attempt.parents[1]
-    for name in ("0000_0.mp4", "0000_0.json", "0001_0.mp4"):  # the second is not finished
-        (run / "samples" / name).touch()
+    finish_video(run, "0000_0")
+    (run / "samples" / "0001_0.mp4").touch()  # not finished
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     failure = Failure(rank=1, host="h", kind="failure", message="rank 1 was killed")
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(1, failure))
-    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 1
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand(), 0.0) == 1
     said = capsys.readouterr()
-    assert said.out.splitlines() == [str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
+    begun = [f"making 2 videos in {run}", f"watch it: opensora-launch top {run}"]
+    assert said.out.splitlines() == [*begun, str(run / "samples" / "0000_0.mp4"), f"run: {run}"]
     assert "error: rank 1 was killed" in said.err
     assert f"1 of 2 videos is missing; continue with --resume {run}" in said.err
 
@@ -195,7 +210,7 @@ def test_the_end_of_a_run_that_failed(
 def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
-    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 130
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand(), 0.0) == 130
     assert "ended by SIGINT" in capsys.readouterr().err
 
 
@@ -210,11 +225,33 @@ def test_ranks_that_end_well_and_leave_videos(
     heart = Heartbeat(run / "attempts/7/heartbeat/rank0.json", rank=0, host="elsewhere")
     (run / "attempts/7/heartbeat").mkdir(parents=True)
     heart.write(heart.beat(heart.now(), "running" if others else "done"))
-    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == code
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand(), 0.0) == code
     goes_on = f"and others work on them: opensora-launch status {run}"
     assert capsys.readouterr().err == (
         f"2 of 2 videos are missing{f', {goes_on}' if others else f'; continue with --resume {run}'}\n"
     )
+
+
+@pytest.mark.parametrize(("ended", "code", "left"), [(0, 1, 0), (0, 1, 1), (1, 1, 0), (2, 2, 0), (75, 75, 1)])
+def test_a_failed_video_fails_the_run(
+    ended: int,
+    code: int,
+    left: int,
+    attempt: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its ranks end well. A video that failed is not missing: nobody will make it, except after --resume."""
+    run = attempt.parents[1]
+    record_failed(RunDir(run), {"0001_0": "the VAE made no numbers"})
+    if not left:
+        finish_video(run, "0000_0")
+    plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
+    monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(ended))
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand(), 0.0) == code
+    again = f"continue with --resume {run}"
+    last = f"1 of 2 videos is missing; {again}" if left else again
+    assert capsys.readouterr().err.splitlines() == ["0001_0 failed: the VAE made no numbers", last]
 
 
 def test_a_full_disk_costs_the_report_and_not_the_run(
@@ -222,14 +259,14 @@ def test_a_full_disk_costs_the_report_and_not_the_run(
 ) -> None:
     run = attempt.parents[1]
     for video in ("0000_0", "0001_0"):
-        (run / "samples" / f"{video}.json").write_text('{"cut_tokens": 0}')
-    (run / "samples/0001_0.json").write_text('{"cut_tokens": 12}')
+        finish_video(run, video, cut_tokens=12 if video == "0001_0" else 0)
     (run / "report.json").mkdir()  # so that it cannot be written
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(0))
-    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand()) == 0
+    assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand(), 0.0) == 0
     said = capsys.readouterr()
-    assert f"no report, Is a directory; make room, then: opensora-launch report {run}\n" in said.out
+    reason = f"Is a directory: {run / 'report.json'}"
+    assert f"no report, {reason}; make room, then: opensora-launch report {run}\n" in said.out
     assert said.err == "0001_0: the last 12 tokens of its prompt do not fit and are ignored\n"
 
 
@@ -242,7 +279,8 @@ def test_a_disk_that_is_full_from_the_start(empty_folder: Path) -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
     )
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: File too large")
+    (run,) = (empty_folder / "runs").iterdir()
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"error: File too large: {run / 'config.yaml'}")
     assert "Traceback" not in done.stderr
 
 
@@ -250,3 +288,13 @@ def test_report_of_a_run_without_telemetry(attempt: Path, capsys: pytest.Capture
     assert main(["report", str(attempt.parents[1])]) == 0
     assert (attempt.parents[1] / "report.json").exists()
     assert capsys.readouterr().out
+
+
+def test_a_launcher_that_torchrun_started_is_refused(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for verb in (["generate", "--prompt", "a"], ["verify"]):
+        assert main(verb) == 2
+        assert "torchrun ... -m opensora_launch.worker" in capsys.readouterr().err
+    assert list(empty_folder.iterdir()) == []

@@ -1,13 +1,12 @@
 """`status` and `cancel` of runs without a job: from heartbeats, records and processes."""
 
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from opensora_launch.cli import main
-from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.attempt import prepare_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
-from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch
+from opensora_launch.runs.finished_videos import record_failed
+from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch, this_process
 from opensora_launch.slurm import query as slurm_query
 from opensora_launch.slurm.query import _code, exit_code, job_states
 from opensora_launch.telemetry.failure import Failure, record_failure
-from opensora_launch.telemetry.stall import Beat
-from tests.cli.runs import work_began
+from tests.cli.runs import beat, work_began, write_beats
+from tests.samples import finish_video
 
 HERE = socket.gethostname()
 
@@ -34,30 +33,36 @@ def attempt() -> Path:
     return prepare_attempt(["--prompt", "a", "--prompt", "b", "model=tiny"], Machine("cpu", 1, 2, 2)).path
 
 
-def beat(rank: int = 0, **more: object) -> Beat:
-    last = Beat(rank, HERE, os.getpid(), time.time(), "running", "denoise", "0000_0", 2, 6, 0, 2)
-    return replace(last, **more)  # type: ignore[arg-type]
-
-
-def write_beats(attempt: Path, *beats: Beat) -> None:
-    for each in beats:
-        (attempt / "heartbeat" / f"rank{each.rank}.json").write_text(json.dumps(asdict(each)))
-
-
 def shown(capsys: pytest.CaptureFixture[str], run: Path) -> str:
     assert main(["status", str(run)]) == 0
     return capsys.readouterr().out
 
 
+def test_failed_videos_are_told(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = attempt.parents[1]
+    record_failed(RunDir(run), {"0000_0": "it was made later", "0001_0": "ref a.png: no such file"})
+    finish_video(run, "0000_0")
+    assert shown(capsys, run).splitlines()[1:3] == [
+        "videos: 1 of 2 done, 1 failed",
+        "0001_0 failed: ref a.png: no such file",
+    ]
+    assert main(["report", str(run)]) == 0
+    assert "0001_0 failed: ref a.png: no such file" in capsys.readouterr().out
+    report = json.loads((run / "report.json").read_text())
+    assert (report["status"], report["videos"]) == ("failed", {"asked": 2, "done": 1, "failed": 1})
+    assert [sample["failure"] for sample in report["samples"]] == [None, "ref a.png: no such file"]
+    assert "0001_0: ref a.png: no such file" in (run / "report.md").read_text().replace("\\", "")
+
+
 def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = attempt.parents[1]
-    write_beats(attempt, beat(), beat(1, host="n7", time_s=time.time() - 99))
+    write_beats(attempt, beat(), beat(1, host="n7", time_s=time.time() - 99_999))
     work_began(attempt, time.time() - 100, 0, 1)
     text = shown(capsys, run)
     assert "attempt 0: running" in text
     log = attempt / "logs"
     assert f"rank 0 on {HERE}: running, denoise, video 1 of 2, step 3 of 6; {log / 'rank0.log'}" in text
-    assert "rank 1 on n7: lost, silent for 99 s, denoise, video 1 of 2, step 3 of 6" in text
+    assert "rank 1 on n7: lost, silent for 99999 s, denoise, video 1 of 2, step 3 of 6" in text
     left = re.search(r"videos: 0 of 2 done, about 0:(\d\d):(\d\d) left", text)
     assert left
     assert 499 <= 60 * int(left[1]) + int(left[2]) <= 560, "100 s for 2 of 12 steps"
@@ -86,48 +91,10 @@ def test_a_run_that_is_over(
     assert f"attempt 0: {said}" in shown(capsys, attempt.parents[1])
 
 
-def test_cancel_ends_the_launcher_and_not_another_process_of_its_id(
-    attempt: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = attempt.parents[1]
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as launcher:
-        record_launch(AttemptDir(attempt), Launched("torchrun", HERE, launcher.pid, 1))
-        assert main(["cancel", str(run)]) == 0
-        assert "nothing works on" in capsys.readouterr().out
-        assert launcher.poll() is None
-        record_launch(
-            AttemptDir(attempt), Launched("torchrun", HERE, launcher.pid, processes.start_ticks(launcher.pid))
-        )
-        assert main(["cancel", str(run)]) == 0
-        assert capsys.readouterr().out == "attempt 0 is stopped\n"
-        assert launcher.wait() == -15
-    write_beats(attempt, beat(host="n7"))
-    assert main(["cancel", str(run)]) == 1
-    assert capsys.readouterr().out == "attempt 0 runs on n7: cancel it there\n"
-
-
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 2
     assert main(["cancel", str(tmp_path)]) == 2
     assert "is not a run's folder" in capsys.readouterr().err
-
-
-@pytest.fixture
-def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """squeue has forgotten the job; scontrol too, unless a file is there; sacct knows."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    said = {
-        "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-        "scontrol": f"[ -e {tmp_path}/known ] || exit 1\n"
-        "echo 'JobId=9 ArrayJobId=7 ArrayTaskId=2 JobName=x JobState=FAILED Reason=None NodeList=n1 ExitCode=75:0'",
-        "sacct": "echo '7_2|CANCELLED by 0|n[1-2]|0:15'",
-    }
-    for name, script in said.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return tmp_path
 
 
 def test_who_is_asked_and_who_answers(fake_slurm: Path) -> None:
@@ -216,7 +183,8 @@ def test_slurm_and_the_error_are_believed_before_a_heartbeat(
     run = attempt.parents[1]
     write_beats(attempt, beat(host="n1"), beat(1, host="n1"))
     record_launch(AttemptDir(attempt), Launched("slurm", job="7_2"))
-    for state, said in (("FAILED", "over, its job is FAILED"), ("RUNNING", "running")):
+    ends = ("FAILED", "COMPLETING", "PENDING")
+    for state, said in (*((end, f"over, its job is {end}") for end in ends), ("RUNNING", "running")):
         (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\necho '7_2|{state}|n1|None'\n")
         text = shown(capsys, run)
         assert f"attempt 0: {said}\n" in text
@@ -229,6 +197,35 @@ def test_slurm_and_the_error_are_believed_before_a_heartbeat(
     record_failure(AttemptDir(attempt), Failure(1, "n1", "failure", "ValueError: no", phase="vae"))
     assert "attempt 0: failed\n" in shown(capsys, run)
     assert not read_state(RunDir(run)).to_come()
+
+
+def test_a_step_whose_launcher_was_killed(attempt: Path, fake_slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its ranks were killed with it on other hosts, so their last heartbeats are fresh: Slurm tells."""
+    write_beats(attempt, beat(host="n1"))
+    gone, here = Launched("srun", HERE, 2**22 + 1, 1, allocation="7", step="x"), this_process("srun")
+    elsewhere = replace(gone, host="another")
+    for launched, steps, said in (
+        (gone, "", "stopped without a report"),
+        (gone, "7.0|x", "running"),
+        (replace(here, allocation="7", step="x"), "", "running"),
+        (elsewhere, "", "running"),
+    ):
+        (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/sh\ncase $* in *--steps*) echo '{steps}' ;; esac\n")
+        record_launch(AttemptDir(attempt), launched)
+        assert f"attempt 0: {said}\n" in shown(capsys, attempt.parents[1])
+
+
+@pytest.mark.parametrize("launched", [Launched("slurm", job="7"), Launched("srun", "login", 1, 1, allocation="7")])
+def test_a_suspended_job_is_neither_lost_nor_stopped(
+    attempt: Path, launched: Launched, fake_slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fake_slurm / "bin" / "squeue").write_text("#!/bin/sh\necho '7|SUSPENDED|n1|None'\n")
+    record_launch(AttemptDir(attempt), launched)
+    for age_s in (0, 99_999):
+        write_beats(attempt, beat(host="n1", time_s=time.time() - age_s))
+        text = shown(capsys, attempt.parents[1])
+        assert "attempt 0: suspended by Slurm\n" in text
+        assert "rank 0 on n1: suspended, denoise, video 1 of 2, step 3 of 6;" in text
 
 
 def test_an_attempt_that_its_job_has_left_behind(

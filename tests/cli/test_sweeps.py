@@ -94,7 +94,7 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = iter([0, 1, 0])
-    monkeypatch.setattr(generate, "start_run", lambda kind, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "start_run", lambda kind, plan, attempt, made, since_s: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == 1
     out = capsys.readouterr().out
@@ -112,12 +112,31 @@ def test_a_batch_job_that_stops_leaves_the_others_alone(monkeypatch: pytest.Monk
     assert list(codes) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "3 runs: 2 submitted, failed: 2"),
+        (("follow=true",), "3 runs: 2 done, failed: 2"),
+        (("follow=true,false",), "6 runs: 3 done, 2 submitted, failed: 2"),
+    ],
+)
+def test_what_is_only_submitted_is_not_done(
+    more: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = iter([0, 2, 0, 0, 0, 0])
+    monkeypatch.setattr(jobs, "no_sbatch", lambda: [])
+    monkeypatch.setattr(generate, "submit_run", lambda run, plan, attempt, made: next(codes))
+    argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "launcher=slurm", "video.num_frames=5,9,13", *more]
+    assert main(["generate", *argv]) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == said
+
+
 @pytest.mark.parametrize("code", [130, 143, 75])
 def test_what_ends_one_run_of_a_sweep_ends_the_sweep(
     code: int, empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = iter([1, code, 0])
-    monkeypatch.setattr(generate, "start_run", lambda kind, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "start_run", lambda kind, plan, attempt, made, since_s: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == code
     assert capsys.readouterr().out.splitlines()[-1] == "3 runs: 0 done, failed: 1, 2, not started: 1"

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 
 from opensora_launch.cli import main
 from opensora_launch.machine import processes
+from opensora_launch.plan.plan import Machine
+from opensora_launch.request.attempt import prepare_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.live import TAIL_BYTES
 from opensora_launch.runs.state import Launched, is_over, read_attempts, record_launch
@@ -57,19 +61,81 @@ time.sleep(100)
 """
 
 
-def test_top_ends_where_all_were_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The launcher and its ranks, by SIGKILL: nobody writes a last word, and their beats are fresh."""
-    run = made_run(tmp_path, "a", 2)
-    attempt = run / "attempts/0"
-    host = socket.gethostname()
-    started = []
-    for rank in range(2):
+def ranks_up(attempt: Path, count: int) -> list[subprocess.Popen[bytes]]:
+    """Processes of this host that write the heartbeats of ranks."""
+    started, host = [], socket.gethostname()
+    for rank in range(count):
         argv = [sys.executable, "-c", WORK, str(attempt / f"heartbeat/rank{rank}.json"), str(rank), host]
         started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}))
     for process in started:
         assert process.stdout
         process.stdout.readline()
         process.stdout.close()
+    return started
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGSTOP)
+    while not processes.is_stopped(process.pid):
+        time.sleep(0.01)
+
+
+def test_ranks_that_are_stopped_are_suspended(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither lost nor running, in `top` and in `status`; and `cancel` ends them."""
+    attempt, host = prepare_attempt(["--prompt", "a", "model=tiny"], Machine("cpu", 1, 2, 2)), socket.gethostname()
+    started, run = ranks_up(attempt.path, 2), str(attempt.run)
+
+    def said(verb: str, *words: str) -> str:
+        assert main([verb, run, *words]) == 0
+        return capsys.readouterr().out
+
+    with ExitStack() as stack:
+        for process in started:
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        stop(started[1])
+        head, _, one, two = said("top", "--once").splitlines()
+        assert head.startswith("1 of 2 ranks working, 1 suspended, 0% done")
+        assert (one.split()[:3], two.split()[:5]) == (["0", host, "denoise"], ["1", host, "suspended", "in", "denoise"])
+        status = said("status")
+        assert "attempt 0: running\n" in status
+        assert f"rank 0 on {host}: running, denoise" in status
+        assert f"rank 1 on {host}: suspended, denoise" in status
+        stop(started[0])
+        assert said("top", "--once").startswith("0 of 2 ranks working, 2 suspended, 0% done")
+        assert "attempt 0: suspended\n" in said("status")
+        said("cancel")
+        assert [process.wait() for process in started] == [-signal.SIGTERM] * 2
+
+
+def test_ranks_of_a_job_that_slurm_suspends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of other hosts, silent for long or not yet: squeue tells."""
+    run = made_run(tmp_path, "a", 2)
+    attempt = run / "attempts/0"
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for launched in (Launched("slurm", job="7"), Launched("srun", "login", 1, 1, allocation="7")):
+        record_launch(AttemptDir(attempt), launched)
+        for rank in range(2):
+            beat = Beat(rank, "n1", 1, time.time() - 900, "running", "denoise", "0000_0", 24, 50, 0, 1)
+            (attempt / "heartbeat").mkdir(exist_ok=True)
+            (attempt / f"heartbeat/rank{rank}.json").write_text(json.dumps(asdict(beat)))
+        for state, said in (("SUSPENDED", "0 of 2 ranks working, 2 suspended"), ("RUNNING", "2 of 2 ranks working")):
+            squeue = tmp_path / "bin/squeue"
+            squeue.write_text(f"#!/bin/sh\necho '7|{state}|n1|None|x'\n")
+            squeue.chmod(0o755)
+            assert main(["top", str(run), "--once"]) == 0
+            assert capsys.readouterr().out.startswith(said)
+
+
+def test_top_ends_where_all_were_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The launcher and its ranks, by SIGKILL: nobody writes a last word, and their beats are fresh."""
+    run = made_run(tmp_path, "a", 2)
+    attempt = run / "attempts/0"
+    host = socket.gethostname()
+    started = ranks_up(attempt, 2)
     launcher = started[0].pid  # stands for it: a process with an id and a start
     record_launch(AttemptDir(attempt), Launched("torchrun", host, launcher, processes.start_ticks(launcher)))
     assert main(["top", str(run), "--once"]) == 0
@@ -82,7 +148,7 @@ def test_top_ends_where_all_were_killed(tmp_path: Path, capsys: pytest.CaptureFi
     assert (one.split()[:3], two.split()[:5]) == (["0", host, "denoise"], ["1", host, "lost", "in", "denoise"])
     started[0].kill()
     started[0].wait()
-    assert is_over(read_attempts(RunDir(run))[-1]), "at once, though their heartbeats are fresh"
+    assert is_over(read_attempts(RunDir(run))[-1], alive=False), "at once, though their heartbeats are fresh"
     assert main(["top", str(run)]) == 0
     assert capsys.readouterr().out.startswith("all 2 ranks have ended, 2 lost")
 
@@ -103,11 +169,12 @@ def test_top_waits_where_ranks_are_still_to_come(tmp_path: Path, launched: Launc
     """Of another host's launcher and of a job that no Slurm knows here, only the ranks tell."""
     run = made_run(tmp_path, "a", 1)
     record_launch(AttemptDir(run / "attempts/0"), launched)
-    assert not is_over(read_attempts(RunDir(run))[-1])
+    assert not is_over(read_attempts(RunDir(run))[-1], alive=False)
     (run / "attempts/0/heartbeat").mkdir()
     beat = Beat(0, "host-b", 1, time.time() - 60, "running", "denoise")
     (run / "attempts/0/heartbeat/rank0.json").write_text(json.dumps(asdict(beat)))
-    assert is_over(read_attempts(RunDir(run))[-1])
+    assert is_over(read_attempts(RunDir(run))[-1], alive=False)
+    assert not is_over(read_attempts(RunDir(run))[-1], alive=True)
 
 
 def ranks_at_work(attempt: Path, count: int) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from opensora_launch.doctor.build_checks import check_builds
+from opensora_launch.doctor.build_checks import check_builds, check_trials
 from opensora_launch.doctor.check_result import CheckResult, Level, lines, ok, size_text, worst
 from opensora_launch.doctor.gpu_checks import check_gpu_memory, check_gpu_state, check_links
 from opensora_launch.doctor.host_checks import Needs, check_limits, check_memory_and_disk
@@ -72,7 +72,6 @@ def test_gpu_memory() -> None:
     (shared,) = check_gpu_memory([busy], NEEDS, {9})
     assert shared.level is Level.warn
     assert "GPU 2 (H100 80GB HBM3): 30.0 GiB of 80.0 GiB free; process 77 (40.0 GiB), process 78 on it" in shared.what
-    assert "CUDA_VISIBLE_DEVICES without 2" in shared.fix
     tight = replace(NEEDS, gpu_bytes=44.0 * GIB, gpu_weight_bytes=22.0 * GIB)
     assert said(check_gpu_memory([busy], tight, ())) == ["warn gpu memory"]
     assert said(check_gpu_memory([busy], replace(tight, gpu_weight_bytes=31.0 * GIB), ())) == ["fail gpu memory"]
@@ -84,6 +83,7 @@ def test_gpu_memory() -> None:
     [
         (replace(GPU, ecc_errors=3), "fail ecc", "nvidia-smi -r -i 0"),
         (replace(GPU, remap_pending=True), "warn ecc", "nvidia-smi -r -i 0"),
+        (replace(GPU, remap_failed=True), "fail ecc", "replace the card (RMA)"),
         (replace(GPU, throttled=("too hot (driver)",)), "warn throttled", "air"),
         (replace(GPU, throttled=("locked clocks",)), "warn throttled", "nvidia-smi -rgc"),
         (replace(GPU, power_limit_w=500.0), "warn power", "nvidia-smi -pl 700"),
@@ -98,6 +98,30 @@ def test_gpu_state(gpu: GpuFacts, expected: str, fix: str) -> None:
     one, healthy = check_gpu_state([gpu, replace(GPU, index=1)])
     assert (one, healthy.level) == (finding, Level.ok)
     assert "1 x H100" in healthy.what
+
+
+def test_a_sensor_that_does_not_answer_is_not_good_news() -> None:
+    (fine,) = check_gpu_state([GPU])
+    assert fine.what == "1 x H100 80GB HBM3: no errors, not throttled, full power limit, MIG off"
+    silent = replace(GPU, index=1, ecc_errors=None, throttled=None, power_default_w=None)
+    assert [one.what for one in check_gpu_state([GPU, silent])] == [
+        fine.what,
+        "1 x H100 80GB HBM3: MIG off, the driver does not report memory errors, throttling, the power limit",
+    ]
+
+
+def test_memory_that_a_gpu_shares_with_its_host() -> None:
+    shared = replace(GPU, name="NVIDIA GB10", total_bytes=None, free_bytes=None, shares_memory=True)
+    (fine,) = check_gpu_memory([shared], NEEDS, (), 100 * GIB)
+    assert (fine.what, fine.value) == ("GPU 0 (GB10): 100.0 GiB free of the host's memory, which it shares", 100)
+    (short,) = check_gpu_memory([shared], replace(NEEDS, gpu_weight_bytes=101.0 * GIB), (), 100 * GIB)
+    assert (short.level, short.fix) == (Level.fail, "use placement.storage=fp8, or more GPUs")
+
+
+def test_the_only_gpu_is_not_to_be_excluded() -> None:
+    busy = replace(GPU, processes=((77, None),))
+    assert [one.fix for one in check_gpu_memory([busy], NEEDS, ())] == ["end it"]
+    assert "CUDA_VISIBLE_DEVICES without 0" in check_gpu_memory([busy, replace(GPU, index=1)], NEEDS, ())[0].fix
 
 
 def test_links() -> None:
@@ -136,6 +160,10 @@ def test_builds_that_fit() -> None:
         (replace(MACHINE, gpus=(replace(GPU, capability=(7, 0)),)), TORCH, "fail torch", "no code for NVIDIA H100"),
         (MACHINE, replace(TORCH, kernels=(("flash-attn 2", "undefined symbol"),)), "warn kernels", "another torch"),
         (MACHINE, replace(TORCH, kernels=(("flash-attn 3", ""),)), "ok kernels", "loads"),
+        (MACHINE, replace(TORCH, cudnn=91002), "warn cudnn", "9.10.2 with torch 2.13.0: large 3D convolutions"),
+        (MACHINE, replace(TORCH, cudnn=90800), "warn cudnn", "9.8.0"),
+        (MACHINE, replace(TORCH, cudnn=91500), "ok cudnn", "9.15.0"),
+        (MACHINE, replace(TORCH, cudnn=90701), "ok cudnn", "9.7.1"),
         (
             replace(MACHINE, gpus=(replace(GPU, capability=(8, 9)),)),
             replace(TORCH, kernels=(("flash-attn 3", ""),)),
@@ -148,6 +176,15 @@ def test_builds(host: HostGpus, torch: TorchFacts | None, expected: str, part: s
     found = check_builds(host, torch, "no module", wants_gpu=True)
     hits = [finding for finding in found if said([finding]) == [expected] and part in finding.what]
     assert len(hits) == 1, found
+
+
+def test_the_trial_of_kernels() -> None:
+    good, bad = check_trials({"flash3": "RuntimeError: no kernel image", "cudnn": "", "sdpa_flash": ""}, "")
+    assert (good.level, good.what) == (Level.ok, "cudnn, sdpa_flash: equal to the reference on this GPU")
+    assert (bad.level, bad.check) == (Level.warn, "kernels")
+    assert "flash3 fails on this GPU: RuntimeError: no kernel image; attention=auto does not use it" in bad.what
+    (ended,) = check_trials(None, "exit code -11")
+    assert (ended.level, ended.what) == (Level.warn, "the trial of the attention kernels ended: exit code -11")
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_a_profile_is_applied_for_a_while(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setenv("TAKEN", "1")
     monkeypatch.delenv("GIVEN", raising=False)
-    with applied(profiled(os.environ, EnvConfig("x", set=["GIVEN=2"], unset=["TAKEN"]))):
+    with applied(profiled(os.environ, EnvConfig("x", set=["GIVEN=2"], unset=["TAKEN"])).env):
         assert os.environ["GIVEN"] == "2"
         assert "TAKEN" not in os.environ
     assert os.environ["TAKEN"] == "1"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def test_ranks_that_cannot_start_say_why() -> None:
     assert "torch sees no GPU" in why_not
     (finding,) = check_probe(result, why_not, {})
     assert finding.level is Level.fail
+
+
+def test_ranks_that_do_not_find_each_other_say_why(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(asdict(spec(Layout()))))
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_NODEID": "1"}
+    there = {"MASTER_ADDR": "no-such-node.invalid", "MASTER_PORT": "1", "CONNECT_TIMEOUT_S": "0.1"}
+    argv = [sys.executable, "-m", "opensora_launch.worker.probe_rank", str(tmp_path)]
+    assert subprocess.run(argv, env={**os.environ, **step, **there}).returncode == 1
+    (said,) = [line for line in (tmp_path / "rank1.log").read_text().splitlines() if line]
+    assert said.startswith("error: rank 1 on ")
+    assert "cannot reach rank 0 at no-such-node.invalid:1" in said
 
 
 def test_ranks_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:

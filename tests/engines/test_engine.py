@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.kernels import attend_alone
-from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.split import share_slices
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
@@ -90,7 +90,7 @@ def attended_on_rank() -> list[tuple[float, list[int]]]:
         return nullcontext()
 
     kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float64, head_dim=8).call
-    meshes, found = build_meshes(MODES, dist.get_rank(), timedelta(seconds=60), record), []
+    meshes, found = build_meshes(MODES, dist.get_rank(), Groups(timedelta(seconds=60)), record), []
     for layout in MODES:
         for rows, tokens, heads in SHARES:
             rng = torch.Generator().manual_seed(0)
@@ -124,7 +124,7 @@ def ringed_on_gpu() -> float:
     torch.cuda.set_device(device)
     dist.destroy_process_group()
     dist.init_process_group("nccl", init_method=f"file://{os.environ['RING_STORE']}", rank=rank, world_size=2)
-    mesh = build_meshes([layout], rank, timedelta(seconds=60), lambda *_: nullcontext())[layout]
+    mesh = build_meshes([layout], rank, Groups(timedelta(seconds=60)), lambda *_: nullcontext())[layout]
     kernel = choose_kernel("auto", device=device, dtype=torch.bfloat16, head_dim=64).call
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1001, 8, 64, generator=rng).to(device) for _ in range(3))

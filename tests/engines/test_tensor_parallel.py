@@ -19,7 +19,7 @@ from opensora_launch.model.cuts import CutKind, mmdit_cuts
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
-from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.costs import tensor_parallel_bytes, tensor_parallel_calls
 from opensora_launch.plan.layout import Layout
@@ -59,7 +59,7 @@ def on_rank(layout: Layout, rows: int, config: dict[str, Any]) -> tuple[float, d
         return nullcontext()
 
     alone = Layout(dp=layout.ranks)
-    meshes = build_meshes([layout, alone], dist.get_rank(), timedelta(seconds=60), record)
+    meshes = build_meshes([layout, alone], dist.get_rank(), Groups(timedelta(seconds=60)), record)
     model = whole(config, torch.float64)
     kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float64, head_dim=8)
     rng = torch.Generator().manual_seed(1)
@@ -139,7 +139,7 @@ def test_every_layer_of_a_block_is_named_with_its_size():
 
 def loaded_on_rank(source: WeightSource) -> dict[str, torch.Tensor]:
     layout = Layout(tp=dist.get_world_size())
-    axis = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), lambda *_: nullcontext())[layout].tp
+    axis = build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=30)), lambda *_: nullcontext())[layout].tp
     module = cut_transformer(source.model.mmdit, source.reader(), axis, CPU, source.dtype, lambda nbytes: None)
     return dict(module.state_dict())
 

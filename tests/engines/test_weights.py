@@ -19,7 +19,7 @@ from opensora_launch.model.shapes import mmdit_shapes
 from opensora_launch.model.text_encoders import TextEmbeddings, load_text_encoders
 from opensora_launch.model.weight_files import check_weights
 from opensora_launch.model.weights import random_tensor
-from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
+from opensora_launch.parallel.mesh import Axis, Groups, Mesh, build_meshes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.schema.config import Engine, Init, MmditConfig, ModelConfig
@@ -41,7 +41,7 @@ def drawn(name: str) -> torch.Tensor:
 
 
 def mesh_of(layout: Layout) -> Mesh:
-    return build_meshes([layout], dist.get_rank(), timedelta(seconds=60), lambda *_: nullcontext())[layout]
+    return build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=60)), lambda *_: nullcontext())[layout]
 
 
 def source_of(**more: Any) -> WeightSource:
@@ -126,11 +126,11 @@ def test_its_sharded_checkpoints_are_read_on_any_ranks_and_by_both_engines(tmp_p
             whole = torch.cat([rank[way][1][name] for rank in ranks[: layout.tp]], dim)
             assert torch.equal(whole, drawn(name).bfloat16()), way
     model = ModelConfig(mmdit=CFG, folder=str(tmp_path))
-    assert check_weights(folder / "model.safetensors", mmdit_shapes(CFG), model) == []
+    assert check_weights(folder / "model.safetensors", mmdit_shapes(CFG), model, "mmdit_prefix") == []
     wider = mmdit_shapes(replace(CFG, depth=2))
     assert (
         "does not match the config: 32 missing: double_blocks.1"
-        in check_weights(folder / "model.safetensors", wider, model)[0]
+        in check_weights(folder / "model.safetensors", wider, model, "mmdit_prefix")[0]
     )
 
 

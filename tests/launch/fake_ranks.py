@@ -14,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+CLOCK_BEHIND_S = 7200  # the launcher must not mind
 STUBBORN = ("crash", "stubborn", "victim")
 
 
 def beat(attempt: Path, rank: int, state: str = "running", step: int = 3) -> None:
-    now = time.time()
+    now = time.time() - CLOCK_BEHIND_S
     where = {"phase": "denoise", "video": "0000_0", "step": step, "steps": 6, "videos_done": 0, "videos": 1}
     last = {"collective": "ulysses", "ranks": [0, 1], "sequence": 17, "inside": True, "progress_s": now}
     data = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "time_s": now, "state": state}
@@ -64,9 +65,10 @@ def be_rank(scenario: str, rank: int, attempt: Path) -> int:
         os.kill(os.getpid(), signal.SIGSTOP)
     if scenario == "exits" and rank == 1:
         return 7
-    while True:
+    while not (scenario == "stores" and (attempt / "stop").exists()):
         beat(attempt, rank)
         time.sleep(0.1)
+    return 75
 
 
 def be_agent(scenario: str, ranks: int, attempt: Path) -> int:
@@ -96,6 +98,6 @@ if __name__ == "__main__":
         rank = os.environ["RANK"] if sys.argv[3] == "of-torchrun" else sys.argv[3]
         sys.exit(be_rank(sys.argv[2], int(rank), Path(sys.argv[5])))
     if sys.argv[1] == "nothing":
-        print("No module named opensora_launch", flush=True)
+        print("/usr/bin/python: No module named opensora_launch", flush=True)
         sys.exit(1)
     sys.exit(be_agent(sys.argv[1], int(sys.argv[2]), Path(sys.argv[4])))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.launch.command import command, command_text, environment, launch_problems
+from opensora_launch.launch.command import command, command_text, environment, launch_problems, without_others
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LauncherKind, RunConfig, TopologyConfig
@@ -69,10 +69,29 @@ def test_the_shells_line_gives_the_same_argv_and_environment() -> None:
     plan = make_plan(RunConfig(), machine, (), "1")
     argv = command(LauncherKind.torchrun, machine, AttemptDir(HOSTILE))
     words = shlex.split(command_text(argv, plan))
-    assert words[2:] == argv
+    assert words[3:] == argv
     env = environment(plan.threads_per_rank, {"PATH": "/bin"})
-    assert env == {"PATH": "/bin", "OMP_NUM_THREADS": "3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert words[:2] == [f"{name}={env[name]}" for name in ("OMP_NUM_THREADS", "CUDA_DEVICE_ORDER")]
+    assert env == {"PATH": "/bin", "OMP_NUM_THREADS": "3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONSAFEPATH": "1"}
+    assert words[:3] == [f"{name}={env[name]}" for name in ("OMP_NUM_THREADS", "CUDA_DEVICE_ORDER", "PYTHONSAFEPATH")]
+
+
+def test_variables_that_others_set_for_their_ranks() -> None:
+    """Kubeflow's, torchrun's, those of a shell inside a step. A step of our own keeps its job's."""
+    others = ["PET_NNODES", "TORCHELASTIC_RUN_ID", "LOGLEVEL", "PYTHON_EXEC", "RANK", "LOCAL_RANK", "WORLD_SIZE"]
+    steps = ["SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"]
+    own = ["PATH", "PETER", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES"]
+    base = dict.fromkeys([*others, *steps, *own], "1")
+    for kind in (LauncherKind.torchrun, LauncherKind.inline):
+        assert list(without_others(base, kind)) == own
+    assert list(without_others(base, LauncherKind.srun)) == [*steps, *own]
+
+
+def test_variables_of_a_job_that_submits_another() -> None:
+    """They are the outer job's ids, limits and GPUs; sbatch keeps what it needs to reach Slurm."""
+    outer = ["SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CPU_BIND", "SLURM_CONF_X", "SBATCH_ARRAY_INX", "SRUN_DEBUG"]
+    others = [*outer, "MASTER_ADDR", "RANK", "PET_NNODES", "CUDA_VISIBLE_DEVICES"]
+    kept = ["PATH", "NCCL_DEBUG", "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURMD_NODENAME"]
+    assert list(without_others(dict.fromkeys([*others, *kept], "1"), LauncherKind.slurm)) == kept
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_done(attempt: Path) -> None:
         ("victim", 1, 1, ["rank 1", "SIGKILL"]),
         ("exits", 1, 1, ["rank 1", "exit code 7"]),
         ("torchrun-killed", 1, 1, ["rank 1", "SIGKILL", "memory", "step 3", "'ulysses' (#17)"]),
-        ("nothing", 1, 0, ["without an error message"]),
+        ("nothing", 1, 0, ["without an error message", ": No module named opensora_launch"]),
     ],
 )
 def test_names_the_rank_that_failed_first(attempt: Path, scenario: str, code: int, rank: int, words: list[str]) -> None:
@@ -121,7 +121,18 @@ def test_ranks_end_with_a_torchrun_that_is_killed(attempt: Path) -> None:
     os.kill(int(agent), signal.SIGKILL)
     found = finish(launcher)
     assert found["code"] == 1
-    assert "(exit code of their starter: -9)" in found["failure"]["message"]
+    assert "what started them, which was killed by SIGKILL" in found["failure"]["message"]
+    assert left_over(attempt) == []
+
+
+def test_a_request_to_store_is_passed_on(attempt: Path) -> None:
+    """Though the whole process group gets the signal, torchrun lives on."""
+    launcher = launch("torchrun-stores", attempt)
+    wait_for_ranks(attempt)
+    (agent,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(agent), signal.SIGUSR1)
+    launcher.send_signal(signal.SIGUSR1)
+    assert finish(launcher)["code"] == 75
     assert left_over(attempt) == []
 
 

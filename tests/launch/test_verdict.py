@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from opensora_launch.launch.verdict import (
     Exit,
     agent_exits,
@@ -9,7 +11,9 @@ from opensora_launch.launch.verdict import (
     how_it_ended,
     missing_failure,
     silent_failure,
+    step_end,
     was_preempted,
+    with_last_words,
 )
 from opensora_launch.telemetry.failure import Failure
 from opensora_launch.telemetry.stall import Beat
@@ -35,7 +39,7 @@ def test_sruns_log_is_read() -> None:
         "srun: error: n1: tasks 0-1: Exited with exit code 75\n"
         "srun: error: n1: task 2: Segmentation fault (core dumped)\n"
     )
-    assert agent_exits(log) == (Exit(3, -9, 0), Exit(0, 75, 0), Exit(2, -11, 0))
+    assert agent_exits(log) == (Exit(3, -9, 0, "n2"), Exit(0, 75, 0, "n1"), Exit(2, -11, 0, "n1"))
     assert was_preempted(agent_exits(log)[1:])
 
 
@@ -71,6 +75,60 @@ def test_ranks_lost_without_a_trace() -> None:
     assert (verdict.rank, verdict.kind) == (1, "failure")
     assert "ended without an error message" in verdict.message
     assert "(exit code of their starter: 3)" in first_failure(None, [], [], set(), 3).message
+
+
+def test_a_rank_that_ended_before_its_log() -> None:
+    """Its host, and the error, from the log of its starter, where the ranks' lines are mixed."""
+    log = (
+        "W1120 torchrun says something\n"
+        "Traceback (most recent call last):\nTraceback (most recent call last):\n"
+        '  File "<frozen runpy>", line 198\n  File "<frozen runpy>", line 198\n'
+        "ModuleNotFoundError: No module named 'msgspec'\nModuleNotFoundError: No module named 'msgspec'\n"
+        "E1120 failed (exitcode: 1) local_rank: 1 (pid: 7) of binary: python\n"
+        "Traceback (most recent call last):\n  File x\ntorch...ChildFailedError:\n"
+    )
+    found = with_last_words(first_failure(None, [], agent_exits(log), set(), 1), log, "here")
+    assert (found.rank, found.host) == (1, "here")
+    assert found.message == "ended with exit code 1: ModuleNotFoundError: No module named 'msgspec'"
+    srun = "srun: error: n2: task 3: Exited with exit code 1\n/bin/python: No module named opensora_launch\n"
+    found = with_last_words(first_failure(None, [], agent_exits(srun), set(), 1), srun, "here")
+    assert (found.host, found.message) == ("n2", "ended with exit code 1: No module named opensora_launch")
+    known = first_failure(None, [beat(1)], agent_exits(log), set(), 1)
+    assert with_last_words(known, log, "here") is known
+
+
+CANCELLED = "slurmstepd-n1: error: *** STEP 1.0 ON n1 CANCELLED AT 2026-11-29T13:19:06"
+KILLED = "srun: error: n2: task 1: Killed\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "how"),
+    [
+        (f"{CANCELLED} ***\n{KILLED}", "which was cancelled"),
+        (f"{CANCELLED} DUE TO TIME LIMIT ***\n{KILLED}", "which was cancelled due to time limit"),
+        (
+            f"{CANCELLED} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n{KILLED}",
+            "which was cancelled due to node failure",
+        ),
+        (f"srun: Job step aborted: Waiting up to 7 seconds for job step to finish.\n{KILLED}", "which was cancelled"),
+        (f"srun: error: Node failure on n2\n{CANCELLED} ***\n", "which ended: Node failure on n2"),
+        (f"{KILLED}srun: launch/slurm: _step_signal: Terminating StepId=1.1\n{CANCELLED} ***\n", ""),
+    ],
+)
+def test_a_step_that_is_ended_from_outside(log: str, how: str) -> None:
+    """After a rank's own end, srun cancels its step too."""
+    said = Failure(rank=0, host="h", kind="failure", message="rank 1 has not moved")
+    verdict = first_failure(said, [beat(0), beat(1)], agent_exits(log), set(), 1, step_end(log))
+    if how:
+        assert (verdict.rank, verdict.message) == (-1, f"the ranks ended with their Slurm step, {how}")
+    else:
+        assert "rank 1 on host h (pid 1001) was killed by SIGKILL" in verdict.message
+
+
+def test_why_srun_starts_nothing() -> None:
+    log = "srun: error: Slurm job 9 has expired\nsrun: Check SLURM_JOB_ID environment variable.\n"
+    found = with_last_words(first_failure(None, [], (), set(), 1), log, "here")
+    assert found.message.endswith("(exit code of their starter: 1): Slurm job 9 has expired")
 
 
 def test_silence() -> None:

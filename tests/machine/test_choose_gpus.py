@@ -13,6 +13,7 @@ from opensora_launch.launch.command import environment
 from opensora_launch.machine.choose_gpus import Picked, link_of, owner, pick_gpus
 from opensora_launch.machine.find_machine import find_machine
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
+from opensora_launch.plan.plan import Machine
 from opensora_launch.schema.config import TopologyConfig
 from tests.nvml_stub import build_stub
 
@@ -50,7 +51,7 @@ def test_busy_gpus_are_left_out_and_it_is_said_who_uses_them() -> None:
     assert found.lines == (
         "found 2 x NVIDIA L20, 48.0 GiB each; joined: 1 pair by PHB",
         "GPU 1 (NVIDIA L20) is left out: process 77 (python of kim) holds 12.0 GiB",
-        "GPU 3 (NVIDIA L20) is left out: process 78 (python of kim) holds memory",
+        "GPU 3 (NVIDIA L20) is left out: process 78 (python of kim) holds memory, it is not known how much",
     )
     assert found.problems == ()
 
@@ -82,7 +83,32 @@ def test_only_what_cuda_would_show() -> None:
     )
 
 
+def test_a_process_of_unknown_size_does_not_take_the_only_gpu_away() -> None:
+    found = picked(host(gpu(0, (78, None)), gpu(1, (77, 12 * GIB), (78, None))))
+    assert taken(found) == [0]
+    assert found.lines[1:] == (
+        "GPU 0 (NVIDIA L20) is taken, although process 78 (python of kim) holds memory, it is not known how much",
+        "GPU 1 (NVIDIA L20) is left out: process 77 (python of kim) holds 12.0 GiB, process 78 (python of kim) holds "
+        "memory, it is not known how much",
+    )
+
+
+def test_the_hint_is_never_the_setting_in_use() -> None:
+    _, (line,) = find_machine(TopologyConfig(), picked(host(gpu(0, (77, 12 * GIB)))))
+    assert line.startswith("no GPU is free here; GPU 0 (NVIDIA L20) is left out: process 77")
+    assert line.endswith("use topology.gpus=[...] to share a busy GPU, or topology=cpu2 for the CPU")
+    _, (line,) = find_machine(TopologyConfig(gpus_per_node=4), picked(host(gpu(0), gpu(1), gpu(2))))
+    assert line.endswith("use topology.gpus_per_node=3, or topology=cpu4 for the CPU")
+
+
+def test_memory_that_is_shared_with_the_host_is_said() -> None:
+    found = picked(host(replace(gpu(0, name="NVIDIA GB10"), total_bytes=None, shares_memory=True)))
+    assert found.lines == ("found 1 x NVIDIA GB10, memory shared with the host",)
+
+
 def test_mig_cards_are_not_taken_whole() -> None:
+    (line,) = picked(host(replace(gpu(0), mig=True), gpu(1)), "0").problems
+    assert line.startswith("topology.gpus: GPU 0 cannot be taken: it is divided into MIG instances")
     found = picked(host(replace(gpu(0), mig=True), gpu(1)))
     assert taken(found) == [1]
     assert "divided into MIG instances" in found.lines[1]
@@ -108,27 +134,25 @@ def test_an_owner_is_named() -> None:
     assert owner(2**22 + 1) == f"process {2**22 + 1}"
 
 
-@pytest.fixture
-def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opensora_launch.machine.find_gpus.find_gpus", lambda: FOUR)
+def machine(*asked: str, gpus_per_node: int | None = None) -> tuple[Machine, list[str]]:
+    topology = TopologyConfig(gpus=list(asked), gpus_per_node=gpus_per_node)
+    return find_machine(topology, picked(FOUR, *asked))
 
 
-@pytest.mark.usefixtures("four_gpus")
 def test_a_topology_takes_the_free_ones() -> None:
-    found, problems = find_machine(TopologyConfig(), {})
+    found, problems = machine()
     assert (found.device, found.gpus_per_node, found.gpus, problems) == ("cuda", 2, ("GPU-00aa", "GPU-22aa"), [])
     env = environment(2, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, found.gpus)
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-00aa,GPU-22aa"
-    named, problems = find_machine(TopologyConfig(gpus=["3"]), {})
+    named, problems = machine("3")
     assert (named.gpus_per_node, named.gpus, problems) == (1, ("GPU-33aa",), [])
 
 
-@pytest.mark.usefixtures("four_gpus")
 def test_too_few_free_ones_are_told_with_who_has_the_others() -> None:
-    _, (line,) = find_machine(TopologyConfig(gpus_per_node=4), {})
+    _, (line,) = machine(gpus_per_node=4)
     assert line.startswith("topology.gpus_per_node=4, but 2 are free here; GPU 1 (NVIDIA L20) is left out")
     assert "topology=2gpu" in line
-    _, (line,) = find_machine(TopologyConfig(gpus=["9"]), {})
+    _, (line,) = machine("9")
     assert "topology.gpus: 9 names no GPU here" in line
 
 
@@ -136,8 +160,9 @@ ASK = """
 import sys
 from opensora_launch.schema.config import TopologyConfig
 from opensora_launch.machine.find_machine import find_machine, found_gpus
-print(find_machine(TopologyConfig(), {})[0].gpus)
-print(*found_gpus(TopologyConfig(), {}).lines, sep="\\n")
+found = found_gpus(TopologyConfig(), {})
+print(find_machine(TopologyConfig(), found)[0].gpus)
+print(*found.lines, sep="\\n")
 """
 
 
@@ -175,7 +200,7 @@ def test_plan_takes_the_card_and_the_links_that_are_here(tmp_path: Path, links: 
 
 def test_plan_says_which_gpus_it_leaves_out(tmp_path: Path) -> None:
     done = planned(tmp_path, ("GPUS=2", "BUSY", H100))
-    assert done.stdout.splitlines()[1].startswith("1 x h100_sxm, 79.7 GiB")
+    assert done.stdout.splitlines()[1].startswith("1 x h100_sxm, 80.0 GiB")
     assert "GPU 1 (NVIDIA H100 80GB HBM3) is left out: process 4242 holds 10.0 GiB" in done.stdout.splitlines()
     as_json = json.loads(planned(tmp_path, ("GPUS=2", "BUSY", H100), "--json").stdout)
     assert "is left out: process 4242" in as_json["found_here"][1]

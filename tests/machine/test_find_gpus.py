@@ -19,6 +19,14 @@ for pair in host.pairs:
     print(pair.first, pair.second, pair.path, pair.p2p, sep="|")
 print(host.driver, host.cuda, host.problem, sep="|")
 """
+ASK_ODD = """
+from opensora_launch.machine.find_gpus import find_gpus
+host = find_gpus()
+(gpu,) = host.gpus
+held = [used for pid, used in gpu.processes if pid == 4242]
+print(gpu.remap_pending, gpu.remap_failed, gpu.shares_memory, gpu.throttled, held, *[i.mig for i in host.instances],
+      sep="|")
+"""
 HEALTHY = "60|(9, 0)|True|0|False|()|False|[]|(1, 5, 16, 16)"
 
 
@@ -68,3 +76,24 @@ def ask(folder: Path, *options: str) -> list[str]:
 )  # fmt: skip
 def test_what_the_driver_tells(options: tuple[str, ...], expected: list[str], tmp_path: Path) -> None:
     assert ask(tmp_path, *options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("WORN",), "False|True|False|()|[]"),
+        (("SICK",), "True|False|False|()|[]"),
+        (("BUSY", "BUSY_HOLDS=-1ull"), "False|False|False|()|[None]"),
+        (
+            ('REFUSE="nvmlDeviceGetMemoryInfo nvmlDeviceGetRemappedRows nvmlDeviceGetCurrentClocksEventReasons"',),
+            "None|None|True|None|[]",
+        ),
+        (("MIG",), "False|False|False|()|[]|False"),  # the last word is about the instance
+    ],
+    ids=["worn out", "waits for a reset", "a process of unknown size", "GB10", "MIG"],
+)
+def test_what_is_not_known_is_not_good(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    env = build_stub(tmp_path, "GPUS=1", *options)
+    done = subprocess.run([sys.executable, "-c", ASK_ODD], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == said

@@ -11,7 +11,6 @@ import pytest
 from opensora_launch.errors import Problems
 from opensora_launch.media import prompts
 from opensora_launch.media.prompts import (
-    COND_TYPES,
     PromptEntry,
     PromptSettings,
     check_cond_type,
@@ -91,6 +90,30 @@ def test_every_setting_has_a_column(tmp_path):
     assert read_prompts([], [path], [])[0].settings == expected
 
 
+def test_the_small_hostile_lists_get_one_line_each():
+    cases = Path(__file__).parents[1] / "cases"
+    assert problems_of([], [cases / "bigseed.csv", cases / "semi.csv"]) == (
+        f"{cases / 'semi.csv'} line 1: its columns are separated by semicolons; save it with commas",
+        f"{cases / 'bigseed.csv'} line 2: seed={2**63} must be a whole number, at least 0 and at most {2**63 - 1}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "name"), [("text;ref", "semicolons"), ("ref\t text", "tabs"), ('name|"text"', "bars")]
+)
+def test_another_separator_is_named(tmp_path, header, name):
+    path = written(tmp_path / "list.csv", f"{header}\na red circle;\n")
+    assert problems_of([], [path]) == (f"{path} line 1: its columns are separated by {name}; save it with commas",)
+
+
+def test_references_may_start_at_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = written(tmp_path / "list.csv", "text,ref\nsea,~/a.png;~b.png\n")
+    flag, row = read_prompts(["one"], [path], ["~/c.png"])
+    assert flag.refs == ("/home/me/c.png",)
+    assert row.refs == ("/home/me/a.png", os.path.abspath("~b.png"))
+
+
 def test_jsonl_has_the_same_keys(tmp_path):
     rows = [
         {"text": HOSTILE[4], "ref": ["a;b.png", "/c.png"], "seed": 5, "guidance": 2, "motion_score": 4},
@@ -102,6 +125,22 @@ def test_jsonl_has_the_same_keys(tmp_path):
     assert first.settings == PromptSettings(seed=5, guidance=2.0, motion_score="4")
     assert second.refs == (os.path.abspath("a.png"), os.path.abspath("b.png"))
     assert (second.settings, second.source) == (PromptSettings(num_steps=9), f"{path} line 3")
+
+
+@pytest.mark.parametrize("number", ["4.10", "1e1", "-0.0", "1E2", "10"])
+def test_a_number_of_jsonl_is_read_as_it_is_written(tmp_path, number):
+    """Where the setting is a text; where it is a number, as that number."""
+    line = (
+        f'{{"text": "sea", "motion_score": {number}, "name": {number}, "guidance": {number.strip("-")}, "seed": 1e3}}'
+    )
+    (entry,) = read_prompts([], [written(tmp_path / "list.jsonl", line)], [])
+    assert (entry.settings.motion_score, entry.name) == (number, number)
+    assert (entry.settings.guidance, entry.settings.seed) == (float(number.strip("-")), 1000)
+    for key in ("text", "ref"):
+        path = written(
+            tmp_path / "bad.jsonl", f'{{"text": "sea", "{key}": {number}}}'.replace('"text": "sea", "text"', '"text"')
+        )
+        assert problems_of([], [path])[0].endswith(f"{key} cannot be a number")
 
 
 def test_txt_has_one_prompt_per_line(tmp_path):
@@ -152,20 +191,19 @@ def test_all_mistakes_of_all_files_at_once(tmp_path):
     blank = written(tmp_path / "blank.txt", "\n")
     quote = written(tmp_path / "quote.csv", 'text\nsea\n"never closed\n')
     other = written(tmp_path / "list.yaml", "")
-    found = problems_of([], [missing, head, bad, rows, latin, utf16, empty, blank, quote, other])
-    columns = "text, ref, name, neg, seed, num_steps, guidance, guidance_img, cond_type, motion_score"
-    known = ", ".join(COND_TYPES)
+    folder = tmp_path / "folder.csv"
+    folder.mkdir()
+    found = problems_of([], [missing, head, bad, rows, latin, utf16, empty, blank, quote, other, folder])
     assert sorted(found) == sorted(
         [
             f"{missing}: no such file",
             f"{head} line 1: there is no column 'text'; the columns are name, ref",
             f"{bad} line 4: more fields than the 4 columns; a text that contains a comma needs double quotes",
-            f"{bad} line 1: unknown column 'sed'; the nearest is 'seed' "
-            f"(known columns: {columns}, num_samples, negative_prompt)",
-            f"{bad} line 2: seed=x must be a whole number, at least 0",
-            f"{bad} line 2: cond_type=i2v_hed is not known; use one of {known}; the nearest is i2v_head",
+            f"{bad} line 1: unknown column 'sed'; did you mean seed?",
+            f"{bad} line 2: seed=x must be a whole number, at least 0 and at most 9223372036854775807",
+            f"{bad} line 2: cond_type=i2v_hed is not known; did you mean i2v_head?",
             f"{bad} line 3: the text is empty",
-            f"{bad} line 3: seed=-1 must be a whole number, at least 0",
+            f"{bad} line 3: seed=-1 must be a whole number, at least 0 and at most 9223372036854775807",
             f"{rows} line 1: not JSON: Expecting ',' delimiter at column 13",
             f"{rows} line 2: expected a JSON object, got a list",
             f"{rows} line 3: there is no key 'text'; the keys are: ref",
@@ -177,6 +215,7 @@ def test_all_mistakes_of_all_files_at_once(tmp_path):
             f"{blank}: the file holds no prompts",
             f"{quote} line 3: not csv: unexpected end of data",
             f"{other}: a prompt file must end in .csv, .jsonl, .txt, not in '.yaml'",
+            f"{folder}: this is a folder; give a file of prompts",
         ]
     )
 
@@ -186,7 +225,10 @@ def test_all_mistakes_of_all_files_at_once(tmp_path):
     [
         ({"num_steps": 0}, "num_steps=0 must be a whole number, at least 1 and at most 10000"),
         ({"num_steps": 1.5}, "num_steps=1.5 must be a whole number, at least 1 and at most 10000"),
-        ({"seed": 2**63}, f"seed={2**63} must be a whole number, at least 0"),
+        (
+            {"seed": 2**63},
+            "seed=9223372036854775808 must be a whole number, at least 0 and at most 9223372036854775807",
+        ),
         ({"seed": True}, "seed cannot be true or false"),
         ({"guidance": "nan"}, "guidance=nan must be a number, at least 0"),
         ({"guidance": -1}, "guidance=-1 must be a number, at least 0"),
@@ -219,7 +261,7 @@ def test_cond_type_of_a_prompt():
 
 
 def test_names_from_open_soras_comments_get_the_real_name():
-    with pytest.raises(ValueError, match="the nearest is v2v_head"):
+    with pytest.raises(ValueError, match="did you mean v2v_head"):
         check_cond_type("v2v_head_half")
     with pytest.raises(ValueError, match="motion_score=dynamic is not supported"):
         check_motion_score("dynamic")

@@ -1,14 +1,24 @@
 """References become tensors with the public implementation's arithmetic, computed here by hand."""
 
+import struct
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional as F
 
+from opensora_launch.errors import UserError
+from opensora_launch.media.image_files import read_image
 from opensora_launch.media.prompts import COND_TYPES
 from opensora_launch.media.references import fill_and_crop, load_image, load_references, load_video
-from tests.media.clips import noise, write_clip, write_image
+from opensora_launch.media.video_frames import decode_frames
+from tests.media.clips import noise, turn_clip, write_clip, write_image
+
+CASES = Path(__file__).parents[1] / "cases"
+TEXT, BYTES, FLOAT = 2, 7, 11  # types of values in EXIF
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,82 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
     assert torch.equal(grey[:, 0], grey[:, 2])
     expected = torch.from_numpy(noise(16, 16, 4)[..., :3].astype(np.float32)) / 127.5 - 1
     torch.testing.assert_close(alpha[0, :, 0].permute(1, 2, 0), expected, atol=2e-7, rtol=0)
+
+
+def test_16_bits_are_scaled_to_8(tmp_path):
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for name, wide in (("a.png", np.uint16), ("a.tif", np.uint16), ("a.pgm", np.uint16)):
+        Image.fromarray(eight.astype(wide) * 257).save(tmp_path / name)
+        assert (np.array(read_image(tmp_path / name)) == eight[..., None]).all(), name
+
+
+def test_an_orientation_of_another_type_is_no_traceback(tmp_path):
+    """Text that is a number counts as the number; other text means upright."""
+    upright = read_image(CASES / "mark.png")
+    assert read_image(CASES / "exif_ascii.jpg").size == (64, 96)
+    for kind, count, value, size in (
+        (TEXT, 2, b"6\0\0\0", (64, 96)),
+        (TEXT, 4, b"top\0", (96, 64)),
+        (BYTES, 1, b"\6\0\0\0", (96, 64)),
+        (FLOAT, 1, struct.pack(">f", 6), (64, 96)),
+    ):
+        entry = struct.pack(">HHI", ExifTags.Base.Orientation, kind, count) + value
+        exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+        upright.save(tmp_path / "a.jpg", exif=exif)
+        assert read_image(tmp_path / "a.jpg").size == size, (kind, value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(tmp_path, orientation):
+    path = write_image(tmp_path / "a.png", noise(16, 32, 3), orientation=orientation)
+    with Image.open(path) as image:
+        assert (np.array(read_image(path)) == np.array(ImageOps.exif_transpose(image))).all()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # a phone held upright
+        ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda x: np.rot90(x, 2).swapaxes(0, 1)),
+        ((1, 0, 0, 1), lambda x: x),
+    ],
+)
+def test_a_video_is_turned_by_its_display_matrix(tmp_path, matrix, turn):
+    path = write_clip(tmp_path / "a.mp4", noise(2, 16, 32, 3), codec="libx264")
+    before = [frame.pixels() for frame in decode_frames(path)]
+    turn_clip(path, matrix)
+    after = list(decode_frames(path))
+    assert [frame.shown_size() for frame in after] == [turn(before[0]).shape[:2]] * 2
+    for frame, pixels in zip(after, before, strict=True):
+        assert (frame.pixels() == turn(pixels)).all()
+
+
+def test_pixels_of_a_video_need_not_be_square(tmp_path):
+    """They are scaled once, from the stored size to that of the run."""
+    path = write_clip(tmp_path / "a.mp4", noise(1, 16, 32, 3), "libx264", pixel_aspect=Fraction(3, 2))
+    (frame,) = decode_frames(path)
+    assert frame.shown_size() == (16, 48)
+    unit = torch.from_numpy(frame.pixels()).permute(2, 0, 1)[None].double() / 255
+    scaled = F.interpolate(unit, size=(16, 48), mode="bilinear")[..., 8:40]
+    torch.testing.assert_close(load_video(path, 1, 16, 32)[0, :, 0].double(), scaled[0] * 2 - 1, atol=5e-6, rtol=0)
+    turn_clip(path, (0, 1, -1, 0))
+    assert next(decode_frames(path)).shown_size() == (48, 16)
+
+
+def test_a_file_that_changed_since_the_check_is_named(tmp_path):
+    for name, cond_type, reason in (
+        ("damaged.mp4", "v2v_head", "not a readable video: Invalid data found when processing input, after 18 frames"),
+        ("latin.mp4", "v2v_head_easy", "48 frames, but 65 are needed"),
+        ("gone.png", "i2v_head", "no such file"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_references((str(CASES / name),), cond_type, 16, 32)
+        assert str(caught.value) == f"ref {CASES / name}: {reason}"
 
 
 def as_video(frames):

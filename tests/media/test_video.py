@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from opensora_launch.media import video as video_module
-from opensora_launch.media.video import VideoWriter, room_for_frames, save_png, save_video, to_frames, to_uint8
+from opensora_launch.media.video import room_for_frames, save_png, save_video, to_frames, to_uint8, video_writer
 from tests.media.clips import noise
 
 
@@ -122,22 +123,36 @@ def test_a_failure_leaves_nothing_new_and_the_old_file_whole(tmp_path):
     path = save_video(tmp_path / "a", smooth_clip(5, 32, 48), 24)
     before = path.read_bytes()
     frames = [*noise(60, 32, 48, 3), noise(8, 8, 3)]
-    with pytest.raises(AssertionError), VideoWriter(path, 32, 48, 24) as writer:
-        deque(map(writer.write, frames), maxlen=0)
+    with pytest.raises(AssertionError), video_writer(path, 32, 48, 24) as write:
+        deque(map(write, frames), maxlen=0)
     assert os.listdir(tmp_path) == ["a.mp4"]
     assert path.read_bytes() == before
 
 
 def test_a_killed_writer_leaves_no_final_file(tmp_path):
     code = (
-        "import os, sys, numpy as np; from pathlib import Path; from opensora_launch.media.video import VideoWriter\n"
-        "with VideoWriter(Path(sys.argv[1]), 32, 48, 24) as writer:\n"
-        "    for i in range(60): writer.write(np.full((32, 48, 3), i, np.uint8))\n"
+        "import os, sys, numpy as np; from pathlib import Path; from opensora_launch.media.video import video_writer\n"
+        "with video_writer(Path(sys.argv[1]), 32, 48, 24) as write:\n"
+        "    for i in range(60): write(np.full((32, 48, 3), i, np.uint8))\n"
         "    os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.mp4")], check=False)
     assert done.returncode == 9
     assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("frames", [1, 60])
+def test_a_full_disk_is_named(tmp_path, frames):
+    """A file that may not grow stands for a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_video(tmp_path / "a", noise(frames, 32, 48, 3), 24)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) in caught.value.filename
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_png_that_cannot_be_written_leaves_nothing(tmp_path):
@@ -148,6 +163,6 @@ def test_a_png_that_cannot_be_written_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize(("height", "width", "frame"), [(31, 48, (31, 48, 3)), (32, 48, (48, 32, 3))])
 def test_wrong_sizes_are_bugs_of_the_package(tmp_path, height, width, frame):
-    with pytest.raises(AssertionError), VideoWriter(tmp_path / "a.mp4", height, width, 24) as writer:
-        writer.write(noise(*frame))
+    with pytest.raises(AssertionError), video_writer(tmp_path / "a.mp4", height, width, 24) as write:
+        write(noise(*frame))
     assert os.listdir(tmp_path) == []

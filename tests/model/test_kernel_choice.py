@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from opensora_launch.errors import UserError
 from opensora_launch.model import kernel_choice, kernels
 from opensora_launch.model.kernel_choice import (
+    FASTEST,
     Kernel,
     KernelTarget,
     choose_kernel,
@@ -177,19 +178,29 @@ NONE_INSTALLED: list[tuple[Want, str, list[str]]] = [
 ]
 
 
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all kernels of torch run here."""
+    for name in kernel_choice.IN_TORCH:
+        monkeypatch.setitem(kernel_choice.IN_TORCH, name, kernels.reference)
+
+
+@pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize(("target", "want"), ALL_INSTALLED.items(), ids=str)
 def test_auto_with_every_package_there(target: Want, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in kernel_choice.LOADERS:
         monkeypatch.setitem(kernel_choice.LOADERS, name, lambda: (kernels.reference, "9.9"))
-    kernel = fastest_kernel(KernelTarget(*target))
+    kernel = fastest_kernel(FASTEST, KernelTarget(*target), CPU)
     assert (kernel.name, kernel.passed_over) == (want, ())
 
 
+@pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize(("target", "want", "faster"), NONE_INSTALLED, ids=str)
 def test_auto_without_packages_says_what_would_be_faster(target: Want, want: str, faster: list[str]) -> None:
-    kernel = fastest_kernel(KernelTarget(*target))
+    kernel = fastest_kernel(FASTEST, KernelTarget(*target), CPU)
     assert kernel.name == want
     assert [line.split()[0] for line in kernel.passed_over] == [f"attention={name}" for name in faster]
+    assert kernel.refused == ()
 
 
 def test_a_missing_package_is_one_line_with_the_command() -> None:

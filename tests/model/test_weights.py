@@ -14,7 +14,7 @@ from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.tiles import UNTILED
 from opensora_launch.model.vae import decode_latents, load_vae
-from opensora_launch.model.weights import random_tensors, read_pickle, read_tensors
+from opensora_launch.model.weights import constant_weights, random_tensors, read_pickle, read_tensors
 from opensora_launch.schema.config import MmditConfig, VaeConfig
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
@@ -33,6 +33,15 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def tensors() -> dict[str, Tensor]:
     return {"a.x": torch.randn(3, 4), "a.y": torch.randn(5), "b.x": torch.arange(6)}
+
+
+def test_weights_that_are_one_number_are_found() -> None:
+    tensors = {
+        "zeros": torch.zeros(3, 4), "ones": torch.ones(2, 2, 2, dtype=BF16), "bias": torch.zeros(5),
+        "one": torch.ones(1, 1), "none": torch.zeros(0, 3), "nan": torch.full((2, 2), torch.nan),
+        "ends": torch.tensor([[1.0, 2.0], [3.0, 1.0]]),
+    }  # fmt: skip
+    assert constant_weights(tensors) == ["zeros", "ones"]
 
 
 def test_tensors_are_read_as_asked(tensors: dict[str, Tensor], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
    REFUSE          names of functions that answer NOT_SUPPORTED, in one string
    HOT             the last GPU is throttled by heat, at half its clock
    BUSY            the last GPU has a process of somebody else
+   BUSY_HOLDS      its bytes (10 GiB); -1ull where they are not known
    MIG             the first GPU has one MIG instance
    XID             one XID 79 is reported, of the last GPU, if somebody listens to that
    DEAF            bits of the GPUs that refuse to be listened to (0)
@@ -12,8 +13,12 @@
    NVLINKS         active links of each GPU to a switch (0)
    NO_P2P          why no pair has peer access, as nvmlGpuP2PStatus_t (0: it has)
    SICK            the last GPU has uncorrected memory errors and a row that waits for a reset
+   WORN            the last GPU has a bad row that could not be replaced
    CAPABILITY      major and minor compute capability, as 90 (90)
    NAME            of the GPUs ("Stub GPU")
+   INIT            what the library answers when it is started (0), as nvmlReturn_t: 9 without a driver, 18 mismatch
+   LOST            bits of the GPUs that fell off the bus (0)
+   DENIED          bits of the GPUs that this user may not use (0)
 
    A function that a test leaves out (-DNO_<name>) is not there at all, as in an older driver. */
 #include <stdint.h>
@@ -43,6 +48,18 @@
 #ifndef NO_P2P
 #define NO_P2P 0
 #endif
+#ifndef INIT
+#define INIT 0
+#endif
+#ifndef BUSY_HOLDS
+#define BUSY_HOLDS (10ull << 30)
+#endif
+#ifndef LOST
+#define LOST 0
+#endif
+#ifndef DENIED
+#define DENIED 0
+#endif
 #ifndef CAPABILITY
 #define CAPABILITY 90
 #endif
@@ -57,7 +74,8 @@
 #define IS_HOT(n) 0
 #endif
 
-enum { SUCCESS = 0, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, TIMED_OUT = 10 };
+enum { SUCCESS = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, TOO_SMALL = 7, TIMED_OUT = 10,
+       IS_LOST = 15 };
 typedef struct { int index, mig; } Device;
 static Device devices[GPUS + 1];
 
@@ -72,7 +90,7 @@ static double seconds(void) {
 
 int nvmlInitWithFlags(unsigned flags) {
   for (int n = 0; n <= GPUS; n++) devices[n] = (Device){n < GPUS ? n : 0, n == GPUS};
-  return SUCCESS;
+  return INIT;
 }
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) { return SUCCESS; }
@@ -88,6 +106,8 @@ int nvmlSystemGetDriverVersion(char *text, unsigned size) { return snprintf(text
 int nvmlDeviceGetCount_v2(unsigned *count) { return *count = GPUS, SUCCESS; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) {
   if (index >= GPUS) return INVALID;
+  if (LOST & 1u << index) return IS_LOST;
+  if (DENIED & 1u << index) return NO_PERMISSION;
   return *device = &devices[index], SUCCESS;
 }
 int nvmlDeviceGetUUID(Device *d, char *text, unsigned size) {
@@ -143,7 +163,10 @@ int nvmlDeviceGetClockInfo(Device *d, int kind, unsigned *mhz) {
   return *mhz = kind == 1 ? (IS_HOT(d->index) ? 990 : 1980) : 2619, SUCCESS;
 }
 int nvmlDeviceGetMaxClockInfo(Device *d, int kind, unsigned *mhz) { return *mhz = 1980, SUCCESS; }
-static int reasons(Device *d, unsigned long long *bits) { return *bits = IS_HOT(d->index) ? 0x20 : 0, SUCCESS; }
+static int reasons(Device *d, unsigned long long *bits) {
+  ANSWER(nvmlDeviceGetCurrentClocksEventReasons);
+  return *bits = IS_HOT(d->index) ? 0x20 : 0, SUCCESS;
+}
 #ifndef NO_nvmlDeviceGetCurrentClocksEventReasons
 int nvmlDeviceGetCurrentClocksEventReasons(Device *d, unsigned long long *bits) { return reasons(d, bits); }
 #endif
@@ -179,7 +202,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Device *d, unsigned *count, Process 
 #endif
   if (!found || *count < 1 + others) return *count = 1 + others, TOO_SMALL;
   found[0] = (Process){(unsigned)getpid(), 20ull << 30, -1, -1};
-  if (others) found[1] = (Process){4242, 10ull << 30, -1, -1};
+  if (others) found[1] = (Process){4242, BUSY_HOLDS, -1, -1};
   return *count = 1 + others, SUCCESS;
 }
 int nvmlEventSetCreate(void **set) {
@@ -212,7 +235,12 @@ int nvmlDeviceGetEccMode(Device *d, int *now, int *later) {
 }
 int nvmlDeviceGetRemappedRows(Device *d, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
   ANSWER(nvmlDeviceGetRemappedRows);
-  return *corrected = *failed = 0, *uncorrected = *pending = IS_SICK(d->index), SUCCESS;
+#ifdef WORN
+  *failed = d->index == GPUS - 1;
+#else
+  *failed = 0;
+#endif
+  return *corrected = 0, *uncorrected = *pending = IS_SICK(d->index), SUCCESS;
 }
 int nvmlDeviceGetPowerManagementDefaultLimit(Device *d, unsigned *mw) { return *mw = 700000, SUCCESS; }
 int nvmlDeviceGetCurrPcieLinkGeneration(Device *d, unsigned *n) { return *n = 1, SUCCESS; } /* idle GPUs lower it */

@@ -9,10 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from opensora_launch.model.kernel_choice import choose_kernel
-from opensora_launch.parallel.mesh import Mesh, build_meshes, coordinates, ranks_along
+from opensora_launch.parallel.mesh import Groups, Mesh, build_meshes
 from opensora_launch.parallel.sequence_attention import merge, ring_attention, sharded_attention
 from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.rank_sets import coordinates, ranks_along
 from tests.ranks import run_ranks
 
 B, D = 2, 8
@@ -23,7 +24,7 @@ def unrecorded(axis, ranks, nbytes):
 
 
 def mesh_of(layout: Layout) -> Mesh:
-    return build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout]
+    return build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=30)), unrecorded)[layout]
 
 
 def qkv(tokens: int, heads: int) -> tuple[torch.Tensor, ...]:

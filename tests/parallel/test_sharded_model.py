@@ -16,7 +16,7 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.tiles import Tile
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.collectives import broadcast
-from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.parallel.tile_spreading import deal, spread_tiles
 from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
@@ -72,7 +72,7 @@ def compare(cases: list[tuple[int, int, int]], fixed: dict[str, int], dtype: tor
     for rows, text, video in cases:
         facts = LayoutFacts(world, world, 1, rows, text + video, RULES)
         chosen[rows, text, video] = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
-    meshes = build_meshes([*dict.fromkeys(chosen.values()), alone], rank, timedelta(seconds=60), unrecorded)
+    meshes = build_meshes([*dict.fromkeys(chosen.values()), alone], rank, Groups(timedelta(seconds=60)), unrecorded)
     distances = []
     for (rows, text, video), layout in chosen.items():
         latents, inputs = rows_of(rows, text, video, dtype)
@@ -119,7 +119,7 @@ def tile(cost: int) -> Tile:
 
 def tiles_on_rank() -> list[list[float]] | None:
     layout = Layout(cfg=dist.get_world_size())
-    axis = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout].video
+    axis = build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=30)), unrecorded)[layout].video
     run = spread_tiles(axis)
     outputs = run([tile(n) for n in (3, 1, 4, 1, 5)], lambda job: torch.full((1, *job.out_shape), job.out_shape[2]))
     made = None if outputs is None else [t.flatten().tolist() for t in outputs]

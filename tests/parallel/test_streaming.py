@@ -14,7 +14,7 @@ from opensora_launch.model import load_mmdit
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
-from opensora_launch.parallel.mesh import Axis, Mesh, build_meshes
+from opensora_launch.parallel.mesh import Axis, Groups, Mesh, build_meshes
 from opensora_launch.parallel.packing import Packing
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.parallel.streaming import Placed, StreamedBlocks
@@ -65,8 +65,8 @@ def streamed(module: MMDiT, axis: Axis, *, fp8: bool, resident: Sequence[int]) -
             return state[name].reshape(-1)[first:last]
 
         read += packing.read_share(place, ranks, elements, share)
-        placed.append(Placed(block, packing, share, stays))
-    return StreamedBlocks(placed, axis, CPU), read
+        placed.append(Placed(packing, share, stays))
+    return StreamedBlocks(blocks_of(module), placed, axis, CPU), read
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, list[RowInputs]]:
@@ -93,7 +93,7 @@ def both_ways(
     world = dist.get_world_size()
     facts = LayoutFacts(world, world, 1, rows, 28, Rules(Engine.native, SMALL["num_heads"], 96, Placement()))
     layout = layouts_by_rows(facts, LayoutConfig(**fixed))[-1][1]
-    mesh: Mesh = build_meshes([layout], dist.get_rank(), timedelta(seconds=30), unrecorded)[layout]
+    mesh: Mesh = build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=30)), unrecorded)[layout]
     kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float32, head_dim=8).call
     whole = ShardedModel(model(), kernel, {rows: mesh}, rows_at_once=at_once)
     want = [whole.predict(*inputs(rows)) for _ in range(2)]

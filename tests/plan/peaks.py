@@ -10,11 +10,13 @@ import weakref
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Conv3d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +27,7 @@ from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model import mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.parallel.mesh import Axis, build_meshes
+from opensora_launch.parallel.mesh import Axis, Groups, build_meshes
 from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
@@ -75,7 +77,7 @@ def forward_peak(case: dict[str, Any]) -> int:
     )
     layout, dtype, rows = Layout(**case["layout"]), getattr(torch, case["dtype"]), case["rows"]
     vars(mmdit)["TOKENS_AT_ONCE"] = case["at_once"]
-    mesh = build_meshes([layout], 0, timedelta(seconds=60), lambda *_: nullcontext())[layout]
+    mesh = build_meshes([layout], 0, Groups(timedelta(seconds=60)), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
     with torch.device("meta"):
@@ -125,9 +127,19 @@ def placed_peak(case: dict[str, Any]) -> int:
 
 
 def decode_peak(side: int, frames: int) -> int:
+    """Measure the decoding of a tile as on CUDA, where the channels of weights and videos lie last in memory."""
+    last = torch.channels_last_3d
+
+    def convolved(self: Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return an output that lies as cuDNN leaves it. Tensors without data always have plain outputs."""
+        sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
+        shape = (x.shape[0], self.out_channels, *sizes)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
+
     with torch.device("meta"):
         vae, latent = CausalVae(VaeConfig()).bfloat16(), torch.empty(1, 16, frames, side, side, dtype=torch.bfloat16)
-    with torch.no_grad(), LiveBytes() as live:
+    vae.to(memory_format=last)  # type: ignore[call-overload]
+    with torch.no_grad(), LiveBytes() as live, mock.patch.object(Conv3d, "_conv_forward", convolved):
         vae.decode(latent)
     return int(live.peak)
 

@@ -15,7 +15,6 @@ from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import (
     GIB,
-    RESERVED_BYTES,
     Memory,
     VideoSize,
     activation_bytes,
@@ -26,6 +25,7 @@ from opensora_launch.plan.memory import (
 )
 from opensora_launch.plan.networks import OPEN_SORA_2, TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
+from opensora_launch.plan.set_aside import RESERVED_BYTES
 from opensora_launch.schema.config import MmditConfig, Offload, Shard, Storage, VaeConfig
 
 ROOT = Path(__file__).parents[2]

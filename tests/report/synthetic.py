@@ -25,6 +25,7 @@ from opensora_launch.telemetry.events import (
     meta_line,
 )
 from tests.configs import changed
+from tests.samples import finish_video
 from tests.telemetry.lines import event_line
 
 EPOCH_S = 1_700_000_000.0
@@ -216,8 +217,7 @@ def write_run(run: Path, plan: Plan, attempts: Sequence[Sequence[RankEvents]], *
         for e in events:
             write_events(folder / "telemetry" / f"rank{e.meta.rank}.jsonl", e)
     for name in done:
-        (run / "samples" / f"{name}.mp4").write_bytes(b"")
-        (run / "samples" / f"{name}.json").write_text("{}")
+        finish_video(run, name)
     return run
 
 

@@ -77,8 +77,8 @@ def test_all_of_a_placement_that_differs_is_advised(
 def test_what_would_not_fit_is_not_advised(tmp_path: Path) -> None:
     """24 GB cards can not hold the weights whole, and a run that was planned freely has nothing to gain."""
     asked = config("rtx4090", placement__shard=Shard.node)
-    whole = "placement.shard=none placement.offload=host placement.resident_blocks=41"  # of 57 blocks
-    assert [c for c in advised(tmp_path, asked, 4) if c.startswith("placement.")] == [whole]
+    most = "placement.offload=host placement.resident_blocks=39"  # of 57 blocks
+    assert [c for c in advised(tmp_path, asked, 4) if c.startswith("placement.")] == [most]
     assert [c for c in advised(tmp_path / "free", config(), 8) if c.startswith(("layout", "placement"))] == []
 
 

@@ -155,7 +155,7 @@ def test_the_page_words_messages_as_python_does(tmp_path: Path) -> None:
     cause = message("asleep", asleep_s=2.346)
     for template in templates("en").values():
         for name, kind, form in (found.groups() for found in PARAMETER.finditer(template)):
-            plain = cause if form in ("title", "remedy") else 1234.567 if form else f"<{name}>"
+            plain = cause if form in ("title", "remedy", "short") else 1234.567 if form else f"<{name}>"
             values[name] = 1 if kind == "?" or values.get(name) == 1 else plain
     mixed = values | {"ranks": [3, 5], "share": 0.2566, "least_available_bytes": None, "in_host": None, "hosts": []}
     with browser(tmp_path) as page:

@@ -122,10 +122,11 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
     [
         ("video=512px", "video=512px is not known, did you mean 256px? Use one of 256px, 768px, custom, demo, tiny"),
         ("video=786px", "did you mean 768px?"),
+        ("hardware=h100", "hardware=h100 is not known, did you mean h100_nvl, h100_pcie or h100_sxm?"),
         ("topology=9gpu", "did you mean 8gpu?"),
         ("vido=256px", "did you mean video?"),
         ("video.num_frame=9", "did you mean video.num_frames?"),
-        ("video.num_frame=9", "resolution, aspect_ratio, height_px, width_px, num_frames, fps"),
+        ("video.qqqq=9", "resolution, aspect_ratio, height_px, width_px, num_frames, fps"),
         ("num_frames=9", "did you mean video.num_frames?"),
         ("model.mmdit.depht=2", "did you mean model.mmdit.depth?"),
         ("video.num_frames=many", "video.num_frames takes a whole number"),

@@ -161,7 +161,7 @@ def test_a_wrong_prompt_file_does_not_hide_a_missing_reference(
     words = ["generate", "--prompt", "x", "--ref", "cat.png", "--prompts", "gone.csv", "model=tiny"]
     for more, said in (
         (["attention=flash3", "topology=cpu2"], "attention=flash3 cannot be used: it needs a GPU; use attention=auto"),
-        (["sampling.cond_type=i2v"], "cond_type=i2v is not known; use one of t2v"),
+        (["sampling.cond_type=i2v"], "cond_type=i2v is not known; did you mean i2v_head, i2v_tail or i2v_loop?"),
         (["sampling.num_stepz=3"], "did you mean sampling.num_steps?"),
     ):
         assert main([*words, *more]) == 2

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ import yaml
 from opensora_launch.cli import generate, main
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Machine, Plan
+from opensora_launch.request import prepare
 from opensora_launch.request.attempt import prepare_attempt
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.resume import prepare_resume
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.telemetry.failure import Failure, record_failure
 from opensora_launch.telemetry.heartbeat import Heartbeat
+from tests.samples import finish_video
 
 ONE_RANK = Machine(device="cpu", nodes=1, gpus_per_node=1, cpus_per_node=1)
 THREE_RANKS = Machine(device="cpu", nodes=1, gpus_per_node=3, cpus_per_node=3)
@@ -28,7 +31,7 @@ def run(empty_folder: Path) -> Path:
     argv += ["--negative-prompt", "ugly, ${x}", "-m", "model=tiny", "topology=cpu2", "topology.gpus_per_node=3"]
     attempt = prepare_attempt([*argv, "sampling.seed=null", "sampling.num_steps=3,4"], THREE_RANKS).path
     for name in ("0000_0", "0002_0", "0005_0"):
-        (attempt.parents[1] / "samples" / f"{name}.json").write_text("{}")
+        finish_video(attempt.parents[1], name)
     return attempt.parents[1]
 
 
@@ -36,7 +39,7 @@ def run(empty_folder: Path) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     calls: list[tuple[str, Path]] = []
 
-    def start(kind: object, plan: Plan, attempt: AttemptDir, made: object) -> int:
+    def start(kind: object, plan: Plan, attempt: AttemptDir, made: object, since_s: float) -> int:
         calls.append((str(kind), attempt.path))
         return 0
 
@@ -64,6 +67,24 @@ def test_on_other_ranks_and_by_another_launcher(run: Path, started: list[tuple[s
     assert kind == "inline"
     assert plan_of(attempt).machine.ranks == 1
     assert plan_of(attempt).sampling.batch_size == 2
+
+
+def test_a_job_by_hand_gets_the_nodes_and_ranks_that_it_had(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script had them, not its config."""
+    monkeypatch.setattr(prepare, "no_sbatch", lambda: [])
+    attempt = prepare_attempt(["launcher=slurm", "--prompt", "x", "model=tiny"], replace(THREE_RANKS, nodes=2))
+
+    def machine(*more: str) -> Machine:
+        return prepare_resume(parse("generate", GENERATE_FLAGS, ["--resume", str(attempt.run), *more])).plan.machine
+
+    same = machine()
+    assert (same.device, same.nodes, same.gpus_per_node) == ("cpu", 2, 3)
+    other = machine("topology=8gpu")
+    assert (other.device, other.nodes, other.gpus_per_node) == ("cuda", 1, 8)
+    with pytest.raises(UserError, match="number of ranks per node"):
+        machine("topology.nodes=4")
 
 
 def test_from_another_working_directory(
@@ -119,10 +140,26 @@ def test_nothing_missing_says_so(
     run: Path, started: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for video in plan_of(run).videos:
-        (run / "samples" / f"{video.name}.json").write_text("{}")
+        finish_video(run, video.name)
     assert main(["generate", "--resume", str(run)]) == 0
     assert capsys.readouterr().out == f"nothing is missing in {run}\n"
     assert started == []
+
+
+def test_a_record_without_its_video_does_not_count(
+    run: Path, started: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file was deleted or emptied, or the record names none."""
+    for video in plan_of(run).videos:
+        finish_video(run, video.name)
+    (run / "samples/0001_0.mp4").unlink()
+    (run / "samples/0003_0.mp4").write_bytes(b"")
+    (run / "samples/0004_0.json").write_text("{}")
+    assert main(["status", str(run)]) == 0
+    assert "videos: 3 of 6 done" in capsys.readouterr().out
+    assert main(["generate", "--resume", str(run)]) == 0
+    ((_, attempt),) = started
+    assert [video.name for video in plan_of(attempt).videos] == ["0001_0", "0003_0", "0004_0"]
 
 
 def test_a_run_that_is_still_being_made_is_left_alone(
@@ -132,7 +169,7 @@ def test_a_run_that_is_still_being_made_is_left_alone(
     beat.write(beat.beat(beat.now()))
     assert main(["generate", "--resume", str(run)]) == 2
     assert f"it is still running: rank 0 on {socket.gethostname()}" in capsys.readouterr().err
-    beat.write(beat.beat(beat.now() - 60))
+    beat.write(replace(beat.beat(beat.now()), started=1))  # its process has ended, and another has its id
     assert main(["generate", "--resume", str(run)]) == 0
     assert len(started) == 1
 

@@ -13,6 +13,7 @@ from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.progress import Pace, WorkStart, seconds_left, share_done, work_start
 from opensora_launch.telemetry.stall import Beat
 from tests.cli.runs import work_began
+from tests.samples import finish_video
 
 
 def beat(phase: str = "denoise", **more: Any) -> Beat:
@@ -62,10 +63,9 @@ def test_loading_does_not_count_and_saving_does_not_set_it_back(attempt: Attempt
 def test_what_an_earlier_attempt_has_done_does_not_count(attempt: AttemptDir) -> None:
     """A batch that was resumed at step 4 of 8, and a video of the same plan that was finished before."""
     work_began(attempt.path, 1_000_100.0, 4, 5)
-    record = attempt.run.record("0003_0")
+    file = finish_video(attempt.run.path, "0003_0")
     for written, share in ((1_000_099.0, 0.375), (1_000_101.0, 0.125)):
-        record.write_text("{}")
-        os.utime(record, (written, written))
+        os.utime(file, (written, written))
         assert work_start([attempt]) == WorkStart(1_000_100.0, share)
     assert seconds_left(0.25, WorkStart(1_000_100.0, 0.125), 1_000_120.0) == pytest.approx(20 * 0.75 / 0.125)
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, given_frames, pack_condition, restore_given
-from opensora_launch.sampling.denoise import denoise, equal_inputs, mix, step_rows
+from opensora_launch.sampling.denoise import denoise, equal_inputs, mix, step_rows, weights_on_device
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 
@@ -112,7 +112,6 @@ def test_the_loop_mixes_rows_and_takes_euler_steps():
         [1.0, 0.6, 0.0],
         lambda step: step_rows(guidance, step, 2, [(0, 1, 2)], prune=True),
         predict,
-        tokens_per_frame=2,
     )
     mixed = 3 + 2.0 * (2 - 3) + 3.0 * (1 - 2)  # c2 + g_img (c1 - c2) + g_txt (c0 - c1)
     torch.testing.assert_close(got, torch.full((1, 4, 1), -mixed))
@@ -123,7 +122,7 @@ def test_frame_weights_reach_their_own_tokens():
     guidance = Guidance(1, 1.0, 3.0, False, False, True)
     rows = step_rows(guidance, 0, 3, [(0, 1, 2)], prune=True)
     preds = torch.tensor([1.0, 10.0, 100.0])[[r.branch for _, r in rows]].view(-1, 1, 1).expand(-1, 6, 1)
-    got = mix(preds, rows, 1, tokens_per_frame=2)[0, :, 0]
+    got = mix(preds, rows, 1, weights_on_device([rows], preds))[0, :, 0]
     image = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     torch.testing.assert_close(got, 100 + image * (10 - 100) + 1.0 * (1 - 10))
 
@@ -142,6 +141,5 @@ def test_a_bf16_state_rounds_times_as_the_reference_does():
         times,
         lambda step: step_rows(guidance, step, 1, [(0, 1, 1)], prune=True),
         predict,
-        tokens_per_frame=1,
     )
     assert len(set(seen)) == 44

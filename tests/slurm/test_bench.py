@@ -112,3 +112,16 @@ def test_a_launcher_that_is_ended_leaves_no_rank(running: tuple[subprocess.Popen
     os.kill(json.loads((run / "attempts/0/launcher.json").read_text())["pid"], signal.SIGTERM)
     assert process.wait(300) == 128 + signal.SIGTERM
     wait_for(lambda: not ranks_of(run))
+
+
+def test_a_step_is_cancelled_from_another_host(
+    cluster: Cluster, running: tuple[subprocess.Popen[str], Path], tmp_path: Path
+) -> None:
+    process, run = running
+    record = run / "attempts/0/launcher.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"host": "another"}))
+    done = cluster.opensora("cancel", str(run), cwd=tmp_path)
+    assert re.fullmatch(r"attempt 0 is stopped, step \d+\.\d+ is cancelled\n", done.stdout), done.stderr
+    assert done.returncode == 0
+    assert process.wait(300) == 1
+    wait_for(lambda: not ranks_of(run))

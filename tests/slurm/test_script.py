@@ -11,7 +11,7 @@ from opensora_launch.plan.plan import Machine
 from opensora_launch.schema.config import Device, TopologyConfig
 from opensora_launch.schema.slurm import Container, GpuOption, SlurmConfig, Starter
 from opensora_launch.slurm.hand_scripts import hand_scripts
-from opensora_launch.slurm.script import SlurmJob, job_script, sbatch_value, slurm_machine, slurm_problems
+from opensora_launch.slurm.script import SlurmJob, job_script, sbatch_value, slurm_machine, slurm_problems, time_limit_s
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -25,7 +25,7 @@ FULL = replace(
         partition="gpu", account="lab", qos="high", time="1-0", gpus=GpuOption.gres, gpu_type="h200", mem="0",
         exclusive=True, constraint="ib&h200", switches="1@10", reservation="r", nodelist="n[1-4]", exclude="n3",
         mail_user="a@b.c", mail_type="END", dependency="afterok:1", array=3, array_limit=2, requeue=False,
-        extra=["--comment=" + HOSTILE, "--oversubscribe"], modules=["cuda/12.4", "gcc"], setup=["ulimit -l unlimited"],
+        extra=["--comment=" + HOSTILE, "--oversubscribe"], modules=["cuda/12.4", "gcc"], setup=["ulimit -c 0"],
         env=["NCCL_DEBUG=INFO", "TEXT=" + HOSTILE], host_suffix="-ib0", interface="ib0", max_restarts=3,
     ),
     attempt=Path("/runs of me") / HOSTILE / "attempts/0",
@@ -117,6 +117,8 @@ def test_gpus_cpus_and_tasks() -> None:
         ({"gpus": GpuOption.none, "gpu_type": "h200"}, "gpu_type is set, but the job requests no GPUs"),
         ({"job_name": "a\nb"}, "job_name contains a line break"),
         ({"connect_timeout_s": 0.0}, "connect_timeout_s=0.0 must be more than 0"),
+        ({"time": "2"}, "time=2 is 120 s, but ranks are asked to stop signal_lead_s=120 s before the limit"),
+        ({"time": "2:01"}, None),
         ({"setup": ["if true; then\n  :\nfi"]}, None),
     ],
 )
@@ -124,6 +126,17 @@ def test_settings_that_make_no_job(settings: dict, said: str | None) -> None:
     problems = slurm_problems(replace(SlurmConfig(), **settings), JOB.machine)
     assert [said in line for line in problems if said] == ([True] if said else [])
     assert bool(problems) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400), ("1:30", 90), ("2:00:05", 7205), ("1-0", 86_400), ("1-2:03", 93_780), ("1-2:03:04", 93_784),
+        ("0", 0), ("UNLIMITED", None), ("", None), ("1:2:3:4", None),
+    ],
+)  # fmt: skip
+def test_time_limits(text: str, seconds: int | None) -> None:
+    assert time_limit_s(text) == seconds
 
 
 def test_the_machine_is_what_is_asked_for() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import ROOT, Cluster, Run, assert_same, submit, wait_for
-from tests.worker.test_out_of_memory import LARGE, data_bytes
+from tests.worker.test_out_of_memory import LARGE, ROOM, data_bytes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 HOSTILE = 'it\'s "50%" $HOME, `ls` \\ #1; été\n(two lines) {a: 1} ${oc.env:HOME}'
@@ -174,7 +174,7 @@ def test_a_first_node_that_nobody_reaches(cluster: Cluster, unreachable: Run) ->
 
 def test_a_job_that_is_out_of_memory_goes_on_with_shares(cluster: Cluster, tmp_path: Path) -> None:
     """Its two ranks may have less than the weights and more than a half, by a real limit in the job's script."""
-    limit_kb = (data_bytes() + 2_400_000_000) // 1024
+    limit_kb = (data_bytes() + ROOM) // 1024
     words = [
         "--prompt",
         "rain",

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import LONG, Cluster, Run, assert_same, follow, submit, wait_for, words_of
+from tests.slurm.conftest import LONG, Cluster, Run, assert_same, follow, run_of, submit, wait_for, words_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -56,7 +58,6 @@ def test_requeued_by_hand_and_by_a_partition_that_goes_first(
     """Who has followed the first of the two jobs leaves it alone."""
     other = tmp_path / "low"
     other.mkdir()
-    low = submit(cluster, other, *LONG, "launcher.slurm.nodelist=n4", "launcher.slurm.exclusive=true")
     followed = follow(cluster, tmp_path, *words_of(*LONG))
     followed.run.wait_for_step(15)
     followed.process.send_signal(signal.SIGINT)
@@ -65,6 +66,7 @@ def test_requeued_by_hand_and_by_a_partition_that_goes_first(
     assert f"job {followed.run.job} continues\n" in said
     assert f"cancel: opensora-launch cancel {followed.run.folder}\n" in said
     assert cluster.run("scontrol", "requeue", followed.run.job).returncode == 0
+    low = submit(cluster, other, *LONG, "launcher.slurm.nodelist=n4", "launcher.slurm.exclusive=true")
     low.wait_for_step(15)
     high = cluster.run(
         "sbatch", "--parsable", "-p", "high", "-w", "n4", "--exclusive", "-o", "/dev/null", "--wrap", "true"
@@ -141,8 +143,28 @@ def test_a_task_of_an_array_that_is_killed_and_an_array_that_is_cancelled(cluste
     assert claims == ["1"]
 
 
+def test_a_job_that_a_task_of_an_array_submits(cluster: Cluster, tmp_path: Path) -> None:
+    """It goes by its own number, and to cancel it leaves the array alone."""
+    generate = shlex.join(
+        [sys.executable, "-m", "opensora_launch.cli", *words_of("--prompt", "x", "sampling.num_steps=9999")]
+    )
+    (tmp_path / "outer.sh").write_text(f"#!/bin/bash\nsrun {generate} >said\nsleep 600\n")
+    outer = cluster.run("sbatch", "--parsable", "--array=3", "-o", "/dev/null", "outer.sh", cwd=tmp_path).stdout.strip()
+    said = tmp_path / "said"
+    wait_for(lambda: said.exists() and "cancel: " in said.read_text())
+    run = run_of(cluster, said.read_text())
+    run.wait_for_step(1)
+    assert json.loads((run.folder / "attempts/0/launcher.json").read_text())["job"] == run.job
+    ended = cluster.opensora("cancel", str(run.folder), cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, f"job {run.job} is cancelled\n")
+    assert cluster.wait(run.job) == "CANCELLED"
+    assert cluster.state(f"{outer}_3") == "RUNNING"
+    cluster.run("scancel", outer)
+
+
 def test_a_node_that_is_lost(cluster: Cluster, long_picture: bytes, tmp_path: Path) -> None:
-    run = submit(cluster, tmp_path, *LONG, "layout.dp=1", "launcher.slurm.exclude=n3", nodes=2)
+    followed = follow(cluster, tmp_path, *words_of(*LONG, "layout.dp=1", "launcher.slurm.exclude=n3", nodes=2))
+    run = followed.run
     run.wait_for_step(20)
     lost = json.loads((run.folder / "attempts/0/heartbeat/rank1.json").read_text())["host"]
     cluster.node("kill-node", lost)
@@ -150,6 +172,9 @@ def test_a_node_that_is_lost(cluster: Cluster, long_picture: bytes, tmp_path: Pa
         assert cluster.wait(run.job) == "COMPLETED", run.log(0) + run.log(1)
     finally:
         cluster.node("start-node", lost)
+    code, said = followed.end()
+    assert code == 0, said
+    assert len(re.findall(rf"^job {run.job}: requeued: lost: {lost}.*; log: {run.folder}/.*job.log$", said, re.M)) == 1
     hosts = {json.loads(p.read_text())["host"] for p in (run.folder / "attempts/1/heartbeat").glob("rank*.json")}
     assert len(hosts) == 2
     assert lost not in hosts

@@ -11,8 +11,11 @@ import torch
 
 from opensora_launch.errors import UserError
 from opensora_launch.machine.numa import cpus_near_gpu, numa_nodes, own_cpus, parse_cpus
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.slurm import task_env as slurm_env
-from opensora_launch.worker.process_group import Unreachable, meet
+from opensora_launch.worker import process_group
+from opensora_launch.worker.own_interface import interface_towards
+from opensora_launch.worker.process_group import Meeting, Unreachable, meet, refuse_loopback, usable_name
 from opensora_launch.worker.rank import Rank, pick_device
 from tests.nvml_stub import build_stub
 
@@ -132,19 +135,86 @@ def test_the_numa_node_of_each_gpu(shown: str | None, nodes: list[int], tmp_path
     assert done.stdout == f"{[] if of_first else nodes} []\n"
 
 
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> AttemptDir:
+    found = AttemptDir(tmp_path)
+    found.logs.mkdir()
+    return found
+
+
 @pytest.mark.parametrize(("host", "said"), [("no-such-host.invalid", "no-such-host.invalid"), ("127.0.0.1", "refused")])
-def test_a_first_rank_that_is_not_there(host: str, said: str) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+def test_a_first_rank_that_is_not_there(host: str, said: str, free_port: int) -> None:
     with pytest.raises(Unreachable, match=said) as caught:
-        meet(1, 2, host, port, 1.0, 1.0)
-    assert f"{host}:{port}" in str(caught.value)
+        meet(1, 2, Meeting(host, free_port), 1.0, 1.0)
+    assert f"{host}:{free_port}" in str(caught.value)
 
 
-def test_ranks_that_do_not_come_are_named() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+def test_ranks_that_do_not_come_are_named(free_port: int) -> None:
     with pytest.raises(Unreachable, match="did not connect: 1, 2;"):
-        meet(0, 3, "127.0.0.1", port, start_s=0.5)
+        meet(0, 3, Meeting("127.0.0.1", free_port), start_s=0.5)
+
+
+def test_ranks_whose_nodes_do_not_see_the_folder_are_named(
+    attempt: AttemptDir, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun makes the log of a rank before it starts the rank: one that is not there is on another disk."""
+    monkeypatch.setattr(process_group, "LOGS_S", 0.0)
+    attempt.log(1).touch()
+    with pytest.raises(Unreachable, match=r"which have no log in .*: 2; .*do not see this folder") as caught:
+        meet(0, 3, Meeting("127.0.0.1", free_port, logs=attempt), start_s=60.0)
+    assert "firewall" not in str(caught.value)
+
+
+def test_a_name_that_leads_to_another_nodes_own_loopback_is_named(free_port: int) -> None:
+    """Debian writes 127.0.1.1 into /etc/hosts; a copied image has it for the wrong node."""
+    with pytest.raises(Unreachable, match=r"on \S+ it leads to \S+ itself \(127\.0\.0\.1\): correct /etc/hosts"):
+        meet(1, 2, Meeting("127.0.0.1", free_port), 0.1, 600.0)
+
+
+def test_a_node_whose_own_name_leads_to_itself_is_named() -> None:
+    refuse_loopback(["n1 127.0.1.1", "n1 127.0.1.1"])
+    refuse_loopback(["n1 10.0.0.1", "n2 "])
+    for own in ("127.0.1.1", "::1"):
+        with pytest.raises(Unreachable, match=rf"on node n2 its own name leads to {own}"):
+            refuse_loopback(["n1 10.0.0.1", f"n2 {own}"])
+
+
+def test_a_name_that_leads_nowhere_gives_way_to_the_address_that_slurm_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake scontrol knows one node. A name that leads to the asking node itself is as bad as none."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        "#!/bin/sh\n[ $4 = no-such-node.invalid ] || [ $4 = localhost ] || { echo Node $4 not found; exit 1; }\n"
+        "echo NodeName=$4 Arch=x86_64 NodeAddr=192.0.2.7 NodeHostName=$4\n"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, used in (
+        ("no-such-node.invalid", "192.0.2.7"),
+        ("localhost", "192.0.2.7"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("unknown.invalid", "unknown.invalid"),
+    ):
+        assert usable_name(name, 30.0) == used
+    monkeypatch.setenv("PATH", "")
+    assert usable_name("no-such-node.invalid", 30.0) == "no-such-node.invalid"
+
+
+def test_the_address_of_the_config_goes_first() -> None:
+    assert slurm_env.head_host({"MASTER_ADDR": "n1", "HEAD_ADDRESS": "10.0.0.1"}) == "10.0.0.1"
+
+
+def test_the_interface_towards_a_host() -> None:
+    """Not loopback, on which no other node answers."""
+    assert interface_towards("127.0.0.1") is None
+    assert interface_towards("no-such-node.invalid") is None
+    others: set[str | None] = {name for _, name in socket.if_nameindex() if name != "lo"}
+    assert interface_towards("192.0.2.1") in (others or {None})  # an address of the documentation, by the default route

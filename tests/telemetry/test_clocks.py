@@ -1,6 +1,9 @@
 """Device times land on the host's clock, by a stand-in for the GPU's events and, where there is one, by a GPU."""
 
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from itertools import count
 from pathlib import Path
@@ -15,17 +18,26 @@ from tests.telemetry.test_recorder import META, read, recorder
 
 
 class FakeCuda:
-    """Stands in for a GPU whose stream runs `lag_s` behind the host; time passes only where a test lets it."""
+    """Stands in for a GPU whose stream runs `lag_s` behind the host; time passes where a test, or a sleep, lets it.
+
+    As with CUDA, each thread begins with GPU 0, and a query on a GPU makes a context there.
+    """
 
     def __init__(self, now: float) -> None:
         self.now = now  # the host's clock
         self.done_s = now  # up to where the device has come, in the host's time
         self.lag_s = 0.0
+        self.error = ""  # what every query raises
+        self.threads = threading.local()
+        self.contexts = set[int]()
 
     def event(self) -> "FakeCudaEvent":
         return FakeCudaEvent(self)
 
-    def synchronize(self) -> None:
+    def set_device(self) -> None:
+        self.threads.gpu = 3
+
+    def sleep(self, seconds: float) -> None:
         self.now = self.done_s = max(self.now, self.done_s, self.now + self.lag_s)
         self.lag_s = 0.0
 
@@ -40,6 +52,9 @@ class FakeCudaEvent:
         self.time_s = self.cuda.now + self.cuda.lag_s
 
     def query(self) -> bool:
+        self.cuda.contexts.add(getattr(self.cuda.threads, "gpu", 0))
+        if self.cuda.error:
+            raise RuntimeError(self.cuda.error)
         return self.time_s <= self.cuda.done_s
 
     def elapsed_time(self, end: "FakeCudaEvent") -> float:
@@ -53,12 +68,14 @@ class FakeCudaEvent:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda(1000.0)
+    fake.set_device()
     monkeypatch.setattr(time, "monotonic", lambda: fake.now)
+    monkeypatch.setattr(time, "sleep", fake.sleep)
     return fake
 
 
 def test_device_times_are_put_on_the_hosts_clock(tmp_path: Path, cuda: FakeCuda) -> None:
-    clock = DeviceClock(cuda.event, cuda.synchronize)
+    clock = DeviceClock(cuda.event, cuda.set_device)
     rec = recorder(tmp_path, clock=clock)
     with rec.span("denoise", video="0000_0"):
         cuda.lag_s = 0.5  # the host asks for all of it at once; the device does it half a second later
@@ -91,7 +108,7 @@ def test_device_times_are_put_on_the_hosts_clock(tmp_path: Path, cuda: FakeCuda)
 
 def test_device_times_stay_sharp_over_hours(cuda: FakeCuda) -> None:
     """Of 7 decimal digits nothing below a millisecond is left after three hours: the anchor must move along."""
-    clock = DeviceClock(cuda.event, cuda.synchronize)
+    clock = DeviceClock(cuda.event, cuda.set_device)
     far = cuda.event()
     start = clock.mark()
     for second in count(1):
@@ -103,6 +120,35 @@ def test_device_times_stay_sharp_over_hours(cuda: FakeCuda) -> None:
     cuda.now = cuda.done_s = 1000.0 + 12345.6785
     far.record()
     assert abs(start.elapsed_time(far) / 1000 - 12345.6785) > 1e-4  # what one anchor for all would give
+
+
+def in_a_thread(call: Callable[[], object]) -> object:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_another_thread_asks_this_gpu(tmp_path: Path, cuda: FakeCuda) -> None:
+    """A thread's device is GPU 0 until it sets another; a query there would take memory of GPU 0 for every rank."""
+    rec = recorder(tmp_path, clock=DeviceClock(cuda.event, cuda.set_device))
+    with rec.span("denoise"):
+        with rec.collective("ulysses", (0, 1), 64):
+            cuda.lag_s = 0.5
+        assert in_a_thread(rec.heartbeat.device_position) == Position("ulysses", (0, 1), 1)
+    assert cuda.contexts == {3}
+
+
+def test_a_gpu_that_answers_no_query_leaves_the_heartbeat_alive(
+    tmp_path: Path, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    rec = recorder(tmp_path, clock=DeviceClock(cuda.event, cuda.set_device))
+    rec.heartbeat.phase = "denoise"
+    with rec.collective("ulysses", (0, 1), 64):
+        cuda.lag_s = 0.5
+    cuda.error = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronous"
+    beats = [rec.heartbeat.beat(now) for now in (0.0, 1.0, 2.0)]
+    said = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert [(b.phase, b.inside, b.problem) for b in beats] == [("denoise", False, said)] * 3
+    assert [r.getMessage() for r in caplog.records] == [f"the heartbeat goes on after an error: {said}"]
 
 
 def test_host_clock_needs_no_wait() -> None:

@@ -53,10 +53,11 @@ def small_plan(
     layout: LayoutConfig | None = None,
     placement: PlacementConfig | None = None,
     frames: int = 9,
+    model: ModelConfig = TINY,
     **sampling: Any,
 ) -> Plan:
     run = RunConfig(
-        model=TINY,
+        model=model,
         video=VideoConfig(resolution=None, height_px=48, width_px=80, num_frames=frames),
         layout=layout or LayoutConfig(),
         placement=placement or PlacementConfig(),

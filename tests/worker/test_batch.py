@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opensora_launch.model.kernel_choice import choose_kernel
-from opensora_launch.parallel.mesh import build_meshes
+from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.rows import Guidance
@@ -25,7 +25,7 @@ def unrecorded(*args):
 
 def forwards(has_condition: bool, prune: bool) -> tuple[int, torch.Tensor]:
     """Rows that a model is given over 50 steps, and the latents. Its output depends on all of a row's inputs."""
-    mesh = build_meshes([Layout()], 0, timedelta(seconds=30), unrecorded)[Layout()]
+    mesh = build_meshes([Layout()], 0, Groups(timedelta(seconds=30)), unrecorded)[Layout()]
     given = 0
 
     def forward(*, img, txt, cond, timesteps, **rest):

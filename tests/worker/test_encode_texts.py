@@ -1,6 +1,8 @@
 """Text in little memory: layer by layer the same bits; remembered embeddings are the encoders' own."""
 
+import gc
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +22,7 @@ from opensora_launch.worker.encode_texts import TextCache, encode_texts, send_em
 from tests.model.text_folders import WORDS, make_clip, make_t5, tiny_model
 from tests.ranks import run_ranks
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def unrecorded(*args):
@@ -53,6 +55,32 @@ def test_t5_layer_by_layer_gives_the_same_bits(model):
         got = streamed.encode(WORDS)
         assert torch.equal(got.t5, want.t5)
         assert torch.equal(got.clip, want.clip)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "layer by layer"])
+def test_the_encoders_are_freed_as_soon_as_they_are_not_needed(streamed, model):
+    """The transformer's weights come next, and the collector may run much later."""
+    encoders = load_text_encoders(model, device=CPU, dtype=torch.float32)
+    encoders = stream_t5(encoders, alone(), CPU) if streamed else encoders
+    parts = [
+        weakref.ref(x) for e in (encoders.t5, encoders.clip) for x in (*e.network.modules(), *e.network.parameters())
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        encoders.encode(WORDS)
+        del encoders
+        assert len(parts) > 80
+        assert [part() for part in parts if part() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_layers_and_what_is_between_them_are_on_one_device(model):
+    """Also what is not a layer, whatever its name: nothing stays where it was loaded. A tensor of two names is one."""
+    streamed = stream_t5(load_text_encoders(model, device=CPU, dtype=torch.float32), alone(), META)
+    networks = [streamed.t5.network, streamed.clip.network]
+    assert {x.device for n in networks for x in (*n.parameters(), *n.buffers())} == {META}
 
 
 def test_a_text_is_encoded_once_and_remembered(model, tmp_path, monkeypatch):

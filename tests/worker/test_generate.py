@@ -67,6 +67,7 @@ def pixels_on_rank(attempt: str, plan: Plan) -> dict[str, torch.Tensor]:
     for videos in plan.batches[group :: plan.dp]:
         references = [encode_references(ctx, networks.vae, v) for v in videos]
         for v, latent in zip(videos, denoise_videos(ctx, model, texts, videos, references), strict=True):
+            assert latent is not None
             grid, regions = decode_latent(ctx, networks.vae, latent)
             if regions is not None:
                 made[v.name] = assemble(grid, regions)[0, :, : plan.geometry.num_frames]

@@ -16,12 +16,13 @@ from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
-from opensora_launch.parallel.mesh import build_meshes, node_axis
+from opensora_launch.parallel.mesh import Groups, build_meshes, node_axis
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.plan import Plan
 from opensora_launch.schema.config import Init, LayoutConfig, ModelConfig, Offload, PlacementConfig, Shard
-from opensora_launch.worker.cases import Ranks, read_case, run_case
+from opensora_launch.worker.case_files import read_case
+from opensora_launch.worker.cases import Ranks, run_case
 from opensora_launch.worker.verify import unrecorded
 from tests.ranks import run_ranks
 from tests.worker.plans import TINY, small_plan, video
@@ -71,12 +72,12 @@ AS_PLACED = [
 
 def cases_on_rank(ranks: int) -> dict[str, bool]:
     """Of every reference case: whether each placement gives the last bit of what replicated weights give."""
-    timeout = timedelta(seconds=60)
+    groups = Groups(timedelta(seconds=60))
     layouts = {rows: Layout(cfg=2 if ranks == 4 and rows > 1 else 1, ring=ranks) for rows in range(1, 7)}
     layouts = {r: replace(x, ring=x.ring // x.cfg) for r, x in layouts.items()}
-    meshes = build_meshes([*dict.fromkeys(layouts.values())], dist.get_rank(), timeout, lambda *_: nullcontext())
+    meshes = build_meshes([*dict.fromkeys(layouts.values())], dist.get_rank(), groups, lambda *_: nullcontext())
     by_rows = {rows: meshes[layout] for rows, layout in layouts.items()}
-    node = node_axis(by_rows[1].video, ranks, ranks, timeout)
+    node = node_axis(by_rows[1], ranks, ranks, groups)
 
     def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
         return choose_kernel("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=head_dim).call
@@ -84,6 +85,7 @@ def cases_on_rank(ranks: int) -> dict[str, bool]:
     same = {}
     for path in CASES:
         case = read_case(path, torch.device("cpu"))
+        case = replace(case, data={**case.data, "vae": None})  # the placement is of the network alone
         want = run_case(case, Ranks(by_rows, node, Placement(), kernel), unrecorded)
         for placement in AS_PLACED:
             got = run_case(case, Ranks(by_rows, node, placement, kernel), unrecorded)
@@ -94,7 +96,7 @@ def cases_on_rank(ranks: int) -> dict[str, bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 3, 4])
 def test_the_reference_cases_have_the_same_bits(ranks, tmp_path):
     for same in run_ranks(ranks, tmp_path, cases_on_rank, ranks, timeout=200.0):
         assert len(same) == len(CASES) * len(AS_PLACED)
@@ -104,9 +106,9 @@ def test_the_reference_cases_have_the_same_bits(ranks, tmp_path):
 def output_on_rank(model: ModelConfig, placement: Placement) -> torch.Tensor:
     """The network's output for one input, its weights from the checkpoint in `model.folder`."""
     layout = Layout(ulysses=dist.get_world_size())
-    timeout = timedelta(seconds=30)
-    mesh = build_meshes([layout], dist.get_rank(), timeout, lambda *args: nullcontext())[layout]
-    node = node_axis(mesh.video, mesh.video.size, mesh.video.size, timeout)
+    groups = Groups(timedelta(seconds=30))
+    mesh = build_meshes([layout], dist.get_rank(), groups, lambda *args: nullcontext())[layout]
+    node = node_axis(mesh, mesh.video.size, mesh.video.size, groups)
     read: list[int] = []
     source = WeightSource(model, torch.device("cpu"), torch.float32)
     loaded = place_transformer(source, placement, node, mesh.video, read.append)

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.rundir import RunDir
-from opensora_launch.runs.alive import ALIVE_S
+from opensora_launch.runs.alive import ALIVE_S, CLOCKS_APART_S
+from opensora_launch.runs.finished_videos import record_failed
 from opensora_launch.telemetry.heartbeat import Heartbeat
+from opensora_launch.telemetry.moves import WATCHED_S
 from opensora_launch.telemetry.stall import Beat
-from opensora_launch.worker import queue as queue_of
-from opensora_launch.worker.queue import WAIT, WATCHED_S, Owner, Queue
+from opensora_launch.worker.queue import WAIT, Owner, Queue
+from tests.samples import finish_video
+from tests.telemetry.hand_clock import HandClock, clock  # noqa: F401 a fixture
 from tests.worker.plans import video
 
 BATCHES = [[video(f"000{i}_0")] for i in range(3)]
@@ -35,27 +38,7 @@ def queue(run: Path, attempt: str, rank: int = 0, job: str = "", host: str = HER
 
 
 def finish(run: Path, index: int) -> None:
-    (run / "samples").mkdir(exist_ok=True)
-    (run / "samples" / f"{BATCHES[index][0].name}.json").touch()
-
-
-class Clock:
-    """Both of the queue's clocks; it moves by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def time(self) -> float:
-        return self.now
-
-    monotonic = time
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(queue_of, "time", made)
-    return made
+    finish_video(run, BATCHES[index][0].name)
 
 
 def settled(asked: Queue, within_s: float = 120.0) -> int | None:
@@ -67,14 +50,17 @@ def settled(asked: Queue, within_s: float = 120.0) -> int | None:
     return found
 
 
-def test_a_claim_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+def test_a_claim_that_is_being_written_is_waited_for(tmp_path: Path, clock: HandClock) -> None:  # noqa: F811
     """Where a file system has no links, a claim is there before its owner stands in it."""
     claim = tmp_path / "claims/0000_0.0.json"
     claim.parent.mkdir()
     claim.touch()
     asked = queue(tmp_path, "0")
     assert [asked.take(), asked.take(), asked.take()] == [1, 2, WAIT]
-    os.utime(claim, (time.time() - ALIVE_S - 1,) * 2)
+    for _ in range(int(ALIVE_S) - 1):
+        clock.now += 1
+        assert asked.take() == WAIT
+    clock.now += 1
     assert asked.take() == 0
 
 
@@ -100,9 +86,10 @@ def test_groups_and_jobs_share_the_batches(tmp_path: Path) -> None:
     assert settled(one) is None
 
 
-def test_what_is_finished_is_not_taken(tmp_path: Path) -> None:
+def test_what_is_finished_or_failed_is_not_taken(tmp_path: Path) -> None:
     finish(tmp_path, 0)
-    assert queue(tmp_path, "0").take() == 1
+    record_failed(RunDir(tmp_path), {BATCHES[1][0].name: "its reference cannot be read"})
+    assert queue(tmp_path, "0").take() == 2
 
 
 @pytest.mark.parametrize(
@@ -111,7 +98,7 @@ def test_what_is_finished_is_not_taken(tmp_path: Path) -> None:
         replace(ALIVE, state="failed"),
         replace(ALIVE, state="preempted"),
         replace(ALIVE, pid=2**22 + 1),  # more than any process id
-        replace(ALIVE, host="elsewhere", time_s=-ALIVE_S - 1),
+        replace(ALIVE, host="elsewhere", time_s=-CLOCKS_APART_S - 1),
     ],
 )
 def test_the_dead_are_inherited_at_once(last: Beat, tmp_path: Path) -> None:
@@ -123,10 +110,10 @@ def test_the_dead_are_inherited_at_once(last: Beat, tmp_path: Path) -> None:
     assert queue(tmp_path, "2").take() == 0  # attempt 1 has no heartbeat: dead
 
 
-@pytest.mark.parametrize(("age_s", "watched_s"), [(1.0, ALIVE_S - 1), (-3600.0, ALIVE_S)])
-def test_a_fresh_heartbeat_may_be_the_last(age_s: float, watched_s: float, tmp_path: Path, clock: Clock) -> None:
-    """Its node was lost a moment ago, or has a clock that runs ahead: it is watched until it moves or is old."""
-    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=clock.now - age_s))
+@pytest.mark.parametrize("age_s", [1.0, 3600.0, -3600.0])
+def test_a_heartbeat_of_another_host_is_watched(age_s: float, tmp_path: Path, clock: HandClock) -> None:  # noqa: F811
+    """Its node was lost, a moment ago or long ago, or has another clock: it is watched until it moves or is dead."""
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - age_s))
     finish(tmp_path, 1)
     finish(tmp_path, 2)
     assert queue(tmp_path, "0", host="elsewhere").take() == 0
@@ -134,21 +121,21 @@ def test_a_fresh_heartbeat_may_be_the_last(age_s: float, watched_s: float, tmp_p
     started = clock.now
     while (found := heir.take()) == WAIT:
         clock.now += 0.5
-    assert (found, clock.now - started) == (0, watched_s)
+    assert (found, clock.now - started) == (0, ALIVE_S)
 
 
-def test_an_old_look_says_nothing_of_now(tmp_path: Path, clock: Clock) -> None:
+def test_an_old_look_says_nothing_of_now(tmp_path: Path, clock: HandClock) -> None:  # noqa: F811
     """A heart that beat since the last batch was taken may have stopped since."""
-    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=clock.now - 3))
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - 3))
     owner, other = queue(tmp_path, "0", host="elsewhere"), queue(tmp_path, "1")
     assert owner.take() == 0
     assert other.take() == 1
     clock.now += WATCHED_S + 1
-    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=clock.now - 2))
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time() - 2))
     finish(tmp_path, 1)
     finish(tmp_path, 2)
     assert other.take() == WAIT
-    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=clock.now))
+    beat(tmp_path, "0", replace(ALIVE, host="elsewhere", time_s=time.time()))
     assert other.take() is None
 
 

@@ -25,14 +25,18 @@ function tiles_of(r) {
 function baseline_of(e) {
   return el("p", { class: "soft", id: "baseline" }, t("baseline", { kind: t(e.baseline.kind), how: e.baseline.how }));
 }
+function verdict_of(r) {
+  const kinds = { verdict_none: "good", verdict_unknown: "", run_failed: "bad" };
+  return note(kinds[r.verdict.code] ?? "warn", say(r.verdict));
+}
 function findings_of(r) {
   const found = r.attempts.flatMap((a) => a.findings);
   const notes = found.map((f) => note(f.code === "gpu_error" ? "bad" : "warn", say(f, "title"), say(f)));
-  return section("found", t("found"), null, ...(notes.length ? notes : [note("good", t("found_none"))]));
+  return section("found", t("found"), null, ...(notes.length ? notes : [el("p", {}, t("found_none"))]));
 }
 function advice_of(r) {
   const notes = r.advice.map((a) => note("", t("gain", a), say(a.what, "title"), el("br"), el("b", {}, t("to_do") + ": "), say(a.do)));
-  return section("advice", t("advice"), notes.length ? t("how_advice") : null, ...(notes.length ? notes : [el("p", {}, t("advice_none"))]));
+  return section("advice", t("advice"), notes.length ? t("how_advice") : null, ...(notes.length ? notes : [el("p", {}, r.prediction ? t("advice_none") : t("advice_unknown", { why: r.prediction_reason }))]));
 }
 function curve_of(curve) {
   if (!curve || !curve.length) return null;
@@ -125,7 +129,7 @@ function environment_of(r) {
     ...Object.entries(env.versions).map(([name, version]) => [name, version]),
     [t("driver"), env.drivers.join(", ")], [t("env_profile"), env.profile],
   ].filter(([, value]) => value !== "" && value !== null && value !== undefined);
-  const failures = r.attempts.filter((x) => x.failure).map((x) => note("bad", t("failed_on", x.failure), el("span", { lang: "en" }, x.failure.message)));
+  const failures = r.attempts.filter((x) => x.failure).map((x) => note("bad", t(x.failure.rank < 0 ? "ranks_failed_on" : "failed_on", x.failure), el("span", { lang: "en" }, x.failure.message)));
   return section("environment", t("environment"), null, ...failures, el("dl", {}, ...facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)])), variables_of(env),
     r.command ? el("h3", {}, t("repeat")) : null, r.command ? el("pre", {}, r.command) : null,
     a && a.command ? el("p", { class: "soft" }, t("started_by")) : null, a && a.command ? el("pre", {}, a.command) : null);
@@ -140,7 +144,7 @@ function variables_of(env) {
 }
 function samples_of(r) {
   if (!r.samples.length) return null;
-  const body = r.samples.map((s) => [s.files.length ? el("span", {}, ...s.files.map((f) => el("a", { href: f }, f))) : `${s.name}: ${t("not_made")}`, s.seed, s.prompt]);
+  const body = r.samples.map((s) => [s.files.length ? el("span", {}, ...s.files.map((f) => el("a", { href: f }, f))) : `${s.name}: ${s.failure || t("not_made")}`, s.seed, s.prompt]);
   return section("samples", t("samples"), null, table(t("samples"), [t("file"), t("seed"), t("prompt")], body, { long: [2], quiet: true }));
 }
 function unknown_of(r) {
@@ -149,7 +153,7 @@ function unknown_of(r) {
 }
 function run_page(data) {
   const r = data.report, e = r.efficiency;
-  const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
+  const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
     e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
     gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
   return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];

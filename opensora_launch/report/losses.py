@@ -1,0 +1,145 @@
+"""Where the time of all ranks was lost in an attempt, and the verdict: the largest loss, its owner and its cause.
+
+Findings compare ranks with one another, so they see nothing where all ranks lose alike. Losses are absolute: seconds of
+all ranks together, as a share of the ranks' number times the wall time. Compute, text, VAE and save are work. A core
+that was missing, or a clock that was held down, takes time within the work, so these losses may overlap with others.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from opensora_launch.report.accounting import waited_for
+from opensora_launch.report.device_use import HELD_DOWN, gpu_uses, rank_use
+from opensora_launch.report.diagnosis import Evidence
+from opensora_launch.report.wording import Message, message
+
+LEAST_LOSS = 0.05  # of all ranks' time, for a verdict
+OWNED = 0.8  # of a loss: the fewest ranks that caused so much of it own it
+MOST_OWNERS = 3  # of a wait; with more, the ranks waited for one another in turn
+
+HELD_UP = message("doing_exchange")
+DOING = {
+    "setup": message("doing_setup"),
+    "load": message("doing_load"),
+    "text": message("doing_text"),
+    "compute": message("doing_compute"),
+    "communication": HELD_UP,
+    "waiting": HELD_UP,
+    "idle": HELD_UP,
+    "vae": message("doing_vae"),
+    "save": message("doing_save"),
+    "other": message("doing_other"),
+    "not_started": message("doing_not_started"),
+}
+LOST_PARTS = {
+    "idle": message("lost_idle"),
+    "load": message("lost_load"),
+    "setup": message("lost_setup"),
+    "other": message("lost_other"),
+}
+
+
+def losses(evidence: Evidence, found: Sequence[Message]) -> list[Message]:
+    """Return every loss, the largest first, with `ranks`, `seconds` of all ranks together and their `share`.
+
+    `found` are the attempt's findings: they give a loss its cause where they know it.
+    """
+    made = [*_waits(evidence, found), *_parts(evidence, found), *_starved(evidence), *_held_down(evidence)]
+    return sorted((loss for loss in made if loss["seconds"] > 0), key=lambda loss: -loss["seconds"])
+
+
+def verdict(lost: Sequence[Message]) -> Message:
+    """The largest loss and the one after it, or that each is below 5%."""
+    large = [loss for loss in lost if loss["share"] >= LEAST_LOSS]
+    return message("verdict_lost", largest=large[0], next=large[1:2]) if large else message("verdict_none")
+
+
+def _waits(evidence: Evidence, found: Sequence[Message]) -> Iterator[Message]:
+    """Waiting in collectives, by what the rank that was waited for did meanwhile."""
+    whole_s = evidence.accounts.all_ranks_s
+    slow = {f["ranks"][0]: f["cause"] for f in found if f["code"] == "slow_rank"}
+    seconds: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    waiting: dict[int, Mapping[int, float]] = {}
+    for wait in waited_for(evidence.accounts):
+        waiting[wait.rank] = wait.by
+        for part, waited_s in wait.while_in.items():
+            seconds[DOING[part]["code"]][wait.rank] += waited_s
+    for what in {doing["code"]: doing for doing in DOING.values()}.values():
+        if not (by_owner := seconds[what["code"]]):
+            continue
+        lost_s, owners = sum(by_owner.values()), _owners(by_owner)
+        share = lost_s / whole_s
+        if len(owners) > MOST_OWNERS:
+            yield message("loss_in_turn", ranks=sorted(by_owner), doing=what, seconds=lost_s, share=share)
+            continue
+        others = sorted({rank for owner in owners for rank in waiting[owner]})
+        cause = slow.get(owners[0]) if what == DOING["compute"] else None
+        yield message("loss_wait", ranks=owners, doing=what, waiting=others, cause=cause, seconds=lost_s, share=share)
+
+
+def _owners(seconds: Mapping[int, float]) -> list[int]:
+    """The fewest ranks that account for most of the seconds, the one with the most first."""
+    owners: list[int] = []
+    for rank in sorted(seconds, key=lambda r: -seconds[r]):
+        if sum(seconds[r] for r in owners) >= OWNED * sum(seconds.values()):
+            break
+        owners.append(rank)
+    return owners
+
+
+def _parts(evidence: Evidence, found: Sequence[Message]) -> Iterator[Message]:
+    """What the ranks' own parts lose: exchange, missing rows, the start, and what lies outside all phases."""
+    accounts = evidence.accounts
+    whole_s, everyone = accounts.all_ranks_s, [r.rank for r in accounts.ranks]
+    for axis in sorted({axis for r in accounts.ranks for axis in r.communication_by_axis}):
+        lost_s = sum(r.communication_by_axis.get(axis, 0.0) for r in accounts.ranks)
+        link = next((f for f in found if f["code"] == "slow_link" and f["axis"] == axis), None)
+        share = lost_s / whole_s
+        yield message("loss_exchange", ranks=everyone, axis=axis, link=link, seconds=lost_s, share=share)
+    for part, what in LOST_PARTS.items():
+        by_rank = {r.rank: r.parts[part] for r in accounts.ranks}
+        lost_s, owners = sum(by_rank.values()), _owners(by_rank)
+        on = owners if len(owners) <= MOST_OWNERS < len(everyone) or what is LOST_PARTS["idle"] else []
+        yield message("loss_part", ranks=owners, what=what, on=on, seconds=lost_s, share=lost_s / whole_s)
+    tails = {r.rank: accounts.wall_s - r.wall_s for r in accounts.ranks}
+    lost_s = sum(tails.values())
+    yield message("loss_ends", ranks=_owners(tails), seconds=lost_s, share=lost_s / whole_s)
+
+
+def _starved(evidence: Evidence) -> Iterator[Message]:
+    """Time in which CPU ranks were ready to run and had no core, by host."""
+    for node in evidence.nodes:
+        here = [r for r in evidence.accounts.ranks if r.host == node.host and r.device == "cpu"]
+        uses = {r.rank: use for r in here if (use := rank_use(node, r.rank, (r.start_s, r.end_s)))}
+        by_rank = {rank: use.starved_s for rank, use in uses.items()}
+        threads = sum(evidence.events_of(r.rank).meta.threads for r in here)
+        crowded = node.cpus is not None and threads > node.cpus
+        yield message(
+            "loss_starved",
+            ranks=_owners(by_rank),
+            host=node.host,
+            cause=message("too_many_threads", threads=threads, cpus=node.cpus) if crowded else message("busy_cpus"),
+            seconds=sum(by_rank.values()),
+            share=sum(by_rank.values()) / evidence.accounts.all_ranks_s,
+        )
+
+
+def _held_down(evidence: Evidence) -> Iterator[Message]:
+    """Compute under a clock that heat, power supply or a fault held down, by how far it was below its maximum."""
+    accounts = evidence.accounts
+    ranks = {r.rank: r for r in accounts.ranks}
+    start = min(r.start_s for r in accounts.ranks)
+    for node in evidence.nodes:
+        for gpu in gpu_uses(node, (start, start + accounts.wall_s), accounts):
+            clock, most = gpu["sm_mhz_median"], gpu["sm_mhz_max"]
+            held = sum(share for why, share in gpu["throttled"].items() if why in HELD_DOWN)
+            computing_s = sum(ranks[rank].parts["compute"] + ranks[rank].parts["vae"] for rank in gpu["ranks"])
+            lost_s = computing_s * min(1.0, held) * max(0.0, 1 - clock / most) if clock and most else 0.0
+            yield message(
+                "loss_held_down",
+                ranks=gpu["ranks"],
+                host=node.host,
+                gpu_name=f"GPU {gpu['index']}",
+                seconds=lost_s,
+                share=lost_s / accounts.all_ranks_s,
+            )

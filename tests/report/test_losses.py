@@ -1,0 +1,204 @@
+"""The verdict names the largest loss, who caused it and why; simulated runs whose losses are known, at many sizes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from opensora_launch.report.accounting import account
+from opensora_launch.report.device_use import nodes_of
+from opensora_launch.report.diagnosis import Evidence, findings
+from opensora_launch.report.losses import LEAST_LOSS, losses, verdict
+from opensora_launch.report.markdown import summary_lines
+from opensora_launch.report.wording import Message, say
+from opensora_launch.rundir import AttemptDir
+from opensora_launch.telemetry.events import RankEvents
+from opensora_launch.telemetry.failure import Failure, record_failure
+from opensora_launch.telemetry.samples import NodeSamples
+from tests.report.checked import build, unworded
+from tests.report.synthetic import Simulation, a_plan, plain_simulation, write_run
+
+LAYOUT = "dp1 cfg1 ring1 ulysses4"
+
+
+def simulated(
+    world: int = 4,
+    *,
+    setup: float = 0.2,
+    load: float = 0.2,
+    text: float = 0.0,
+    slow: float = 0.0,
+    exchange: float = 0.01,
+    vae: float = 0.0,
+    save: float = 0.0,
+    own: Sequence[int] = (),
+) -> Simulation:
+    """Ten steps of a second on each rank; `slow` on rank 2, text, VAE and save on rank 0 alone."""
+    sim, everyone = Simulation(world), tuple(range(world))
+    own = own or [1] * world
+    for phase, seconds in (("setup", setup), ("load", load)):
+        for r in everyone:
+            begun = sim.now[r]
+            sim.spend(r, phase, seconds)
+            sim.phase(r, phase, begun)
+    _alone(sim, "text", text)
+    begun_all = list(sim.now)
+    idle = [r for r in everyone if not own[r]]
+    for step in range(10):
+        begun_step = list(sim.now)
+        for r in everyone:
+            sim.spend(r, "compute" if own[r] else "idle", own[r] * 1.0 + (slow / 10 if r == 2 else 0.0))
+        sim.meet("ulysses", everyone, exchange, idle)
+        sim.step("0000_0", step, 1, own, LAYOUT, begun_step)
+    for r in everyone:
+        sim.phase(r, "denoise", begun_all[r], "0000_0")
+    for phase, seconds in (("vae", vae), ("save", save)):
+        _alone(sim, phase, seconds)
+    return sim
+
+
+def _alone(sim: Simulation, phase: str, seconds: float) -> None:
+    begun = list(sim.now)
+    sim.spend(0, phase, seconds)
+    sim.phase(0, phase, begun[0], "0000_0")
+    begun_wait = sim.now[1]
+    sim.meet("text", tuple(range(sim.world)), 0.0)
+    for r in range(1, sim.world):
+        sim.phase(r, "text" if phase == "text" else "setup", begun_wait)
+
+
+def lost_by(events: Sequence[RankEvents], nodes: Sequence[NodeSamples] = ()) -> list[Message]:
+    accounts = account(events)
+    evidence = Evidence(events, accounts, nodes_of(nodes, accounts), 24)
+    found = losses(evidence, findings(evidence))
+    assert [problem for loss in found for problem in unworded(loss)] == []
+    return found
+
+
+def test_a_healthy_run_lost_nothing() -> None:
+    lost = lost_by(simulated().events())
+    assert max(loss["share"] for loss in lost) < LEAST_LOSS
+    assert verdict(lost)["code"] == "verdict_none"
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    ("code", "ranks", "doing", "seconds", "options"),
+    [
+        ("loss_wait", [0], "doing_vae", 3 * 6, {"vae": 6}),
+        ("loss_wait", [0], "doing_text", 3 * 6, {"text": 6}),
+        ("loss_wait", [0], "doing_save", 3 * 6, {"save": 6}),
+        ("loss_wait", [2], "doing_compute", 3 * 8, {"slow": 8}),
+        ("loss_part", [0, 1, 2, 3], "lost_load", 4 * 8, {"load": 8}),
+        ("loss_part", [0, 1, 2, 3], "lost_setup", 4 * 8, {"setup": 8}),
+        ("loss_exchange", [0, 1, 2, 3], None, 4 * 10 * 0.5, {"exchange": 0.5}),
+        ("loss_part", [3], "lost_idle", None, {"own": [1, 1, 1, 0]}),
+    ],
+)
+def test_one_cause_of_any_size(
+    code: str, ranks: list[int], doing: str | None, seconds: float | None, options: dict[str, Any], seed: int
+) -> None:
+    factor = Random(seed).uniform(0.5, 2.0)
+    scaled = {name: value if name == "own" else value * factor for name, value in options.items()}
+    sim = simulated(**scaled)
+    largest = verdict(lost_by(sim.events()))["largest"]
+    assert (largest["code"], sorted(largest["ranks"])) == (code, ranks)
+    assert (largest.get("doing") or largest.get("what") or {}).get("code") == doing
+    if seconds is not None:
+        assert largest["seconds"] == pytest.approx(seconds * factor)
+        assert largest["share"] == pytest.approx(seconds * factor / (4 * max(sim.now)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_two_causes_the_larger_comes_first(seed: int) -> None:
+    draw = Random(seed)
+    vae, slow = 6 * draw.uniform(0.5, 2), 6 * draw.uniform(0.5, 2)
+    found = verdict(lost_by(simulated(vae=vae, slow=slow).events()))
+    order = [found["largest"]["doing"]["code"], found["next"][0]["doing"]["code"]]
+    assert order == (["doing_vae", "doing_compute"] if vae > slow else ["doing_compute", "doing_vae"])
+
+
+def test_what_is_lost_a_little_on_every_rank_in_turn() -> None:
+    """No rank owns it, and together it is large."""
+    sim, everyone = Simulation(8), tuple(range(8))
+    for step in range(32):
+        begun = list(sim.now)
+        for r in everyone:
+            sim.spend(r, "compute", 1.2 if step % 8 == r else 1.0)
+        sim.meet("ulysses", everyone, 0.0)
+        sim.step("0000_0", step, 1, [1] * 8, LAYOUT, begun)
+    for r in everyone:
+        sim.phase(r, "denoise", 0.0, "0000_0")
+    (largest, *_) = lost_by(sim.events())
+    assert (largest["code"], largest["ranks"], largest["doing"]["code"]) == (
+        "loss_in_turn", list(everyone), "doing_compute",
+    )  # fmt: skip
+    assert largest["seconds"] == pytest.approx(32 * 7 * 0.2)
+
+
+def test_ranks_that_end_early() -> None:
+    sim = plain_simulation(2)
+    sim.spend(1, "save", 20.0)
+    sim.phase(1, "save", sim.now[1] - 20.0)
+    (largest, *_) = lost_by(sim.events())
+    assert (largest["code"], largest["ranks"]) == ("loss_ends", [0])
+
+
+def node(samples: Sequence[dict[str, Any]], gpus: Sequence[dict[str, Any]] = ()) -> NodeSamples:
+    return NodeSamples("host-a", "570", None, tuple(gpus), tuple(samples), (), {}, 0)
+
+
+@pytest.mark.parametrize(("cpus", "cause"), [(2, "too_many_threads"), (16, "busy_cpus")])
+def test_cores_that_were_not_free(cpus: int, cause: str) -> None:
+    sim = simulated()
+    samples = [
+        {"time_s": sim.clock(0, float(n)), "host": {"cpu_all_s": cpus * float(n)}, "gpus": [],
+         "ranks": [{"rank": r, "ran_s": 0.6 * n, "starved_s": 0.4 * n, "major_faults": 0} for r in range(4)]}
+        for n in range(30)
+    ]  # fmt: skip
+    (largest, *_) = lost_by(sim.events(), [node(samples)])
+    assert (largest["code"], largest["ranks"], largest["cause"]["code"]) == ("loss_starved", [0, 1, 2, 3], cause)
+    assert largest["share"] == pytest.approx(0.4)
+
+
+def test_a_clock_that_is_held_down_on_every_card() -> None:
+    """No rank is slower than another, and yet half of the speed is lost."""
+    sim = simulated()
+    events = [
+        replace(e, meta=replace(e.meta, device="cuda", device_uuid=f"GPU-{r}")) for r, e in enumerate(sim.events())
+    ]
+    gpus = [{"index": n, "uuid": f"GPU-{n}", "name": "X", "sm_mhz_max": 2000} for n in range(4)]
+    reading = {"sm_mhz": 1000, "throttled": ["too hot (hardware)"], "processes": [[0, 1]]}
+    samples = [
+        {"time_s": sim.clock(0, 0.5 * n), "host": {}, "ranks": [], "gpus": [{"gpu": g} | reading for g in range(4)]}
+        for n in range(30)
+    ]
+    (largest, *_) = lost_by(events, [node(samples, gpus)])
+    assert largest["code"] == "loss_held_down"
+    assert largest["seconds"] == pytest.approx(10 * 0.5)
+
+
+def test_a_run_that_failed_says_so_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", a_plan(4), [simulated(vae=8).events()])
+    failure = Failure(rank=1, host="h", kind="failure", message="RuntimeError: boom\nmore", phase="denoise")
+    record_failure(AttemptDir(run / "attempts/0"), failure)
+    report = build(run)
+    assert report["verdict"]["code"] == "run_failed"
+    assert say(report["verdict"]).endswith("0 of 1 video made. RuntimeError: boom")
+    assert report["attempts"][0]["losses"][0]["code"] == "loss_wait"
+
+
+def test_the_first_line_of_the_terminal_and_of_the_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", a_plan(4), [simulated(vae=8).events()], done=["0000_0"])
+    report = build(run)
+    first = "Largest loss: rank 0 ran the VAE while ranks 1, 2, 3 waited: 24.0 s, 32% of all"
+    assert summary_lines(report)[0] == first
+    assert (run / "report.md").read_text().splitlines()[2].startswith(f"**{first}")
+
+
+def test_nothing_is_known_without_events(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", a_plan(2), [[]], done=["0000_0"])
+    assert build(run)["verdict"] == {"code": "verdict_unknown"}
