@@ -1,0 +1,1 @@
+"""What scripts/chaos does. This is not part of the package."""
