@@ -116,7 +116,7 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
 
     times = timesteps(guidance.num_steps, side**2, LATENT_FRAMES, shift=True, flow_shift=FLOW_SHIFT)
     rows_at = [step_rows(guidance, step, LATENT_FRAMES, equal, prune=True) for step in range(guidance.num_steps)]
-    tokens = denoise(pack(noise, patch), times, lambda step: rows_at[step], predict, side**2)
+    tokens = denoise(pack(noise, patch), times, lambda step: rows_at[step], predict)
     latents = unpack(tokens, LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE, patch)
     return decode(networks, torch.stack([restore_given(x, kind, ref) for x, ref in zip(latents, refs, strict=True)]))
 

@@ -16,7 +16,7 @@ from opensora_launch.plan.times import rates_of
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.cards import Card, default_efficiency
 from opensora_launch.schema.config import RunConfig, VideoConfig
-from prediction.fit import SHARED, Fitted, chip_of, fit
+from prediction.fit import SHARED, Fitted, chip_of, fit, link_card
 from prediction.published import ROOT, Measurement, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
 
@@ -130,7 +130,9 @@ def card_constants(fitted: Fitted, cards: dict[str, Card]) -> dict[str, tuple[fl
         chip = chip_of(name)
         if f"matmul@{chip}" in fitted.logs:
             rule = default_efficiency(card.half_tflops)
-            link = fitted.value("link:nvlink" if card.nvlink_gb_s else "link:pcie") * fitted.value(f"link@{chip}")
+            link = fitted.value("link:nvlink" if card.nvlink_gb_s else "link:pcie") * fitted.value(
+                f"link@{link_card(name)}"
+            )
             shares = rule * fitted.value(f"matmul@{chip}"), rule * fitted.value(f"attention@{chip}")
             found[name] = (*shares, link)
     return found
@@ -179,7 +181,7 @@ def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str
     rows = sum(rows * count for rows, count in work.steps)
     lost = sorted(waterfall(options[8], options[1]), key=lambda part: -part[1])[:3]
     causes = ", ".join(f"{name} {value:.0f}" for name, value in lost)
-    link = rates_of(work.card, work.topology).link_bytes / 1e9
+    link = rates_of(work.card, work.topology, work.products).link_bytes / 1e9
     yield (
         f"Why: {rows} row-forwards instead of 150 make denoising {150 / rows:.2f}x as fast, at the published program's "
         f"own speed. They do not shorten VAE and saving, which take {making[1] - alone.phases.denoise:.0f} s of one "

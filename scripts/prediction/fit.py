@@ -42,8 +42,9 @@ WIDTHS = {
     "matmul": 0.25, "attention": 0.25, "link": 0.3, "program_matmul": 0.15, "program_attention": 0.4, "program": 0.1,
     "program_vae": 0.7, "program_launch": 0.3, "table": 0.03, "table_vae": 0.5,
 }  # fmt: skip
-# Cards that differ only in memory share their measurements.
-SAME_CHIP = {"h200": "h100_sxm", "a100_40gb_sxm": "a100_80gb_sxm"}
+# Cards with the same chip share their measurements of compute, and of the link if that is the same too.
+SAME_CHIP = {"h200": "h100_sxm", "h800": "h100_sxm", "a100_40gb_sxm": "a100_80gb_sxm"}
+OWN_LINK = {"h800"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,13 @@ def prior(name: str) -> tuple[float, float]:
 
 
 def chip_of(card: str) -> str:
-    """Return the card whose constants are used for this one."""
+    """Return the card whose constants of compute are used for this one."""
     return SAME_CHIP.get(card, card)
+
+
+def link_card(card: str) -> str:
+    """Return the card whose constant of the link is used for this one."""
+    return card if card in OWN_LINK else chip_of(card)
 
 
 def links_of(row: Measurement) -> list[tuple[str, str, float]]:
@@ -82,7 +88,7 @@ def links_of(row: Measurement) -> list[tuple[str, str, float]]:
         (f"program_attention@{here}", "attention_flops", 1.0),
         ("memory", "memory_bytes", 1.0),
         (f"link:{row.link}", "link_bytes", 1.0),
-        (f"link@{card}", "link_bytes", 1.0),
+        (f"link@{link_card(str(row.card.name))}", "link_bytes", 1.0),
         ("call", "call_s", 1.0),
         ("ring_hidden", "ring_hidden", 1.0),
         ("gather_hidden", "gather_hidden", 1.0),
