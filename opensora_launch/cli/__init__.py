@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from opensora_launch import __version__, exit_codes
+from opensora_launch.cli.terminal import print_errors, print_lines
 from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError, did_you_mean, disk_problem
 from opensora_launch.machine.output import secure_output
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_errors([f"error: {error}"])
         return exit_codes.USER_ERROR
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = disk_problem(error)
         if problem is None:
             raise
-        print(f"error: {problem}", file=sys.stderr)
+        print_errors([f"error: {problem}"])
         return exit_codes.FAILURE
 
 
@@ -44,7 +45,7 @@ def _run(words: list[str]) -> int:
     if name in ("--help", "-h", "help"):
         from opensora_launch.cli.help import main_help
 
-        print(main_help())
+        print_lines(main_help())
         return exit_codes.DONE
     if name == "--version":
         print(f"opensora-launch {__version__}")
@@ -65,7 +66,7 @@ def _run_verb(name: str, parsed: Parsed) -> int:
     if parsed.has("--help"):
         from opensora_launch.cli.help import verb_help
 
-        print(verb_help(name))
+        print_lines(verb_help(name, parsed.one("--help")))
         return exit_codes.DONE
     module = importlib.import_module(f"opensora_launch.cli.{name}")
     code: int = getattr(module, f"{name}_verb")(parsed)

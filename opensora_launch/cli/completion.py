@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from opensora_launch.cli.help import topics
 from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError
 from opensora_launch.request.catalogue import groups, keys
+from opensora_launch.request.flags import SETTINGS_HELP
 
 # bash ends a word at "=" and ":", and our words contain them: a reply is the part after the last one.
 SCRIPT = r"""_opensora_launch() {
@@ -44,7 +46,7 @@ def candidates(line: str) -> list[str]:
     flags = VERBS[words[1]].flags
     before = next((flag for flag in flags if words[-1] in flag.names and flag.value), None)
     if before:
-        return _starting(before.kinds, word)
+        return _starting(topics(words[1]) if before is SETTINGS_HELP else before.kinds, word)
     if word.startswith("-"):
         return _starting([name for flag in flags for name in flag.names if name.startswith("--")], word)
     return _starting(_overrides(word, words), word) if VERBS[words[1]].settings else []

@@ -1,101 +1,164 @@
-"""`--help`: verbs, flags, groups with their choices, keys with their defaults. Reads the YAML files, not Hydra."""
+"""`--help`: a page for each verb, and a second one for each group of settings, with the schema's own words.
+
+Reads the YAML files and the schema, not Hydra.
+"""
 
 from collections.abc import Iterable, Iterator
-from textwrap import fill
+from textwrap import shorten, wrap
 from typing import Any
 
 from opensora_launch import __version__
+from opensora_launch.cli.terminal import StyledLine, columns
 from opensora_launch.cli.verbs import VERBS
-from opensora_launch.request.catalogue import Key, as_text, config_folder, groups, keys
+from opensora_launch.errors import UserError, did_you_mean
+from opensora_launch.request.catalogue import Group, Key, about_section, as_text, config_folder, groups, keys
 from opensora_launch.request.flags import Flag
 
-WIDTH = 100
-EXAMPLES = """\
-opensora-launch generate --prompt "raining, sea" video=256px topology=2gpu
-opensora-launch generate --prompts list.csv video=768px topology=8gpu
-opensora-launch generate --prompt "waves" --ref beach.png sampling.num_steps=30
-opensora-launch generate --prompt "a cat's eye" video=custom video.width_px=512 video.height_px=320 topology=cpu2
-opensora-launch generate --prompt "waves" dry_run=true             print the plan and the command, start nothing
-opensora-launch generate --prompt "waves" -m sampling.seed=1,2,3   a sweep; one run, because only seeds differ
-opensora-launch generate --resume runs/20260131-120000 topology=4gpu
-opensora-launch verify topology=cpu4 layout.ring=2                 compare a video made on 4 ranks and on one"""
+ALONE = "other"  # the topic of the keys that belong to no group
+_USAGE, _TEXT = " " * 9, " " * 13  # before continued lines
+_BLANK: StyledLine = [("", "")]
+_LEFT = 26  # of the left column, which longer names may exceed
+EXAMPLES = (
+    "generate --prompt waves video=256px topology=2gpu",
+    "generate --prompts list.csv video=768px topology=8gpu",
+    "generate --prompt waves --ref beach.png sampling.seed=1",
+    "generate --prompt waves dry_run=true",
+    "generate --prompt waves -m sampling.seed=1,2,3",
+    "generate --resume runs/20260131-120000 topology=4gpu",
+)
 
 
-def main_help() -> str:
+def main_help() -> list[StyledLine]:
     """What `opensora-launch --help` prints."""
-    return f"""\
-opensora-launch {__version__}: make videos with Open-Sora on all your GPUs, and see where each GPU's time went.
+    about = "make videos with Open-Sora on all your GPUs, and see where each GPU's time went"
+    more = [
+        ("VERB --help", "Flags of a verb, and its groups of settings."),
+        ("generate --help GROUP", "Choices and keys of a group, such as sampling."),
+        ("--version", "Show the version."),
+        ("--shell-completion bash", "Print a script for tab completion."),
+    ]
+    return [
+        *_wrapped(f"opensora-launch {__version__}: {about}."),
+        _BLANK,
+        *_wrapped("usage: opensora-launch VERB [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]", _USAGE),
+        *_part("verbs", ((name, verb.about) for name, verb in VERBS.items())),
+        *_examples(),
+        *_part("more", more),
+        _BLANK,
+        *_wrapped("Exit codes: 0 done, 1 failure, 2 mistake in the request, 75 stored and stopped, 130 Ctrl-C."),
+    ]
 
-usage: opensora-launch VERB [FLAGS] [GROUP=CHOICE ...] [KEY=VALUE ...]
 
-verbs (opensora-launch VERB --help):
-{_columns((name, verb.about) for name, verb in VERBS.items())}
-
-examples:
-{_indent(EXAMPLES)}
-
-config groups of generate, as GROUP=CHOICE (* is the default):
-{_groups()}
-
-All keys with their defaults: opensora-launch generate --help.
-Other flags: --version; --shell-completion bash prints a completion script.
-Exit codes: 0 done, 1 failure, 2 mistake in the request, 75 stored and stopped, 130 Ctrl-C."""
-
-
-def verb_help(name: str) -> str:
-    """What `opensora-launch VERB --help` prints."""
+def verb_help(name: str, topic: str | None) -> list[StyledLine]:
+    """What `opensora-launch VERB --help` prints, or `--help TOPIC`."""
     verb = VERBS[name]
-    usage = "\n".join(
+    if topic and topic != "all":
+        return _topic_help(name, topic)
+    usages = (
         f"{'usage:' if n == 0 else '      '} opensora-launch {name} {words}" for n, words in enumerate(verb.usage)
     )
-    flags = _columns(
-        (", ".join(flag.names) + (f" {flag.value}" if flag.value else ""), _about(flag)) for flag in verb.flags
-    )
-    parts = [usage, _wrapped(verb.text), f"flags:\n{flags}"]
+    lines = [*(line for usage in usages for line in _wrapped(usage, _USAGE)), _BLANK]
+    for text in verb.text.splitlines():
+        lines += _wrapped(text, _TEXT if text.startswith(" ") else "")
+    lines += _part("flags", ((_names(flag), _about(flag)) for flag in verb.flags))
     if name == "generate":
-        parts.append(
-            f"groups, as GROUP=CHOICE (* is the default):\n{_groups()}\n"
-            "Without model=..., the checkpoint is used if it is here, else demo or tiny."
-        )
-        parts.append(f"keys, as KEY=VALUE, with the defaults of the default choices:\n{_keys()}")
-        parts.append(f"examples:\n{_indent(EXAMPLES)}")
-    return "\n\n".join(parts)
+        lines += _part("groups, as GROUP=CHOICE (* is the default)", ((g.name, _choices(g)) for g in _groups(name)))
+        lines += _wrapped("Without model=, the checkpoint is used if it is here, else demo or tiny.")
+        lines += _examples()
+    if verb.settings:
+        lines += [_BLANK, *_wrapped(f"keys: opensora-launch {name} --help GROUP, one of {', '.join(topics(name))}")]
+    return lines
 
 
-def _wrapped(text: str) -> str:
-    """Wrap the lines of a text, except indented ones."""
-    return "\n".join(line if line.startswith(" ") else fill(line, WIDTH) for line in text.splitlines())
+def topics(verb: str) -> list[str]:
+    """What may follow a verb's --help: groups, other parts of the schema with several keys, and ALONE."""
+    parts = dict.fromkeys([*(g.name for g in _groups(verb)), *(k.path.split(".")[0] for k in keys() if "." in k.path)])
+    return [name for name in (*parts, ALONE) if verb == "estimate" or name != "estimate"]
 
 
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+def _topic_help(verb: str, topic: str) -> list[StyledLine]:
+    found = [key for key in keys() if _is_below(key, topic)]
+    if not found:
+        near = did_you_mean(topic, topics(verb)) or f"use one of {', '.join(topics(verb))}"
+        raise UserError(f"there is no group {topic}; {near}")
+    group = next((group for group in groups() if group.name == topic), None)
+    about = about_section(topic) or ("Keys that belong to no group." if topic == ALONE else "")
+    lines: list[StyledLine] = [*_wrapped(f"{topic}: {about}" if about else topic)]
+    if group:
+        rows = ((f"{c.name}{'*' if c.name == group.default else ''}", c.about) for c in group.choices)
+        lines += _part(f"choices, as {topic}=CHOICE (* is the default)", rows)
+    values = _default_values()
+    start = "" if topic == ALONE or found[0].path == topic else f"{topic}."
+    rows = (
+        (f"{key.path.removeprefix(start)}={as_text(values.get(key.path, key.default))}", _meaning(key)) for key in found
+    )
+    return [*lines, *_part(f"keys, as {start}KEY=VALUE, with their defaults", rows)]
 
 
-def _columns(rows: Iterable[tuple[str, str]]) -> str:
-    listed = list(rows)
-    width = max(len(left) for left, _ in listed)
-    return "\n".join(f"  {left:<{width}}  {right}".rstrip() for left, right in listed)
+def _is_below(key: Key, topic: str) -> bool:
+    return "." not in key.path if topic == ALONE else key.path == topic or key.path.startswith(f"{topic}.")
+
+
+def _meaning(key: Key) -> str:
+    """A key's meaning, then the kind of its value with the unit."""
+    kind = ", ".join(key.allowed) if key.allowed else key.kind.removeprefix("one of ")
+    return f"{key.meaning} [{kind}{f' in {key.unit}' if key.unit else ''}]"
+
+
+def _groups(verb: str) -> list[Group]:
+    return [group for group in groups() if verb == "estimate" or group.name != "estimate"]
+
+
+def _choices(group: Group) -> str:
+    """The choices in one line, the default first, as many as there is room for."""
+    names = sorted((c.name for c in group.choices), key=lambda name: name != group.default)
+    return shorten(", ".join([f"{names[0]}*", *names[1:]]), columns() - 14, placeholder=" ...")
+
+
+def _names(flag: Flag) -> str:
+    value = f"[{flag.value}]" if flag.default else flag.value
+    return f"{', '.join(flag.names)} {value}".strip()
 
 
 def _about(flag: Flag) -> str:
-    return flag.about + (f": {', '.join(flag.kinds)}." if flag.kinds else "")
+    return flag.about + (f" One of {', '.join(flag.kinds)}." if 0 < len(flag.kinds) < 4 else "")
 
 
-def _groups() -> str:
-    return "\n".join(
-        f"  {group.name}\n"
-        + _indent(_columns((f"{c.name}{'*' if c.name == group.default else ''}", c.about) for c in group.choices))
-        for group in groups()
-    )
+def _examples() -> Iterator[StyledLine]:
+    yield _BLANK
+    yield [("examples:", "bold")]
+    for words in EXAMPLES:
+        *first, last = wrap(f"opensora-launch {words}", columns() - 4, subsequent_indent="  ", break_on_hyphens=False)
+        yield from ([(f"  {line} \\", "")] for line in first)
+        yield [(f"  {last}", "")]
 
 
-def _keys() -> str:
-    chosen = _default_values()
-    return _columns((f"{key.path}={as_text(chosen.get(key.path, key.default))}", _kind(key)) for key in keys())
+def _part(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[StyledLine]:
+    """A title, and two columns, of which the right one is wrapped. A long name has lines of its own."""
+    yield _BLANK
+    yield from ([(line, "bold")] for line in _lines(f"{title}:", ""))
+    listed = list(rows)
+    left = min(_LEFT, max(len(name) for name, _ in listed))
+    for name, about in listed:
+        texts = wrap(about, columns() - left - 4, break_on_hyphens=False) or [""]
+        if len(name) <= left:
+            yield [
+                (f"  {name:<{left}}  ".rstrip() if texts == [""] else f"  {name:<{left}}  ", "cyan"),
+                (texts.pop(0), ""),
+            ]
+        else:
+            yield from ([(line, "cyan")] for line in _lines(f"  {name}", "    "))
+        yield from ([(f"{'':<{left + 4}}{text}", "")] for text in texts)
 
 
-def _kind(key: Key) -> str:
-    return key.kind.replace("one of ", "") if key.allowed else key.kind
+def _wrapped(text: str, indent: str = "") -> Iterator[StyledLine]:
+    yield from ([(line, "")] for line in _lines(text, indent))
+
+
+def _lines(text: str, indent: str) -> list[str]:
+    """A text that fits the terminal; `indent` is before continued lines. Blanks before its first word are kept."""
+    start = text[: len(text) - len(text.lstrip())]
+    return wrap(text.lstrip(), columns(), initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _default_values() -> dict[str, Any]:

@@ -1,25 +1,49 @@
-"""Lines for people: coloured by rich on a terminal, plain in a pipe or a file."""
+"""Lines for people: in colour on a terminal that has it, plain elsewhere (a pipe, a file, NO_COLOR, TERM=dumb)."""
 
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
+_STARTS = {"error": "bold red", "hint": "cyan", "note": "yellow", "log": "dim"}  # what begins a line, before a colon
 
 
-def print_lines(lines: Iterable[StyledLine]) -> None:
-    """Print lines in colour on a terminal. A narrow terminal wraps them; nothing is cut off."""
-    if not sys.stdout.isatty():  # rich takes longer to import than some verbs take to answer
-        sys.stdout.writelines("".join(text for text, _ in line) + "\n" for line in lines)
+def can_redraw(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can draw a line again. TERM=dumb cannot, and gets what a pipe gets."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether a stream shows colours, and its user wants them (no-color.org)."""
+    return can_redraw(stream) and not os.environ.get("NO_COLOR")
+
+
+def columns() -> int:
+    """The width of the terminal; 80 without one, unless COLUMNS says otherwise."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> None:
+    """Print lines on standard output, or on `stream`. A narrow terminal wraps them; nothing is cut off."""
+    stream = stream or sys.stdout
+    if not has_colour(stream):  # rich takes longer to import than some verbs take to answer
+        stream.writelines("".join(text for text, _ in line) + "\n" for line in lines)
         return
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(file=stream, soft_wrap=True, highlight=False)
     for line in lines:
         console.print(Text.assemble(*line))
 
 
 def print_errors(lines: Iterable[str]) -> None:
-    """Print lines to stderr."""
-    for line in lines:
-        print(line, file=sys.stderr)
+    """Print lines to stderr; "error:", "hint:" and the like stand out."""
+    print_lines(map(_marked, lines), sys.stderr)
+
+
+def _marked(line: str) -> StyledLine:
+    start, colon, rest = line.partition(":")
+    return [(start + colon, _STARTS[start]), (rest, "")] if colon and start in _STARTS else [(line, "")]

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, PROMPTS, Flag
+from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, PROMPTS, SETTINGS_HELP, Flag
 
 SETTINGS = "[GROUP=CHOICE ...] [KEY=VALUE ...]"
-AS_GENERATE = "Groups and keys are those of generate."
+AS_GENERATE = "Groups and keys are those of generate: opensora-launch generate --help."
 JSON = Flag(("--json",), "", "Print one JSON document.")
 
 
@@ -41,7 +41,7 @@ VERBS = {
             JSON,
             Flag(("--plot",), "FILE", "Draw time, memory and roofline: .svg, .png or .pdf. Needs matplotlib."),
             CONFIG_DIR,
-            HELP,
+            SETTINGS_HELP,
         ),
         settings=True,
     ),
@@ -58,7 +58,7 @@ VERBS = {
                 repeats=True,
             ),
             CONFIG_DIR,
-            HELP,
+            SETTINGS_HELP,
         ),
         settings=True,
         works=True,
@@ -76,7 +76,7 @@ VERBS = {
             PROMPTS,
             Flag(("--resume",), "FOLDER", "Continue a sweep that was interrupted."),
             CONFIG_DIR,
-            HELP,
+            SETTINGS_HELP,
         ),
         settings=True,
         works=True,
@@ -146,7 +146,7 @@ VERBS = {
             Flag(("--plot",), "FILE", "Draw free memory and bandwidth: .svg; .png and .pdf need matplotlib."),
             Flag(("--here",), "", "In a Slurm job: check only this node, and print one line of JSON per finding."),
             CONFIG_DIR,
-            HELP,
+            SETTINGS_HELP,
         ),
         settings=True,
     ),
@@ -160,7 +160,7 @@ VERBS = {
         "  card       cards that run this video: by memory, then by estimate.card_order\n"
         "  build      power, supply and cooling of a machine, and buying against renting\n"
         f"estimate=sora, estimate=dit_xl and estimate=guide_4090 hold figures of published documents. {AS_GENERATE}",
-        (JSON, Flag(("--plot",), "FILE", "Draw bars: .svg; .png and .pdf need matplotlib."), CONFIG_DIR, HELP),
+        (JSON, Flag(("--plot",), "FILE", "Draw bars: .svg; .png and .pdf need matplotlib."), CONFIG_DIR, SETTINGS_HELP),
         settings=True,
     ),
 }

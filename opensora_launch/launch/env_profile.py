@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from opensora_launch.schema.config import EnvConfig
+from opensora_launch.schema.ranks_env import EnvConfig
 from opensora_launch.slurm.script import VARIABLE_NAME
 
 RECORDED = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "GLOO_", "NVIDIA_")  # never a secret

@@ -15,9 +15,9 @@ from opensora_launch.request.resume import prepare_resume, start_resumed
 from opensora_launch.request.write_run import BY_HAND, new_attempt, write_run
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.finished_videos import record_failed
-from opensora_launch.schema.config import EnvConfig
+from opensora_launch.schema.ranks_env import EnvConfig
 
-NOT_FOR_RANKS = ("--cfg", "--info", "--help", "--shell-completion")
+NOT_FOR_RANKS = ("--cfg", "--info", "--help")
 
 
 def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> AttemptDir:

@@ -15,7 +15,14 @@ from opensora_launch.errors import UserError, did_you_mean
 from opensora_launch.plan.checks import card_problems
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.settings import MEANING
 
+# Units at the ends of names, and how they are written: the first one that fits.
+_UNITS = {
+    "flops_per_s": "FLOP/s", "usd_per_kwh": "USD/kWh", "usd_per_gpu_hour": "USD/h", "gb_s": "GB/s", "gib": "GiB",
+    "px": "pixels", "frames": "frames", "length": "tokens", "tflops": "TFLOP/s", "usd": "USD",
+    "months": "months", "hours_per_month": "hours", "minutes_per_day": "minutes", "s": "s", "w": "W",
+}  # fmt: skip
 DEFAULT_MODEL = "open_sora_v2"  # as in configs/config.yaml
 
 
@@ -27,6 +34,12 @@ class Key:
     kind: str  # in words: "a whole number or null"
     default: Any
     allowed: tuple[str, ...]  # the names of an enum, or true and false; else empty
+    meaning: str
+
+    @property
+    def unit(self) -> str:
+        """The unit that its name ends in; "" if it has none."""
+        return next((unit for end, unit in _UNITS.items() if self.path.endswith(f"_{end}")), "")
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,15 @@ def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[Key]:
         if is_dataclass(hint) and isinstance(hint, type):
             yield from keys(hint, f"{path}.")
         else:
-            yield Key(path, _in_words(hint), getattr(made, item.name), _allowed(hint))
+            yield Key(path, _in_words(hint), getattr(made, item.name), _allowed(hint), item.metadata[MEANING])
+
+
+def about_section(path: str) -> str:
+    """The meaning of a part of the schema that holds keys, such as "sampling" or "model.vae"; "" if there is none."""
+    schema: Any = RunConfig
+    for name in path.split("."):
+        schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
+    return " ".join((schema.__doc__ or "").split("\n\n")[0].split()) if is_dataclass(schema) else ""
 
 
 def as_text(value: Any) -> str:

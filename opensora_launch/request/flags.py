@@ -20,7 +20,7 @@ class Flag:
     about: str
     repeats: bool = False
     kinds: tuple[str, ...] = ()  # the only allowed values, if there are any
-    default: str = ""  # the value if none follows; "" requires one
+    default: str = ""  # the value if none follows; "" requires one. Without kinds, any word but a flag or KEY=VALUE
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ class Parsed:
 
 
 HELP = Flag(("--help", "-h"), "", "Show this text.")
-CONFIG_DIR = Flag(
-    ("--config-dir", "-cd"), "FOLDER", "Folder with YAML files of your own, in subfolders named by group."
-)
+SETTINGS_HELP = Flag(("--help", "-h"), "GROUP", "Show this text, or a group's choices and keys.", default="all")
+CONFIG_DIR = Flag(("--config-dir", "-cd"), "FOLDER", "Your own choices: FOLDER/GROUP/CHOICE.yaml.")
 PROMPTS = Flag(("--prompts",), "FILE", "File of prompts: csv, jsonl or txt. May be repeated.", repeats=True)
 # Needed to read the command line of a run again: by --resume, by a batch job, by ranks that were started by hand.
 GENERATE_FLAGS = (
@@ -64,25 +63,24 @@ GENERATE_FLAGS = (
     Flag(
         ("--ref",),
         "PATH",
-        "Image or video to start from. Give one for all prompts, or one per prompt.",
+        "Image or video to start from, or one per prompt.",
         repeats=True,
     ),
-    Flag(("--strict",), "", "Refuse the whole list if the references of one prompt cannot be used."),
-    Flag(("--resume",), "RUN", "Make the videos that are missing in this run's folder."),
-    Flag(("--multirun", "-m"), "", "Run a sweep: every combination of values, as in sampling.seed=1,2 or range(1,4)."),
-    Flag(("--cfg", "-c"), "WHAT", "Print the config and exit", kinds=("job", "hydra", "all")),
+    Flag(("--strict",), "", "Refuse the list if a reference cannot be used."),
+    Flag(("--resume",), "RUN", "Make the videos that are missing in a run."),
+    Flag(("--multirun", "-m"), "", "Run a sweep: sampling.seed=1,2 or range(1,4)."),
+    Flag(("--cfg", "-c"), "WHAT", "Print the config and exit.", kinds=("job", "hydra", "all")),
     Flag(("--resolve",), "", "With --cfg: replace ${...} by values."),
     Flag(("--package", "-p"), "KEY", "With --cfg: print only this part."),
     Flag(
         ("--info", "-i"),
         "WHAT",
-        "Print where the config comes from and exit [all]",
+        "Print where the config comes from and exit [all].",
         kinds=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
         default="all",
     ),
     CONFIG_DIR,
-    Flag(("--shell-completion", "-sc"), "bash", 'Print a script: eval "$(opensora-launch --shell-completion bash)"'),
-    HELP,
+    SETTINGS_HELP,
 )
 
 
@@ -122,12 +120,16 @@ def parse(verb: str, flags: Sequence[Flag], argv: Sequence[str]) -> Parsed:
 
 
 def _next_value(flag: Flag, waiting: list[str], problems: list[str]) -> str:
-    if flag.default and (not waiting or waiting[0] not in flag.kinds):
+    if flag.default and (not waiting or not _is_value(flag, waiting[0])):
         return flag.default
     if not waiting:
         problems.append(f"{flag.names[0]} needs a value: {flag.names[0]} {flag.value}")
         return ""
     return waiting.pop(0)
+
+
+def _is_value(flag: Flag, word: str) -> bool:
+    return word in flag.kinds if flag.kinds else not word.startswith("-") and "=" not in word
 
 
 def _unknown_flag(verb: str, name: str, known: Sequence[str]) -> str:
@@ -136,5 +138,5 @@ def _unknown_flag(verb: str, name: str, known: Sequence[str]) -> str:
     if found := [key.path for key in keys() if leaf in (key.path, key.path.rpartition(".")[2])]:
         return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {found[0]}=..."
     flags = [flag for flag in known if flag.startswith("--")]
-    hint = did_you_mean(name, flags, 0.5) or f"the flags are {', '.join(flags)}"
-    return f"{name} is not a flag of {verb}; {hint}"
+    hint = did_you_mean(name, [*flags, "--version"], 0.5) or f"the flags are {', '.join(flags)}"
+    return f"{name} is not a flag of {verb}; {hint.replace('--version', 'opensora-launch --version')}"

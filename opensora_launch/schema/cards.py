@@ -1,8 +1,8 @@
 """GPU cards: the schema of the `hardware` group, which configs/hardware/*.yaml fill."""
 
-from dataclasses import field, replace
+from dataclasses import replace
 
-from opensora_launch.schema.settings import settings
+from opensora_launch.schema.settings import key, settings
 
 # Efficiency of a card for which none was fitted: the share of its peak up to EFFICIENT_TFLOPS. Larger cards reach less.
 EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0
@@ -17,28 +17,29 @@ class Card:
     Rates are for dense products, one way, in decimal units; memory is in binary units.
     """
 
-    name: str | None = None
-    nvml_names: list[str] = field(default_factory=list)  # names that the driver uses for it
-    memory_gib: float = 0.0
-    bandwidth_gb_s: float = 0.0
-    bf16_tflops: float | None = None  # null: the card does not support it
-    fp16_tflops: float | None = None
-    fp8_tflops: float | None = None
-    tf32_tflops: float | None = None
-    fp32_tflops: float | None = None  # without tensor cores
-    nvlink_gb_s: float | None = None  # sum over all peers
-    nvlink_gpus: int = 1  # number of GPUs connected by NVLink: 2 with a bridge
-    pcie_generation: int = 4
-    pcie_lanes: int = 16
-    tdp_w: float = 0.0
-    form_factor: str = ""
-    price_usd: float | None = None  # list price at launch
-    # Shares of the bf16 or fp16 rate and of the link, fitted to published tables (docs/prediction.md); null: the rule
-    matmul_efficiency: float | None = None
-    attention_efficiency: float | None = None
-    link_efficiency: float | None = None
-    mixed: list[str] = field(default_factory=list)  # other cards in each node; the slowest card sets the pace
-    others: list["Card"] = field(default_factory=list)  # their facts, which the launcher fills in
+    name: str | None = key(None, "of the card; null: the one that NVML finds")
+    nvml_names: list[str] = key([], "names that the driver uses for it")
+    memory_gib: float = key(0.0, "memory, as the driver reports it")
+    bandwidth_gb_s: float = key(0.0, "bandwidth of the memory")
+    bf16_tflops: float | None = key(None, "dense products; null: the card does not support it")
+    fp16_tflops: float | None = key(None, "dense products; null: the card does not support it")
+    fp8_tflops: float | None = key(None, "dense products; null: the card does not support it")
+    tf32_tflops: float | None = key(None, "dense products; null: the card does not support it")
+    fp32_tflops: float | None = key(None, "dense products without tensor cores")
+    nvlink_gb_s: float | None = key(None, "NVLink one way, sum over all peers; null: none")
+    nvlink_gpus: int = key(1, "number of GPUs connected by NVLink: 2 with a bridge")
+    pcie_generation: int = key(4, "generation of its slot")
+    pcie_lanes: int = key(16, "lanes of its slot")
+    tdp_w: float = key(0.0, "power limit")
+    form_factor: str = key("", "how it is mounted: SXM, PCIe")
+    price_usd: float | None = key(None, "list price at launch")
+    matmul_efficiency: float | None = key(
+        None, "share of its rate in products, fitted to published tables; null: a rule"
+    )
+    attention_efficiency: float | None = key(None, "share of its rate in attention, fitted likewise; null: a rule")
+    link_efficiency: float | None = key(None, "share of its link's bandwidth, fitted likewise; null: a rule")
+    mixed: list[str] = key([], "other cards in each node; the slowest card sets the pace")
+    others: list["Card"] = key([], "their facts, which the launcher fills in")
 
     @property
     def known(self) -> bool:

@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.prices import EstimateConfig
-from opensora_launch.schema.settings import settings
+from opensora_launch.schema.ranks_env import EnvConfig
+from opensora_launch.schema.settings import key, settings
 from opensora_launch.schema.slurm import SlurmConfig
 
 MAX_COUNT = 10_000  # steps and samples, for a run and for one prompt: more is a typing error
@@ -18,7 +19,7 @@ MAX_SEED = 2**63 - 1
 
 class Init(StrEnum):
     checkpoint = "checkpoint"
-    random = "random"  # seeded random weights and text embeddings, for speed measurements and tests
+    random = "random"
 
 
 class Device(StrEnum):
@@ -28,13 +29,13 @@ class Device(StrEnum):
 
 
 class Link(StrEnum):
-    auto = "auto"  # NVLink if it connects all cards of a node
+    auto = "auto"
     nvlink = "nvlink"
     pcie = "pcie"
 
 
 class Precision(StrEnum):
-    auto = "auto"  # bf16 on GPUs, fp32 on CPU
+    auto = "auto"
     bf16 = "bf16"
     fp16 = "fp16"
     fp32 = "fp32"
@@ -48,8 +49,6 @@ class LauncherKind(StrEnum):
 
 
 class Engine(StrEnum):
-    """The library that parallelises the transformer and T5. Both give the same video."""
-
     native = "native"
     colossalai = "colossalai"  # as Open-Sora uses; install it with scripts/install_colossalai
 
@@ -57,14 +56,14 @@ class Engine(StrEnum):
 class Shard(StrEnum):
     """The ranks among which the transformer's weights are divided. They are gathered block by block ahead of use."""
 
-    none = "none"  # every rank holds all weights
-    node = "node"  # among the ranks of a node that work on the same videos
-    all = "all"  # among all ranks that work on the same videos
+    none = "none"
+    node = "node"
+    all = "all"
 
 
 class Offload(StrEnum):
     none = "none"
-    host = "host"  # blocks are kept in host memory and copied to the GPU ahead of use
+    host = "host"
 
 
 class Storage(StrEnum):
@@ -75,8 +74,8 @@ class Storage(StrEnum):
 
 
 class Fit(StrEnum):
-    auto = "auto"  # place the weights so that they fit; if memory runs out, continue once with a smaller placement
-    strict = "strict"  # keep the configured placement; refuse what does not fit, and fail if memory runs out
+    auto = "auto"  # if memory runs out, continue once with a smaller placement
+    strict = "strict"  # if memory runs out, fail
 
 
 class AttentionKind(StrEnum):
@@ -97,65 +96,68 @@ class AttentionKind(StrEnum):
 class MmditConfig:
     """The transformer, with Open-Sora's public names and Open-Sora 2.0's values as defaults."""
 
-    in_channels: int = 64
-    vec_in_dim: int = 768
-    context_in_dim: int = 4096
-    hidden_size: int = 3072
-    mlp_ratio: float = 4.0
-    num_heads: int = 24
-    depth: int = 19
-    depth_single_blocks: int = 38
-    axes_dim: list[int] = field(default_factory=lambda: [16, 56, 56])
-    theta: int = 10_000
-    qkv_bias: bool = True
-    guidance_embed: bool = False
-    cond_embed: bool = True
-    fused_qkv: bool = False
-    use_liger_rope: bool = True
-    patch_size: int = 2
+    in_channels: int = key(64, "channels of a token: latent channels x patch_size squared")
+    vec_in_dim: int = key(768, "size of CLIP's vector of the prompt")
+    context_in_dim: int = key(4096, "size of T5's vector of a token")
+    hidden_size: int = key(3072, "size of a token inside the blocks")
+    mlp_ratio: float = key(4.0, "size of the feed-forward layers divided by hidden_size")
+    num_heads: int = key(24, "attention heads")
+    depth: int = key(19, "blocks with two streams, text and video")
+    depth_single_blocks: int = key(38, "blocks with one stream")
+    axes_dim: list[int] = key([16, 56, 56], "rotary dims of time, height and width; their sum is the size of a head")
+    theta: int = key(10_000, "base of the rotary frequencies")
+    qkv_bias: bool = key(True, "q, k and v have a bias")
+    guidance_embed: bool = key(False, "the guidance is an input, as in distilled checkpoints")
+    cond_embed: bool = key(True, "images and videos to start from are an input")
+    fused_qkv: bool = key(False, "the checkpoint stores q, k and v as one matrix")
+    use_liger_rope: bool = key(
+        True, "rotary pairs are channels d and d + half a head; false: 2k and 2k + 1, as in Flux"
+    )
+    patch_size: int = key(2, "side of the square of latent pixels that makes a token")
 
 
 @settings
 class VaeConfig:
     """The Hunyuan causal VAE. A video that is smaller than a tile is not tiled."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 16
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
-    scale_factor: float = 0.476986
-    shift_factor: float = 0.0
-    tile_px: int | None = 256
-    # Approximate: tiles are cut in time too, for videos that are too long for a GPU. Open-Sora can use 64.
-    tile_frames: int | None = None
-    tile_overlap: float = 0.25
+    in_channels: int = key(3, "channels of the pixels that are encoded")
+    out_channels: int = key(3, "channels of the pixels that are decoded")
+    latent_channels: int = key(16, "channels of the latents")
+    layers_per_block: int = key(2, "residual layers of a block")
+    norm_num_groups: int = key(32, "groups of the group norms")
+    block_out_channels: list[int] = key([128, 256, 512, 512], "channels of each block")
+    scale_factor: float = key(0.476986, "latents are multiplied by it")
+    shift_factor: float = key(0.0, "subtracted from latents before that")
+    tile_px: int | None = key(256, "side of a tile; null: no tiles in space")
+    tile_frames: int | None = key(
+        None, "approximate: tiles are cut in time too, for videos too long for a GPU; Open-Sora can use 64"
+    )
+    tile_overlap: float = key(0.25, "share of a tile that overlaps the next one")
 
 
 @settings
 class TextConfig:
     """Lengths to which the text encoders pad or cut a prompt, in tokens."""
 
-    t5_max_length: int = 512
-    clip_max_length: int = 77
+    t5_max_length: int = key(512, "tokens of a prompt that T5 reads")
+    clip_max_length: int = key(77, "tokens of a prompt that CLIP reads")
 
 
 @settings
 class ModelConfig:
     """The networks and their files; paths are relative to `folder`."""
 
-    name: str = "open_sora_v2"
-    init: Init = Init.checkpoint
-    init_seed: int = 0  # seed of random weights
-    folder: str = "ckpts"
-    mmdit_file: str = "Open_Sora_v2.safetensors"
-    mmdit_prefix: str = ""  # starts the name of each tensor in mmdit_file, as "module." in some checkpoints
-    vae_file: str = "hunyuan_vae.safetensors"
-    vae_prefix: str = ""
-    t5_folder: str = "google/t5-v1_1-xxl"
-    clip_folder: str = "openai/clip-vit-large-patch14"
-    download: str = "hf download hpcai-tech/Open-Sora-v2 --local-dir {folder}"
+    name: str = key("open_sora_v2", "name of the model, in reports")
+    init: Init = key(Init.checkpoint, "of the weights; random: seeded, with random text embeddings, for measurements")
+    init_seed: int = key(0, "seed of random weights")
+    folder: str = key("ckpts", "folder of the weight files")
+    mmdit_file: str = key("Open_Sora_v2.safetensors", "weights of the transformer")
+    mmdit_prefix: str = key("", "starts the name of each tensor in mmdit_file, as module. in some checkpoints")
+    vae_file: str = key("hunyuan_vae.safetensors", "weights of the VAE")
+    vae_prefix: str = key("", "starts the name of each tensor in vae_file")
+    t5_folder: str = key("google/t5-v1_1-xxl", "folder of the T5 encoder")
+    clip_folder: str = key("openai/clip-vit-large-patch14", "folder of the CLIP encoder")
+    download: str = key("hf download hpcai-tech/Open-Sora-v2 --local-dir {folder}", "shown where files are missing")
     mmdit: MmditConfig = field(default_factory=MmditConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -163,111 +165,104 @@ class ModelConfig:
 
 @settings
 class VideoConfig:
-    """The size of the videos, from the public size table; `resolution` null: `height_px` and `width_px` give it."""
+    """The size of the videos: from the public size table, or your own width and height."""
 
-    resolution: str | None = "256px"
-    aspect_ratio: str = "16:9"
-    height_px: int | None = None
-    width_px: int | None = None
-    num_frames: int = 129
-    fps: int = 24
+    resolution: str | None = key("256px", "row of the size table; null: height_px and width_px give the size")
+    aspect_ratio: str = key("16:9", "width to height, with a resolution")
+    height_px: int | None = key(None, "a multiple of 16, without a resolution")
+    width_px: int | None = key(None, "a multiple of 16, without a resolution")
+    num_frames: int = key(129, "1 plus a multiple of 4; 1 is an image")
+    fps: int = key(24, "frames per second of the file")
 
 
 @settings
 class TopologyConfig:
     """The ranks: one per GPU, or CPU processes on a machine without GPUs."""
 
-    nodes: int = 1
-    gpus_per_node: int | None = None  # null: all free GPUs, or 2 CPU ranks if there is no sign of a GPU
-    device: Device = Device.auto
-    gpus: list[str] = field(default_factory=list)  # of this machine, by number or UUID; empty: all free GPUs
-    link: Link = Link.auto  # between the GPUs of a node
-    link_gb_s: float | None = None  # measured, one way; null: the value of the catalogue
-    node_link_gb_s: float = 25.0  # from a GPU to other nodes, one way; 25 is 200 Gbit/s
-    disk_gb_s: float = 2.0  # at which a node reads the weights; predictions only
+    nodes: int = key(1, "number of machines")
+    gpus_per_node: int | None = key(
+        None, "ranks per machine; null: all free GPUs, or 2 CPU ranks if there is no sign of a GPU"
+    )
+    device: Device = key(Device.auto, "what the ranks compute on")
+    gpus: list[str] = key([], "GPUs of this machine, by number or UUID; empty: all free GPUs")
+    link: Link = key(Link.auto, "between the GPUs of a node; auto: NVLink if it connects all cards of a node")
+    link_gb_s: float | None = key(None, "measured bandwidth, one way; null: the value of the catalogue")
+    node_link_gb_s: float = key(25.0, "from a GPU to other nodes, one way; 25 is 200 Gbit/s")
+    disk_gb_s: float = key(2.0, "at which a node reads the weights; predictions only")
 
 
 @settings
 class LayoutConfig:
     """Degrees of the mesh axes; null: the planner chooses. Their product is the number of ranks."""
 
-    dp: int | None = None  # groups of ranks; each group has its own videos
-    cfg: int | None = None  # groups of ranks that share the guidance rows
-    ring: int | None = None  # ranks pass keys and values around; any degree; tolerates slow links
-    ulysses: int | None = None  # ranks share the heads; needs fast links
-    tp: int | None = None  # ranks share the weights, by heads and feed-forward; needs the fastest links
+    dp: int | None = key(None, "groups of ranks; each group has its own videos")
+    cfg: int | None = key(None, "groups of ranks that share the guidance rows")
+    ring: int | None = key(None, "ranks pass keys and values around; any degree, tolerates slow links")
+    ulysses: int | None = key(None, "ranks share the heads; needs fast links")
+    tp: int | None = key(None, "ranks share the weights, by heads and feed-forward; needs the fastest links")
 
 
 @settings
 class PlacementConfig:
     """Where the transformer's weights are kept; null: the planner chooses (`fit`). It does not change the video."""
 
-    shard: Shard | None = None
-    offload: Offload | None = None
-    resident_blocks: int | None = None  # blocks of offloaded weights that stay on the GPU
-    rows_at_once: int | None = None  # rows that a rank computes together; fewer rows need less memory; 0: all
-    storage: Storage = Storage.full
+    shard: Shard | None = key(
+        None, "ranks among which weights are divided, of those that work on the same videos: none, of a node, or all"
+    )
+    offload: Offload | None = key(None, "host: blocks are kept in host memory and copied to the GPU ahead of use")
+    resident_blocks: int | None = key(None, "blocks of offloaded weights that stay on the GPU")
+    rows_at_once: int | None = key(None, "rows that a rank computes together; fewer rows need less memory; 0: all")
+    storage: Storage = key(Storage.full, "fp8: approximate; blocks are stored in 8 bits, with half the memory")
 
 
 @settings
 class NumericsConfig:
     """How matrix products are computed on a GPU. These settings replace torch's defaults."""
 
-    tf32: bool = False  # approximate: fp32 products use 10 bits of the mantissa
-    reduced_sums: bool = True  # bf16 and fp16 products may add partial sums in that type, as the reference does
+    tf32: bool = key(False, "approximate: fp32 products use 10 bits of the mantissa")
+    reduced_sums: bool = key(True, "bf16 and fp16 products may add partial sums in that type, as the reference does")
 
 
 @settings
 class SamplingConfig:
     """How videos are sampled; defaults are Open-Sora 2.0's."""
 
-    num_steps: int = 50
-    guidance: float = 7.5
-    guidance_img: float = 3.0
-    text_osci: bool = True
-    image_osci: bool = True
-    scale_temporal_osci: bool = True
-    shift: bool = True
-    flow_shift: float | None = None
-    seed: int | None = 42  # null: drawn at launch and recorded; 0 is a valid seed
-    num_samples: int = 1  # per prompt; sample k uses seed + k
-    batch_size: int | None = None  # videos that a group of ranks denoises together; null: by memory and time
-    cond_type: str | None = None  # null: t2v without references, i2v_head with one, i2v_loop with two
-    motion_score: str | None = "4"  # appended to the prompt; null: not appended
-    negative_prompt: str = ""
-    prune_rows: bool = True  # false: compute all three rows in every step, as the reference does
-    noise_device: str = "cpu"  # cuda: draw from the GPU's generator, as the reference does
-    state_dtype: str = "fp32"  # bf16: round latents and timesteps as the reference does
+    num_steps: int = key(50, "denoising steps")
+    guidance: float = key(7.5, "weight of the text against the negative prompt; 1: no guidance")
+    guidance_img: float = key(3.0, "weight of the image or video to start from; 1: no guidance")
+    text_osci: bool = key(True, "the weight of the text is 1 in every second step from step 10 on")
+    image_osci: bool = key(True, "the weight of the image is 1 in every second step from step 10 on")
+    scale_temporal_osci: bool = key(True, "the weight of the image grows from frame to frame")
+    shift: bool = key(True, "more of the steps work at high noise in larger videos")
+    flow_shift: float | None = key(None, "factor of that; null: by the size of the video")
+    seed: int | None = key(42, "of the noise; null: drawn at launch and recorded; 0 is a valid seed")
+    num_samples: int = key(1, "videos per prompt; sample k uses seed + k")
+    batch_size: int | None = key(None, "videos that a group of ranks denoises together; null: by memory and time")
+    cond_type: str | None = key(
+        None, "what references are; null: t2v without any, i2v_head with one, i2v_loop with two"
+    )
+    motion_score: str | None = key("4", "appended to the prompt; null: not appended")
+    negative_prompt: str = key("", "what videos must not show; the flag --negative-prompt sets it")
+    prune_rows: bool = key(
+        True, "compute only rows with a weight; false: all three in every step, as the reference does"
+    )
+    noise_device: str = key("cpu", "where noise is drawn; cuda: from the GPU's generator, as the reference does")
+    state_dtype: str = key("fp32", "of latents and timesteps; bf16: rounded, as the reference does")
 
 
 @settings
 class LauncherConfig:
     """How ranks are started and watched."""
 
-    kind: LauncherKind = LauncherKind.torchrun
-    timeout_s: float = 600.0  # a rank without progress for this long is reported and the run is stopped
-    threads_per_rank: int | None = None  # null: cores of the machine divided by its ranks
-    checkpoint_every_steps: int | None = None  # denoising steps; null: 5 in a batch job, else never; 0: never
+    kind: LauncherKind = key(
+        LauncherKind.torchrun, "inline: one rank in this process; slurm: a batch job; srun: a step of the allocation"
+    )
+    timeout_s: float = key(600.0, "a rank without progress for this long is reported and the run is stopped")
+    threads_per_rank: int | None = key(None, "CPU threads; null: cores of the machine divided by its ranks")
+    checkpoint_every_steps: int | None = key(
+        None, "between two checkpoints; null: 5 in a batch job, else never; 0: never"
+    )
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
-
-
-@settings
-class EnvConfig:
-    """The ranks' environment: `set` gives values for unset variables, `unset` lists variables to remove."""
-
-    profile: str = "workstation"
-    set: list[str] = field(
-        default_factory=lambda: ["PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True", "NCCL_DEBUG=WARN"]
-    )
-    unset: list[str] = field(
-        default_factory=lambda: [
-            "CUDA_LAUNCH_BLOCKING",
-            "PYTORCH_NO_CUDA_MEMORY_CACHING",
-            "CUDA_MEMORY_FRACTION",
-            "NCCL_BLOCKING_WAIT",
-            "TORCH_NCCL_BLOCKING_WAIT",
-        ]
-    )
 
 
 @settings
@@ -280,17 +275,23 @@ class RunConfig:
     hardware: Card = field(default_factory=Card)
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
-    fit: Fit = Fit.auto
+    fit: Fit = key(
+        Fit.auto, "auto: place the weights so that they fit; strict: as configured, refuse what does not fit"
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
-    engine: Engine = Engine.native
-    precision: Precision = Precision.auto
+    engine: Engine = key(Engine.native, "library that parallelises the transformer and T5; both give the same video")
+    precision: Precision = key(Precision.auto, "of the networks; auto: bf16 on GPUs, fp32 on a CPU")
     numerics: NumericsConfig = field(default_factory=NumericsConfig)
-    attention: AttentionKind = AttentionKind.auto
-    profile: bool = False  # write one Chrome trace per rank; Perfetto opens it
-    text_cache: str | None = "~/.cache/opensora-launch/text"  # prompt embeddings that later runs reuse; null: off
-    runs_dir: str = "runs"
-    dry_run: bool = False
-    follow: bool = False  # launcher=slurm: show the job's progress, and exit with its exit code
+    attention: AttentionKind = key(
+        AttentionKind.auto, "kernel; auto: the fastest one that supports GPU, type and shape"
+    )
+    profile: bool = key(False, "write one Chrome trace per rank; Perfetto opens it")
+    text_cache: str | None = key(
+        "~/.cache/opensora-launch/text", "folder of prompt embeddings that later runs reuse; null: off"
+    )
+    runs_dir: str = key("runs", "folder that gets a folder for each run")
+    dry_run: bool = key(False, "print the plan and the command, start nothing")
+    follow: bool = key(False, "launcher=slurm: show the job's progress, and exit with its exit code")

@@ -11,6 +11,7 @@ import pytest
 from opensora_launch import __version__
 from opensora_launch.cli import main
 from opensora_launch.cli.completion import SCRIPT, candidates
+from opensora_launch.cli.help import topics
 from opensora_launch.cli.verbs import VERBS
 from opensora_launch.request.catalogue import groups, keys
 from opensora_launch.request.flags import GENERATE_FLAGS
@@ -26,24 +27,60 @@ def test_help_is_quick_and_loads_nothing_heavy(argv: list[str]) -> None:
     assert times_slower(in_python(code, "[]"), in_python(HYDRA), 0.6) <= 0.6
 
 
-def test_help_names_every_group_choice_key_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--help"]) == 0
-    text = capsys.readouterr().out
-    for group in groups():
-        assert f"\n  {group.name}\n" in text
-        assert [c.name for c in group.choices if f"    {c.name}" not in text] == []
-        assert f"    {group.default}*" in text
-    assert [key.path for key in keys() if f"  {key.path}=" not in text] == []
+def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_the_first_page_names_every_flag_and_group(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "generate", "--help")
     assert [flag.names[0] for flag in GENERATE_FLAGS if f"  {flag.names[0]}" not in text] == []
-    assert "sampling.num_steps=50" in text
+    assert [g.name for g in groups() if f"\n  {g.name} " not in text] == ["estimate"]
+    assert [g.name for g in groups() if f" {g.default}*" not in text] == []
+
+
+def test_the_second_page_explains_every_choice_and_key(capsys: pytest.CaptureFixture[str]) -> None:
+    text = {name: shown(capsys, "estimate", "--help", name) for name in topics("estimate")}
+    for group in groups():
+        assert [c.name for c in group.choices if f"\n  {c.name}" not in text[group.name]] == []
+    for key in keys():
+        topic, dot, name = key.path.partition(".")
+        page = " ".join(text[topic if dot else "other"].split())
+        assert f" {name if dot else key.path}=" in page
+        assert f" {key.meaning} [" in page
+    assert "  num_steps=50" in text["sampling"]
+    assert "catalogue [a number or null in GB/s]" in text["topology"]
+
+
+def test_a_part_of_a_group_and_one_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "  partition=null" in shown(capsys, "generate", "--help", "launcher.slurm")
+    assert "\n  sampling.seed=42  of the noise" in shown(capsys, "plan", "--help", "sampling.seed")
+    assert "keys, as KEY=VALUE" in shown(capsys, "verify", "--help=other")
+
+
+def test_only_estimate_shows_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "estimate" not in shown(capsys, "generate", "--help")
+    assert "estimate" in topics("estimate")
+    assert "estimate" not in topics("generate")
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_main_help_has_verbs_examples_and_groups(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(argv) == 0
-    text = capsys.readouterr().out
-    assert 'generate --prompt "raining, sea"' in text
-    assert "256px*" in text
+def test_main_help_has_verbs_and_examples(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, *argv)
+    assert "opensora-launch generate --prompt waves video=256px" in text
+    assert [verb for verb in VERBS if f"\n  {verb}  " not in text] == []
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_help_fits_the_terminal(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    pages = [shown(capsys, "--help"), *(shown(capsys, verb, "--help") for verb in VERBS)]
+    for page in pages:
+        assert len(page.splitlines()) <= 45 or width < 80
+    pages += [shown(capsys, "generate", "--help", topic) for topic in topics("generate")]
+    assert [line for page in pages for line in page.splitlines() if len(line) > width] == []
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +103,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--resume", "gone"], "gone is not a run's folder"),
         (["doctor", "--quik"], "did you mean --quick?"),
         (["estimat"], "did you mean estimate?"),
+        (["generate", "--help", "smapling"], "there is no group smapling; did you mean sampling?"),
+        (["generate", "--verison"], "did you mean opensora-launch --version?"),
         (["report"], "report takes one run's folder"),
         (["report", "gone"], "gone is not a run's folder"),
         (["report", "--basline", "x"], "did you mean --baseline?"),
@@ -93,6 +132,7 @@ def test_wrong_words_get_one_line_and_exit_2(argv: list[str], said: str, capsys:
         ("opensora-launch generate dry_run=", ["dry_run=true", "dry_run=false"]),
         ("opensora-launch generate ++launcher=in", ["++launcher=inline"]),
         ("opensora-launch generate --cfg ", ["job", "hydra", "all"]),
+        ("opensora-launch generate --help s", ["sampling"]),
         ("opensora-launch doctor env=", ["env=workstation", "env=cluster", "env=asis"]),
         ("opensora-launch estimate estimate=", ["estimate=sora", "estimate=guide_4090"]),
         ("opensora-launch estimate estimate.card_order=", ["estimate.card_order=watts"]),

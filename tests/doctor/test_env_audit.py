@@ -11,7 +11,7 @@ from opensora_launch.doctor.check_result import CheckResult, Level
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.doctor.interfaces import Interface, check_socket_names, infiniband_up, interfaces, nccl_matches
 from opensora_launch.launch.env_profile import applied, profile_problems, profiled
-from opensora_launch.schema.config import EnvConfig
+from opensora_launch.schema.ranks_env import EnvConfig
 
 GPUS = Surroundings(4, 1, 4, 32, False, (Interface("eth0", True), Interface("lo", True)), (2, 13))
 CPUS = Surroundings(0, 1, 2, 8, False, (), (2, 13))
