@@ -33,11 +33,16 @@ VERBS = {
     ),
     "plan": Verb(
         "Predict time and memory of every layout, on any card. Needs no GPU.",
-        ("hardware=CARD topology=CHOICE video=CHOICE [FLAGS] [KEY=VALUE ...]",),
-        "Predict every layout of a topology on a card: seconds per phase, efficiency, memory, and why the others are "
-        f"not chosen. Needs neither weight files nor GPUs. {AS_GENERATE}",
+        (
+            "hardware=CARD topology=CHOICE video=CHOICE [FLAGS] [KEY=VALUE ...]",
+            "hardware=CARD gpus=[1,2,4,8] video=CHOICE [FLAGS] [KEY=VALUE ...]",
+        ),
+        "Predict every layout of a topology on a card: seconds, efficiency, memory, and which one generate takes. With "
+        "gpus=, predict the best layout of each count; a count may be nodes x GPUs (2x8). Needs neither weight files "
+        f"nor GPUs. estimate.usd_per_gpu_hour=2.5 adds the rent. {AS_GENERATE}",
         (
             Flag(("--videos",), "N", "Number of videos to make [1]."),
+            Flag(("--wide",), "", "Show each phase, and why each layout and placement is not chosen."),
             JSON,
             Flag(("--plot",), "FILE", "Draw time, memory and roofline: .svg, .png or .pdf. Needs matplotlib."),
             CONFIG_DIR,

@@ -1,6 +1,7 @@
 """Show predictions as text and as JSON."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from opensora_launch.plan.choose import Option
@@ -15,92 +16,136 @@ SHOWN = 12  # rows of the table
 PHASE_COLUMNS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
 
 
-def plan_text(work: Workload, found: Sequence[Option], others: Sequence[Option] = (), note: str = "") -> str:
+def plan_text(
+    work: Workload,
+    found: Sequence[Option],
+    others: Sequence[Option] = (),
+    note: str = "",
+    *,
+    wide: bool = False,
+    usd_per_gpu_hour: float | None = None,
+) -> str:
     """Return the table that `opensora-launch plan` prints: seconds with the weights loaded, best option first.
 
-    `others` are the best options of the other placements.
+    `others` are the best options of the other placements. With `wide`, each phase that takes time has a column, and
+    each layout and placement has the reason why it is not chosen.
     """
-    head = ("", *_row_names(work), "total", *PHASE_COLUMNS, "effic.", "GiB/GPU", "GiB host", "")
-    rows = [head, *(_cells(work, option, found[0]) for option in found[:SHOWN])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    layouts = 1 + len(_row_names(work))
-    lines = [_line(row, widths, layouts) for row in rows]
+    shown = found[:SHOWN]
+    phases = [part for part in PHASE_COLUMNS if wide and any(seconds_of(one, part) != "0.0" for one in shown)]
+    names = [("", ""), *_row_names(work)]
+    numbers = [("total", "s"), *((part, "s") for part in phases), ("effic.", ""), ("memory", "GiB/GPU")]
+    numbers += [("host", "GiB/node")] if wide else []
+    heads = [*zip(*names, *numbers, ("", "why not"), strict=False)]
+    rows = [*heads, *(_cells(work, option, found[0], phases, wide) for option in shown)]
+    lines = aligned(rows, {*range(len(names)), len(rows[0]) - 1})
     more = [f"... and {len(found) - SHOWN} slower layouts"] if len(found) > SHOWN else []
     about = [*_about(work, found[0].placement), *([note] if note else [])]
-    return "\n".join([*about, "", *lines, *more, "", *_placed(found[0], others), *_below(work, found[0])])
+    placed = _placed(found[0], others, wide)
+    return "\n".join([*about, "", *lines, *more, "", *placed, *_below(work, found[0], usd_per_gpu_hour)])
 
 
-def _line(row: Sequence[str], widths: Sequence[int], names: int) -> str:
-    """Align names and the reason to the left, numbers to the right."""
-    left = {*range(names), len(row) - 1}
-    cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-    return "  ".join(cells).rstrip()
+def aligned(rows: Sequence[Sequence[str]], left: Set[int]) -> list[str]:
+    """Lines of a table whose columns are aligned: those in `left` to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
-def _row_names(work: Workload) -> list[str]:
+def _row_names(work: Workload) -> list[tuple[str, str]]:
     steps = {rows: count for rows, count in work.steps if count}
-    return [f"{count} steps of {rows} row{'s' * (rows > 1)}" for rows, count in sorted(steps.items(), reverse=True)]
+    return [
+        (f"{count} steps", f"of {rows} row{'s' * (rows > 1)}") for rows, count in sorted(steps.items(), reverse=True)
+    ]
 
 
-def _cells(work: Workload, option: Option, best: Option) -> tuple[str, ...]:
+def _cells(work: Workload, option: Option, best: Option, phases: Sequence[str], wide: bool) -> tuple[str, ...]:
     by_rows = dict(option.layouts)
     used = [rows for rows, count in sorted(work.steps, reverse=True) if count]
     why = "chosen" if option is best and best.fits else reason(option, best)
-    phases = option.phases
+    if not (wide or option.fits):
+        why = "does not fit"
     return (
         "*" if option is best and best.fits else "",
         *(layout_text(by_rows[rows]) for rows in used),
-        seconds_text(phases.making),
-        *(seconds_text(getattr(phases, part)) for part in PHASE_COLUMNS),
+        seconds_text(option.phases.making),
+        *(seconds_of(option, part) for part in phases),
         f"{option.efficiency:.1%}",
         f"{option.memory.peak / GIB:.1f}",
-        f"{option.memory.host / GIB:.0f}",
-        why,
+        *([f"{option.memory.host / GIB:.0f}"] if wide else []),
+        why if wide else re.split("[:;]", why)[0],
     )
+
+
+def what_is_made(work: Workload) -> str:
+    """The model, and the number and size of the videos."""
+    video, videos = work.video, f"{work.videos} video{'s' * (work.videos > 1)}"
+    size = f"{video.width_px} x {video.height_px} pixels, {video.num_frames} frames"
+    return f"{work.net.name}: {videos}, {size}, {work.grid.total_tokens:,} tokens"
 
 
 def _about(work: Workload, placement: Placement) -> Iterator[str]:
-    video, grid, card = work.video, work.grid, work.card
-    tokens = grid.total_tokens
-    yield (
-        f"{work.net.name}: {video.width_px} x {video.height_px} pixels, {video.num_frames} frames, {tokens:,} tokens; "
-        f"{work.videos} video{'s' * (work.videos > 1)}"
-    )
+    card = work.card
+    yield what_is_made(work)
     nodes = work.ranks // work.gpus_per_node
     speed = min(rates_of(one, work.topology, work.products).link_bytes for one in card.each) / 1e9
     kind = "NVLink" if uses_nvlink(card, work.topology) else card.pcie_text
     link = f", {kind} at {speed:.0f} GB/s" if work.ranks > 1 else ""
     where = f" on {nodes} nodes" if nodes > 1 else ""
-    yield (
-        f"{work.ranks} x {card.name}{where}{link}, {card.memory_gib:.1f} GiB each; {placement_text(placement)}; "
-        f"products in {work.products}"
-    )
+    yield f"{work.ranks} x {card.name}{where}{link}, {card.memory_gib:.1f} GiB each"
+    yield f"{placement_text(placement)}; products in {work.products}"
 
 
-def _placed(best: Option, others: Sequence[Option]) -> Iterator[str]:
-    """Say why the other placements were not chosen."""
+def _placed(best: Option, others: Sequence[Option], wide: bool) -> Iterator[str]:
+    """Say why the other placements were not chosen; those that are as fast are one line."""
+    same = [option for option in others if option.fits and reason(option, best).startswith("equally fast")]
     for option in others:
-        yield f"not chosen: {placement_text(option.placement)} ({reason(option, best)})"
+        if option not in same:
+            why = reason(option, best)
+            yield f"not chosen: {placement_text(option.placement)} ({why if wide else why.split(':')[0]})"
+    if same and wide:
+        yield f"as fast: {'; '.join(placement_text(option.placement) for option in same)}"
+    elif same:
+        yield f"as fast: {len(same)} other placement{'s' * (len(same) > 1)} of the weights (--wide names them)"
 
 
-def _below(work: Workload, best: Option) -> Iterator[str]:
+def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iterator[str]:
     phases, memory = best.phases, best.memory
+    spent = (f"{part} {seconds_of(best, part)}" for part in PHASE_COLUMNS if seconds_of(best, part) != "0.0")
+    yield f"seconds: {', '.join(spent)}"
+    yield f"before that, once: weights from disk {seconds_text(phases.load)}, text {seconds_text(phases.text)}"
+    price = "" if usd_per_gpu_hour is None else f", {cost_text(cost_usd(work, best, usd_per_gpu_hour))}"
+    yield f"in total: {seconds_text(phases.total)} s, {best.energy_kwh:.3f} kWh{price}"
     yield (
-        f"before that, once: weights from disk {seconds_text(phases.load)} s, text {seconds_text(phases.text)} s; "
-        f"in total {seconds_text(phases.total)} s and {best.energy_kwh:.3f} kWh"
+        f"GiB per GPU: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
+        f"{memory.text / GIB:.1f},\n  denoising {memory.denoise / GIB:.1f}, VAE {memory.decode / GIB:.1f} of "
+        f"{best.limit_bytes / GIB:.1f}"
     )
-    yield (
-        f"memory per GPU: weights {memory.weights / GIB:.1f}, activations {memory.activations / GIB:.1f}; peaks: text "
-        f"{memory.text / GIB:.1f}, denoising {memory.denoise / GIB:.1f}, VAE {memory.decode / GIB:.1f} of "
-        f"{best.limit_bytes / GIB:.1f} GiB"
-    )
-    yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how accurately"
+    yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how well"
+
+
+def cost_usd(work: Workload, option: Option, usd_per_gpu_hour: float) -> float:
+    """The rent of all GPUs for the whole run, with loading."""
+    return option.phases.total / 3600 * work.ranks * usd_per_gpu_hour
+
+
+def cost_text(usd: float) -> str:
+    """Write an amount with cents, and one below a dollar with one more place."""
+    return f"{usd:,.2f} USD" if usd >= 1 else f"{usd:.3f} USD"
 
 
 def layout_text(layout: Layout) -> str:
     """Return the axes that are in use: "cfg2 ulysses4"."""
     used = [f"{axis}{degree}" for axis, degree in vars(layout).items() if degree > 1]
     return " ".join(used) or "1 rank"
+
+
+def seconds_of(option: Option, part: str) -> str:
+    """The seconds of a phase as text."""
+    return seconds_text(getattr(option.phases, part))
 
 
 def seconds_text(value: float) -> str:

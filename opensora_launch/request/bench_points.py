@@ -13,13 +13,13 @@ from opensora_launch.machine.host import count_cpus
 from opensora_launch.request.compose import ConfigPoint, compose
 from opensora_launch.request.final_config import absolute
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
+from opensora_launch.request.gpu_counts import GpuCount, read_counts
 from opensora_launch.request.prepare import prepare_runs
 from opensora_launch.runs.sweep_state import BenchPoint, Sweep
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 
 BENCH_KEYS = {"gpus": "[1,2]", "repeats": "3", "warmup": "1", "scaling": "strong"}  # of bench alone, with defaults
-COUNT = r"\d+(?:x\d+)?"
 _PROMPT = "waves at dusk"
 
 
@@ -52,16 +52,16 @@ def read_words(words: Sequence[str], config_dir: Path | None) -> BenchRequest:
     rest = [w for w in words if w.partition("=")[0] not in BENCH_KEYS]
     if problems := _own_problems(own):
         raise UserError("this sweep cannot start", problems)
-    counts, weak = re.findall(COUNT, own["gpus"]), own["scaling"] == "weak"
+    counts, weak = read_counts(own["gpus"]), own["scaling"] == "weak"
     inside = in_allocation(os.environ)
     if inside and not any(w.partition("=")[0] in ("launcher", "launcher.kind") for w in rest):
         rest.append("launcher=srun")
     if not any(w.startswith("launcher.threads_per_rank=") for w in rest):  # equal for every count: equal work
-        most = max(int(text.rpartition("x")[2]) for text in counts)
+        most = max(count.per_node for count in counts)
         cpus = cpus_per_node(os.environ) if inside else count_cpus()
         rest.append(f"launcher.threads_per_rank={max(1, cpus // most)}")
     composed = compose(rest, multirun=True, config_dir=config_dir).points
-    points = tuple(_point(point, text, weak) for point in composed for text in counts)
+    points = tuple(_point(point, count, weak) for point in composed for count in counts)
     folders = {point.run.runs_dir for point in composed}
     if len(folders) > 1:
         raise UserError(f"a sweep has one folder, and runs_dir names {len(folders)}")
@@ -82,11 +82,10 @@ def checked(argv: Sequence[str], points: Sequence[BenchPoint]) -> tuple[BenchPoi
 
 
 def _own_problems(own: dict[str, str]) -> list[str]:
-    problems = []
-    counts = re.findall(COUNT, own["gpus"])
-    no_counts = not re.fullmatch(rf"\[?{COUNT}(,{COUNT})*\]?", own["gpus"])
-    if no_counts or any(int(n) < 1 for text in counts for n in text.split("x")):
-        problems.append(f"gpus={own['gpus']} must be counts of GPUs, such as [1,2,4,2x8]; 2x8 is nodes x GPUs")
+    found = Problems()
+    with found.collect():
+        read_counts(own["gpus"])
+    problems = found.lines
     for name, least in (("repeats", 1), ("warmup", 0)):
         if not re.fullmatch("[0-9]+", own[name]) or int(own[name]) < least:
             problems.append(f"{name}={own[name]} must be a whole number of at least {least}")
@@ -95,13 +94,11 @@ def _own_problems(own: dict[str, str]) -> list[str]:
     return problems
 
 
-def _point(point: ConfigPoint, count: str, weak: bool) -> BenchPoint:
-    before, _, per_node = count.rpartition("x")
-    nodes, gpus_per_node = int(before or 1), int(per_node)
-    overrides = [*point.overrides, f"topology.nodes={nodes}", f"topology.gpus_per_node={gpus_per_node}"]
+def _point(point: ConfigPoint, count: GpuCount, weak: bool) -> BenchPoint:
+    overrides = [*point.overrides, *count.overrides]
     if weak:
-        overrides.append(f"sampling.num_samples={nodes * gpus_per_node}")
+        overrides.append(f"sampling.num_samples={count.nodes * count.per_node}")
     if point.run.launcher.kind is LauncherKind.slurm:
         overrides.append("follow=true")
     series = " ".join(point.swept) or point.run.model.name
-    return BenchPoint(series, nodes, gpus_per_node, tuple(overrides))
+    return BenchPoint(series, count.nodes, count.per_node, tuple(overrides))

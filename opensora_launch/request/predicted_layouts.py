@@ -1,6 +1,7 @@
 """What `plan` and `estimate` predict: one request on a machine that need not be this one."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,11 @@ from opensora_launch.request.catalogue import DEFAULT_MODEL, read_cards
 from opensora_launch.request.compose import ConfigPoint, compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
+from opensora_launch.request.gpu_counts import GpuCount, read_counts
 from opensora_launch.request.videos import prompt_setting_problems, request_videos
 from opensora_launch.schema.config import Device, LayoutConfig, RunConfig
+
+PRICE = "usd_per_gpu_hour"  # the only key of `estimate` that plan reads
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Prediction:
     misfits: tuple[str, ...]  # why no option fits in memory; empty if one does
     found_here: tuple[str, ...]
     note: str  # on the card
+    usd_per_gpu_hour: float | None
 
 
 def predict_layouts(parsed: Parsed) -> Prediction:
@@ -41,8 +46,8 @@ def predict_layouts(parsed: Parsed) -> Prediction:
     composed = compose(with_default_model(parsed.rest), config_dir=config_dir).points[0].run
     asked = run_to_predict(composed, config_dir)
     run, machine = asked.run, asked.machine
-    if any(word.lstrip("+~").startswith(("estimate=", "estimate.")) for word in parsed.rest):
-        problems.add(["only `opensora-launch estimate` reads the keys of estimate; leave them out"])
+    if any(re.match(rf"[+~]*estimate(=|\.(?!{PRICE}=))", word) for word in parsed.rest):
+        problems.add([f"of the keys of estimate, plan reads estimate.{PRICE} alone; leave the others out"])
     problems.add(asked.problems)
     if not problems.lines:
         problems.add(_card_problems(run, machine, config_dir, [*asked.found_here, asked.note]))
@@ -55,7 +60,27 @@ def predict_layouts(parsed: Parsed) -> Prediction:
     work, options = predict(run, machine, videos)
     fixed = LayoutConfig(**vars(run.layout))
     misfits = tuple(fit_problems(work, fixed, options))
-    return Prediction(work, options, tuple(passed_over(work, fixed, options[0])), misfits, asked.found_here, asked.note)
+    others = tuple(passed_over(work, fixed, options[0]))
+    return Prediction(work, options, others, misfits, asked.found_here, asked.note, run.estimate.usd_per_gpu_hour)
+
+
+def asked_counts(parsed: Parsed) -> tuple[GpuCount, ...]:
+    """The counts of `gpus=[1,2,4]`; empty without it. Raises UserError for what is not a list of counts."""
+    texts = [word.removeprefix("gpus=") for word in parsed.rest if word.startswith("gpus=")]
+    if texts and parsed.has("--plot"):
+        raise UserError("--plot draws one count of GPUs: leave gpus= out, and name a topology")
+    return read_counts(texts[-1]) if texts else ()
+
+
+def predict_counts(parsed: Parsed, counts: Sequence[GpuCount]) -> list[Prediction]:
+    """Predict each count of GPUs. Raises UserError with everything that keeps any of them from being planned."""
+    problems, found = Problems(), []
+    words = tuple(word for word in parsed.rest if not word.startswith("gpus="))
+    for count in counts:
+        with problems.collect():
+            found.append(predict_layouts(replace(parsed, rest=(*words, *count.overrides))))
+    problems.stop("this cannot be planned")
+    return found
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,56 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = asked(capsys, *H100)
     lines = out.splitlines()
     assert code == 0
-    assert lines[0] == "open_sora_v2: 1024 x 576 pixels, 129 frames, 76,544 tokens; 1 video"
-    assert lines[1].startswith("8 x h100_sxm, NVLink at 124 GB/s, 79.7 GiB each; replicated weights")
-    for name in ("30 steps of 2 rows", "20 steps of 1 row", "total", "compute", "ulysses", "effic.", "GiB/GPU"):
-        assert name in lines[3]
-    assert lines[4].startswith("*")
-    assert lines[4].endswith("chosen")
-    assert all("x: " in line or "as fast" in line for line in lines[5:11])
+    assert lines[0] == "open_sora_v2: 1 video, 1024 x 576 pixels, 129 frames, 76,544 tokens"
+    assert lines[1] == "8 x h100_sxm, NVLink at 124 GB/s, 79.7 GiB each"
+    assert lines[2].startswith("replicated weights")
+    assert lines[4].split() == ["30", "steps", "20", "steps", "total", "effic.", "memory"]
+    assert lines[5].split() == ["of", "2", "rows", "of", "1", "row", "s", "GiB/GPU", "why", "not"]
+    assert lines[6].startswith("*")
+    assert lines[6].endswith("chosen")
+    assert "as fast: 7 other placements of the weights (--wide names them)" in lines
+    assert "seconds: compute 106.4, ulysses 7.0, vae 8.9, save 1.3" in lines
+
+
+def test_the_wide_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has a column for each phase that takes time, and says why each layout is not chosen."""
+    lines = asked(capsys, *H100, "--wide")[1].splitlines()
+    names = ["total", "compute", "ulysses", "tensor", "vae", "save", "effic.", "memory", "host"]
+    assert lines[4].split()[4:] == names  # no ring or launch, which cost nothing here
+    assert all("x: " in line or "as fast" in line for line in lines[7:13])
+    assert any(line.startswith("as fast: weights spread over a node; weights in host memory") for line in lines)
+
+
+@pytest.mark.parametrize("hardware", ["h100_sxm", "rtx4090", "v100"])
+@pytest.mark.parametrize("topology", [["topology=1gpu"], ["topology=8gpu"], ["topology=2x8"], ["gpus=[1,3,2x8]"]])
+def test_80_columns_are_enough(hardware: str, topology: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = asked(capsys, "plan", "video=768px", f"hardware={hardware}", *topology)
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+def test_several_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "video=768px", "hardware=h100_sxm", "gpus=[1,8,2x8]"]
+    lines = asked(capsys, *words, "estimate.usd_per_gpu_hour=2")[1].splitlines()
+    assert lines[3].split() == ["GPUs", "layout", "total", "effic.", "memory", "rent"]
+    rows = {line.split()[0]: line.split() for line in lines[5:8]}
+    assert list(rows) == ["1", "8", "2x8"]
+    assert rows["1"][1:3] == ["1", "rank"]
+    assert rows["8"][1:5] == ["cfg2", "ulysses4,", "then", "ulysses8"]
+    single, whole = asked(capsys, *H100)[1], float(rows["8"][-4])
+    assert f" {whole} " in single  # the same number as in the table of that count
+    assert float(rows["8"][-1]) == pytest.approx((whole + 19) / 3600 * 8 * 2, abs=0.001)
+    assert "rent" not in asked(capsys, *words)[1]
+    plans = json.loads(asked(capsys, *words, "--json")[1])["plans"]
+    assert [plan["ranks"] for plan in plans] == [1, 8, 16]
+
+
+def test_counts_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "video=768px", "hardware=rtx4090", "fit=strict"]
+    code, out, _ = asked(capsys, *words, "gpus=[1,2]")
+    assert code == 0
+    assert [line.endswith("does not fit") for line in out.splitlines()[5:7]] == [True, False]
+    assert asked(capsys, *words, "gpus=1")[0] == 1
 
 
 def test_json_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +106,7 @@ def test_what_fits_nowhere_ends_with_1(capsys: pytest.CaptureFixture[str]) -> No
     )
     code, out, _ = asked(capsys, *words)
     assert code == 0
-    assert "24.0 GiB each; weights in host memory, " in out
+    assert "24.0 GiB each\nweights in host memory, " in out
     assert "\nnot chosen: replicated weights (VAE needs 31.4 of 23.6 GiB)\n" in out
 
 
@@ -86,13 +129,17 @@ def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) 
         (["hardware=l20", "topology=2gpu", "topology.link=nvlink"], "l20 has no NVLink; use topology.link=pcie"),
         (["hardware=rtx3090", "topology=4gpu", "topology.link=nvlink"], "rtx3090 joins 2 GPUs by NVLink, not 4"),
         (["hardware=l20", "topology=2gpu", "attention=reference"], "attention=reference changes no prediction"),
-        (["hardware=l20", "estimate.network=hunyuan_video"], "only `opensora-launch estimate` reads"),
+        (["hardware=l20", "estimate.network=hunyuan_video"], "plan reads estimate.usd_per_gpu_hour alone"),
         (["hardware=v100", "topology=2gpu", "precision=bf16"], "v100 does not support it"),
         (["hardware=l20", "hardware.matmul_efficiency=2"], "hardware.matmul_efficiency=2.0 must be at most 1"),
         (["hardware=l20", "topology=2gpu", "--videos", "0"], "--videos 0 must be a whole number"),
         (["hardware=l20", "topology=2gpu", "video.num_frames=128"], "the nearest is 129"),
         (["hardware=l20", "topology=2gpu", "layout.cfg=3"], "layout.cfg=3 needs 3 ranks"),
         (["hardware=h1000"], "h1000"),
+        (["hardware=l20", "gpus=[0]"], "gpus=[0] must be counts of GPUs, such as [1,2,4,2x8]"),
+        (["hardware=l20", "gpus=two"], "gpus=two must be counts of GPUs"),
+        (["hardware=l20", "gpus=[1,2]", "layout.cfg=2"], "layout.cfg=2 needs 2 ranks"),
+        (["hardware=l20", "gpus=[1,2]", "--plot", "x.svg"], "--plot draws one count of GPUs"),
         (["hardware=l20", "topology.gpus_per_node=0"], "topology.gpus_per_node=0 must be at least 1"),
         (["hardware=l20", "topology.nodes=0"], "topology.nodes=0 must be at least 1"),
         (["hardware=l20", "topology.link_gb_s=0"], "topology.link_gb_s=0.0 must be more than 0"),

@@ -281,7 +281,7 @@ def test_planning_is_quick_and_the_table_is_whole() -> None:
     assert times_slower(here(lambda: plan_text(*planned("l20", 64, count=64))), small, 30) <= 30
     work, found = planned("l20", 64, count=64)
     text = plan_text(work, found)
-    assert text.splitlines()[0] == "open_sora_v2: 1024 x 576 pixels, 129 frames, 76,544 tokens; 64 videos"
+    assert text.splitlines()[0] == "open_sora_v2: 64 videos, 1024 x 576 pixels, 129 frames, 76,544 tokens"
     assert "chosen" in text
     assert "predicted, not measured" in text
     assert options(work, LayoutConfig()) == found  # pure
