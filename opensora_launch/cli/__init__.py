@@ -68,7 +68,7 @@ def _run_verb(name: str, parsed: Parsed) -> int:
 
         print_lines(verb_help(name, parsed.one("--help")))
         return exit_codes.DONE
-    module = importlib.import_module(f"opensora_launch.cli.{name}")
+    module = importlib.import_module(f"opensora_launch.cli.{VERBS[name].module or name}")
     code: int = getattr(module, f"{name}_verb")(parsed)
     return code
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.terminal import print_errors
@@ -26,6 +25,7 @@ from opensora_launch.request.bench_points import prepare_bench
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.override_checks import hydra_quoted
 from opensora_launch.rundir import SweepDir, make_folder, write_whole
+from opensora_launch.runs.newest import named_sweep
 from opensora_launch.runs.state import read_attempts
 from opensora_launch.runs.sweep_state import BenchPoint, FinishedRun, Sweep, read_sweep
 
@@ -37,7 +37,7 @@ _NEW_SWEEP_FLAGS = ("--prompt", "--prompts", "--config-dir")
 def bench_verb(parsed: Parsed) -> int:
     """Run what is missing of a sweep and write its report; the exit code."""
     resumed = parsed.one("--resume")
-    folder = _resumed(parsed, SweepDir(Path(resumed).absolute())) if resumed else _new(parsed)
+    folder = _resumed(parsed, SweepDir(named_sweep(resumed).absolute())) if resumed else _new(parsed)
     with _locked(folder):
         sweep, failed = _run_all(folder, read_sweep(folder))
         made = report_sweep(folder, sweep)

@@ -1,11 +1,12 @@
 """`opensora-launch compare A B`: two runs or sweeps side by side. Exit code 1 if B is slower beyond a threshold."""
 
 import math
-from pathlib import Path
 
+from opensora_launch.cli.terminal import print_lines
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import Change, compare_reports, read_either
 from opensora_launch.request.flags import Parsed
+from opensora_launch.runs.newest import named_report
 
 THRESHOLD_PERCENT = 5.0
 
@@ -15,16 +16,16 @@ def compare_verb(parsed: Parsed) -> int:
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
     threshold = _threshold(parsed.one("--threshold"))
-    changes, notes = compare_reports(*(read_either(Path(path)) for path in parsed.rest))
+    changes, notes = compare_reports(*(read_either(named_report(path)) for path in parsed.rest))
     width = max(len(change.what) for change in changes)
-    print(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}")
+    print_lines([[(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}", "bold")]])
     worse = [change for change in changes if slower(change, threshold)]
     for change in changes:
         mark = "  <- slower" if change in worse else "  beyond the spread" if change.beyond else ""
         unit = f" {change.unit}"
-        print(f"{change.what:<{width}}  {change.a:>8.3f}{unit:<4}{change.b:>8.3f}{unit:<4}{change.ratio:>7.3f}{mark}")
-    for note in notes:
-        print(f"note: {note}")
+        text = f"{change.what:<{width}}  {change.a:>8.3f}{unit:<4}{change.b:>8.3f}{unit:<4}{change.ratio:>7.3f}{mark}"
+        print_lines([[(text, "bold red" if change in worse else "yellow" if change.beyond else "")]])
+    print_lines([("note: ", "yellow"), (note, "")] for note in notes)
     print(f"{len(worse)} of {sum(c.gates for c in changes)} times are slower by more than {threshold:.1%}")
     return 1 if worse else 0
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from opensora_launch import __version__
 from opensora_launch.cli.ending import failed_lines
+from opensora_launch.cli.terminal import print_lines, summary_line
 from opensora_launch.errors import UserError
 from opensora_launch.report.bench_report import is_sweep, report_sweep
 from opensora_launch.report.build import build_report, build_sweep
-from opensora_launch.report.markdown import summary_lines
+from opensora_launch.report.markdown import advice_lines, summary_lines
 from opensora_launch.report.published import published
 from opensora_launch.report.rates import Prices
 from opensora_launch.report.sweep import size, sweep_report
@@ -16,6 +17,7 @@ from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text
 from opensora_launch.report.wording import message, say
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir, SweepDir
+from opensora_launch.runs.newest import named_report
 from opensora_launch.runs.sweep_state import read_sweep
 
 
@@ -23,7 +25,7 @@ def report_verb(parsed: Parsed) -> int:
     """Write the report of a run from its files again, and print its summary; the exit code."""
     if len(parsed.rest) != 1:
         raise UserError(f"report takes one run's folder, not {len(parsed.rest)}: opensora-launch report runs/STAMP")
-    path = Path(parsed.rest[0])
+    path = named_report(parsed.rest[0])
     if path.is_file() and path.suffix == ".json":
         return _published(path, parsed.one("--out"))
     if is_sweep(SweepDir(path)):
@@ -33,9 +35,9 @@ def report_verb(parsed: Parsed) -> int:
         raise UserError(f"{run_dir} is not a run's folder: there is no {run_dir.plan.name}")
     baseline = parsed.one("--baseline")
     prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
-    made = build_report(run_dir.path, baseline=None if baseline is None else Path(baseline), prices=prices)
-    print("\n".join([*summary_lines(made), *failed_lines(run_dir)]))
-    print(f"report: {run_dir.report_page}")
+    made = build_report(run_dir.path, baseline=None if baseline is None else named_report(baseline), prices=prices)
+    lines = [*summary_lines(made), *failed_lines(run_dir), *advice_lines(made)]
+    print_lines(map(summary_line, [*lines, f"report: {run_dir.report_page}"]))
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.ending import failure_lines, print_samples, what_is_missing
-from opensora_launch.cli.terminal import print_errors
+from opensora_launch.cli.terminal import print_errors, print_lines, summary_line
 from opensora_launch.cli.view import progress
 from opensora_launch.errors import os_error_line
 from opensora_launch.launch.command import command, environment, without_others
@@ -43,16 +43,16 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
         plan = less
         attempt = new_attempt(run_dir, plan, kind, made)
         outcome = _attempt(kind, plan, attempt, made)
-    print_samples(run_dir, plan)
     if outcome.failure:
         print_errors(failure_lines(outcome.failure, attempt))
     elif outcome.code > exit_codes.BY_SIGNAL:
         print_errors([f"ended by {_signal_name(outcome.code)}"])
     code, lines = what_is_missing(outcome.code, run_dir, plan, attempt)
     print_errors(lines)
-    if outcome.code == exit_codes.DONE and run_dir.plan.exists():
-        print("\n".join(_report(run_dir, since_s)), flush=True)
-    print(f"run: {run_dir}")
+    summary, last = _report(run_dir, since_s) if outcome.code == exit_codes.DONE and run_dir.plan.exists() else ([], [])
+    print_lines(map(summary_line, summary))
+    print_samples(run_dir, plan)
+    print_lines(map(summary_line, [*last, f"run: {run_dir}"]))
     return code
 
 
@@ -84,19 +84,20 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
     return less
 
 
-def _report(run_dir: RunDir, since_s: float) -> list[str]:
-    """Write the report; return its summary, its file and how long the user waited.
+def _report(run_dir: RunDir, since_s: float) -> tuple[list[str], list[str]]:
+    """Write the report; return its summary with the top advice, and lines on its file and on how long the user waited.
 
     The videos are there, so a full disk is not a failure of the run.
     """
     from opensora_launch.report.build import build_report
-    from opensora_launch.report.markdown import summary_lines
+    from opensora_launch.report.markdown import advice_lines, summary_lines
 
     try:
         report = build_report(run_dir.path)
-        return [*summary_lines(report), f"report: {run_dir.report_page}", waited(report, since_s, time.time())]
+        last = [f"report: {run_dir.report_page}", waited(report, since_s, time.time())]
+        return [*summary_lines(report), *advice_lines(report)], last
     except OSError as error:
-        return [f"no report, {os_error_line(error)}; make room, then: opensora-launch report {run_dir}"]
+        return [], [f"no report, {os_error_line(error)}; make room, then: opensora-launch report {run_dir}"]
 
 
 def waited(report: Mapping[str, Any], since_s: float, now_s: float) -> str:

@@ -1,11 +1,12 @@
 """`opensora-launch status RUN`: the state of a run, from its folder and, for a batch job, from Slurm."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.ending import failed_lines, last_error, stored_lines
+from opensora_launch.cli.terminal import StyledLine, print_lines, state_style, summary_line
 from opensora_launch.cli.view import clock, describe
 from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
@@ -14,6 +15,7 @@ from opensora_launch.rundir import RunDir
 from opensora_launch.runs.alive import is_suspended
 from opensora_launch.runs.files import read_request
 from opensora_launch.runs.finished_videos import missing_videos
+from opensora_launch.runs.newest import named_run
 from opensora_launch.runs.progress import Pace
 from opensora_launch.runs.state import (
     AttemptState,
@@ -30,8 +32,16 @@ def status_verb(parsed: Parsed) -> int:
     """Print the state of a run; the exit code."""
     run_dir = one_run("status", parsed)
     plan, _, _ = read_request(run_dir)
-    print("\n".join(status_lines(run_dir, plan)))
+    print_lines(map(_styled, status_lines(run_dir, plan)))
     return exit_codes.DONE
+
+
+def _styled(line: str) -> StyledLine:
+    """The states of attempts and ranks stand out, and so do errors."""
+    found = re.match(r"( *(?:attempt|  rank) \d+[^:]*: )([^;,]*)(.*)", line)
+    if found:
+        return [(found[1], ""), (found[2], state_style(found[2])), (found[3], "")]
+    return [(line, "bold red")] if line.startswith("error:") else summary_line(line)
 
 
 def status_lines(run_dir: RunDir, plan: Plan) -> Iterator[str]:
@@ -122,4 +132,4 @@ def one_run(verb: str, parsed: Parsed) -> RunDir:
     """The run's folder that a command line names."""
     if len(parsed.rest) != 1:
         raise UserError(f"{verb} takes one run's folder, not {len(parsed.rest)}: opensora-launch {verb} runs/STAMP")
-    return RunDir(Path(parsed.rest[0]).absolute())
+    return RunDir(named_run(parsed.rest[0]).absolute())

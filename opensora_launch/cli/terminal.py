@@ -9,6 +9,10 @@ from typing import TextIO
 StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
 _STARTS = {"error": "bold red", "hint": "cyan", "note": "yellow", "log": "dim"}  # what begins a line, before a colon
 
+_STATES = {
+    "done": "green", "running": "cyan", "ok": "green", "failed": "bold red", "lost": "bold red", "error": "bold red",
+}  # fmt: skip
+
 
 def can_redraw(stream: TextIO) -> bool:
     """Whether a stream is a terminal that can draw a line again. TERM=dumb cannot, and gets what a pipe gets."""
@@ -42,6 +46,19 @@ def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> No
 def print_errors(lines: Iterable[str]) -> None:
     """Print lines to stderr; "error:", "hint:" and the like stand out."""
     print_lines(map(_marked, lines), sys.stderr)
+
+
+def state_style(words: str) -> str:
+    """The colour of the state of a run, an attempt or a rank: yellow if it is neither good nor bad."""
+    return _STATES.get(words.split(",")[0].strip(), "yellow")
+
+
+def summary_line(line: str) -> StyledLine:
+    """A line of a summary: what is before a colon stands out, and so do bars of #."""
+    text, bar, rest = line.partition("  #")
+    start, colon, value = text.partition(": ")
+    pieces = [(start + colon, "bold"), (value, "")] if colon and not start.startswith(" ") else [(text, "")]
+    return [*pieces, (bar + rest, "cyan")]
 
 
 def _marked(line: str) -> StyledLine:

@@ -2,14 +2,14 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opensora_launch import exit_codes
+from opensora_launch.cli.status import one_run
 from opensora_launch.cli.view import LINE_EVERY_S, RunView, rank_lines, rank_table, screen
 from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
-from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import rank_state
 from opensora_launch.runs.state import is_job_suspended, is_over, read_attempts
 
@@ -22,9 +22,7 @@ NO_RANK = "no rank has reported yet"
 
 def top_verb(parsed: Parsed) -> int:
     """Watch the newest attempt of a run until nothing works on it; the exit code."""
-    if len(parsed.rest) != 1:
-        raise UserError(f"top takes one run's folder, not {len(parsed.rest)}: opensora-launch top runs/STAMP")
-    run_dir = RunDir(Path(parsed.rest[0]))
+    run_dir = one_run("top", parsed)
     if not read_attempts(run_dir):
         raise UserError(f"{run_dir} is not a run's folder: it has no attempts")
     last_s = float("-inf")

@@ -1,10 +1,11 @@
-"""Every verb with its flags and its help. `opensora_launch/cli/VERB.py` does what it says."""
+"""Every verb with its flags and its help. `VERB_verb` of `opensora_launch/cli/VERB.py` does what it says."""
 
 from dataclasses import dataclass
 
 from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, PROMPTS, SETTINGS_HELP, Flag
 
 SETTINGS = "[GROUP=CHOICE ...] [KEY=VALUE ...]"
+RUN = "RUN is a folder; latest is the newest run in runs/, FOLDER/latest that of another folder."
 AS_GENERATE = "Groups and keys are those of generate: opensora-launch generate --help."
 JSON = Flag(("--json",), "", "Print one JSON document.")
 
@@ -18,6 +19,7 @@ class Verb:
     text: str
     flags: tuple[Flag, ...] = (HELP,)
     settings: bool = False  # whether it takes groups and keys
+    module: str = ""  # of cli/; empty: that of its name, which must not hide a built-in of Python
     works: bool = False  # whether it does more than print: then output that cannot be written is no failure
 
 
@@ -90,7 +92,7 @@ VERBS = {
         "Compare two runs or sweeps. Exit code 1 if the second is slower.",
         ("A B [--threshold PERCENT]",),
         "Print the times of two runs or two sweeps side by side. Exit code 1 if a time of B is above A's by more than "
-        "the threshold and, with repeats, beyond their spread; 2 if the two did different work.",
+        f"the threshold and, with repeats, beyond their spread; 2 if the two did different work. {RUN}",
         (
             Flag(("--threshold",), "PERCENT", "Allowed slowdown of B in percent before exit code 1 [5]."),
             HELP,
@@ -100,14 +102,14 @@ VERBS = {
         "Watch a run: step, GPU use, memory and power of each rank.",
         ("RUN [--once]",),
         "Show what each rank of a run does now, with the use, memory and power of its GPU. Without a terminal it "
-        "prints a table every 30 seconds.",
+        f"prints a table every 30 seconds. {RUN}",
         (Flag(("--once",), "", "Print the table once and exit."), HELP),
     ),
     "report": Verb(
         "Show where each rank's time went, from the files of a run.",
         ("RUN [--baseline RUN]", "FILE.json [--out FOLDER]"),
         "Write the reports of a run or sweep (report.json, .md, .html) from its telemetry, and print a summary. "
-        "FILE.json holds published figures: the report computes their efficiency from their seconds.",
+        f"FILE.json holds published figures: the report computes their efficiency from their seconds. {RUN}",
         (
             Flag(("--baseline",), "RUN", "Run to compare with."),
             Flag(("--usd-per-gpu-hour",), "X", "Price of a GPU-hour in US dollars, for the cost per video."),
@@ -121,19 +123,27 @@ VERBS = {
         "Show the state of a run: job, ranks, nodes, logs, last error.",
         ("RUN",),
         "Show the state of a run from its folder and, for a batch job, from Slurm: job, ranks, nodes, logs, time left, "
-        "last error.",
+        f"last error. {RUN}",
     ),
-    "runs": Verb(
-        "List all runs of a folder: state, videos, job, last activity.",
+    "list": Verb(
+        "List all runs of a folder: state, videos, time, efficiency, job.",
         ("[FOLDER]",),
         "Print one line per run of a folder [runs], and per run of its sweeps: its name, what it does or how it ended, "
-        "videos done, the id of its last job, and when something was last written. Asks Slurm once about all jobs.",
+        "videos done, when it began, how long it worked, its efficiency, and the id of its last job. Asks Slurm once "
+        "about all jobs.",
+        module="list_runs",
+    ),
+    "open": Verb(
+        "Open the report of a run in the browser.",
+        ("[RUN]",),
+        f"Open the report of a run or sweep [latest] in the browser, and print its path. {RUN}",
+        module="open_report",
     ),
     "cancel": Verb(
         "Stop everything that works on a run.",
         ("RUN",),
         "Stop everything that works on a run: its Slurm job, or its launcher and ranks on this host. Exit code 1 if "
-        "something cannot be stopped from here.",
+        f"something cannot be stopped from here. {RUN}",
         works=True,
     ),
     "doctor": Verb(

@@ -68,6 +68,16 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     return lines + (_wrapped(f"  {say(found['fault'])}") if found["fault"] else [])
 
 
+def advice_lines(report: Mapping[str, Any]) -> list[str]:
+    """The advice that would save most, with what it would save, for the terminal; empty if there is none."""
+    return [line for advice in report["advice"][:1] for line in _wrapped(f"{label('advice')}: {_advice_text(advice)}")]
+
+
+def _advice_text(advice: Mapping[str, Any]) -> str:
+    times = f"({secs(advice['now_s'])} -> {secs(advice['then_s'])} s predicted)"
+    return f"{say(advice['what'], 'title').removesuffix('.')}. {say(advice['do'])} {times}"
+
+
 def _header(report: Mapping[str, Any]) -> list[str]:
     work, machine, videos = report["work"], report["machine"], report["videos"]
     blocks = [f"# Run {report['run']}: {report['status']}, {videos['done']} of {_count(videos['asked'], 'video')}"]
@@ -125,12 +135,7 @@ def _found(report: Mapping[str, Any]) -> list[str]:
     """Findings of all attempts, and advice."""
     blocks = [f"## {label('found')}", md_list(_finding_lines(report)) or label("found_none")]
     if report["advice"]:
-        lines = [
-            f"{say(a['what'], 'title').removesuffix('.')}. {say(a['do'])} "
-            f"({secs(a['now_s'])} -> {secs(a['then_s'])} s predicted)"
-            for a in report["advice"]
-        ]
-        return [*blocks, f"## {label('advice')}", md_list(lines)]
+        return [*blocks, f"## {label('advice')}", md_list([_advice_text(advice) for advice in report["advice"]])]
     none = label("advice_none") if report["prediction"] else label("advice_unknown", why=report["prediction_reason"])
     return [*blocks, f"## {label('advice')}", md_text(none)]
 

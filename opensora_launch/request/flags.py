@@ -67,7 +67,7 @@ GENERATE_FLAGS = (
         repeats=True,
     ),
     Flag(("--strict",), "", "Refuse the list if a reference cannot be used."),
-    Flag(("--resume",), "RUN", "Make the videos that are missing in a run."),
+    Flag(("--resume",), "RUN", "Make what is missing in a run; latest is the newest."),
     Flag(("--multirun", "-m"), "", "Run a sweep: sampling.seed=1,2 or range(1,4)."),
     Flag(("--cfg", "-c"), "WHAT", "Print the config and exit.", kinds=("job", "hydra", "all")),
     Flag(("--resolve",), "", "With --cfg: replace ${...} by values."),

@@ -20,6 +20,7 @@ from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.files import read_request
 from opensora_launch.runs.finished_videos import forget_failed, missing_videos, record_failed
+from opensora_launch.runs.newest import named_run
 from opensora_launch.runs.state import read_state
 from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.schema.plain import plain
@@ -130,7 +131,7 @@ def resumed_words(parsed: Parsed) -> Parsed:
 
 
 def _run_dir(parsed: Parsed) -> RunDir:
-    return RunDir(Path(os.path.abspath(parsed.path("--resume") or "")))
+    return RunDir(Path(os.path.abspath(named_run(str(parsed.path("--resume") or "")))))
 
 
 def _merged_words(argv: Sequence[str], more: Sequence[str]) -> Parsed:
