@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.terminal import print_errors
-from opensora_launch.cli.view import progress
+from opensora_launch.cli.report import sweep_lines
+from opensora_launch.cli.terminal import can_redraw, print_errors, print_lines, summary_line
+from opensora_launch.cli.view import clock, progress
 from opensora_launch.errors import UserError
 from opensora_launch.machine.host import host_sample
 from opensora_launch.report.bench_report import report_sweep
@@ -42,7 +43,7 @@ def bench_verb(parsed: Parsed) -> int:
         sweep, failed = _run_all(folder, read_sweep(folder))
         made = report_sweep(folder, sweep)
     if made:
-        print(f"report: {folder.report_page}")
+        print_lines(map(summary_line, [*sweep_lines(made), f"report: {folder.report_page}"]))
     else:
         print_errors([f"no report: no run that counts was successful; see {folder.log}"])
     if failed:
@@ -57,21 +58,32 @@ def _run_all(folder: SweepDir, sweep: Sweep) -> tuple[Sweep, set[int]]:
     A failed point is not retried and does not block the rest.
     """
     have, failed = {(d.round, d.point) for d in sweep.done}, set[int]()
-    runs = list(sweep.runs())
+    runs, took = list(sweep.runs()), dict[int, float]()
     for number, (round_, place) in enumerate(runs, start=1):
         if (round_, place) in have or place in failed:
             continue
         point = sweep.points[place]
-        kind = "warm-up" if round_ < sweep.warmup else f"repeat {round_ - sweep.warmup + 1}"
-        print(f"run {number} of {len(runs)}: {point.series}, {point.size}, {kind}", flush=True)
-        busy = None if sweep.elsewhere else busy_share()
+        words = [point.series, point.size, *([point.layout] if point.layout and point.gpus > 1 else [])]
+        words.append("warm-up" if round_ < sweep.warmup else f"repeat {round_ - sweep.warmup + 1}")
+        to_come = [p for r, p in runs[number - 1 :] if (r, p) not in have and p not in failed]
+        left = f"; about {clock(_seconds_of(to_come, took))} left" if took else ""
+        print_lines([[(f"run {number} of {len(runs)}: ", "bold"), (", ".join(words), ""), (left, "dim")]])
+        sys.stdout.flush()
+        busy, begun_s = None if sweep.elsewhere else busy_share(), time.monotonic()
         run = _run(folder, sweep, point)
+        took[place] = time.monotonic() - begun_s
         if run is None:
             failed.add(place)
             continue
         sweep = sweep.with_done(FinishedRun(place, round_, run, busy))
         sweep.write(folder)
     return sweep, failed
+
+
+def _seconds_of(places: Sequence[int], took: Mapping[int, float]) -> float:
+    """How long runs of some points take, by the last run of each; one that has not run yet takes the mean."""
+    mean = sum(took.values()) / len(took)
+    return sum(took.get(place, mean) for place in places)
 
 
 def _new(parsed: Parsed) -> SweepDir:
@@ -134,7 +146,7 @@ def busy_share() -> float | None:
 def _watched(process: subprocess.Popen[bytes], folder: SweepDir, before: set[str]) -> int:
     """Wait for a run and show its progress on a terminal; its exit code. On Ctrl-C the run stops its ranks first."""
     try:
-        if not sys.stderr.isatty():
+        if not can_redraw(sys.stderr):
             return process.wait()
         with progress() as show:
             while process.poll() is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from opensora_launch import __version__, exit_codes
 from opensora_launch.cli.plan_picture import Bar, picture_file, write_bars
-from opensora_launch.cli.terminal import print_errors, print_lines
+from opensora_launch.cli.terminal import elapsed, print_errors, print_lines
 from opensora_launch.doctor.check_result import CheckResult, Level, lines, worst
 from opensora_launch.doctor.nodes import to_line
 from opensora_launch.request.checkup import examine, prepare_checkup
@@ -20,7 +20,8 @@ def doctor_verb(parsed: Parsed) -> int:
     picture = picture_file(parsed, svg_is_ours=True)
     checkup = prepare_checkup(parsed)
     print_errors(checkup.found.notes)
-    found = examine(checkup, parsed)
+    with elapsed("checking this machine"):
+        found = examine(checkup, parsed)
     if parsed.has("--here"):
         sys.stdout.writelines(f"{to_line(finding)}\n" for finding in found)
     elif parsed.has("--json"):

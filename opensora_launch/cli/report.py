@@ -1,7 +1,9 @@
 """`opensora-launch report`: where the time of a run or sweep went, or what published figures amount to."""
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.cli.ending import failed_lines
@@ -63,13 +65,17 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
     if data is None:
         again = f"see {folder.log}, and continue with: opensora-launch bench --resume {folder}"
         raise UserError(f"no run of {folder} that counts was successful; {again}")
+    print_lines(map(summary_line, [*sweep_lines(data), f"report: {folder.report_page}"]))
+    return 0
+
+
+def sweep_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    """The table of a sweep: seconds and efficiency of each point, and what they are relative to."""
+    width = max(len(point["name"]) for point in data["table"])
     for point in data["table"]:
         where = say(size(point["gpus"], data["unit"]))
-        print(f"{point['name']:<30} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}")
-    for base in data["baselines"]:
-        print(baseline_text(base, data["unit"]))
-    print(f"report: {folder.report_page}")
-    return 0
+        yield f"{point['name']:<{width}} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}"
+    yield from (baseline_text(base, data["unit"]) for base in data["baselines"])
 
 
 def _published(file: Path, out: str | None) -> int:

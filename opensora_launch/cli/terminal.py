@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
@@ -41,6 +42,23 @@ def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> No
     console = Console(file=stream, soft_wrap=True, highlight=False)
     for line in lines:
         console.print(Text.assemble(*line))
+
+
+@contextmanager
+def elapsed(words: str) -> Iterator[None]:
+    """Show what is being waited for, and for how long, on a terminal; cleared at the end.
+
+    A thread of rich draws it: the block must not fork.
+    """
+    if not can_redraw(sys.stderr):
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn(words), TimeElapsedColumn(), console=Console(file=sys.stderr), transient=True) as bar:
+        bar.add_task("")
+        yield
 
 
 def print_errors(lines: Iterable[str]) -> None:

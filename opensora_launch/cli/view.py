@@ -12,6 +12,7 @@ from datetime import timedelta
 from itertools import accumulate
 from typing import TYPE_CHECKING, TextIO
 
+from opensora_launch.cli.terminal import can_redraw
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import rank_state
 from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, stuck_s, together, waiting
@@ -179,15 +180,16 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     On a terminal it is a bar. In a pipe it prints a line for each new phase, and every 30 seconds.
     """
     views = dict[AttemptDir, RunView]()
-    phase, last_s = "", float("-inf")
-    with screen(stream) as live:
+    phase, last_s, since_s = "", float("-inf"), time.monotonic()
+    with screen(stream, stays=False) as live:
 
         def show(attempt: AttemptDir, beats: Sequence[Beat]) -> None:
             nonlocal phase, last_s
             if not beats:
                 phase = ""
                 if live:
-                    live.update("no rank is at work" if views else "starting", refresh=True)
+                    words = "no rank is at work" if views else "starting"
+                    live.update(f"{words}, {clock(time.monotonic() - since_s)}", refresh=True)
                 return
             view = views.setdefault(attempt, RunView(attempt))
             view.look(beats)
@@ -204,16 +206,19 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
 
 
 @contextmanager
-def screen(stream: TextIO) -> Iterator["Live | None"]:
-    """A part of the terminal that each `update(..., refresh=True)` draws again; None if there is no terminal."""
-    if not stream.isatty():
+def screen(stream: TextIO, *, stays: bool = True) -> Iterator["Live | None"]:
+    """A part of the terminal that each `update(..., refresh=True)` draws again; None if nothing can be drawn again.
+
+    At the end, what was drawn last `stays`, or is cleared.
+    """
+    if not can_redraw(stream):
         yield None
         return
     from rich.console import Console
     from rich.live import Live
 
     # Without rich's thread: the launcher forks the ranks while the screen is there, and a fork with threads is a risk.
-    with Live(console=Console(file=stream, highlight=False), auto_refresh=False) as live:
+    with Live(console=Console(file=stream, highlight=False), auto_refresh=False, transient=not stays) as live:
         yield live
 
 

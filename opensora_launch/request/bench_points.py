@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from opensora_launch.errors import Problems, UserError
 from opensora_launch.machine.host import count_cpus
+from opensora_launch.plan.table import layout_text
 from opensora_launch.request.compose import ConfigPoint, compose
 from opensora_launch.request.final_config import absolute
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
@@ -71,12 +72,14 @@ def read_words(words: Sequence[str], config_dir: Path | None) -> BenchRequest:
 
 
 def checked(argv: Sequence[str], points: Sequence[BenchPoint]) -> tuple[BenchPoint, ...]:
-    """The points, each with its device. Raises UserError, before any starts, with what keeps any from starting."""
+    """The points, each with its device and layout. Raises UserError with what keeps any of them from starting."""
     problems, found = Problems(), []
     for point in points:
         with problems.collect():
             runs = prepare_runs(parse("generate", GENERATE_FLAGS, [*argv, *point.overrides])).runs
-            found.append(replace(point, device=runs[0].plan.machine.device))
+            plan = runs[0].plan
+            names = dict.fromkeys(layout_text(layout) for _, layout in reversed(plan.layouts))
+            found.append(replace(point, device=plan.machine.device, layout=", then ".join(names)))
     problems.stop("this sweep cannot start")
     return tuple(found)
 

@@ -16,6 +16,7 @@ class BenchPoint(msgspec.Struct, frozen=True):
     gpus_per_node: int
     overrides: tuple[str, ...]
     device: str = "cuda"  # or "cpu"
+    layout: str | msgspec.UnsetType = msgspec.UNSET  # in words; older files do not have it
 
     @property
     def gpus(self) -> int:

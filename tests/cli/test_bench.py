@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,10 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     monkeypatch.setattr(bench, "busy_share", lambda: 0.125)
     assert main(["bench", "--resume", str(half_done)]) == 0
     assert asked == [2]
-    assert "run 6 of 6: tiny, 2 CPU ranks, repeat 2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "run 6 of 6: tiny, 2 CPU ranks, repeat 2"
+    assert re.findall(r"tiny +\d CPU ranks? +([\d.]+) s  efficiency", out) == ["44.80", "24.75"]
+    assert out.splitlines()[-1] == f"report: {half_done / 'report.html'}"
     assert [d.busy for d in read_sweep(SweepDir(half_done)).done] == [0.0] * 5 + [0.125]
     report = read_sweep_report(half_done)
     one, two = report["table"]

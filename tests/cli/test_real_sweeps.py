@@ -1,12 +1,13 @@
 """Sweeps of real runs on CPU ranks."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from opensora_launch.cli import main
+from opensora_launch.cli import bench, main
 from opensora_launch.report.compare import read_either
 from opensora_launch.report.wording import message
 from opensora_launch.rundir import SweepDir
@@ -61,8 +62,24 @@ def test_a_real_sweep(empty_folder: Path, capsys: pytest.CaptureFixture[str]) ->
     plan = read_sweep(SweepDir(sweep))
     replace(plan, done=plan.done[:1]).write(SweepDir(sweep))
     assert main(["bench", "--resume", str(sweep)]) == 0
-    assert "run 2 of 2: tiny, 2 CPU ranks, repeat 1" in capsys.readouterr().out
+    assert "run 2 of 2: tiny, 2 CPU ranks, cfg2, then ulysses2, repeat 1" in capsys.readouterr().out
     again = read_sweep(SweepDir(sweep))
     assert again.done[0] == plan.done[0]
     assert again.done[1].run != plan.done[1].run
     assert [r["source"] for r in read_either(sweep)["table"]] == [d.run for d in again.done]
+
+
+def test_a_run_is_shown_with_its_layout_and_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "_run", lambda folder, sweep, point: None)
+    assert main(["bench", *TINY, "gpus=[1,2]", "repeats=1", "warmup=0"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "run 1 of 2: tiny, 1 CPU rank, repeat 1"
+    assert re.fullmatch(r"run 2 of 2: tiny, 2 CPU ranks, cfg2, then ulysses2, repeat 1; about 0:00:\d\d left", second)
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert read_sweep(SweepDir(sweep)).points[1].layout == "cfg2, then ulysses2"
+
+
+def test_the_time_left_of_a_sweep() -> None:
+    assert bench._seconds_of([0, 1, 1, 2], {0: 10.0, 1: 4.0}) == 10 + 4 + 4 + 7

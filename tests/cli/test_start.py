@@ -1,7 +1,6 @@
 """What a user sees while ranks run, and when they have ended."""
 
 import json
-import os
 import re
 import resource
 import subprocess
@@ -123,51 +122,6 @@ def test_a_pipe_is_told_what_ranks_on_cpus_use(empty_folder: Path) -> None:
     assert (empty_folder / "out").read_text() == (
         "denoise, video 1 of 4; ranks: 75% of a core, 2.0 GiB at most; 2 of 2 ranks wait\n"
     )
-
-
-def on_a_terminal(folder: Path, *looks: list[Beat]) -> list[str]:
-    """The lines that a terminal of 80 columns gets, without their colours."""
-    ours, theirs = os.openpty()
-    with os.fdopen(theirs, "w") as stream, progress(stream) as show:
-        for beats in looks:
-            show(AttemptDir(folder), beats)
-    data = b""
-    while not data.endswith(b"\x1b[?25h"):  # the cursor is shown again
-        data += os.read(ours, 4096)
-    os.close(ours)
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode()).replace("\n", "\r").split("\r")
-
-
-def test_a_terminal_gets_a_bar_that_never_goes_back(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = on_a_terminal(empty_folder, [beat(step=3, steps=4, videos=1)], [beat("vae", videos=1)])
-    assert [line for line in lines if line.startswith("denoise 1/1, step 4/4 ━")]
-    last = [line for line in lines if line.startswith("vae 1/1 ━")]
-    assert last
-    assert all("75%" in line for line in last)
-
-
-@pytest.mark.parametrize(
-    ("count", "videos", "ending"), [(8, 4, "GPU 97% 61.5 GiB 5.2 kW"), (64, 1000, "GPU 97% 61.5 GiB")]
-)
-def test_the_bar_is_one_line_of_80_columns(
-    count: int, videos: int, ending: str, attempt: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What there is no room for is left out, from the end."""
-    monkeypatch.setenv("COLUMNS", "80")
-    uuids = [f"GPU-{n}" for n in range(count)]
-    on_gpus(attempt, uuids)
-    work_began(attempt, time.time() - 5, 0, rank=count)
-    gpu = {"util": 0.97, "memory_used_bytes": 61.5 * 2**30, "power_w": 650.0}
-    sampled(attempt, "h", uuids, [{"time_s": 1.0, "gpus": [gpu | {"gpu": n} for n in range(count)]}])
-    more = {"videos": videos, "steps": 50}
-    looks = [stuck_ranks(count, step=step, videos_done=done, **more) for step, done in ((0, 0), (24, videos - 2))]
-    lines = [line.rstrip() for line in on_a_terminal(attempt, *looks)]
-    assert all(len(line) <= 80 for line in lines)
-    last = [line for line in lines if line.startswith(f"denoise {videos - 1}/{videos}, step 25/50 ")]
-    assert last
-    assert re.search(rf"% ETA 0:00:\d\d {count - 1} wait for {count - 1} {ending}$", last[-1])
-    assert "━" in last[-1]
 
 
 def test_a_failure_names_rank_place_log_and_its_last_lines(attempt: Path) -> None:

@@ -52,12 +52,41 @@ def test_loading_does_not_count_and_saving_does_not_set_it_back(attempt: Attempt
         assert pace.seconds_left(1_000_100.0) is None
     work_began(attempt.path, 1_000_100.0, 0, 1)
     pace.look([beat(step=2, steps=8)])
-    assert pace.seconds_left(1_000_120.0) == pytest.approx(20 * (4 - 0.25) / 0.25)
-    pace.look([beat("vae")])
-    assert pace.share == 0.25 / 4
-    assert pace.seconds_left(1_000_125.0) == pytest.approx(25 * (4 - 0.25) / 0.25)
+    done = 0.25 * (1 - (pace.after or 0))
+    assert pace.seconds_left(1_000_120.0) == pytest.approx(20 * (4 - done) / done)
+    pace.look([beat("text")])
+    assert pace.share == done / 4
+    assert pace.seconds_left(1_000_125.0) == pytest.approx(25 * (4 - done) / done)
     pace.look([beat("save", videos_done=4)])
     assert (pace.share, pace.seconds_left(1_000_300.0)) == (1, None), "nothing is left"
+
+
+def test_the_vae_counts(attempt: AttemptDir) -> None:
+    """As the plan expects it in the first batch, and as it was measured in the next one."""
+    pace = Pace([attempt])
+    pace.look([beat(time_s=100.0, step=0, steps=8)])
+    work_began(attempt.path, 1_000_100.0, 0)
+    pace.look([beat(time_s=107.0, step=7, steps=8)])
+    planned = pace.after or 0.0
+    assert 0.5 < planned < 0.99, "the VAE of the tiny model takes longer than its transformer"
+    left = pace.seconds_left(1_000_107.0) or 0.0
+    assert left == pytest.approx(7 / 7 * 8 / (1 - planned) * 4 - 7, rel=0.01)
+    pace.look([beat("vae", time_s=108.0)])
+    half = 8 * planned / (1 - planned) / 2
+    pace.look([beat("vae", time_s=108.0 + half)])
+    assert pace.share == pytest.approx((1 - planned / 2) / 4)
+    assert pace.seconds_left(1_000_108.0 + half) == pytest.approx((8 + half) * (4 / (1 - planned / 2) - 1))
+    pace.look([beat("vae", time_s=108.0 + 2 * half)])
+    assert pace.seconds_left(1_000_200.0) is None, "it takes longer than expected, and nobody knows how long"
+    pace.look([beat("save", time_s=131.0)])
+    pace.look([beat(time_s=132.0, step=0, steps=8, video="0001_0", videos_done=1)])
+    assert pace.after == pytest.approx(24 / 32)
+    assert pace.seconds_left(1_000_132.0) == pytest.approx(32 * 3)
+
+
+def test_a_run_is_not_done_before_its_last_video_is(attempt: AttemptDir) -> None:
+    assert share_done([beat(step=8, steps=8, videos=1)]) == 0.99
+    assert share_done([beat("save", videos=1, videos_done=1)]) == 1.0
 
 
 def test_what_an_earlier_attempt_has_done_does_not_count(attempt: AttemptDir) -> None:
