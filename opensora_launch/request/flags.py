@@ -66,6 +66,7 @@ GENERATE_FLAGS = (
         "Image or video to start from, or one per prompt.",
         repeats=True,
     ),
+    Flag(("--lora",), "PATH", "LoRA to use: PATH or PATH@STRENGTH. May be repeated.", repeats=True),
     Flag(("--strict",), "", "Refuse the list if a reference cannot be used."),
     Flag(("--resume",), "RUN", "Make what is missing in a run; latest is the newest."),
     Flag(("--multirun", "-m"), "", "Run a sweep: sampling.seed=1,2 or range(1,4)."),

@@ -158,6 +158,7 @@ class ModelConfig:
     t5_folder: str = key("google/t5-v1_1-xxl", "folder of the T5 encoder")
     clip_folder: str = key("openai/clip-vit-large-patch14", "folder of the CLIP encoder")
     download: str = key("hf download hpcai-tech/Open-Sora-v2 --local-dir {folder}", "shown where files are missing")
+    lora: list[str] = key([], "LoRAs for the transformer, PATH or PATH@STRENGTH; --lora adds to them")
     mmdit: MmditConfig = field(default_factory=MmditConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)
