@@ -22,7 +22,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.finished_videos import unsettled_videos
-from opensora_launch.runs.state import record_launch, this_process
+from opensora_launch.runs.state import name_of_stop, record_launch, this_process
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import step_name
 from opensora_launch.slurm.query import kill_steps
@@ -46,7 +46,7 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     if outcome.failure:
         print_errors(failure_lines(outcome.failure, attempt))
     elif outcome.code > exit_codes.BY_SIGNAL:
-        print_errors([f"ended by {_signal_name(outcome.code)}"])
+        print_errors([f"stopped by {name_of_stop(_signal_name(outcome.code))}"])
     code, lines = what_is_missing(outcome.code, run_dir, plan, attempt)
     print_errors(lines)
     summary, last = _report(run_dir, since_s) if outcome.code == exit_codes.DONE and run_dir.plan.exists() else ([], [])

@@ -91,8 +91,8 @@ def attempt_words(attempt: AttemptState, state: RunState) -> str:
         return "suspended by Slurm"
     if state.works(attempt):
         return "suspended" if all(map(is_suspended, state.beats_alive(attempt))) else "running"
-    if attempt.ended:
-        return f"ended by {attempt.ended}"
+    if attempt.stopped_by:
+        return f"stopped by {attempt.stopped_by}"
     if attempt.failure:
         return "failed"
     for kind in ("preempted", "failed"):
@@ -110,13 +110,15 @@ def _rank_state(attempt: AttemptState, beat: Beat, state: RunState) -> str:
     job = state.job_state(attempt)
     if beat.state == "running" and ((job and job.suspended) or is_suspended(beat)):
         return "suspended"
+    if attempt.stopped_by and beat.state in ("running", "failed"):
+        return "stopped"
     silent = beat.state == "running" and not (state.works(attempt) and beat in state.beats_alive(attempt))
     return "lost" if silent else beat.state
 
 
 def _rank_line(attempt: AttemptState, beat: Beat, state: str) -> str:
     log = attempt.folder.log(beat.rank)
-    where = describe([beat])
+    where = describe([beat]) if beat.state == "running" else ""
     where = f"silent for {time.time() - beat.time_s:.0f} s, {where}" if state == "lost" else where
     return f"rank {beat.rank} on {beat.host}: {state}" + (f", {where}" if beat.state == "running" else "") + f"; {log}"
 

@@ -32,6 +32,7 @@ def top_verb(parsed: Parsed) -> int:
             attempt = read_attempts(run_dir)[-1]
             view = views.setdefault(attempt.folder, RunView(attempt.folder))
             view.look(attempt.beats)
+            view.stopped = bool(attempt.stopped_by)
             if parsed.has("--once") or any(rank_state(beat) == "lost" for beat in view.beats):
                 view.suspended = is_job_suspended(attempt)
             alive = any(view.state(beat) in ("running", "suspended") for beat in view.beats)

@@ -42,6 +42,7 @@ class RunView:
     uses: dict[int, DeviceUse] = field(default_factory=dict)
     uses_s: float = float("-inf")
     suspended: bool = False  # by Slurm, all ranks
+    stopped: bool = False  # by Ctrl-C, another signal or `cancel`, all ranks
 
     def __post_init__(self) -> None:
         self.pace = Pace([self.attempt])
@@ -57,6 +58,8 @@ class RunView:
     def state(self, beat: Beat) -> str:
         """The state of a rank."""
         state = rank_state(beat)
+        if self.stopped and state != "done":
+            return "stopped"
         return "suspended" if self.suspended and state in ("running", "lost") else state
 
     @property
@@ -114,7 +117,7 @@ class RunView:
         """How many ranks work, the share of the videos that is done, and the time left."""
         states = [self.state(beat) for beat in self.beats]
         running = states.count("running")
-        lines = [f"{count} {how}" for how in ("failed", "lost", "suspended") if (count := states.count(how))]
+        lines = [f"{count} {how}" for how in ("failed", "lost", "stopped", "suspended") if (count := states.count(how))]
         if not running and "suspended" not in states:
             return ", ".join(
                 [f"all {len(states)} ranks have ended" if len(states) > 1 else "the rank has ended", *lines]

@@ -6,7 +6,7 @@ The launcher runs these checks before any rank starts, so they read only the hea
 import json
 import shlex
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.model.shapes import Shapes, TensorShape, config_problems, mismatches, mmdit_shapes, vae_shapes
 from opensora_launch.schema.config import Init, ModelConfig
 
+_DOWNLOAD = "; to download it: "  # then the command
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # weights in these types need no unpacking
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of a file by torch.save, new and old
@@ -42,7 +43,22 @@ def check_files(model: ModelConfig) -> list[str]:
     problems += check_weights(folder / model.mmdit_file, mmdit, model, "mmdit_prefix")
     problems += check_weights(folder / model.vae_file, vae, model, "vae_prefix")
     problems += check_text_folder(folder / model.t5_folder, "t5", model)
-    return problems + check_text_folder(folder / model.clip_folder, "clip", model)
+    return _with_one_download([*problems, *check_text_folder(folder / model.clip_folder, "clip", model)])
+
+
+def _with_one_download(problems: Sequence[str]) -> list[str]:
+    """The same lines, with one line for all files that the same command downloads."""
+    absent = dict[str, list[str]]()  # command -> lines
+    for line in problems:
+        absent.setdefault(line.partition(_DOWNLOAD)[2], []).append(line)
+    return [line for command, lines in absent.items() for line in _joined(command, lines)]
+
+
+def _joined(command: str, lines: Sequence[str]) -> Sequence[str]:
+    if not command or len(lines) == 1:
+        return lines
+    *first, last = (line.removesuffix(f" is missing{_DOWNLOAD}{command}") for line in lines)
+    return [f"{', '.join(first)} and {last} are missing; to download them: {command}"]
 
 
 def check_weights(path: Path, want: Shapes | None, model: ModelConfig, prefix_key: str) -> list[str]:
@@ -106,7 +122,7 @@ def missing(path: Path, model: ModelConfig) -> str:
         if place.is_file() or (place == path and place.is_dir()):
             kinds = ("a folder", "a file") if place.is_dir() else ("a file", "a folder")
             return f"{place} is {kinds[0]}, but {kinds[1]} is expected there"
-    return f"{path} is missing; to download it: {model.download.replace('{folder}', shlex.quote(model.folder))}"
+    return f"{path} is missing{_DOWNLOAD}{model.download.replace('{folder}', shlex.quote(model.folder))}"
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -107,17 +107,19 @@ def _status(run: RecordedRun, done: int) -> str:
     if done == len(run.videos):
         return "complete"
     failed = (run.attempts and run.attempts[-1].status == "failed") or any(v.failure for v in run.videos)
-    return "failed" if failed else "incomplete"
+    stopped = run.attempts and run.attempts[-1].stopped_by
+    return "failed" if failed else "stopped" if stopped else "incomplete"
 
 
 def _verdict(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> Message:
     """The first thing to read: why a run did not end well, or what its last attempt lost most by."""
     if (status := _status(run, done)) != "complete":
-        failure = run.attempts[-1].failure if run.attempts else None
-        why = failure.message.splitlines()[0] if failure else None
-        return message(
-            "run_failed" if status == "failed" else "run_incomplete", asked=len(run.videos), done=done, why=why
-        )
+        last_one = run.attempts[-1] if run.attempts else None
+        why = last_one.failure.message.splitlines()[0] if last_one and last_one.failure else None
+        if status == "stopped" and last_one:
+            return message("run_stopped", asked=len(run.videos), done=done, by=last_one.stopped_by)
+        done_of = {"asked": len(run.videos), "done": done}
+        return message("run_failed" if status == "failed" else "run_incomplete", **done_of, why=why)
     last = next((a for a in reversed(analyses) if a.accounts), None)
     return verdict(last.losses) if last else message("verdict_unknown")
 
@@ -135,8 +137,10 @@ def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> 
 def _why_no_times(report: Mapping[str, Any]) -> Message:
     if report["status"] != "complete":
         asked, done = report["videos"]["asked"], report["videos"]["done"]
-        code = "run_failed" if report["status"] == "failed" else "run_incomplete"
-        return message(code, asked=asked, done=done, why=None)
+        if report["status"] == "stopped":
+            return message("run_stopped", asked=asked, done=done, by=None)
+        failed = report["status"] == "failed"
+        return message("run_failed" if failed else "run_incomplete", asked=asked, done=done, why=None)
     if (attempts := len(report["attempts"])) != 1:
         return message("several_attempts", attempts=attempts)
     if report["attempts"][0]["status"] != "complete":

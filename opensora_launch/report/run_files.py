@@ -14,6 +14,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.finished_videos import failed_videos, sample_file
+from opensora_launch.runs.state import Launched, name_of_stop
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
@@ -43,6 +44,7 @@ class RecordedAttempt:
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
     environment: RecordedEnvironment | None = None
+    stopped_by: str = ""  # Ctrl-C, a signal, or `cancel`
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ class RecordedAttempt:
 
     @property
     def status(self) -> str:
-        """complete (every rank finished), failed (error.json says how) or stopped (the reason is unknown)."""
+        """complete (every rank finished), failed (error.json says how) or stopped (`stopped_by` may say by whom)."""
         if self.failure is not None:
             return "failed"
         whole = not self.missing_ranks and all(e.end is not None for e in self.events)
@@ -132,6 +134,7 @@ def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
         failure=read_failure(folder),
         nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
         environment=_decoded(folder.environment, RecordedEnvironment),
+        stopped_by=name_of_stop(launched.ended) if (launched := _decoded(folder.launcher, Launched)) else "",
     )
 
 

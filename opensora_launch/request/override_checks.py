@@ -19,8 +19,8 @@ from opensora_launch.errors import did_you_mean
 from opensora_launch.request.catalogue import Key, default_choices, keys
 from opensora_launch.schema.config import RunConfig
 
+FEW = 4  # values of a key, which are all named besides the one that was probably meant
 PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "lora", "resume")  # these are flags: free text and paths
-FEW_CHOICES = 8  # are all named, besides the one that was probably meant
 MAX_POINTS = 1000  # of a sweep: all are composed and planned before the first starts
 Choices = Callable[[str], list[str] | None]  # group -> names of its choices; None if there is no such group
 
@@ -140,8 +140,7 @@ def _wrong_choices(group: str, override: Override, values: list[str] | None, all
         if name is None or str(name) not in allowed:
             shown = "null" if name is None else name
             near = did_you_mean(str(name), allowed, 0.5)
-            every = "" if near and len(allowed) > FEW_CHOICES else f" Use one of {', '.join(allowed)}"
-            yield f"{group}={shown} is not known{f', {near}' if near else '.'}{every}"
+            yield f"{group}={shown} is not known; {near or 'use one of ' + ', '.join(allowed)}"
 
 
 def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
@@ -150,8 +149,9 @@ def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
         OmegaConf.update(OmegaConf.structured(RunConfig), path, value, merge=True)
     except OmegaConfBaseException:
         known = _by_path().get(path)
+        near = did_you_mean(str(value), known.allowed) if known and len(known.allowed) > FEW else ""
         takes = known.kind if known else f"keys: {', '.join(_keys_under(path))}"
-        yield f"{text}: {path} takes {takes}"
+        yield f"{text} is not known; {near}" if near else f"{text}: {path} takes {takes}"
 
 
 def _by_path() -> dict[str, Key]:

@@ -51,6 +51,11 @@ class AttemptState:
     def ended(self) -> str:
         return self.launched.ended if self.launched else ""
 
+    @property
+    def stopped_by(self) -> str:
+        """Who stopped it, in words: "Ctrl-C", a signal, or our own `cancel`; "" if nobody did."""
+        return name_of_stop(self.ended)
+
 
 @dataclass(frozen=True)
 class JobAnswer:
@@ -109,6 +114,11 @@ class RunState:
         """Whether somebody works on the run, or a queued job will. `but` is an attempt that is over."""
         queued = any(not state.over for answer in self.jobs for state in answer.states)
         return queued or any(attempt.folder != but for attempt in self.at_work)
+
+
+def name_of_stop(ended: str) -> str:
+    """What ended an attempt from outside, as a user calls it."""
+    return {"SIGINT": "Ctrl-C"}.get(ended, ended)
 
 
 def has_later_start(attempt: AttemptState, attempts: Iterable[AttemptState]) -> bool:

@@ -50,7 +50,7 @@ def test_missing_files_and_gpus_fail(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["doctor", "model=open_sora_v2", "topology=custom", "topology.device=cuda"]) == 1
     lines = capsys.readouterr().out.splitlines()
     fails = [line for line in lines if line.startswith("fail")]
-    assert any("Open_Sora_v2.safetensors is missing; to download it" in line for line in fails)
+    assert any("are missing; to download them: " in line for line in fails)
     assert any(line.split()[1] == "gpus" and "0 of 0 visible, 1 requested" in line for line in fails)
     assert not any(" ranks " in line for line in lines)  # not started where they cannot
     assert re.fullmatch(r"\d+ ok, \d+ warnings?, \d+ failures", lines[-1])

@@ -165,7 +165,7 @@ def test_ctrl_c_is_said(attempt: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     plan = Plan.from_dict(json.loads((attempt / "plan.json").read_text()))
     monkeypatch.setattr(start, "supervise", lambda task, show: Outcome(130))
     assert start.start_run(LauncherKind.torchrun, plan, AttemptDir(attempt), by_hand(), 0.0) == 130
-    assert "ended by SIGINT" in capsys.readouterr().err
+    assert "stopped by Ctrl-C" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("others", "code"), [(False, 1), (True, 0)])

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from opensora_launch.cli import main
+from opensora_launch.plan.after_denoising import share_after_denoising
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.attempt import prepare_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.runs.files import read_plan
 from opensora_launch.runs.finished_videos import record_failed
 from opensora_launch.runs.state import Launched, jobs_of, read_attempts, read_state, record_launch, this_process
 from opensora_launch.slurm import query as slurm_query
@@ -63,9 +65,14 @@ def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> Non
     log = attempt / "logs"
     assert f"rank 0 on {HERE}: running, denoise, video 1 of 2, step 3 of 6; {log / 'rank0.log'}" in text
     assert "rank 1 on n7: lost, silent for 99999 s, denoise, video 1 of 2, step 3 of 6" in text
-    left = re.search(r"videos: 0 of 2 done, about 0:(\d\d):(\d\d) left", text)
-    assert left
-    assert 499 <= 60 * int(left[1]) + int(left[2]) <= 560, "100 s for 2 of 12 steps"
+    share = (1 - share_after_denoising(read_plan(attempt / "plan.json"))) * 2 / 12
+    assert seconds_left(text, 2) == pytest.approx(100 / share - 100, rel=0.1), "100 s for 2 of 12 steps"
+
+
+def seconds_left(text: str, videos: int) -> int:
+    (left,) = re.findall(rf"videos: 0 of {videos} done, about (\d+):(\d\d):(\d\d) left", text)
+    hours, minutes, seconds = map(int, left)
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def test_a_run_that_failed(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,13 +252,20 @@ def test_an_attempt_that_its_job_has_left_behind(
 def test_what_was_ended_from_outside_says_by_what(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_beats(attempt, beat(pid=2**22 + 1))
     record_launch(AttemptDir(attempt), Launched("torchrun", HERE, 2**22 + 1, 1, ended="SIGINT"))
-    assert "attempt 0: ended by SIGINT\n" in shown(capsys, attempt.parents[1])
+    text = shown(capsys, attempt.parents[1])
+    assert "attempt 0: stopped by Ctrl-C\n" in text
+    assert ": stopped, denoise" in text
+    write_beats(attempt, beat(state="failed"))  # the last word of a rank that Ctrl-C reached
+    assert main(["top", str(attempt.parents[1])]) == 0
+    assert capsys.readouterr().out.startswith("the rank has ended, 1 stopped\n")
+    assert main(["report", str(attempt.parents[1])]) == 0
+    assert capsys.readouterr().out.startswith("The run was stopped by Ctrl-C: 0 of 2 videos made.\n")
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as rank:
         write_beats(attempt, beat(pid=rank.pid))
         (attempt / "launcher.json").unlink()
         assert main(["cancel", str(attempt.parents[1])]) == 0
         capsys.readouterr()
-        assert "attempt 0: ended by opensora-launch cancel\n" in shown(capsys, attempt.parents[1])
+        assert "attempt 0: stopped by opensora-launch cancel\n" in shown(capsys, attempt.parents[1])
 
 
 def test_where_a_run_stands_that_was_stopped(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +288,5 @@ def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[s
     for each, name in ((first, "0000_0"), (second, "0001_0")):
         write_beats(each, beat(video=name, step=1, videos=7))
         work_began(each, time.time() - 10, 0)
-    said = re.findall(r"videos: 0 of 7 done, about 0:(\d\d):(\d\d) left", shown(capsys, first.parents[1]))
-    assert len(said) == 1
-    assert 199 <= 60 * int(said[0][0]) + int(said[0][1]) <= 260
+    share = (1 - share_after_denoising(read_plan(first / "plan.json"))) * 2 / 42
+    assert seconds_left(shown(capsys, first.parents[1]), 7) == pytest.approx(10 / share - 10, rel=0.3)

@@ -39,7 +39,7 @@ def test_top_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (beats / f"rank{beat.rank}.json").write_text(json.dumps(asdict(beat)))
     assert main(["top", str(run), "--once"]) == 0
     head, _, one, two = capsys.readouterr().out.splitlines()
-    assert head.startswith("2 of 2 ranks working, 50% done after ")
+    assert head.startswith("2 of 2 ranks working, 49% done after ")
     assert one.split() == ["0", "host-a", "denoise", "0000_0", "25/50", "9", "s", "in", "ulysses"]
     assert two.split() == ["1", "host-a", "denoise", "0000_0", "26/50"]
     for beat in (first, second):

@@ -203,8 +203,8 @@ def test_missing_weights_are_named_with_the_command_that_downloads_them(capsys: 
     words = ["generate", "--prompt", "x", "model=open_sora_v2", "topology=cpu1", "model.folder='/no where/it\\'s'"]
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert "/no where/it's/Open_Sora_v2.safetensors is missing" in said
-    (command,) = {line.partition("to download it: ")[2] for line in said.splitlines() if "is missing" in line}
+    assert "/no where/it's/Open_Sora_v2.safetensors, " in said
+    (command,) = (line.partition("to download them: ")[2] for line in said.splitlines() if "are missing" in line)
     program, verb, repository, option, folder = shlex.split(command)
     assert (repository, folder) == ("hpcai-tech/Open-Sora-v2", "/no where/it's")
     installed = Path(sys.executable).with_name(program)
