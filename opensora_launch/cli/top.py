@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.status import one_run
-from opensora_launch.cli.view import LINE_EVERY_S, RunView, rank_lines, rank_table, screen
+from opensora_launch.cli.top_table import rank_lines, rank_table
+from opensora_launch.cli.view import LINE_EVERY_S, RunView, screen
 from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
-from opensora_launch.rundir import AttemptDir
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.alive import rank_state
 from opensora_launch.runs.state import is_job_suspended, is_over, read_attempts
 
@@ -38,7 +39,7 @@ def top_verb(parsed: Parsed) -> int:
             alive = any(view.state(beat) in ("running", "suspended") for beat in view.beats)
             ended, now = is_over(attempt, alive=alive), time.monotonic()
             if live:
-                live.update(_picture(view), refresh=True)
+                live.update(_picture(view, run_dir, live.console.width), refresh=True)
             elif ended or now - last_s >= LINE_EVERY_S:
                 last_s = now
                 lines = [view.summary(), *rank_lines(view)] if view.beats else [NO_RANK]
@@ -48,7 +49,12 @@ def top_verb(parsed: Parsed) -> int:
             time.sleep(_LOOK_S)
 
 
-def _picture(view: RunView) -> "RenderableType":
+def _picture(view: RunView, run_dir: RunDir, width: int) -> "RenderableType":
     from rich.console import Group
+    from rich.text import Text
 
-    return Group(view.summary(), view.bar(), rank_table(view)) if view.beats else NO_RANK
+    hosts = dict.fromkeys(beat.host for beat in view.beats)
+    head = Text.assemble((run_dir.path.name, "bold"), f", attempt {view.attempt.number}, {', '.join(hosts)}")
+    if not view.beats:
+        return Group(head, NO_RANK)
+    return Group(head, Text(view.summary()), view.bar(), Text(), rank_table(view, width))

@@ -1,6 +1,6 @@
 """A moving view of a run. rich draws it on a terminal; a pipe gets plain lines.
 
-`generate` and `bench` show a bar for all ranks of an attempt; `top` adds a table with one row per rank.
+`generate` and `bench` show a bar for all ranks of an attempt; `top` adds a table (top_table.py).
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from opensora_launch.cli.terminal import can_redraw
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import rank_state
-from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, stuck_s, together, waiting
+from opensora_launch.runs.live import DeviceUse, rank_metas, rank_uses, together, waiting
 from opensora_launch.runs.progress import Pace
 from opensora_launch.telemetry.moves import Moves
 from opensora_launch.telemetry.stall import Beat
@@ -28,7 +28,6 @@ LINE_EVERY_S = 30.0  # in a pipe
 USE_EVERY_S = 1.0  # between two reads of the samples
 SPARE_CHARS = 8  # of the bar's line: for a bar of two characters, the percentage, and blanks
 LARGE_BYTES = 1e8  # of weights, whose loading is worth watching
-RANK_COLUMNS = ("rank", "host", "doing", "step", "use", "memory", "power", "stuck since")
 OnBeats = Callable[[AttemptDir, Sequence[Beat]], None]
 
 
@@ -100,19 +99,6 @@ class RunView:
     def _doing(self) -> str:
         return describe(self.beats).replace(", video", "").replace(" of ", "/")
 
-    def ranks(self) -> list[list[str]]:
-        """A row of cells for each rank."""
-        return [[str(cell) for cell in self._rank(beat)] for beat in self.beats]
-
-    def _rank(self, beat: Beat) -> Iterator[object]:
-        state, stuck = self.state(beat), stuck_s(beat, time.monotonic()) if not self.suspended else None
-        doing = f"{state} in {beat.phase}" if state in ("lost", "suspended") else state
-        doing = beat.phase if state == "running" else doing
-        yield from (beat.rank, beat.host, f"{doing} {beat.video or ''}".strip())
-        yield f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
-        yield from self.uses.get(beat.rank, DeviceUse()).cells
-        yield "" if stuck is None else f"{stuck:.0f} s in {beat.collective}"
-
     def summary(self) -> str:
         """How many ranks work, the share of the videos that is done, and the time left."""
         states = [self.state(beat) for beat in self.beats]
@@ -176,6 +162,11 @@ def describe(beats: Sequence[Beat]) -> str:
     return f"{beat.phase}{video}{step}"
 
 
+def step_text(beat: Beat) -> str:
+    """The step that a rank works on: "3/50"."""
+    return f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
+
+
 @contextmanager
 def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     """A function that shows an attempt, given its folder and its heartbeats.
@@ -223,24 +214,6 @@ def screen(stream: TextIO, *, stays: bool = True) -> Iterator["Live | None"]:
     # Without rich's thread: the launcher forks the ranks while the screen is there, and a fork with threads is a risk.
     with Live(console=Console(file=stream, highlight=False), auto_refresh=False, transient=not stays) as live:
         yield live
-
-
-def rank_table(view: RunView) -> "Table":
-    """One row per rank, for a terminal."""
-    from rich.table import Table
-
-    table = Table(*RANK_COLUMNS, box=None, padding=(0, 2, 0, 0))
-    for cells in view.ranks():
-        style = "bold red" if cells[2].startswith(("lost", "failed")) else "yellow" if cells[-1] else ""
-        table.add_row(*cells, style=style)
-    return table
-
-
-def rank_lines(view: RunView) -> list[str]:
-    """The same as aligned lines, for a pipe."""
-    rows = [list(RANK_COLUMNS), *view.ranks()]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(RANK_COLUMNS))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _fitting(words: Iterable[str], chars: int) -> str:

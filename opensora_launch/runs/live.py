@@ -1,7 +1,7 @@
 """What the ranks of an attempt and their GPUs do now, by their heartbeats and samples."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opensora_launch.rundir import AttemptDir
@@ -12,21 +12,27 @@ from opensora_launch.telemetry.stall import Beat, find_guilty
 
 TAIL_BYTES = 64 * 1024  # read from the end of a node's file, which keeps growing: its last samples
 CPU_SAMPLES = 4  # the use of a CPU is measured over so many samples
+GPU_SAMPLES = 20  # in which every kind of reading of a GPU was due
 STUCK_S = 1.0  # a rank that is longer in one collective is called waiting
 
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """DeviceUse of a rank's GPU, or of its process if it has none (then `busy` 1 is one whole core). None: unknown."""
+    """Use of a rank's GPU, or of its process if it has none (then `busy` 1 is one whole core). None: unknown."""
 
     busy: float | None = None
     memory_bytes: float | None = None
     power_w: float | None = None
     of_gpu: bool = False
+    memory_total_bytes: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+    mhz: float | None = None
+    mhz_max: float | None = None
 
     @property
     def cells(self) -> list[str]:
-        """DeviceUse, memory and power as text, "" if unknown."""
+        """Use, memory and power as text, "" if unknown."""
         busy = "" if self.busy is None else f"{self.busy:.0%}"
         memory = "" if self.memory_bytes is None else f"{self.memory_bytes / 2**30:.1f} GiB"
         watts = "" if self.power_w is None else f"{self.power_w:.0f} W"
@@ -51,6 +57,23 @@ def together(uses: Iterable[DeviceUse]) -> DeviceUse:
         memory_bytes=max(memory, default=None),
         power_w=sum(power) if power else None,
         of_gpu=any(use.of_gpu for use in every),
+    )
+
+
+def totals(uses: Sequence[DeviceUse]) -> DeviceUse:
+    """The same, with the memory of all, the hottest GPU, and the slowest one."""
+
+    def each(name: str) -> list[float]:
+        return [value for use in uses if (value := getattr(use, name)) is not None]
+
+    return replace(
+        together(uses),
+        memory_bytes=sum(each("memory_bytes")) if each("memory_bytes") else None,
+        memory_total_bytes=sum(each("memory_total_bytes")) or None,
+        power_limit_w=sum(each("power_limit_w")) or None,
+        temperature_c=max(each("temperature_c"), default=None),
+        mhz=min(each("mhz"), default=None),
+        mhz_max=min(each("mhz_max"), default=None),
     )
 
 
@@ -81,8 +104,21 @@ def _use(rank: int, node: NodeSamples, meta: Meta | None) -> DeviceUse:
     own = bare_uuid((meta and meta.device_uuid) or "none")
     place = next((n for n, gpu in enumerate(node.gpus) if bare_uuid(gpu["uuid"]) == own), None)
     if place is not None and place < len(last["gpus"]):
-        gpu: Mapping[str, Any] = last["gpus"][place]
-        return DeviceUse(gpu.get("util"), gpu.get("memory_used_bytes"), gpu.get("power_w"), of_gpu=True)
+        gpu: dict[str, Any] = {}  # the last reading of each kind: not all are due at the same time
+        for sample in node.samples[-GPU_SAMPLES:]:
+            gpu |= sample["gpus"][place] if place < len(sample["gpus"]) else {}
+        facts: Mapping[str, Any] = node.gpus[place]
+        return DeviceUse(
+            gpu.get("util"),
+            gpu.get("memory_used_bytes"),
+            gpu.get("power_w"),
+            of_gpu=True,
+            memory_total_bytes=facts.get("memory_bytes"),
+            power_limit_w=facts.get("power_limit_w"),
+            temperature_c=gpu.get("temperature_c"),
+            mhz=gpu.get("sm_mhz"),
+            mhz_max=facts.get("sm_mhz_max"),
+        )
     here = [(s["time_s"], r) for s in node.samples[-CPU_SAMPLES:] for r in s["ranks"] if r["rank"] == rank]
     if not here:
         return DeviceUse()

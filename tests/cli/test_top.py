@@ -10,11 +10,15 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from opensora_launch.cli import main
+from opensora_launch.cli.top_table import rank_table
+from opensora_launch.cli.view import RunView
 from opensora_launch.machine import processes
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.attempt import prepare_attempt
@@ -199,6 +203,40 @@ def test_use_memory_and_power_of_each_gpu(tmp_path: Path, capsys: pytest.Capture
     assert head.split() == ["rank", "host", "doing", "step", "use", "memory", "power", "stuck", "since"]
     assert [row.split()[5:] for row in rows] == [["97%", "61.5", "GiB", "402", "W"], ["12%", "1.0", "GiB"], []]
     assert rows[0].index("61.5") == rows[1].index("1.0") == head.index("memory")
+
+
+def terminal_rows(attempt: Path, width: int, *beats: Beat) -> list[str]:
+    """The table on a terminal of so many columns, without its colours."""
+    view = RunView(AttemptDir(attempt))
+    view.look(beats)
+    with StringIO() as out:
+        Console(file=out, width=width).print(rank_table(view, width))
+        return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_the_table_of_a_terminal_has_bars_and_totals(tmp_path: Path) -> None:
+    """A reading that was not due in the last sample is the one before; a rank that has ended has none."""
+    attempt = made_run(tmp_path, "a", 3) / "attempts/0"
+    uuids = [f"GPU-{n}" for n in range(3)]
+    on_gpus(attempt, uuids)
+    gpus = [{"gpu": n, "util": 0.5 * (n + 1), "memory_used_bytes": 20 << 30, "power_w": 300.0} for n in range(3)]
+    before = [{"gpu": n, "temperature_c": 60 + n, "sm_mhz": 1980 - n} for n in range(3)]
+    file = sampled(attempt, "h", uuids, [{"time_s": 1.0, "gpus": before}, {"time_s": 1.2, "gpus": gpus}])
+    file.write_text(file.read_text().replace('"name": "Stub GPU"', f'"name": "Stub GPU", "memory_bytes": {80 << 30}'))
+    first = Beat(0, "h", 1, time.time(), "running", "denoise", "0000_0", 24, 50, 0, 1)
+    beats = [first, replace(first, rank=1), replace(first, rank=2, state="done")]
+    narrow = terminal_rows(attempt, 80, *beats)
+    assert [row.split() for row in narrow] == [
+        ["rank", "doing", "step", "use", "memory", "power", "temp", "clock"],
+        ["0", "denoise", "0000_0", "25/50", "50%", "20.0", "GiB", "300", "W", "60", "°C", "1980", "MHz"],
+        ["1", "denoise", "0000_0", "25/50", "100%", "20.0", "GiB", "300", "W", "61", "°C", "1979", "MHz"],
+        ["2", "ended"],
+        ["all", "75%", "40.0", "GiB", "600", "W", "61", "°C", "1979", "MHz"],
+    ]
+    wide = terminal_rows(attempt, 140, *beats)
+    assert "█████░░░░░ 50%   ██░░░░░░░░ 20.0 GiB" in wide[1]
+    assert "█" not in wide[3]
+    assert "host" in terminal_rows(attempt, 140, *beats, replace(first, rank=3, host="other"))[0]
 
 
 def test_use_and_memory_of_ranks_on_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
