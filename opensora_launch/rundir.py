@@ -37,7 +37,7 @@ class _Folder:
 
 
 class RunDir(_Folder):
-    """runs/<stamp>: one request, what it became, and the videos."""
+    """runs/<stamp>-<slug of the prompt>: one request, what it became, and the videos."""
 
     config = _Entry("config.yaml")
     overrides = _Entry("overrides.json")
@@ -77,7 +77,7 @@ class RunDir(_Folder):
 
 
 class AttemptDir(_Folder):
-    """runs/<stamp>/attempts/<k>: one start of the ranks."""
+    """attempts/<k> of a run: one start of the ranks."""
 
     plan = _Entry("plan.json")
     command = _Entry("command.txt")

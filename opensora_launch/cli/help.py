@@ -24,7 +24,7 @@ EXAMPLES = (
     "generate --prompt waves --ref beach.png sampling.seed=1",
     "generate --prompt waves dry_run=true",
     "generate --prompt waves -m sampling.seed=1,2,3",
-    "generate --resume runs/20260131-120000 topology=4gpu",
+    "generate --resume latest topology=4gpu",
 )
 
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import shlex
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -19,6 +21,7 @@ from opensora_launch.schema.plain import config_yaml
 from opensora_launch.schema.slurm import SlurmConfig
 from opensora_launch.slurm.script import SlurmJob, job_script
 
+SLUG_CHARS = 40
 BY_HAND = "by hand"  # the environment profile of ranks that the launcher did not start
 
 
@@ -33,14 +36,31 @@ class RunRecord:
 
 
 def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> RunDir:
-    """Make runs_dir/<stamp> with everything but attempts. If the stamp is taken, it gets -2, -3, ..."""
-    run = RunDir(make_folder(runs_dir, now.strftime("%Y%m%d-%H%M%S")))
+    """Make runs_dir/<stamp>-<slug> with everything but attempts. If that is taken, it gets -2, -3, ...
+
+    The slug is that of the first prompt.
+    """
+    text = str(record.prompts[0]["text"]) if record.prompts else ""
+    run = RunDir(make_folder(runs_dir, "-".join(filter(None, [now.strftime("%Y%m%d-%H%M%S"), slug(text)]))))
     run.samples.mkdir()
     write_whole(run.config, config_yaml(record.config))
     write_whole(run.overrides, _json(list(record.argv)))
     write_whole(run.prompts, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in record.prompts))
     write_whole(run.plan, _json(asdict(replace(plan, videos=tuple(record.videos)))))
     return run
+
+
+def slug(text: str) -> str:
+    """A text as part of a folder's name: its ASCII letters and digits in small letters, "a-red-circle".
+
+    Accents are dropped. The whole words that fit into SLUG_CHARS are kept. A text without ASCII letters has none.
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    whole = "-".join(re.findall("[a-z0-9]+", plain.replace("'", "")))
+    if not re.search("[a-z]", whole):
+        return ""
+    cut = whole[:SLUG_CHARS]
+    return cut if whole[SLUG_CHARS:][:1] in ("", "-") else cut.rpartition("-")[0] or cut
 
 
 def new_attempt(run_dir: RunDir, plan: Plan, kind: LauncherKind, made: Profiled) -> AttemptDir:
