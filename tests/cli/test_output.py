@@ -50,11 +50,12 @@ def test_a_picture_without_matplotlib(
     assert "'opensora-launch[figures]'; an .svg does not" in err
 
 
-def on_a_terminal(*words: str) -> str:
+def on_a_terminal(*words: str, code: int | None = None, **more: str) -> str:
     """What a command shows on a terminal."""
     ours, its = pty.openpty()
     env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
     env.pop("NO_COLOR", None)
+    env |= more
     argv = [sys.executable, "-m", "opensora_launch.cli", *words]
     process = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=its, stdout=its, stderr=its)
     os.close(its)
@@ -65,7 +66,7 @@ def on_a_terminal(*words: str) -> str:
     except OSError:  # the other end is closed
         pass
     os.close(ours)
-    assert process.wait() in (0, 1)
+    assert process.wait() in ((0, 1) if code is None else (code,))
     return shown.decode()
 
 
@@ -77,6 +78,9 @@ def on_a_terminal(*words: str) -> str:
         (("estimate", "video", "hardware=l20"), "\x1b[2m  "),
         (("estimate", "card"), "\x1b[32m  gb200 "),
         (("doctor", "--quick", "model=tiny", "topology=cpu2"), "\x1b[32mok  \x1b[0m  "),
+        (("--help",), "\x1b[1mverbs:\x1b[0m"),
+        (("generate", "--help", "sampling"), "\x1b[36m  num_steps=50"),
+        (("list", "tests/cli"), "no runs in tests/cli"),
     ],
 )
 def test_lines_are_coloured_on_a_terminal_and_whole(words: tuple[str, ...], styled: str) -> None:
@@ -88,6 +92,18 @@ def test_lines_are_coloured_on_a_terminal_and_whole(words: tuple[str, ...], styl
     assert "\x1b" not in piped
     if words[0] != "doctor":  # whose free memory moves
         assert plain == piped
+
+
+def test_a_wait_is_shown_and_cleared() -> None:
+    shown = on_a_terminal("doctor", "--quick", "model=tiny", "topology=cpu2")
+    assert re.search(r"checking this machine .*0:00:\d\d", shown)
+    assert shown.rindex("checking this machine") < shown.rindex("\x1b[2K") < shown.index("no problem found")
+
+
+@pytest.mark.parametrize(("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_errors_are_coloured_where_that_is_wanted(more: dict[str, str], coloured: bool) -> None:
+    shown = on_a_terminal("genrate", code=2, **more)
+    assert shown.startswith("\x1b[1;31merror:\x1b[0m 'genrate'" if coloured else "error: 'genrate'")
 
 
 def test_a_reader_that_has_seen_enough() -> None:
