@@ -87,7 +87,7 @@ def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[Key]:
         if is_dataclass(hint) and isinstance(hint, type):
             yield from keys(hint, f"{path}.")
         else:
-            yield Key(path, _in_words(hint), getattr(made, item.name), _allowed(hint), item.metadata[MEANING])
+            yield Key(path, _in_words(hint), getattr(made, item.name), _allowed(hint), item.metadata.get(MEANING, ""))
 
 
 def about_section(path: str) -> str:

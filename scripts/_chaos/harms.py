@@ -110,7 +110,7 @@ HARMS = {
         kill_agent, 1, r"what started them, which was killed by SIGKILL", RANKS_LIVE, ("torchrun", "srun")
     ),
     "kill the launcher": Harm(kill_launcher, 137, r"stopped (without a report|before its first attempt)"),
-    "end the launcher": Harm(end_launcher, 143, r"ended by SIGTERM", PHASES[1:], HERE),
+    "end the launcher": Harm(end_launcher, 143, r"stopped by SIGTERM", PHASES[1:], HERE),
     "ask to stop": Harm(ask_to_stop, None, r"stored after step|videos? (is|are) missing", RANKS_LIVE[1:], HERE),
     "cancel the step": Harm(cancel_step, 1, r"which was cancelled", RANKS_LIVE, ("srun",)),
     "cancel the allocation": Harm(

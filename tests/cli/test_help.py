@@ -43,6 +43,7 @@ def test_the_second_page_explains_every_choice_and_key(capsys: pytest.CaptureFix
     text = {name: shown(capsys, "estimate", "--help", name) for name in topics("estimate")}
     for group in groups():
         assert [c.name for c in group.choices if f"\n  {c.name}" not in text[group.name]] == []
+    assert [key.path for key in keys() if not key.meaning] == [], "write them as key(DEFAULT, MEANING)"
     for key in keys():
         topic, dot, name = key.path.partition(".")
         page = " ".join(text[topic if dot else "other"].split())
