@@ -150,9 +150,9 @@ def _watched(process: subprocess.Popen[bytes], folder: SweepDir, before: set[str
             return process.wait()
         with progress() as show:
             while process.poll() is None:
-                for name in sorted(_run_names(folder) - before)[-1:]:
-                    for attempt in read_attempts(folder.run(name))[-1:]:
-                        show(attempt.folder, attempt.beats)
+                new = sorted(_run_names(folder) - before)[-1:]
+                attempts = [attempt for name in new for attempt in read_attempts(folder.run(name))[-1:]]
+                show(*((attempts[0].folder, attempts[0].beats) if attempts else (folder.run("to come").attempt(0), ())))
                 time.sleep(_LOOK_S)
         return process.returncode
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from opensora_launch import exit_codes
 from opensora_launch.cli.plan_summary import command_lines, plan_summary
 from opensora_launch.cli.start import start_run
 from opensora_launch.cli.submit import NotSubmitted, array_notes, submit_run
-from opensora_launch.cli.terminal import print_errors
+from opensora_launch.cli.terminal import elapsed, print_errors
 from opensora_launch.doctor.preflight import preflight
 from opensora_launch.launch.command import command, refuse_as_rank, without_others
 from opensora_launch.launch.env_profile import Profiled, profiled
@@ -36,7 +36,8 @@ def generate_verb(parsed: Parsed) -> int:
         return _show_config(parsed)
     if parsed.has("--resume"):
         return _resume(parsed)
-    prepared = prepare_runs(parsed)
+    with elapsed("preparing"):
+        prepared = prepare_runs(parsed)
     print_errors(prepared.notes)
     for planned in prepared.runs:
         if planned.run.dry_run:
@@ -79,7 +80,8 @@ def _run_all(runs: Sequence[PlannedRun], since_s: float) -> int:
     A run that fails does not stop the rest. One that is stopped or asked to stop does.
     """
     codes = list[int]()
-    environments, warnings = preflight([(planned.run, planned.plan) for planned in runs])
+    with elapsed("checking this machine"):
+        environments, warnings = preflight([(planned.run, planned.plan) for planned in runs])
     print_errors(warnings)
     for number, (planned, made) in enumerate(zip(runs, environments, strict=True), start=1):
         if len(runs) > 1:

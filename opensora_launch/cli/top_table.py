@@ -49,7 +49,7 @@ def rank_table(view: RunView, width: int) -> "Table":
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in shown:
         table.add_column(name, no_wrap=name != "stuck since")
-    if len(rows) > 1:
+    if len(rows) > 1 and any(row.use != DeviceUse() for row in rows):
         rows.append(_all(rows))
     for row in rows:
         table.add_row(*(_painted(name, row, bars=width >= WIDE) for name in shown), style=row.style)

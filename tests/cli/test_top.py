@@ -236,6 +236,7 @@ def test_the_table_of_a_terminal_has_bars_and_totals(tmp_path: Path) -> None:
     wide = terminal_rows(attempt, 140, *beats)
     assert "█████░░░░░ 50%   ██░░░░░░░░ 20.0 GiB" in wide[1]
     assert "█" not in wide[3]
+    assert len(terminal_rows(attempt, 80, *(replace(beat, state="done") for beat in beats))) == 4
     assert "host" in terminal_rows(attempt, 140, *beats, replace(first, rank=3, host="other"))[0]
 
 
