@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from opensora_launch import exit_codes
@@ -110,13 +111,29 @@ def waited(report: Mapping[str, Any], since_s: float, now_s: float) -> str:
 
 
 def _inline(attempt: AttemptDir, env: Mapping[str, str]) -> Outcome:
-    with applied(env):  # before torch is imported, which reads some of it then
-        from opensora_launch import worker
+    """Run the rank in this process. SIGTERM and SIGHUP end it like Ctrl-C, unless they are ignored (nohup)."""
+    got = [signal.SIGINT]
 
-        try:
+    def end(signum: int, frame: FrameType | None) -> None:
+        got.append(signal.Signals(signum))
+        raise KeyboardInterrupt
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, end)
+    try:
+        with applied(env):  # before torch is imported, which reads some of it then
+            from opensora_launch import worker
+
             code = worker.main(["--attempt", str(attempt)])
-        except KeyboardInterrupt:  # outside of the part where the rank handles it
-            code = exit_codes.INTERRUPTED
+    except KeyboardInterrupt:  # outside of the part where the rank handles it
+        code = exit_codes.INTERRUPTED
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if code == exit_codes.INTERRUPTED:
+        code = exit_codes.BY_SIGNAL + got[-1]
     return Outcome(code, read_failure(attempt) if code else None)
 
 
