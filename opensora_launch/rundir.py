@@ -83,6 +83,7 @@ class AttemptDir(_Folder):
     command = _Entry("command.txt")
     environment = _Entry("environment.json")
     launcher = _Entry("launcher.json")
+    waited = _Entry("waited.json")  # since when a user waits for it
     batch_script = _Entry("job.sbatch")
     started = _Entry("started")  # a job works, or has worked, with this attempt
     requeued = _Entry("requeued")  # its job was requeued after it; holds the reason

@@ -14,6 +14,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.finished_videos import failed_videos, sample_file
+from opensora_launch.runs.waited import Waited, read_waited
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
@@ -43,6 +44,7 @@ class RecordedAttempt:
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
     environment: RecordedEnvironment | None = None
+    waited: Waited | None = None
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -132,6 +134,7 @@ def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
         failure=read_failure(folder),
         nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
         environment=_decoded(folder.environment, RecordedEnvironment),
+        waited=read_waited(folder),
     )
 
 

@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -27,6 +28,7 @@ from opensora_launch.rundir import AttemptDir, RunDir, create_once, write_whole
 from opensora_launch.runs.files import read_plan
 from opensora_launch.runs.finished_videos import unsettled_videos
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
+from opensora_launch.runs.waited import Waited, record_job_start, record_waited
 from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 from opensora_launch.telemetry.failure import read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             assert list(argv[::2])[:3] == ["--run-file", "--submitted", "--ranks-per-node"] and argv[6] == "--", argv
             run_file = run_file_of(Path(argv[1]), float(argv[3]), os.environ)
-            attempt = attempt_by_hand(run_file, int(argv[5]), argv[7:], os.environ)
+            attempt = attempt_by_hand(run_file, float(argv[3]), int(argv[5]), argv[7:], os.environ)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USER_ERROR
@@ -69,6 +71,7 @@ def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
     if int(env.get("SLURM_ARRAY_TASK_ID", "0")) or not _use(made):
         return _another(made, env)
     record_launch(made, _this_job(env))
+    record_job_start(made, made)
     return made
 
 
@@ -86,7 +89,9 @@ def run_file_of(first: Path, submitted_s: float, env: Mapping[str, str]) -> Path
     return next(own, names[len(there)])
 
 
-def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mapping[str, str]) -> AttemptDir:
+def attempt_by_hand(
+    run_file: Path, submitted_s: float, ranks: int, words: Sequence[str], env: Mapping[str, str]
+) -> AttemptDir:
     """The first start writes a run, and its folder into `run_file`. Later starts and other tasks read it there."""
     from opensora_launch.request.attempt import prepare_attempt
 
@@ -102,6 +107,8 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
         _use(attempt)
         record_launch(attempt, _this_job(env))
         write_whole(attempt.command, f"sbatch SCRIPT {shlex.join(words)}\n")
+        if submitted_s:  # Slurm told it
+            record_waited(attempt, Waited(submitted_s, time.time(), submitted_s))
         if create_once(run_file, f"{attempt.run}\n"):
             return attempt
         shutil.rmtree(attempt.run)  # another task of the array was first
@@ -174,6 +181,7 @@ def _started(like: AttemptDir, plan: Plan, env: Mapping[str, str]) -> AttemptDir
     attempt = attempt_like(like, plan)
     _use(attempt)
     record_launch(attempt, _this_job(env))
+    record_job_start(like, attempt)
     return attempt
 
 

@@ -89,6 +89,15 @@ function waterfall_steps(ranks, wall_s, scaling) {
   steps.push({ name: t("left"), from: 0, to: at, share: at, ink: "accent", total: true });
   return steps;
 }
+// The user's wait as one bar, each part with its seconds below it.
+function wait_bar(wait) {
+  const parts = Object.entries(wait.parts).filter(([, s]) => s >= 0.0005 * wait.total_s);
+  const ink = (part) => (part === "denoise" ? "compute" : part), said = (s) => `${seconds(s)} s, ${percent(s / wait.total_s, 0)}`;
+  const label = parts.map(([part, s]) => `${t("wait_" + part)} ${said(s)}`).join("; ");
+  return el("figure", {},
+    el("div", { class: "stack", role: "img", "aria-label": label }, ...parts.map(([part, s]) => el("i", { style: `flex:${s} 0 0;background:var(--${ink(part)})` }))),
+    legend(parts.map(([part, s]) => [ink(part), `${t("wait_" + part)} ${said(s)}`])));
+}
 function meter(share) {
   return share === null || share === undefined ? "" : el("span", { class: "meter", "aria-hidden": "true" }, el("i", { style: `width:${Math.min(100, 100 * share)}%` }));
 }

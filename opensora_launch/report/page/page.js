@@ -12,6 +12,7 @@ function tiles_of(r) {
     made.push(tile(percent(e.job.efficiency), t("efficiency_job"), base), tile(`${e.job.speedup.toFixed(2)}×`, t("speedup"), size_of(e.job.gpus)));
     made.push(tile(percent(e.denoise.efficiency), t("efficiency_denoise")));
   }
+  if (r.wait) made.push(tile(`${seconds(r.wait.total_s)} s`, t("wait_title")));
   if (a && a.wall_s) {
     made.push(tile(`${seconds(a.wall_s)} s`, t("wall")));
     const total = a.ranks.reduce((s, k) => s + k.wall_s, 0), compute = a.ranks.reduce((s, k) => s + k.parts.compute, 0);
@@ -28,6 +29,10 @@ function baseline_of(e) {
 function verdict_of(r) {
   const kinds = { verdict_none: "good", verdict_unknown: "", run_failed: "bad" };
   return note(kinds[r.verdict.code] ?? "warn", say(r.verdict));
+}
+function wait_of(r) {
+  if (!r.wait) return null;
+  return section("wait", t("wait_title"), t("end" in r.wait.parts ? "wait_about" : "wait_cut", r.wait), wait_bar(r.wait));
 }
 function findings_of(r) {
   const found = r.attempts.flatMap((a) => a.findings);
@@ -154,7 +159,7 @@ function unknown_of(r) {
 function run_page(data) {
   const r = data.report, e = r.efficiency;
   const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
-    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
+    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
     gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
   return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
 }
