@@ -59,6 +59,10 @@ class RunDir(_Folder):
         """The record of a finished video. It is written last, so the file that a record names is complete."""
         return self.samples / f"{video}.json"
 
+    def sheet(self, video: str) -> Path:
+        """The contact sheet of a finished video."""
+        return self.samples / f"{video}.sheet.png"
+
     def failure(self, video: str) -> Path:
         """Why a video could not be made, while the others were."""
         return self.failed / f"{video}.txt"

@@ -22,7 +22,7 @@ from opensora_launch.report.wording import LANGUAGES, templates
 from opensora_launch.rundir import RunDir, write_whole
 from opensora_launch.runs.waited import record_waited
 
-PAGE_FILES = ("page.css", "words.js", "draw.js", "charts.js", "timeline.js", "page.js")
+PAGE_FILES = ("page.css", "words.js", "draw.js", "charts.js", "gallery.js", "timeline.js", "page.js")
 NO_PRICES = Prices()
 
 

@@ -66,6 +66,11 @@ class RecordedVideo:
     prompt: str
     seed: int
     files: tuple[str, ...]  # relative to the run; empty if it is not finished
+    fps: int
+    num_steps: int
+    guidance: float
+    cond_type: str
+    sheet: str | None = None  # its contact sheet, relative to the run
     failure: str | None = None  # why it could not be made, while others could
 
 
@@ -157,8 +162,21 @@ def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
     videos, failed = [], failed_videos(folder)
     for video in plan.videos:
         file = sample_file(folder, video.name)
-        files = (f"{folder.samples.name}/{file.name}",) if file else ()
-        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files, failed.get(video.name)))
+        sheet = folder.sheet(video.name)
+        videos.append(
+            RecordedVideo(
+                video.name,
+                video.prompt,
+                video.seed,
+                (f"{folder.samples.name}/{file.name}",) if file else (),
+                plan.geometry.fps,
+                video.guidance.num_steps,
+                video.guidance.text_scale,
+                video.cond_type,
+                f"{folder.samples.name}/{sheet.name}" if file and sheet.exists() else None,
+                failed.get(video.name),
+            )
+        )
     return tuple(videos)
 
 

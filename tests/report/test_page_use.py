@@ -113,7 +113,7 @@ def test_what_a_screen_reader_says(page: Page, run: Path) -> None:
     assert timeline["name"].startswith("Timeline of 2 ranks over 32.8 s")
     assert timeline["roledescription"] == "zoomable timeline"
     headings = [node["name"] for node in heard if node["role"] == "heading"]
-    assert headings[:4] == ["Run 20261120-190000", "Findings", "What to change", "Scaling"]
+    assert headings[:5] == ["Run 20261120-190000", "Videos", "Findings", "What to change", "Scaling"]
     pictures = [node["name"] for node in heard if node["role"] in ("image", "img")]
     assert all(pictures)
     assert any(name.startswith("Power. GPU 0: ") for name in pictures)

@@ -147,11 +147,6 @@ function variables_of(env) {
   if (!body.length) return null;
   return el("details", {}, el("summary", {}, t("variables", { count: body.length })), table(t("variables", { count: body.length }), [t("var_name"), t("var_value"), t("var_how")], body, { words: [2], long: [1], quiet: true }));
 }
-function samples_of(r) {
-  if (!r.samples.length) return null;
-  const body = r.samples.map((s) => [s.files.length ? el("span", {}, ...s.files.map((f) => el("a", { href: f }, f))) : `${s.name}: ${s.failure || t("not_made")}`, s.seed, s.prompt]);
-  return section("samples", t("samples"), null, table(t("samples"), [t("file"), t("seed"), t("prompt")], body, { long: [2], quiet: true }));
-}
 function unknown_of(r) {
   const lines = [...r.unknown, ...r.attempts.flatMap((a) => a.unknown)];
   return lines.length ? section("unknown", t("unknown"), null, el("ul", {}, ...lines.map((l) => el("li", {}, say(l))))) : null;
@@ -159,8 +154,8 @@ function unknown_of(r) {
 function run_page(data) {
   const r = data.report, e = r.efficiency;
   const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
-    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
-    gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
+    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), samples_of(r), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
+    gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), unknown_of(r)];
   return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
 }
 function sweep_page(data) {
