@@ -22,7 +22,9 @@ from opensora_launch.report.wording import LANGUAGES, templates
 from opensora_launch.rundir import RunDir, write_whole
 from opensora_launch.runs.waited import record_waited
 
-PAGE_FILES = ("page.css", "words.js", "draw.js", "charts.js", "gallery.js", "timeline.js", "page.js")
+PAGE_FILES = (
+    "page.css", "words.js", "draw.js", "tables.js", "charts.js", "gallery.js", "plots.js", "timeline.js", "page.js",
+)  # fmt: skip
 NO_PRICES = Prices()
 
 
@@ -64,7 +66,7 @@ def _ended_wait(folder: RunDir, run: RecordedRun, last: AttemptAnalysis) -> dict
 def run_data(report: Mapping[str, Any], analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     """What the page of one run draws. The timeline is that of the last attempt that left events."""
     last = next((a for a in reversed(analyses) if a.accounts), None)
-    drawn = timeline(last.accounts, last.nodes) if last and last.accounts else None
+    drawn = timeline(last.accounts, last.nodes, last.attempt.events) if last and last.accounts else None
     return {
         "kind": "run",
         "title": report["run"],
@@ -88,7 +90,7 @@ def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             (own, job["speedup"] * base[0], job["efficiency"], "measured"),
         )
     ]
-    return [{"name": "", "own": True, "kind": "measured", "points": points}, *peer_lines()]
+    return [{"name": "", "own": True, "kind": "measured", "points": points}, *peer_lines(report["work"])]
 
 
 def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> None:

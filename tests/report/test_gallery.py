@@ -102,3 +102,9 @@ def test_one_frame_is_an_image(page: Page, tmp_path: Path) -> None:
     page.run("document.querySelector('.clip img').scrollIntoView()")
     wait_for(page, "document.querySelector('.clip img').naturalWidth === 48")
     assert page.run("document.querySelector('.clip img').alt") == "raining, sea"
+
+
+def test_paper_shows_contact_sheets(page: Page, many: RunDir) -> None:
+    page.open(many.report_page, media="print")
+    assert page.run("[...document.querySelectorAll('.clip video')].filter((v) => v.offsetParent).length") == 0
+    wait_for(page, "document.querySelector('.clip .paper').naturalWidth === 144")

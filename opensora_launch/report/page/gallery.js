@@ -25,11 +25,12 @@ function clip_of(s, r) {
   const shape = { ...size, style: `aspect-ratio:${size.width}/${size.height}` };
   const clip = el("figure", { class: "clip", "data-sheet": s.sheet, "data-file": file });
   const fails = { onerror: () => clip_missing(clip, file) };
-  clip.append(file.endsWith(".png")
+  const playing = file.endsWith(".png")
     ? el("img", { src: file, loading: "lazy", alt: s.prompt, ...shape, ...fails })
-    : el("video", { src: file, controls: "", preload: "none", playsinline: "", loop: "", "aria-label": s.prompt, ...shape, ...fails }), said);
-  const moving = clip.querySelector("video");
-  if (moving) moving.muted = true; // there is no sound; without this a browser may refuse to play
+    : el("video", { src: file, controls: "", preload: "none", playsinline: "", loop: "", "aria-label": s.prompt, ...shape, ...fails });
+  const paper = s.sheet ? el("img", { class: "paper", src: s.sheet, loading: "lazy", alt: s.prompt, ...shape }) : ""; // a video is not printed
+  clip.append(playing, paper, said);
+  playing.muted = true; // there is no sound; without this a browser may refuse to play
   nearing.observe(clip);
   return clip;
 }
