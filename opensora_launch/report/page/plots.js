@@ -1,4 +1,5 @@
 // What was measured during the run, on the axis of the timeline. A cursor that all plots share shows the values at a moment.
+const FEW = 4; // so many lines are explained in the caption of their plot
 const MANY = 6; // more lines than this are drawn thin; those of slow ranks are thick, and over the others
 function plots_view(lines, axis, is_loud) {
   const groups = group_lines(lines, is_loud);
@@ -56,7 +57,7 @@ function plots_view(lines, axis, is_loud) {
     axis.draw_cursor(pen, width, height);
   }
   const view = el("div", {}, el("h3", {}, t("measured_lines")), el("p", { class: "soft", id: "plots-about" }, t(plots.length ? "plots_about" : "no_lines")),
-    ...plots.map((p) => el("figure", {}, el("figcaption", {}, t(p.kind), " ", line_keys(p)), el("div", {}, p.canvas))));
+    shared_key(groups), ...plots.map((p) => el("figure", {}, el("figcaption", {}, t(p.kind), unit_of(p), p.lines.length <= FEW ? line_keys(p.lines) : null), el("div", {}, p.canvas))));
   return { view, draw: () => plots.forEach(draw_plot) };
 }
 function values_at(plot, s) { // of the reading that is nearest to the moment
@@ -66,10 +67,9 @@ function values_at(plot, s) { // of the reading that is nearest to the moment
   });
   return [`${t(plot.kind)}, ${s.toFixed(2)} s`, ...lines].join("\n");
 }
-function group_lines(lines, is_loud) { // a GPU or a rank has one colour and dash in all plots
-  const name_of = (l) => JSON.stringify(l.name);
+function group_lines(lines, is_loud) { // a GPU or a rank has one colour and dash in all plots, which no other has
+  const name_of = (l) => JSON.stringify(l.name), names = [...new Set(lines.map(name_of))];
   for (const line of lines) {
-    const names = [...new Set(lines.filter((l) => l.name.code === line.name.code).map(name_of))];
     line.place = names.indexOf(name_of(line));
     line.loud = is_loud(line.name);
   }
@@ -88,7 +88,9 @@ function describe_lines(group) {
   });
   return `${t(group.kind)}. ${lines.join("; ")}`;
 }
-function line_keys(group) {
-  const unit = ["%", ""].includes(group.lines[0].unit) ? "" : ` (${group.lines[0].unit})`;
-  return el("span", {}, unit, ...group.lines.map((l) => line_key(l.place, say(l.name))));
+function unit_of(group) { return ["%", ""].includes(group.lines[0].unit) ? "" : ` (${group.lines[0].unit})`; }
+function line_keys(lines) { return el("span", { class: "keys" }, ...lines.map((l) => line_key(l.place, say(l.name)))); }
+function shared_key(groups) { // plots of many lines have one key, above them
+  const named = new Map(groups.filter((g) => g.lines.length > FEW).flatMap((g) => g.lines).map((l) => [l.place, l]));
+  return named.size ? el("p", {}, line_keys([...named.values()])) : null;
 }
