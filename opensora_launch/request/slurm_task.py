@@ -70,7 +70,7 @@ def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
     """The attempt that was made at submission, for the first start of the job or of task 0; else a new one like it."""
     if int(env.get("SLURM_ARRAY_TASK_ID", "0")) or not _use(made):
         return _another(made, env)
-    record_launch(made, _this_job(env))
+    record_launch(made, this_job(env))
     record_job_start(made, made)
     return made
 
@@ -105,7 +105,7 @@ def attempt_by_hand(
         machine = Machine("cuda" if find_gpus().gpus else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
         attempt = prepare_attempt(words, machine)
         _use(attempt)
-        record_launch(attempt, _this_job(env))
+        record_launch(attempt, this_job(env))
         write_whole(attempt.command, f"sbatch SCRIPT {shlex.join(words)}\n")
         if submitted_s:  # Slurm told it
             record_waited(attempt, Waited(submitted_s, time.time(), submitted_s))
@@ -138,7 +138,7 @@ def attempt_with_less(spent: AttemptDir, env: Mapping[str, str]) -> AttemptDir |
 def requeue_problem(spent: AttemptDir, why: str, env: Mapping[str, str]) -> str | None:
     """Record `why` a job is requeued after an attempt; or say why it is not: its last FRUITLESS starts made no step."""
     write_whole(spent.requeued, f"{why}\n")
-    job, fruitless = _this_job(env).job, 0
+    job, fruitless = this_job(env).job, 0
     for attempt in reversed(read_attempts(spent.run)):
         if attempt.launched is None or attempt.launched.job != job:
             continue
@@ -180,12 +180,13 @@ def _another(like: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
 def _started(like: AttemptDir, plan: Plan, env: Mapping[str, str]) -> AttemptDir:
     attempt = attempt_like(like, plan)
     _use(attempt)
-    record_launch(attempt, _this_job(env))
+    record_launch(attempt, this_job(env))
     record_job_start(like, attempt)
     return attempt
 
 
-def _this_job(env: Mapping[str, str]) -> Launched:
+def this_job(env: Mapping[str, str]) -> Launched:
+    """The job, or the task of an array, whose script runs; its name is empty outside of Slurm."""
     if "SLURM_ARRAY_JOB_ID" in env:
         return Launched("slurm", job=f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}")
     return Launched("slurm", job=env.get("SLURM_JOB_ID", ""))
