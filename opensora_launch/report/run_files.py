@@ -14,6 +14,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.finished_videos import failed_videos, sample_file
+from opensora_launch.runs.waited import Waited, read_waited
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
@@ -43,6 +44,7 @@ class RecordedAttempt:
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
     environment: RecordedEnvironment | None = None
+    waited: Waited | None = None
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -64,6 +66,11 @@ class RecordedVideo:
     prompt: str
     seed: int
     files: tuple[str, ...]  # relative to the run; empty if it is not finished
+    fps: int
+    num_steps: int
+    guidance: float
+    cond_type: str
+    sheet: str | None = None  # its contact sheet, relative to the run
     failure: str | None = None  # why it could not be made, while others could
 
 
@@ -132,6 +139,7 @@ def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
         failure=read_failure(folder),
         nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
         environment=_decoded(folder.environment, RecordedEnvironment),
+        waited=read_waited(folder),
     )
 
 
@@ -154,8 +162,21 @@ def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
     videos, failed = [], failed_videos(folder)
     for video in plan.videos:
         file = sample_file(folder, video.name)
-        files = (f"{folder.samples.name}/{file.name}",) if file else ()
-        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files, failed.get(video.name)))
+        sheet = folder.sheet(video.name)
+        videos.append(
+            RecordedVideo(
+                video.name,
+                video.prompt,
+                video.seed,
+                (f"{folder.samples.name}/{file.name}",) if file else (),
+                plan.geometry.fps,
+                video.guidance.num_steps,
+                video.guidance.text_scale,
+                video.cond_type,
+                f"{folder.samples.name}/{sheet.name}" if file and sheet.exists() else None,
+                failed.get(video.name),
+            )
+        )
     return tuple(videos)
 
 
