@@ -7,6 +7,7 @@ The dataclasses are final once constructed (`settings`). The next step turns the
 from dataclasses import field
 from enum import StrEnum
 
+from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.schema.ranks_env import EnvConfig
@@ -117,25 +118,6 @@ class MmditConfig:
 
 
 @settings
-class VaeConfig:
-    """The Hunyuan causal VAE. A video that is smaller than a tile is not tiled."""
-
-    in_channels: int = key(3, "channels of the pixels that are encoded")
-    out_channels: int = key(3, "channels of the pixels that are decoded")
-    latent_channels: int = key(16, "channels of the latents")
-    layers_per_block: int = key(2, "residual layers of a block")
-    norm_num_groups: int = key(32, "groups of the group norms")
-    block_out_channels: list[int] = key([128, 256, 512, 512], "channels of each block")
-    scale_factor: float = key(0.476986, "latents are multiplied by it")
-    shift_factor: float = key(0.0, "subtracted from latents before that")
-    tile_px: int | None = key(256, "side of a tile; null: no tiles in space")
-    tile_frames: int | None = key(
-        None, "approximate: tiles are cut in time too, for videos too long for a GPU; Open-Sora can use 64"
-    )
-    tile_overlap: float = key(0.25, "share of a tile that overlaps the next one")
-
-
-@settings
 class TextConfig:
     """Lengths to which the text encoders pad or cut a prompt, in tokens."""
 
@@ -150,6 +132,7 @@ class ModelConfig:
     name: str = key("open_sora_v2", "name of the model, in reports")
     init: Init = key(Init.checkpoint, "of the weights; random: seeded, with random text embeddings, for measurements")
     init_seed: int = key(0, "seed of random weights")
+    trained_frames: int = key(129, "of its videos: video.num_frames, where the user sets no other")
     folder: str = key("ckpts", "folder of the weight files")
     mmdit_file: str = key("Open_Sora_v2.safetensors", "weights of the transformer")
     mmdit_prefix: str = key("", "starts the name of each tensor in mmdit_file, as module. in some checkpoints")
