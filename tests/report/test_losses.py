@@ -112,13 +112,65 @@ def test_one_cause_of_any_size(
         assert largest["share"] == pytest.approx(seconds * factor / (4 * max(sim.now)))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_of_two_causes_the_larger_comes_first(seed: int) -> None:
-    draw = Random(seed)
-    vae, slow = 6 * draw.uniform(0.5, 2), 6 * draw.uniform(0.5, 2)
-    found = verdict(lost_by(simulated(vae=vae, slow=slow).events()))
-    order = [found["largest"]["doing"]["code"], found["next"][0]["doing"]["code"]]
-    assert order == (["doing_vae", "doing_compute"] if vae > slow else ["doing_compute", "doing_vae"])
+NAMED = {
+    "vae": (3, "loss_wait", "doing_vae"),
+    "text": (3, "loss_wait", "doing_text"),
+    "save": (3, "loss_wait", "doing_save"),
+    "slow": (3, "loss_wait", "doing_compute"),
+    "load": (4, "loss_part", "lost_load"),
+    "setup": (4, "loss_part", "lost_setup"),
+    "exchange": (40, "loss_exchange", None),
+}  # of how many seconds of all ranks together one second is, and the loss
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    ("one", "other"), [("vae", "slow"), ("text", "load"), ("exchange", "save"), ("slow", "setup"), ("exchange", "vae")]
+)
+def test_of_two_causes_the_larger_comes_first(one: str, other: str, seed: int) -> None:
+    draw = Random(f"{one} {other} {seed}")
+    seconds: dict[str, Any] = {name: 24 / NAMED[name][0] * draw.uniform(0.5, 2) for name in (one, other)}
+    lost = {name: NAMED[name][0] * seconds[name] for name in seconds}
+    found = verdict(lost_by(simulated(**seconds).events()))
+    order = [
+        (f["code"], (f.get("doing") or f.get("what") or {}).get("code")) for f in (found["largest"], *found["next"])
+    ]
+    assert order == [NAMED[name][1:] for name in sorted(lost, key=lambda name: -lost[name])]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_slow_link_is_named_with_all_who_wait_for_it(seed: int) -> None:
+    """Ranks 2 and 3 exchange slowly, and 0 and 1 wait for them in the next exchange of all."""
+    sim, more = Simulation(4), 0.4 * Random(seed).uniform(0.5, 2)
+    for step in range(12):
+        begun = list(sim.now)
+        for r in range(4):
+            sim.spend(r, "compute", 1.0)
+        sim.meet("ulysses", (0, 1), 0.01)
+        sim.meet("ulysses", (2, 3), 0.01 + more)
+        sim.meet("video", (0, 1, 2, 3), 0.0)
+        sim.step("0000_0", step, 1, [1] * 4, "dp1 cfg2 ring1 ulysses2", begun)
+    for r in range(4):
+        sim.phase(r, "denoise", 0.0, "0000_0")
+    (largest, *_) = lost_by(sim.events())
+    assert (largest["code"], largest["axis"], largest["link"]["ranks"]) == ("loss_exchange", "ulysses", [2, 3])
+    assert largest["seconds"] == pytest.approx(12 * 4 * (0.01 + more), rel=0.05)
+
+
+def test_a_chain_of_waits_names_its_end() -> None:
+    """Rank 1 waits for rank 2, and rank 0 for rank 1: all of it is for rank 2, which runs the VAE."""
+    sim = Simulation(3)
+    begun = list(sim.now)
+    sim.spend(2, "vae", 8.0)
+    sim.phase(2, "vae", begun[2], "0000_0")
+    sim.meet("tp", (1, 2), 0.0)
+    sim.spend(1, "vae", 0.001)
+    sim.phase(1, "vae", begun[1], "0000_0")
+    sim.meet("ulysses", (0, 1), 0.0)
+    sim.phase(0, "vae", begun[0], "0000_0")
+    (largest, *_) = lost_by(sim.events())
+    assert (largest["code"], largest["ranks"], largest["waiting"]) == ("loss_wait", [2], [0, 1])
+    assert largest["seconds"] == pytest.approx(16.0, rel=0.01)
 
 
 def test_what_is_lost_a_little_on_every_rank_in_turn() -> None:
@@ -151,6 +203,30 @@ def node(samples: Sequence[dict[str, Any]], gpus: Sequence[dict[str, Any]] = ())
     return NodeSamples("host-a", "570", None, tuple(gpus), tuple(samples), (), {}, 0)
 
 
+def test_ranks_without_cores_keep_the_others_waiting() -> None:
+    """Their exchanges take longer than the fastest, and they are late in turn: all of it comes from missing cores."""
+    sim, everyone = Simulation(4), (0, 1, 2, 3)
+    for step in range(12):
+        begun = list(sim.now)
+        for r in everyone:
+            sim.spend(r, "compute", 1.0 + 1.5 * (step % 4 == r))
+        sim.meet("ulysses", everyone, 0.01 if step == 0 else 0.8)
+        sim.step("0000_0", step, 1, [1] * 4, LAYOUT, begun)
+    for r in everyone:
+        sim.phase(r, "denoise", 0.0, "0000_0")
+    whole_s = sim.now[0]
+    samples = [
+        {"time_s": sim.clock(0, now), "host": {"cpu_all_s": 2 * now}, "gpus": [],
+         "ranks": [{"rank": r, "ran_s": now / 2, "starved_s": 0.15 * now, "major_faults": 0} for r in everyone]}
+        for now in (0.0, whole_s)
+    ]  # fmt: skip
+    (largest, *others) = lost_by(sim.events(), [node(samples)])
+    assert (largest["code"], largest["cause"]["code"]) == ("loss_starved", "too_many_threads")
+    late_s, exchange_s = 12 * 3 * 1.5, 11 * 4 * 0.79
+    assert largest["seconds"] == pytest.approx(0.15 * 4 * whole_s + late_s + exchange_s, rel=0.01)
+    assert sum(loss["seconds"] for loss in others) == pytest.approx(12 * 4 * 0.01, rel=0.05)
+
+
 @pytest.mark.parametrize(("cpus", "cause"), [(2, "too_many_threads"), (16, "busy_cpus")])
 def test_cores_that_were_not_free(cpus: int, cause: str) -> None:
     sim = simulated()
@@ -164,21 +240,22 @@ def test_cores_that_were_not_free(cpus: int, cause: str) -> None:
     assert largest["share"] == pytest.approx(0.4)
 
 
-def test_a_clock_that_is_held_down_on_every_card() -> None:
-    """No rank is slower than another, and yet half of the speed is lost."""
-    sim = simulated()
+@pytest.mark.parametrize("seed", range(4))
+def test_a_clock_that_is_held_down_on_every_card(seed: int) -> None:
+    """No rank is slower than another, and yet a part of the speed is lost."""
+    sim, held = simulated(), 0.4 * Random(seed).uniform(0.5, 2)
     events = [
         replace(e, meta=replace(e.meta, device="cuda", device_uuid=f"GPU-{r}")) for r, e in enumerate(sim.events())
     ]
     gpus = [{"index": n, "uuid": f"GPU-{n}", "name": "X", "sm_mhz_max": 2000} for n in range(4)]
-    reading = {"sm_mhz": 1000, "throttled": ["too hot (hardware)"], "processes": [[0, 1]]}
+    reading = {"sm_mhz": 2000 * (1 - held), "throttled": ["too hot (hardware)"], "processes": [[0, 1]]}
     samples = [
         {"time_s": sim.clock(0, 0.5 * n), "host": {}, "ranks": [], "gpus": [{"gpu": g} | reading for g in range(4)]}
         for n in range(30)
     ]
     (largest, *_) = lost_by(events, [node(samples, gpus)])
     assert largest["code"] == "loss_held_down"
-    assert largest["seconds"] == pytest.approx(10 * 0.5)
+    assert largest["seconds"] == pytest.approx(10 * held)
 
 
 def test_a_run_that_failed_says_so_first(tmp_path: Path) -> None:
