@@ -16,7 +16,7 @@ from opensora_launch.report.markdown_tables import (
     secs,
     secs_of,
 )
-from opensora_launch.report.rates import karp_flatt_text
+from opensora_launch.report.rates import karp_flatt_text, used_text
 from opensora_launch.report.wording import label, message, say
 
 PROMPT_CHARS = 100
@@ -55,17 +55,18 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
                 lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
     for line in _finding_lines(report)[:MOST_FINDINGS]:
         lines += _wrapped(line)
+    used = _wrapped(used_text(report))
     found = report["efficiency"]
     if found is None:
         reason = report["efficiency_reason"]
         said = reason["code"] == report["verdict"]["code"]
-        return lines if said else lines + _wrapped(f"{label('no_efficiency')}. {say(reason)}")
+        return lines + ([] if said else _wrapped(f"{label('no_efficiency')}. {say(reason)}")) + used
     for scope, name in SCOPES.items():
         s = found[scope]
         lines.append(f"efficiency of {name}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
     base = found["baseline"]
     lines += _wrapped(f"  baseline, {base['kind']}: {label('baseline_' + base['kind'], run=base['run'])}")
-    return lines + (_wrapped(f"  {say(found['fault'])}") if found["fault"] else [])
+    return lines + (_wrapped(f"  {say(found['fault'])}") if found["fault"] else []) + used
 
 
 def _header(report: Mapping[str, Any]) -> list[str]:
@@ -147,8 +148,7 @@ def _rates(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"A rank computed {rates['flops_per_s'] / 1e12:.3g} TFLOP/s over its denoise phases{share}.")
     if report["energy"] and report["energy"]["joules_per_video"] is not None:
         lines.append(f"The GPUs used {report['energy']['joules_per_video'] / 1000:.3g} kJ per video.")
-    if report["cost"] and report["cost"]["usd_per_video"] is not None:
-        lines.append(f"A video cost {report['cost']['usd_per_video']:.4f} dollars.")
+    lines += [f"{used[0].upper()}{used[1:]}."] if (used := used_text(report)) else []
     if report["serial_share"] and (share_of := report["serial_share"]["job"]) is not None:
         lines.append(f"{label('serial')} by Karp and Flatt: {karp_flatt_text(share_of)}.")
     return [" ".join(lines)] if lines else []

@@ -12,11 +12,24 @@ import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
-from opensora_launch.report.rates import Prices, amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
+from opensora_launch.report.markdown import summary_lines
+from opensora_launch.report.rates import (
+    Prices,
+    Used,
+    amdahl,
+    compute_rates,
+    cost,
+    energy,
+    karp_flatt,
+    link_rates,
+    row_flops,
+    used_text,
+)
 from opensora_launch.report.wording import message
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import LayoutConfig, RunConfig
 from opensora_launch.schema.plain import config_yaml
+from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.telemetry.events import Collective, RankEvents, WorkSpan
 from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, Simulation, a_plan, plain_simulation, write_run
@@ -63,13 +76,28 @@ def test_energy_and_cost_of_a_video() -> None:
         {"host": "h", "index": 0, "energy_j": 3000.0, "power_mean_w": None},
         {"host": "h", "index": 1, "energy_j": None, "power_mean_w": 60.0},
     ]
-    found = energy(gpus, 10.0, 2, 0.36)
+    found = energy([Used(2, 10.0, gpus)], 2, 0.36)
     assert (found["joules"], found["joules_per_video"], found["reason"]) == (3600.0, 1800.0, None)
     assert found["usd_per_video"] == pytest.approx(1800 / 3.6e6 * 0.36)
-    assert energy([], 10.0, 2, None)["reason"] == message("no_power_readings")
-    spent = cost(4, 900.0, 2, 3.0)
-    assert (spent["gpu_hours"], spent["usd_per_video"]) == (1.0, 1.5)
-    assert cost(4, 900.0, 2, None)["reason"] == message("no_price")
+    assert found["kwh"] == pytest.approx(0.001)
+    for unread in ([Used(2, 10.0, [])], [Used(2, 10.0, gpus), Used(2, 10.0, [])]):
+        assert energy(unread, 2, None)["reason"] == message("no_power_readings")
+    spent = cost([Used(4, 600.0, []), Used(4, 300.0, [])], 2, 3.0)
+    assert (spent["gpu_hours"], spent["usd"], spent["usd_per_video"]) == (1.0, 3.0, 1.5)
+    assert cost([Used(4, 900.0, [])], 2, None)["reason"] == message("no_price")
+
+
+def test_what_a_run_used_is_the_last_line(run: Path) -> None:
+    """The price of the run's own config counts where the command gives none, and every attempt is paid for."""
+    report = build(run)
+    assert (report["cost"]["usd"], summary_lines(report)[-1]) == (None, "used: 0.014 GPU-hours")
+    (run / "config.yaml").write_text(config_yaml(replace(config(), estimate=EstimateConfig(usd_per_gpu_hour=300.0))))
+    report = build(run)
+    assert summary_lines(report)[-1] == "used: 0.014 GPU-hours, $4.12"
+    assert "Used: 0.014 GPU-hours, $4.12." in (run / "report.md").read_text()
+    assert build(run, prices=Prices(usd_per_gpu_hour=3.0))["cost"]["usd"] == pytest.approx(report["cost"]["usd"] / 100)
+    report["energy"]["kwh"], report["videos"]["done"] = 0.25, 2
+    assert used_text(report) == "used: 0.014 GPU-hours, 0.250 kWh, $4.12 ($4.1250 per video)"
 
 
 @pytest.mark.parametrize(("ranks", "serial"), [(2, 0.1), (4, 0.25), (8, 0.0), (8, 1.0)])
