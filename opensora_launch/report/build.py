@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.report.attempts import AttemptAnalysis
+from opensora_launch.report.csv_tables import ranks_csv, sweep_csv
 from opensora_launch.report.document import document, rounded
-from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
 from opensora_launch.report.markdown import run_markdown
+from opensora_launch.report.metrics import metrics
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.rates import Prices
 from opensora_launch.report.run_files import read_recorded_run, read_report
 from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline
+from opensora_launch.report.trace import trace
 from opensora_launch.report.wording import LANGUAGES, templates
 from opensora_launch.rundir import RunDir, write_whole
 

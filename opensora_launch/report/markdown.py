@@ -17,7 +17,7 @@ from opensora_launch.report.markdown_tables import (
     secs_of,
 )
 from opensora_launch.report.rates import karp_flatt_text, used_text
-from opensora_launch.report.wording import label, message, say
+from opensora_launch.report.wording import Message, label, message, say
 
 PROMPT_CHARS = 100
 SHARE_BAR_CHARS = 30
@@ -53,20 +53,20 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
             if share >= LEAST_PART:
                 bar = "#" * max(1, round(share * SHARE_BAR_CHARS))
                 lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
-    for line in _finding_lines(report)[:MOST_FINDINGS]:
-        lines += _wrapped(line)
+    for found in sorted(_findings(report), key=lambda f: f["code"] != "gpu_error")[:MOST_FINDINGS]:
+        lines += _wrapped(_finding(found))
     used = _wrapped(used_text(report))
-    found = report["efficiency"]
-    if found is None:
+    used_well = report["efficiency"]
+    if used_well is None:
         reason = report["efficiency_reason"]
         said = reason["code"] == report["verdict"]["code"]
         return lines + ([] if said else _wrapped(f"{label('no_efficiency')}. {say(reason)}")) + used
     for scope, name in SCOPES.items():
-        s = found[scope]
+        s = used_well[scope]
         lines.append(f"efficiency of {name}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
-    base = found["baseline"]
+    base = used_well["baseline"]
     lines += _wrapped(f"  baseline, {base['kind']}: {label('baseline_' + base['kind'], run=base['run'])}")
-    return lines + (_wrapped(f"  {say(found['fault'])}") if found["fault"] else []) + used
+    return lines + (_wrapped(f"  {say(used_well['fault'])}") if used_well["fault"] else []) + used
 
 
 def _header(report: Mapping[str, Any]) -> list[str]:
@@ -124,7 +124,7 @@ def _used(report: Mapping[str, Any]) -> list[str]:
 
 def _found(report: Mapping[str, Any]) -> list[str]:
     """Findings of all attempts, and advice."""
-    blocks = [f"## {label('found')}", md_list(_finding_lines(report)) or label("found_none")]
+    blocks = [f"## {label('found')}", md_list([_finding(found) for found in _findings(report)]) or label("found_none")]
     if report["advice"]:
         lines = [
             f"{say(a['what'], 'title').removesuffix('.')}. {say(a['do'])} "
@@ -136,8 +136,12 @@ def _found(report: Mapping[str, Any]) -> list[str]:
     return [*blocks, f"## {label('advice')}", md_text(none)]
 
 
-def _finding_lines(report: Mapping[str, Any]) -> list[str]:
-    return [f"{say(f, 'title')}. {say(f)}" for attempt in report["attempts"] for f in attempt["findings"]]
+def _findings(report: Mapping[str, Any]) -> list[Message]:
+    return [found for attempt in report["attempts"] for found in attempt["findings"]]
+
+
+def _finding(found: Message) -> str:
+    return f"{say(found, 'title')}. {say(found)}"
 
 
 def _rates(report: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """FLOP/s, links, energy, cost, serial shares, advice, and the forms for other programs."""
 
 import csv
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -209,18 +208,8 @@ def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
     assert unreadable["prediction_reason"] == message("no_planner_rates")
 
 
-def test_trace_metrics_and_table(run: Path) -> None:
+def test_tables_of_the_ranks(run: Path) -> None:
     build(run)
-    trace = json.loads((run / "trace.json").read_text())["traceEvents"]
-    spans = [e for e in trace if e["ph"] == "X"]
-    assert {e["pid"] for e in spans} == {0, 1}
-    steps = [e for e in spans if e["tid"] == 1]
-    assert len(steps) == 10
-    assert min(e["ts"] for e in spans) == 0
-    assert steps[0]["dur"] == pytest.approx(4.25e6 + (1e6 if steps[0]["pid"] else 0), rel=0.3)
-    prom = (run / "metrics.prom").read_text()
-    assert 'opensora_rank_seconds{run="run",rank="0",host="host-a",part="compute"} 18.0\n' in prom
-    assert prom.count("# TYPE opensora_rank_seconds gauge\n") == 1
     rows = list(csv.DictReader((run / "ranks.csv").read_text().splitlines()))
     assert [(r["rank"], r["compute_s"], r["communication_ulysses_s"]) for r in rows] == [
         ("0", "18.0", "1.25"), ("1", "18.0", "1.25"),
