@@ -22,6 +22,7 @@ from opensora_launch.cli.view import progress
 from opensora_launch.errors import UserError
 from opensora_launch.machine.host import host_sample
 from opensora_launch.report.bench_report import report_sweep
+from opensora_launch.report.sweep_markdown import note_lines
 from opensora_launch.request.bench_points import prepare_bench
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.override_checks import hydra_quoted
@@ -42,7 +43,7 @@ def bench_verb(parsed: Parsed) -> int:
         sweep, failed = _run_all(folder, read_sweep(folder))
         made = report_sweep(folder, sweep)
     if made:
-        print(f"report: {folder.report_page}")
+        print("\n".join([*note_lines(made), f"report: {folder.report_page}"]))
     else:
         print_errors([f"no report: no run that counts was successful; see {folder.log}"])
     if failed:

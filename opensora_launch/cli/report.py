@@ -12,7 +12,7 @@ from opensora_launch.report.markdown import summary_lines
 from opensora_launch.report.published import published
 from opensora_launch.report.rates import Prices
 from opensora_launch.report.sweep import size, sweep_report
-from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text
+from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text, note_lines
 from opensora_launch.report.wording import message, say
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import RunDir, SweepDir
@@ -66,7 +66,7 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
         print(f"{point['name']:<30} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}")
     for base in data["baselines"]:
         print(baseline_text(base, data["unit"]))
-    print(f"report: {folder.report_page}")
+    print("\n".join([*note_lines(data), f"report: {folder.report_page}"]))
     return 0
 
 

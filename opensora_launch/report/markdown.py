@@ -1,6 +1,5 @@
 """report.json as text: report.md, and a summary for the terminal. Nothing here measures or decides."""
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from opensora_launch.report.markdown_tables import (
     prediction_table,
     secs,
     secs_of,
+    wrapped,
 )
 from opensora_launch.report.rates import karp_flatt_text, used_text
 from opensora_launch.report.wording import Message, label, message, say
@@ -39,8 +39,8 @@ def run_markdown(report: Mapping[str, Any]) -> str:
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """Where the time went and how well the ranks were used, in at most 80 columns, for the terminal."""
-    lines = _wrapped(_approximate(report)) if report["approximate"] else []
-    lines += _wrapped(say(report["verdict"]))
+    lines = wrapped(_approximate(report)) if report["approximate"] else []
+    lines += wrapped(say(report["verdict"]))
     ranks = [rank for attempt in report["attempts"] for rank in attempt["ranks"]]
     if ranks:
         total = sum(r["wall_s"] for r in ranks)
@@ -54,19 +54,19 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
                 bar = "#" * max(1, round(share * SHARE_BAR_CHARS))
                 lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
     for found in sorted(_findings(report), key=lambda f: f["code"] != "gpu_error")[:MOST_FINDINGS]:
-        lines += _wrapped(_finding(found))
-    used = _wrapped(used_text(report))
+        lines += wrapped(_finding(found))
+    used = wrapped(used_text(report))
     used_well = report["efficiency"]
     if used_well is None:
         reason = report["efficiency_reason"]
         said = reason["code"] == report["verdict"]["code"]
-        return lines + ([] if said else _wrapped(f"{label('no_efficiency')}. {say(reason)}")) + used
+        return lines + ([] if said else wrapped(f"{label('no_efficiency')}. {say(reason)}")) + used
     for scope, name in SCOPES.items():
         s = used_well[scope]
         lines.append(f"efficiency of {name}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
     base = used_well["baseline"]
-    lines += _wrapped(f"  baseline, {base['kind']}: {label('baseline_' + base['kind'], run=base['run'])}")
-    return lines + (_wrapped(f"  {say(used_well['fault'])}") if used_well["fault"] else []) + used
+    lines += wrapped(f"  baseline, {base['kind']}: {label('baseline_' + base['kind'], run=base['run'])}")
+    return lines + (wrapped(f"  {say(used_well['fault'])}") if used_well["fault"] else []) + used
 
 
 def _header(report: Mapping[str, Any]) -> list[str]:
@@ -259,11 +259,3 @@ def _count(number: int, noun: str) -> str:
 def _prompt(text: str) -> str:
     one_line = " ".join(text.split())
     return md_text(one_line if len(one_line) <= PROMPT_CHARS else one_line[: PROMPT_CHARS - 1] + "…")
-
-
-def _wrapped(text: str) -> list[str]:
-    """Lines of at most 80 columns; a longer word stays whole."""
-    indent = " " * (len(text) - len(text.lstrip()))
-    return textwrap.wrap(
-        text.strip(), 80, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
-    )

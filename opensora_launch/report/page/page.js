@@ -167,8 +167,8 @@ function sweep_page(data) {
   const amdahl = data.amdahl.map((a) => el("p", {}, el("b", {}, a.name + ": "), t(a.parallel_s ? "amdahl_about" : "amdahl_none", a)));
   const body = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)}`, x.repeats ?? "–", x.speedup === null ? "–" : `${x.speedup.toFixed(2)}×`, x.efficiency !== null ? percent(x.efficiency) : x.other_work.length ? t("no_value_other_work") : "–", x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
   const baselines = data.baselines.map((b) => el("li", {}, t("sweep_baseline_" + b.kind, { ...b, size: size_of(b.gpus) })));
-  const shown = [curve_of(data.curve), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
-    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 9], quiet: true }), el("ul", {}, ...baselines)),
+  const shown = [...sweep_notes(data), curve_of(data.curve), ...scaling_of(data), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
+    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 9], long: [0, 2], quiet: true }), el("ul", {}, ...baselines)),
     data.command ? section("environment", t("environment"), null, el("pre", {}, data.command)) : null,
     data.unknown.length ? section("unknown", t("unknown"), null, el("ul", {}, ...data.unknown.map((l) => el("li", {}, say(l))))) : null];
   return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", { points: data.table.length, device: data.device })];
