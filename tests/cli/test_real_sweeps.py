@@ -25,6 +25,7 @@ def test_a_sweep_in_this_launchers_own_process(empty_folder: Path) -> None:
     assert sorted(p.suffix for p in empty_folder.glob("runs/*/samples/0000_0.*")) == [".json", ".json", ".mp4", ".png"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_real_rank(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["gpus=[1]", "repeats=1", "warmup=0", "launcher=inline", "--prompt", "sea"]
     assert main(["bench", *TINY, *words]) == 0

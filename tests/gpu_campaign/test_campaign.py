@@ -142,6 +142,7 @@ def test_no_item_starts_after_the_budget(tmp_path: Path) -> None:
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.slow
 def test_an_item_that_outlasts_a_whole_budget_has_failed(tmp_path: Path) -> None:
     assert campaign(tmp_path)[0].run(["a"], again=False) == 0
     run, _ = campaign(tmp_path, budget_s=3)
@@ -262,6 +263,7 @@ import _gpu.summary, _gpu.vae, _gpu.watching
 """
 
 
+@pytest.mark.slow
 def test_a_machine_needs_little_more_than_torch() -> None:
     """The items say at their start what they lack; none keeps another from running."""
     argv = [sys.executable, "-c", BARE, str(ROOT / "scripts"), str(ROOT)]
@@ -285,6 +287,7 @@ def test_mistakes_are_one_line(words: list[str], problem: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_item_runs_on_a_cpu_through_the_command(tmp_path: Path) -> None:
     words = ["ceilings", "--size", "tiny", "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)

@@ -59,7 +59,7 @@ def made_on_rank(layouts: tuple[Layout, ...], per_node: int) -> tuple[dict[Ranks
     ("layouts", "per_node"),
     [
         (LAYOUTS, 4),
-        (LAYOUTS, 2),
+        pytest.param(LAYOUTS, 2, marks=pytest.mark.slow),
         ((Layout(tp=2, ulysses=2),), 4),
         ((Layout(dp=2, ring=2),), 4),
         ((Layout(ring=3),), 1),

@@ -131,6 +131,7 @@ def test_a_file_that_one_rank_does_not_see_fails_its_video_on_all(tmp_path: Path
     assert failed["0001_0"].startswith(f"ref {refs[1]}: no such file (on ")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_the_vae(tmp_path: Path) -> None:
     """The command ends with exit code 1 and without a black video. Weights that were never written are warned of."""
     shutil.copytree(Path(opensora_launch.__file__).parent / "demo" / "ckpts", tmp_path / "ckpts")

@@ -127,6 +127,7 @@ def in_a_hostile_place(folder: Path, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made_by_resume_on_another_number_of_ranks(tmp_path):
     """One rank in this launcher's own process made two videos, and one of them is lost."""
     (tmp_path / "p.txt").write_text("one\ntwo\n")
