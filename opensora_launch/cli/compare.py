@@ -5,7 +5,10 @@ from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import Change, compare_reports, read_either
+from opensora_launch.report.compare_page import compare_page
+from opensora_launch.report.wording import say
 from opensora_launch.request.flags import Parsed
+from opensora_launch.rundir import write_whole
 
 THRESHOLD_PERCENT = 5.0
 
@@ -15,7 +18,11 @@ def compare_verb(parsed: Parsed) -> int:
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
     threshold = _threshold(parsed.one("--threshold"))
-    changes, notes = compare_reports(*(read_either(Path(path)) for path in parsed.rest))
+    out = _page_file(parsed)
+    a, b = (Path(path) for path in parsed.rest)
+    reports = (read_either(a), read_either(b))
+    changes, notes = compare_reports(*reports)
+    print(f"A: {a}\nB: {b}")
     width = max(len(change.what) for change in changes)
     print(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}")
     worse = [change for change in changes if slower(change, threshold)]
@@ -24,9 +31,21 @@ def compare_verb(parsed: Parsed) -> int:
         unit = f" {change.unit}"
         print(f"{change.what:<{width}}  {change.a:>8.3f}{unit:<4}{change.b:>8.3f}{unit:<4}{change.ratio:>7.3f}{mark}")
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {say(note)}")
     print(f"{len(worse)} of {sum(c.gates for c in changes)} times are slower by more than {threshold:.1%}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, compare_page((a, b), reports, changes, worse, notes))
+        print(f"page: {out}")
     return 1 if worse else 0
+
+
+def _page_file(parsed: Parsed) -> Path | None:
+    """Where the page goes, if one is wanted."""
+    out = parsed.path("--html")
+    if out and out.is_dir():
+        raise UserError(f"--html {out} is a folder; give a file, such as {out / 'compare.html'}")
+    return out
 
 
 def _threshold(text: str | None) -> float:

@@ -180,7 +180,7 @@ function draw_page() {
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = t(node.dataset.text);
   for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", t(node.dataset.label));
   for (const code of Object.keys(WORDS)) document.getElementById(`lang-${code}`).setAttribute("aria-pressed", String(code === language));
-  const [shown, lead] = DATA.kind === "run" ? run_page(DATA) : sweep_page(DATA);
+  const [shown, lead] = DATA.kind === "run" ? run_page(DATA) : DATA.kind === "compare" ? compare_page(DATA) : sweep_page(DATA);
   document.getElementById("title").textContent = DATA.kind === "run" ? `${t("run")} ${DATA.title}` : DATA.title;
   document.getElementById("lead").textContent = lead;
   document.getElementById("footer").textContent = t("foot", { version: DATA.version });

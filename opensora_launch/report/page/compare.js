@@ -1,0 +1,38 @@
+// The comparison of two runs or sweeps: what changed, which settings differ, and both timelines on one time axis.
+function change_text(c) {
+  const off = c.b - c.a, sign = off > 0 ? "+" : off < 0 ? "−" : "±";
+  return c.a ? `${sign}${percent(Math.abs(off / c.a))}` : "–";
+}
+function compare_verdict(data) {
+  const slower = data.changes.filter((c) => c.slower);
+  const first = data.changes.find((c) => c.gates), said = t(first.b > first.a ? "b_longer" : "b_shorter", { what: first.name, share: Math.abs(first.b / first.a - 1), a_s: first.a, b_s: first.b });
+  return note(slower.length ? "warn" : "good", said, t("b_slower", { slower: slower.length, gates: data.changes.filter((c) => c.gates).length }));
+}
+function deltas_of(data) {
+  const mark = (c) => (c.slower ? t("slower") : c.beyond ? t("beyond_spread") : "");
+  const value = (v, c) => `${c.unit === "s" ? seconds(v) : v.toFixed(2)} ${c.unit}`;
+  const body = data.changes.map((c) => [say(c.name), value(c.a, c), value(c.b, c), change_text(c), c.a ? (c.b / c.a).toFixed(3) : "–", mark(c)]);
+  return section("deltas", t("deltas"), null, table(t("deltas"), [t("what_of"), "A", "B", t("change"), "B / A", ""], body, { words: [5], quiet: true }),
+    data.notes.length ? el("ul", {}, ...data.notes.map((n) => el("li", {}, say(n)))) : null);
+}
+function settings_of(data) {
+  const shown = (v) => (v === null || v === undefined || v === "" ? "–" : typeof v === "object" ? say(v) : String(v));
+  const body = data.settings.map((s) => [s.key, shown(s.a), shown(s.b)]);
+  return section("settings", t("settings"), t("settings_about"), body.length ? table(t("settings"), [t("name"), "A", "B"], body, { long: [1, 2], quiet: true }) : el("p", {}, t("none")),
+    ...data.commands.flatMap((command, n) => (command ? [el("h3", {}, "AB"[n]), el("pre", {}, command)] : [])));
+}
+function timelines_of(data) {
+  if (data.of !== "run") return null;
+  const one = (drawn, n) => {
+    const head = el("h3", {}, `${"AB"[n]}: ${data.names[n]}`);
+    if (!drawn) return el("div", {}, head, el("p", { class: "soft" }, t("no_timeline", { path: data.paths[n] })));
+    const made = timeline_view(drawn);
+    views.push(made);
+    return el("div", {}, head, made.view);
+  };
+  return section("timeline", t("timelines"), t("timelines_about"), ...data.timelines.map(one));
+}
+function compare_page(data) {
+  const who = el("dl", {}, ...data.names.flatMap((name, n) => [el("dt", {}, "AB"[n]), el("dd", {}, el("b", {}, name), ` (${data.paths[n]})`)]));
+  return [[compare_verdict(data), who, deltas_of(data), curve_of(data.curve), settings_of(data), timelines_of(data)], t("lead_compare")];
+}
