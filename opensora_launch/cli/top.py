@@ -11,6 +11,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.alive import rank_state
+from opensora_launch.runs.files import newest_preview
 from opensora_launch.runs.state import is_job_suspended, is_over, read_attempts
 
 if TYPE_CHECKING:
@@ -39,17 +40,24 @@ def top_verb(parsed: Parsed) -> int:
             alive = any(view.state(beat) in ("running", "suspended") for beat in view.beats)
             ended, now = is_over(attempt, alive=alive), time.monotonic()
             if live:
-                live.update(_picture(view), refresh=True)
+                live.update(_picture(view, run_dir), refresh=True)
             elif ended or now - last_s >= LINE_EVERY_S:
                 last_s = now
-                lines = [view.summary(), *rank_lines(view)] if view.beats else [NO_RANK]
+                lines = [view.summary(), *rank_lines(view), *_preview_line(run_dir)] if view.beats else [NO_RANK]
                 print("\n".join(lines), flush=True)
             if ended or parsed.has("--once"):
                 return exit_codes.DONE
             time.sleep(_LOOK_S)
 
 
-def _picture(view: RunView) -> "RenderableType":
+def _picture(view: RunView, run_dir: RunDir) -> "RenderableType":
     from rich.console import Group
 
-    return Group(view.summary(), view.bar(), rank_table(view)) if view.beats else NO_RANK
+    if not view.beats:
+        return NO_RANK
+    return Group(view.summary(), view.bar(), rank_table(view), *_preview_line(run_dir))
+
+
+def _preview_line(run_dir: RunDir) -> list[str]:
+    newest = newest_preview(run_dir)
+    return [f"preview: {newest}"] if newest else []

@@ -20,7 +20,17 @@ from opensora_launch.report.trace import trace
 from opensora_launch.report.wording import LANGUAGES, templates
 from opensora_launch.rundir import RunDir, write_whole
 
-PAGE_FILES = ("page.css", "words.js", "draw.js", "charts.js", "scaling.js", "timeline.js", "compare.js", "page.js")
+PAGE_FILES = (
+    "page.css",
+    "words.js",
+    "draw.js",
+    "charts.js",
+    "scaling.js",
+    "timeline.js",
+    "previews.js",
+    "compare.js",
+    "page.js",
+)
 NO_PRICES = Prices()
 
 

@@ -96,6 +96,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "times": _times(run, done, analyses),
         "attempts": [attempt_document(a) for a in analyses],
         "samples": [asdict(v) for v in run.videos],
+        "previews": {name: list(files) for name, files in run.previews.items()},
         "unknown": _unknown(run, bool(attentions)),
     }
 

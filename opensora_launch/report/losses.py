@@ -9,6 +9,7 @@ What the other ranks lose because one had no core counts as a loss by missing co
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from opensora_launch.report.accounting import RankAccount
 from opensora_launch.report.device_use import HELD_DOWN, gpu_uses, rank_use
 from opensora_launch.report.diagnosis import Evidence, exchanges
 from opensora_launch.report.root_waits import HeldUp, root_waits
@@ -30,6 +31,7 @@ DOING = {
     "vae": message("doing_vae"),
     "save": message("doing_save"),
     "other": message("doing_other"),
+    "preview": message("doing_preview"),
     "not_started": message("doing_not_started"),
 }
 LOST_PARTS = {
@@ -37,6 +39,7 @@ LOST_PARTS = {
     "load": message("lost_load"),
     "setup": message("lost_setup"),
     "other": message("lost_other"),
+    "preview": message("lost_preview"),
 }
 
 
@@ -116,13 +119,18 @@ def _parts(evidence: Evidence, held: Mapping[HeldUp, float], found: Sequence[Mes
         link = next((f for f in found if f["code"] == "slow_link" and f["axis"] == axis), None)
         yield message("loss_exchange", ranks=everyone, axis=axis, link=link, seconds=lost_s, share=lost_s / whole_s)
     for part, what in LOST_PARTS.items():
-        by_rank = {r.rank: r.parts[part] for r in accounts.ranks}
+        by_rank = {r.rank: _own_seconds(r, part) for r in accounts.ranks}
         lost_s, owners = sum(by_rank.values()), _owners(by_rank)
         on = owners if len(owners) <= MOST_OWNERS < len(everyone) or what is LOST_PARTS["idle"] else []
         yield message("loss_part", ranks=owners, what=what, on=on, seconds=lost_s, share=lost_s / whole_s)
     tails = {r.rank: accounts.wall_s - r.wall_s for r in accounts.ranks}
     lost_s = sum(tails.values())
     yield message("loss_ends", ranks=_owners(tails), seconds=lost_s, share=lost_s / whole_s)
+
+
+def _own_seconds(r: RankAccount, part: str) -> float:
+    """Previews are a part of `other`, and a loss of their own."""
+    return r.previews_s if part == "preview" else r.parts[part] - (r.previews_s if part == "other" else 0.0)
 
 
 def _starved(evidence: Evidence, made: Sequence[Message]) -> Iterator[Message]:

@@ -176,6 +176,8 @@ def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
         blocks.append(f"Compute of all ranks by kind: {_seconds(kinds)}.")
     if axes := _total(r["communication_by_axis"] for r in ranks):
         blocks.append(f"Communication of all ranks by axis: {_seconds(axes)}.")
+    if (previews_s := sum(r["previews_s"] for r in ranks)) > 0:
+        blocks.append(label("previews_about", seconds=previews_s))
     blocks += _steps(attempt["steps"])
     return [*blocks, *_slowest(attempt), *machines(attempt)]
 

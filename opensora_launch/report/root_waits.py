@@ -46,6 +46,7 @@ def _roots(
         if on != rank and on not in passed:
             yield from _roots(timelines, on, (start, end), passed | {rank})
         else:
-            yield rank, piece.part, piece.detail if piece.part == "communication" else "", end - start
+            part = piece.detail if piece.detail == "preview" else piece.part
+            yield rank, part, piece.detail if piece.part == "communication" else "", end - start
     if (before := window[1] - window[0] - covered) > 1e-9:
         yield rank, "not_started", "", before

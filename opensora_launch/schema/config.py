@@ -289,6 +289,7 @@ class RunConfig:
     precision: Precision = Precision.auto
     numerics: NumericsConfig = field(default_factory=NumericsConfig)
     attention: AttentionKind = AttentionKind.auto
+    preview_every_steps: int = 0  # denoising steps between previews, small images in the run's folder; 0: none
     profile: bool = False  # write one Chrome trace per rank; Perfetto opens it
     text_cache: str | None = "~/.cache/opensora-launch/text"  # prompt embeddings that later runs reuse; null: off
     runs_dir: str = "runs"

@@ -160,7 +160,7 @@ function run_page(data) {
   const r = data.report, e = r.efficiency;
   const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
     e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
-    gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), samples_of(r), unknown_of(r)];
+    gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), previews_of(r), samples_of(r), unknown_of(r)];
   return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
 }
 function sweep_page(data) {
