@@ -10,6 +10,7 @@ from opensora_launch.schema.config import (
     MAX_COUNT,
     MAX_SEED,
     AttentionKind,
+    Engine,
     LauncherConfig,
     Link,
     MmditConfig,
@@ -29,7 +30,7 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
     if run.preview_every_steps < 0:
         problems.append(f"preview_every_steps={run.preview_every_steps} must be at least 0 (0: no previews)")
-    problems += attention_problems(run.attention, device) + precision_problems(run, device)
+    problems += attention_problems(run.attention, device) + precision_problems(run, device) + lora_problem(run)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems
     try:
@@ -97,6 +98,13 @@ def model_problems(mmdit: MmditConfig) -> list[str]:
     head_dim = mmdit.hidden_size // mmdit.num_heads
     if sum(mmdit.axes_dim) != head_dim:
         return [f"model.mmdit.axes_dim={mmdit.axes_dim} must add up to the head size {head_dim}"]
+    return []
+
+
+def lora_problem(run: RunConfig) -> list[str]:
+    """Return a line if the engine cannot merge the LoRAs of the run."""
+    if run.engine is Engine.colossalai and run.model.lora:
+        return ["engine=colossalai does not take LoRAs, since they are not tested with it: use engine=native"]
     return []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from opensora_launch.errors import UserError
 from opensora_launch.machine.choose_gpus import Picked, link_of
 from opensora_launch.machine.host_gpus import GpuFacts
+from opensora_launch.model.lora_files import parse_lora
 from opensora_launch.request.catalogue import read_cards, unknown_card
 from opensora_launch.request.found_card import found_card
 from opensora_launch.schema.cards import Card, joined
@@ -31,12 +32,14 @@ def final_config(
     config_dir: Path | None = None,
     *,
     negative_prompt: str | None = None,
+    loras: Sequence[str] = (),
     assumed_card: str | None = None,
 ) -> FinalConfig:
     """Complete a composed config.
 
     `here` are the GPUs that this host would use: they settle the card and the link where the user left them open. With
-    `assumed_card` the ranks are GPUs, and are this card where none is named or found. Folders become absolute.
+    `assumed_card` the ranks are GPUs, and are this card where none is named or found. `loras` come after those of the
+    config. Folders and the paths of LoRAs become absolute.
     """
     card, notes, problems = composed.hardware, list[str](), tuple[str, ...]()
     taken = here.gpus[: composed.topology.gpus_per_node]
@@ -56,7 +59,11 @@ def final_config(
         hardware=card,
         topology=topology,
         sampling=sampling,
-        model=replace(composed.model, folder=weights_folder(composed.model.folder)),
+        model=replace(
+            composed.model,
+            folder=weights_folder(composed.model.folder),
+            lora=[absolute_lora(text) for text in (*composed.model.lora, *loras)],
+        ),
         runs_dir=absolute(composed.runs_dir),
         text_cache=None if composed.text_cache is None else absolute(composed.text_cache),
     )
@@ -85,6 +92,15 @@ def weights_folder(folder: str) -> str:
     if folder.startswith(PACKAGE):
         return str(Path(__file__).parent.parent / folder.removeprefix(PACKAGE))
     return absolute(folder)
+
+
+def absolute_lora(text: str) -> str:
+    """PATH@STRENGTH with an absolute path, also where no strength is given. A text that is wrong stays as it is."""
+    try:
+        lora = parse_lora(os.path.expanduser(text))
+    except UserError:
+        return text
+    return str(replace(lora, path=Path(absolute(str(lora.path)))))
 
 
 def absolute(path: str) -> str:

@@ -67,6 +67,12 @@ GENERATE_FLAGS = (
         "Image or video to start from. Give one for all prompts, or one per prompt.",
         repeats=True,
     ),
+    Flag(
+        ("--lora",),
+        "PATH[@STRENGTH]",
+        "LoRA for the video model: a PEFT folder or a safetensors file [strength 1]. May be repeated.",
+        repeats=True,
+    ),
     Flag(("--strict",), "", "Refuse the whole list if the references of one prompt cannot be used."),
     Flag(("--resume",), "RUN", "Make the videos that are missing in this run's folder."),
     Flag(("--multirun", "-m"), "", "Run a sweep: every combination of values, as in sampling.seed=1,2 or range(1,4)."),

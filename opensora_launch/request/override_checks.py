@@ -19,7 +19,7 @@ from opensora_launch.errors import did_you_mean
 from opensora_launch.request.catalogue import Key, default_choices, keys
 from opensora_launch.schema.config import RunConfig
 
-PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "resume")  # these are flags: free text and paths
+PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "lora", "resume")  # these are flags: free text and paths
 FEW_CHOICES = 8  # are all named, besides the one that was probably meant
 MAX_POINTS = 1000  # of a sweep: all are composed and planned before the first starts
 Choices = Callable[[str], list[str] | None]  # group -> names of its choices; None if there is no such group

@@ -114,7 +114,11 @@ def _final(
     here, made = gpus_of_run(points[0][1].run, machine), []
     for number, point in points:
         final = final_config(
-            point.run, here, parsed.path("--config-dir"), negative_prompt=parsed.one("--negative-prompt")
+            point.run,
+            here,
+            parsed.path("--config-dir"),
+            negative_prompt=parsed.one("--negative-prompt"),
+            loras=parsed.all("--lora"),
         )
         problems.add(final.problems)
         made.append((number, replace(point, run=final.run)))
@@ -164,10 +168,12 @@ def _as_started(topology: TopologyConfig, here: Picked, there: Machine) -> Ranks
 
 
 def weight_problems(run: RunConfig) -> list[str]:
-    """Weight files that are missing or do not fit the config."""
+    """Weight files and LoRAs that are missing or do not fit the config."""
+    from opensora_launch.model.lora_files import lora_problems
     from opensora_launch.model.weight_files import check_files
 
-    return check_files(run.model)
+    problems = check_files(run.model)
+    return problems if problems else lora_problems(run.model)
 
 
 def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[PromptEntry, ...]:

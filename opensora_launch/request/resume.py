@@ -32,7 +32,7 @@ MAY_CHANGE = (
     "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
-NEW_RUN_FLAGS = ("--prompt", "--prompts", "--ref", "--negative-prompt", "--multirun", "--config-dir")
+NEW_RUN_FLAGS = ("--prompt", "--prompts", "--ref", "--lora", "--negative-prompt", "--multirun", "--config-dir")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[s
     old = dict(_flat(config))
     if not {"model", "model.folder"} & new and not run.model.folder.startswith(PACKAGE):
         run = replace(run, model=replace(run.model, folder=str(old.get("model.folder", run.model.folder))))
+    if not {"model", "model.lora"} & new:  # those of --lora among them
+        run = replace(run, model=replace(run.model, lora=list(old.get("model.lora", []))))
     if "text_cache" not in new:
         run = replace(run, text_cache=old.get("text_cache", run.text_cache))
     return run

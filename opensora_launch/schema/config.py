@@ -156,6 +156,7 @@ class ModelConfig:
     t5_folder: str = "google/t5-v1_1-xxl"
     clip_folder: str = "openai/clip-vit-large-patch14"
     download: str = "hf download hpcai-tech/Open-Sora-v2 --local-dir {folder}"
+    lora: list[str] = field(default_factory=list)  # PATH or PATH@STRENGTH of each LoRA; --lora adds to it
     mmdit: MmditConfig = field(default_factory=MmditConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)

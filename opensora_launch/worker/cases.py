@@ -60,8 +60,13 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
     path = case.path.parent / where["file"]
     if not path.exists():
         raise UserError(f"{case.path} takes its weights from {path}, which does not exist")
+    lora = case.data.get("lora")
     config = ModelConfig(
-        folder=str(path.parent), mmdit_file=path.name, mmdit_prefix=where["prefix"], mmdit=mmdit_config(case.config)
+        folder=str(path.parent),
+        mmdit_file=path.name,
+        mmdit_prefix=where["prefix"],
+        mmdit=mmdit_config(case.config),
+        lora=[f"{case.path.parent / lora['folder']}@{lora['scale']}"] if lora else [],
     )
     source = WeightSource(config, case.device, torch.float32)
     mesh = next(iter(ranks.meshes.values()))

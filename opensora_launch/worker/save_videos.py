@@ -32,7 +32,12 @@ def save_with_record(
             "file": path.name,
             "geometry": asdict(plan.geometry),
             "sampling": asdict(plan.sampling),
-            "model": {"name": plan.model.name, "init": plan.model.init, "folder": plan.model.folder},
+            "model": {
+                "name": plan.model.name,
+                "init": plan.model.init,
+                "folder": plan.model.folder,
+                "lora": plan.model.lora,
+            },
             "precision": plan.precision,
             "numerics": asdict(plan.numerics),
             "placement": asdict(plan.placement),
