@@ -150,8 +150,13 @@ def used_text(report: Mapping[str, Any]) -> str:
         return ""
     device = label("gpu_hours_of" if report["machine"]["device"] == "cuda" else "cpu_rank_hours_of")
     per_video = cost["usd_per_video"] if report["videos"]["done"] > 1 else None
-    kwh = report["energy"]["kwh"]
-    return label("used", hours=cost["gpu_hours"], device=device, kwh=kwh, usd=cost["usd"], per_video=per_video)
+    values = {"hours": cost["gpu_hours"], "kwh": report["energy"]["kwh"], "usd": cost["usd"], "per_video": per_video}
+    return label("used", device=device, **{name: None if v is None else amount(v) for name, v in values.items()})
+
+
+def amount(value: float) -> str:
+    """Hours, kWh or dollars with as many digits as matter."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
 def imbalance(accounts: Accounts) -> dict[str, Any]:

@@ -89,14 +89,14 @@ def test_energy_and_cost_of_a_video() -> None:
 def test_what_a_run_used_is_the_last_line(run: Path) -> None:
     """The price of the run's own config counts where the command gives none, and every attempt is paid for."""
     report = build(run)
-    assert (report["cost"]["usd"], summary_lines(report)[-1]) == (None, "used: 0.014 GPU-hours")
+    assert (report["cost"]["usd"], summary_lines(report)[-1]) == (None, "used: 0.0138 GPU-hours")
     (run / "config.yaml").write_text(config_yaml(replace(config(), estimate=EstimateConfig(usd_per_gpu_hour=300.0))))
     report = build(run)
-    assert summary_lines(report)[-1] == "used: 0.014 GPU-hours, $4.12"
-    assert "Used: 0.014 GPU-hours, $4.12." in (run / "report.md").read_text()
+    assert summary_lines(report)[-1] == "used: 0.0138 GPU-hours, $4.12"
+    assert "Used: 0.0138 GPU-hours, $4.12." in (run / "report.md").read_text()
     assert build(run, prices=Prices(usd_per_gpu_hour=3.0))["cost"]["usd"] == pytest.approx(report["cost"]["usd"] / 100)
     report["energy"]["kwh"], report["videos"]["done"] = 0.25, 2
-    assert used_text(report) == "used: 0.014 GPU-hours, 0.250 kWh, $4.12 ($4.1250 per video)"
+    assert used_text(report) == "used: 0.0138 GPU-hours, 0.2500 kWh, $4.12 ($4.12 per video)"
 
 
 @pytest.mark.parametrize(("ranks", "serial"), [(2, 0.1), (4, 0.25), (8, 0.0), (8, 1.0)])

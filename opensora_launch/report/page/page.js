@@ -18,14 +18,15 @@ function tiles_of(r) {
     made.push(tile(percent(compute / total, 0), t("computing")));
   }
   if (r.rates) made.push(r.rates.mfu !== null ? tile(percent(r.rates.mfu), t("mfu"), scaled(r.rates.flops_per_s, "FLOP/s")) : tile(scaled(r.rates.flops_per_s, "FLOP/s"), t("flops"), say(r.rates.mfu_reason)));
-  if (r.energy && r.energy.kwh !== null) made.push(tile(`${r.energy.kwh.toFixed(3)} kWh`, t("energy"), r.energy.joules_per_video === null ? "" : t("per_video", { value: scaled(r.energy.joules_per_video, "J") })));
+  if (r.energy && r.energy.kwh !== null) made.push(tile(`${amount(r.energy.kwh)} kWh`, t("energy"), r.energy.joules_per_video === null ? "" : t("per_video", { value: scaled(r.energy.joules_per_video, "J") })));
   if (r.cost) made.push(cost_tile(r));
   return el("div", { class: "tiles" }, ...made);
 }
+function amount(value) { return value.toFixed(value >= 1 ? 2 : 4); }
 function cost_tile(r) {
-  const hours = `${r.cost.gpu_hours.toFixed(3)} ${t(unit === "GPU" ? "gpu_hours_of" : "cpu_rank_hours_of")}`, each = r.cost.usd_per_video;
-  if (r.cost.usd === null) return tile(r.cost.gpu_hours.toFixed(3), t(unit === "GPU" ? "gpu_hours_of" : "cpu_rank_hours_of"));
-  return tile(`$${r.cost.usd.toFixed(2)}`, t("cost"), hours, each === null ? "" : t("per_video", { value: `$${each.toFixed(4)}` }));
+  const hours = `${amount(r.cost.gpu_hours)} ${t(unit === "GPU" ? "gpu_hours_of" : "cpu_rank_hours_of")}`, each = r.cost.usd_per_video;
+  if (r.cost.usd === null) return tile(amount(r.cost.gpu_hours), t(unit === "GPU" ? "gpu_hours_of" : "cpu_rank_hours_of"));
+  return tile(`$${amount(r.cost.usd)}`, t("cost"), hours, each === null ? "" : t("per_video", { value: `$${amount(each)}` }));
 }
 function baseline_of(e) {
   return el("p", { class: "soft", id: "baseline" }, t("baseline", { kind: t(e.baseline.kind), how: e.baseline.how }));
