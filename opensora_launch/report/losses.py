@@ -8,6 +8,7 @@ What the other ranks lose because one had no core counts as a loss by missing co
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 
 from opensora_launch.report.accounting import RankAccount
 from opensora_launch.report.device_use import HELD_DOWN, gpu_uses, rank_use
@@ -18,6 +19,10 @@ from opensora_launch.report.wording import Message, message
 LEAST_LOSS = 0.05  # of all ranks' time, for a verdict
 OWNED = 0.8  # of a loss: the fewest ranks that caused so much of it own it
 MOST_OWNERS = 3  # of a wait; with more, the ranks waited for one another in turn
+
+STANDSTILL = 10.0  # times the usual seconds of an exchange
+
+Stalled = Mapping[tuple[str, int], float]
 
 HELD_UP = message("doing_exchange")
 DOING = {
@@ -48,8 +53,8 @@ def losses(evidence: Evidence, found: Sequence[Message]) -> list[Message]:
 
     `found` are the attempt's findings: they give a loss its cause where they know it.
     """
-    held = root_waits(evidence.accounts)
-    made = [*_waits(held, evidence.accounts.all_ranks_s, found), *_parts(evidence, held, found)]
+    held, stalled = root_waits(evidence.accounts), _stalled(evidence, found)
+    made = [*_waits(held, stalled, evidence.accounts.all_ranks_s, found), *_parts(evidence, held, stalled, found)]
     made += [*_starved(evidence, made), *_held_down(evidence)]
     return sorted((loss for loss in made if loss["seconds"] > 0), key=lambda loss: -loss["seconds"])
 
@@ -60,7 +65,9 @@ def verdict(lost: Sequence[Message]) -> Message:
     return message("verdict_lost", largest=large[0], next=large[1:2]) if large else message("verdict_none")
 
 
-def _waits(held: Mapping[HeldUp, float], whole_s: float, found: Sequence[Message]) -> Iterator[Message]:
+def _waits(
+    held: Mapping[HeldUp, float], stalled: Stalled, whole_s: float, found: Sequence[Message]
+) -> Iterator[Message]:
     """Waiting in collectives, by what the rank that was waited for did meanwhile."""
     slow = _slow(found)
     seconds: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
@@ -72,6 +79,8 @@ def _waits(held: Mapping[HeldUp, float], whole_s: float, found: Sequence[Message
         own = "compute" if wait.part == "communication" and wait.root in slow else wait.part
         seconds[DOING[own]["code"]][wait.root] += waited_s
         waiting[DOING[own]["code"]][wait.root].add(wait.rank)
+    for (_, sleeper), stalled_s in stalled.items():
+        seconds[DOING["compute"]["code"]][sleeper] += stalled_s
     for what in {doing["code"]: doing for doing in DOING.values()}.values():
         if not (by_owner := seconds[what["code"]]):
             continue
@@ -83,6 +92,20 @@ def _waits(held: Mapping[HeldUp, float], whole_s: float, found: Sequence[Message
         others = sorted({rank for owner in owners for rank in waiting[what["code"]][owner]})
         cause = slow.get(owners[0]) if what == DOING["compute"] else None
         yield message("loss_wait", ranks=owners, doing=what, waiting=others, cause=cause, seconds=lost_s, share=share)
+
+
+def _stalled(evidence: Evidence, found: Sequence[Message]) -> Stalled:
+    """Seconds of exchanges that stood still because a rank slept, by axis and sleeper.
+
+    A process that sleeps while it computes also sleeps in exchanges, and these then take many times as long as usual.
+    """
+    sleepers = {rank for rank, cause in _slow(found).items() if cause["code"] == "asleep"}
+    stalled: dict[tuple[str, int], float] = defaultdict(float)
+    for (axis, ranks), taken in exchanges(evidence).items() if sleepers else ():
+        if asleep := sorted(sleepers.intersection(ranks)):
+            usual = {sent: median(s for s, b in taken if b == sent) for sent in {b for _, b in taken}}
+            stalled[axis, asleep[0]] += sum(max(0.0, s - STANDSTILL * usual[b]) for s, b in taken)
+    return stalled
 
 
 def _slow(found: Sequence[Message]) -> Mapping[int, Message]:
@@ -106,7 +129,9 @@ def _owners(seconds: Mapping[int, float]) -> list[int]:
     return owners
 
 
-def _parts(evidence: Evidence, held: Mapping[HeldUp, float], found: Sequence[Message]) -> Iterator[Message]:
+def _parts(
+    evidence: Evidence, held: Mapping[HeldUp, float], stalled: Stalled, found: Sequence[Message]
+) -> Iterator[Message]:
     """What the ranks' own parts lose: exchange, missing rows, the start, and what lies outside all phases.
 
     Waiting for ranks that exchange over a slow link is a loss by this exchange.
@@ -115,6 +140,7 @@ def _parts(evidence: Evidence, held: Mapping[HeldUp, float], found: Sequence[Mes
     whole_s, everyone = accounts.all_ranks_s, [r.rank for r in accounts.ranks]
     for axis in sorted({axis for r in accounts.ranks for axis in r.communication_by_axis}):
         lost_s = sum(r.communication_by_axis.get(axis, 0.0) for r in accounts.ranks)
+        lost_s -= sum(stalled_s for (on, _), stalled_s in stalled.items() if on == axis)
         lost_s += sum(waited_s for wait, waited_s in held.items() if wait.axis == axis and _by_link(wait, found))
         link = next((f for f in found if f["code"] == "slow_link" and f["axis"] == axis), None)
         yield message("loss_exchange", ranks=everyone, axis=axis, link=link, seconds=lost_s, share=lost_s / whole_s)
