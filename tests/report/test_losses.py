@@ -33,11 +33,13 @@ def simulated(
     exchange: float = 0.01,
     vae: float = 0.0,
     save: float = 0.0,
-    own: Sequence[int] = (),
+    idle: float = 0.0,
 ) -> Simulation:
-    """Ten steps of a second on each rank; `slow` on rank 2, text, VAE and save on rank 0 alone."""
+    """Ten steps of a second on each rank; `slow` on rank 2, text, VAE and save on rank 0 alone.
+
+    In steps that last longer by `idle` in all, the last rank has no row.
+    """
     sim, everyone = Simulation(world), tuple(range(world))
-    own = own or [1] * world
     for phase, seconds in (("setup", setup), ("load", load)):
         for r in everyone:
             begun = sim.now[r]
@@ -45,12 +47,13 @@ def simulated(
             sim.phase(r, phase, begun)
     _alone(sim, "text", text)
     begun_all = list(sim.now)
-    idle = [r for r in everyone if not own[r]]
     for step in range(10):
-        begun_step = list(sim.now)
+        begun_step, own = list(sim.now), [1] * world
+        if idle and step % 2:
+            own[-1] = 0
         for r in everyone:
-            sim.spend(r, "compute" if own[r] else "idle", own[r] * 1.0 + (slow / 10 if r == 2 else 0.0))
-        sim.meet("ulysses", everyone, exchange, idle)
+            sim.spend(r, "compute" if own[r] else "idle", 1.0 + (slow / 10 if r == 2 else 0.0) + idle / 5 * (step % 2))
+        sim.meet("ulysses", everyone, exchange, [r for r in everyone if not own[r]])
         sim.step("0000_0", step, 1, own, LAYOUT, begun_step)
     for r in everyone:
         sim.phase(r, "denoise", begun_all[r], "0000_0")
@@ -94,14 +97,14 @@ def test_a_healthy_run_lost_nothing() -> None:
         ("loss_part", [0, 1, 2, 3], "lost_load", 4 * 8, {"load": 8}),
         ("loss_part", [0, 1, 2, 3], "lost_setup", 4 * 8, {"setup": 8}),
         ("loss_exchange", [0, 1, 2, 3], None, 4 * 10 * 0.5, {"exchange": 0.5}),
-        ("loss_part", [3], "lost_idle", None, {"own": [1, 1, 1, 0]}),
+        ("loss_part", [3], "lost_idle", None, {"idle": 8}),
     ],
 )
 def test_one_cause_of_any_size(
     code: str, ranks: list[int], doing: str | None, seconds: float | None, options: dict[str, Any], seed: int
 ) -> None:
     factor = Random(seed).uniform(0.5, 2.0)
-    scaled = {name: value if name == "own" else value * factor for name, value in options.items()}
+    scaled = {name: value * factor for name, value in options.items()}
     sim = simulated(**scaled)
     largest = verdict(lost_by(sim.events()))["largest"]
     assert (largest["code"], sorted(largest["ranks"])) == (code, ranks)
