@@ -52,9 +52,8 @@ def fit_projection(vae: CausalVae, cfg: VaeConfig) -> Projection:
 
 
 def projected(latents: Float[Tensor, "C T H W"], projection: Projection) -> UInt8[np.ndarray, "T H W 3"]:
-    """Return one pixel of 8 bits per latent; what is not finite is grey."""
-    to_rgb, constant = projection[:-1].to(latents.device), projection[-1].to(latents.device)
-    rgb = torch.einsum("cthw,cr->rthw", latents.float(), to_rgb) + constant[:, None, None, None]
+    """Return one pixel of 8 bits per latent; what is not finite is grey. Both are on one device."""
+    rgb = torch.einsum("cthw,cr->rthw", latents.float(), projection[:-1]) + projection[-1][:, None, None, None]
     return to_frames(torch.nan_to_num(rgb, nan=0.0, posinf=1.0, neginf=-1.0))
 
 

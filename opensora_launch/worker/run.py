@@ -74,7 +74,7 @@ def _previews(ctx: RankContext, networks: Networks) -> Previews | None:
         return None
     with ctx.recorder.span("load"):
         start = ctx.recorder.mark()
-        projection = fit_projection(networks.vae, ctx.plan.model.vae)
+        projection = fit_projection(networks.vae, ctx.plan.model.vae).to(ctx.device)
         ctx.recorder.work("preview", start)
     return Previews(ctx.plan, ctx.run_dir, projection)
 
