@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opensora_launch.model.video_layout import empty_video, layout_of, repeat_edges
-from opensora_launch.schema.config import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.model_constants import VAE_CHUNK_NUMBERS
 
 _NORM_EPS = 1e-6
@@ -281,6 +281,11 @@ class CausalVae(nn.Module):
         self.decoder = VaeDecoder(cfg)
         self.quant_conv = nn.Conv3d(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)
         self.post_quant_conv = nn.Conv3d(cfg.latent_channels, cfg.latent_channels, 1)
+
+    @property
+    def like(self) -> Tensor:
+        """A weight, of the dtype and device that it computes in."""
+        return self.post_quant_conv.weight
 
     def encode(self, pixels: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B M t h w"]:
         out: Tensor = self.quant_conv(self.encoder(pixels))

@@ -5,9 +5,16 @@ can compare them with the header of a file before anything starts. Tests compare
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from opensora_launch.model.tiles import SPACE, tile_problems, tiles_of
-from opensora_launch.schema.config import MmditConfig, ModelConfig, VaeConfig
-from opensora_launch.schema.model_constants import TIME_CHANNELS
+from opensora_launch.model.tiles import tile_problems, tiles_of
+from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
+from opensora_launch.schema.config import MmditConfig, ModelConfig
+from opensora_launch.schema.model_constants import (
+    DC_AE_CONV_STAGES,
+    DC_AE_HEAD,
+    DC_AE_STAGES,
+    DC_AE_WIDENED,
+    TIME_CHANNELS,
+)
 
 TensorShape = tuple[int, ...]
 Shapes = dict[str, TensorShape]
@@ -93,6 +100,11 @@ def group_norm(name: str, channels: int) -> Shapes:
 
 
 def vae_shapes(cfg: VaeConfig) -> Shapes:
+    """Return the weights of the autoencoder by public name."""
+    return dc_ae_shapes(cfg) if cfg.kind is VaeKind.dc_ae else causal_vae_shapes(cfg)
+
+
+def causal_vae_shapes(cfg: VaeConfig) -> Shapes:
     """Return the weights of the causal VAE by public name (hpcaitech/Open-Sora, models/hunyuan_vae)."""
     widths, latent = cfg.block_out_channels, cfg.latent_channels
     shapes = conv("quant_conv", 2 * latent, 2 * latent, 1) | conv("post_quant_conv", latent, latent, 1)
@@ -126,6 +138,49 @@ def resnet(name: str, inputs: int, outputs: int) -> Shapes:
     return shapes if inputs == outputs else shapes | conv(f"{name}.conv_shortcut.conv", inputs, outputs, 1)
 
 
+def dc_ae_shapes(cfg: VaeConfig) -> Shapes:
+    """Return the weights of the Video DC-AE by public name (hpcaitech/Open-Sora, models/dc_ae)."""
+    widths, latent = cfg.dc_ae.widths, cfg.latent_channels
+    shapes = conv("encoder.project_in.conv", cfg.in_channels, widths[0])
+    shapes |= conv("encoder.project_out.main.op_list.0.conv", widths[-1], latent)
+    shapes |= conv("decoder.project_in.main.conv", latent, widths[-1])
+    shapes |= group_norm("decoder.project_out.op_list.0", widths[0])
+    shapes |= conv("decoder.project_out.op_list.2.conv", widths[0], cfg.out_channels)
+    for i, width in enumerate(widths):
+        last = i == len(widths) - 1
+        layers = cfg.dc_ae.encoder_depths[i]
+        for j in range(layers):
+            shapes |= dc_ae_block(f"encoder.stages.{i}.op_list.{j}", i, width)
+        if not last:
+            shapes |= conv(f"encoder.stages.{i}.op_list.{layers}.main.conv", width, widths[i + 1])
+            shapes |= conv(f"decoder.stages.{i}.op_list.0.main.conv.conv", widths[i + 1], width)
+        for j in range(cfg.dc_ae.decoder_depths[i]):
+            shapes |= dc_ae_block(f"decoder.stages.{i}.op_list.{j + (not last)}", i, width)
+    return shapes
+
+
+def dc_ae_block(block: str, stage: int, width: int) -> Shapes:
+    if stage < DC_AE_CONV_STAGES:
+        return conv(f"{block}.main.conv1.conv", width, width) | normed_conv_shapes(
+            f"{block}.main.conv2", width, width, 3
+        )
+    context, local, wide = f"{block}.context_module.main", f"{block}.local_module.main", 2 * DC_AE_WIDENED * width
+    shapes: Shapes = {
+        f"{context}.qkv.conv.weight": (3 * width, width, 1, 1, 1),
+        f"{context}.aggreg.0.0.weight": (3 * width, 1, 5, 5, 5),
+        f"{context}.aggreg.0.1.weight": (3 * width, DC_AE_HEAD, 1, 1, 1),
+    }
+    shapes |= normed_conv_shapes(f"{context}.proj", 2 * width, width, 1)
+    shapes |= conv(f"{local}.inverted_conv.conv", width, wide, 1) | conv(f"{local}.depth_conv.conv", 1, wide)
+    return shapes | normed_conv_shapes(f"{local}.point_conv", wide // 2, width, 1)
+
+
+def normed_conv_shapes(name: str, inputs: int, outputs: int, kernel: int) -> Shapes:
+    """A convolution without bias, and a norm."""
+    weight = {f"{name}.conv.weight": (outputs, inputs, kernel, kernel, kernel)}
+    return weight | group_norm(f"{name}.norm", outputs)
+
+
 def config_problems(model: ModelConfig) -> list[str]:
     """Return one line for each part of the config that is impossible, whatever the weights are."""
     return [*mmdit_problems(model.mmdit), *vae_problems(model.vae), *joint_problems(model)]
@@ -137,13 +192,33 @@ def mmdit_problems(cfg: MmditConfig) -> Iterator[str]:
 
 
 def vae_problems(cfg: VaeConfig) -> Iterator[str]:
-    widths, groups = cfg.block_out_channels, cfg.norm_num_groups
-    if len(widths) != LEVELS:
-        yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {SPACE} pixels per latent"
-    if odd := sorted({w for w in widths if w % groups}):
-        yield f"model.vae.block_out_channels={widths}: {odd} are not multiples of norm_num_groups={groups}"
+    yield from _dc_ae_problems(cfg) if cfg.kind is VaeKind.dc_ae else _causal_vae_problems(cfg)
     given = f"model.vae.tile_px={cfg.tile_px}" + (f", tile_frames={cfg.tile_frames}" if cfg.tile_frames else "")
     yield from (f"{given}: {line}" for line in tile_problems(tiles_of(cfg)))
+
+
+def _causal_vae_problems(cfg: VaeConfig) -> Iterator[str]:
+    widths, groups = cfg.block_out_channels, cfg.norm_num_groups
+    if len(widths) != LEVELS:
+        yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {cfg.stride_px} pixels per latent"
+    if odd := sorted({w for w in widths if w % groups}):
+        yield f"model.vae.block_out_channels={widths}: {odd} are not multiples of norm_num_groups={groups}"
+
+
+def _dc_ae_problems(cfg: VaeConfig) -> Iterator[str]:
+    stages, widths, latent = cfg.dc_ae, cfg.dc_ae.widths, cfg.latent_channels
+    counts = {"widths": widths, "encoder_depths": stages.encoder_depths, "decoder_depths": stages.decoder_depths}
+    for name, values in counts.items():
+        if len(values) != DC_AE_STAGES or min(values) < 1:
+            yield f"model.vae.dc_ae.{name}={values} must have {DC_AE_STAGES} entries of at least 1"
+    if len(widths) != DC_AE_STAGES or min(widths) < 1:
+        return
+    if odd := sorted({w for w in widths[DC_AE_CONV_STAGES:] if w % DC_AE_HEAD}):
+        yield f"model.vae.dc_ae.widths={widths}: {odd} are not multiples of {DC_AE_HEAD}, the size of a head"
+    if widths[-1] % latent:
+        yield f"model.vae.dc_ae.widths={widths}: the last is not a multiple of model.vae.latent_channels={latent}"
+    if bad := [deeper for width, deeper in pairwise(widths) if 4 * width % deeper]:
+        yield f"model.vae.dc_ae.widths={widths}: {bad} do not divide 4 times the width before them"
 
 
 def joint_problems(model: ModelConfig) -> Iterator[str]:

@@ -2,14 +2,13 @@
 
 The VAE runs on overlapping tiles, which are then blended. Tiles do not depend on each other, so they can be computed
 anywhere; only the blending has an order (Open-Sora, autoencoder_kl_causal_3d.py: spatial tiles inside temporal ones).
-Bounds are [start, stop) in what is cut: latents to decode, pixels and frames to encode.
+Bounds are [start, stop) in what is cut: latents to decode, pixels and frames to encode. Where the first frame has a
+latent of its own (`lead` 1), tiles overlap by one more frame in time.
 """
 
 from dataclasses import dataclass
 
-from opensora_launch.schema.config import VaeConfig
-
-SPACE, TIME = 8, 4  # pixels per latent, frames per latent (the first frame has a latent of its own)
+from opensora_launch.schema.autoencoder import VaeConfig
 
 Bounds = tuple[int, int]
 VideoShape = tuple[int, int, int]  # frames, height, width
@@ -28,6 +27,9 @@ class Tiles:
     sample_frames: int | None = None
     latent_frames: int | None = None
     overlap: float = 0.25
+    space: int = 8  # pixels per latent
+    time: int = 4  # frames per latent
+    lead: int = 1  # frames with a latent of their own at the start of a video: 1 or 0
 
 
 UNTILED = Tiles()
@@ -37,7 +39,7 @@ UNTILED = Tiles()
 class Tile:
     """One tile: the part that is cut out, and the shape of its output.
 
-    Tiles after the first in time are computed with one more frame, which is dropped.
+    Tiles after the first in time may be computed with one more frame, which is dropped.
     """
 
     index: tuple[int, int, int]  # in time, from the top, from the left
@@ -51,7 +53,7 @@ class Tile:
 class TileGrid:
     """All tiles in the order in which they are blended: over time, then downwards, then to the right.
 
-    Each output keeps `keep` frames and lines (the first tile in time keeps one more frame). Over its first `blend`
+    Each output keeps `keep` frames and lines (the first tile in time keeps `lead` more frames). Over its first `blend`
     frames and lines it is faded in from the tile before.
     """
 
@@ -59,6 +61,7 @@ class TileGrid:
     out_shape: VideoShape
     keep: tuple[int, int]  # in time; in space, pixels or latents
     blend: tuple[int, int]
+    lead: int
 
 
 def tiles_of(cfg: VaeConfig) -> Tiles:
@@ -66,10 +69,13 @@ def tiles_of(cfg: VaeConfig) -> Tiles:
     px, frames = cfg.tile_px, cfg.tile_frames
     return Tiles(
         sample_px=px,
-        latent=None if px is None else px // SPACE,
+        latent=None if px is None else px // cfg.stride_px,
         sample_frames=frames,
-        latent_frames=None if frames is None else frames // TIME,
+        latent_frames=None if frames is None else frames // cfg.stride_frames,
         overlap=cfg.tile_overlap,
+        space=cfg.stride_px,
+        time=cfg.stride_frames,
+        lead=int(cfg.is_causal),
     )
 
 
@@ -77,8 +83,8 @@ def tile_problems(tiles: Tiles) -> list[str]:
     """Return one line per size whose tiles or overlaps do not fall on whole latents."""
     problems = []
     for name, size, latent, ratio in (
-        ("tile of {} pixels", tiles.sample_px, tiles.latent, SPACE),
-        ("tile of {} frames", tiles.sample_frames, tiles.latent_frames, TIME),
+        ("tile of {} pixels", tiles.sample_px, tiles.latent, tiles.space),
+        ("tile of {} frames", tiles.sample_frames, tiles.latent_frames, tiles.time),
     ):
         if size is None or latent is None:
             continue
@@ -92,45 +98,52 @@ def tile_problems(tiles: Tiles) -> list[str]:
 def decode_grid(tiles: Tiles, latent_shape: VideoShape) -> TileGrid:
     """Cut latents into tiles whose outputs are pixels."""
     sizes, outs = (tiles.latent_frames, tiles.latent), (tiles.sample_frames, tiles.sample_px)
-    return _grid(latent_shape, sizes, outs, tiles.overlap, up=True)
+    return _grid(latent_shape, sizes, outs, tiles, up=True)
 
 
 def encode_grid(tiles: Tiles, pixel_shape: VideoShape) -> TileGrid:
-    """Cut pixels into tiles whose outputs are moments of latents. Height and width are multiples of SPACE."""
-    assert pixel_shape[1] % SPACE == 0 == pixel_shape[2] % SPACE, f"{pixel_shape} is not whole latents"
+    """Cut pixels into tiles whose outputs are latents, or their moments. Height and width are whole latents."""
+    assert pixel_shape[1] % tiles.space == 0 == pixel_shape[2] % tiles.space, f"{pixel_shape} is not whole latents"
     sizes, outs = (tiles.sample_frames, tiles.sample_px), (tiles.latent_frames, tiles.latent)
-    return _grid(pixel_shape, sizes, outs, tiles.overlap, up=False)
+    return _grid(pixel_shape, sizes, outs, tiles, up=False)
 
 
-def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, overlap: float, *, up: bool) -> TileGrid:
+def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, tiles: Tiles, *, up: bool) -> TileGrid:
     """Cut `shape` into tiles of `sizes`, whose outputs have the sizes `outs`.
 
     A last tile in time that gives no frame of its own is left out.
     """
+    overlap, lead = tiles.overlap, tiles.lead
 
     def scaled(length: int, ratio: int) -> int:
         return length * ratio if up else length // ratio
 
+    def frames_of(bounds: Bounds) -> int:
+        """Frames or latents that a tile gives. A single frame is a single latent, whatever the VAE."""
+        length = _length(bounds)
+        if lead:
+            return scaled(length - 1, tiles.time) + (bounds[0] == 0)
+        return 1 if length == 1 else scaled(length, tiles.time)
+
     (size_t, size), (out_t, out) = sizes, outs
     stride_t, stride = (0 if s is None else int(s * (1 - overlap)) for s in sizes)
     in_time, in_space = size_t is not None and shape[0] > size_t, size is not None and max(shape[1:]) > size
-    times = [
-        (s, scaled(_length(s) - 1, TIME) + (s[0] == 0))
-        for s in _bounds(shape[0], size_t if in_time else None, stride_t, 1)
-    ]
-    times = [(bounds, frames) for bounds, frames in times if frames > 0]
+    cut_in_time = _bounds(shape[0], size_t if in_time else None, stride_t, lead)
+    times = [(bounds, frames) for bounds in cut_in_time if (frames := frames_of(bounds)) > 0]
     ys, xs = (
-        [(s, scaled(_length(s), SPACE)) for s in _bounds(n, size if in_space else None, stride)] for n in shape[1:]
+        [(s, scaled(_length(s), tiles.space)) for s in _bounds(n, size if in_space else None, stride)]
+        for n in shape[1:]
     )
-    tiles = tuple(
+    cut = tuple(
         Tile((t, i, j), time, y, x, (frames, height, width))
         for t, (time, frames) in enumerate(times)
         for i, (y, height) in enumerate(ys)
         for j, (x, width) in enumerate(xs)
     )
-    keep_t, keep = scaled(stride_t, TIME), scaled(stride, SPACE)
-    whole = (_blended_length(times, keep_t, 1), _blended_length(ys, keep), _blended_length(xs, keep))
-    return TileGrid(tiles, whole, (keep_t, keep), (int((out_t or 0) * overlap), int((out or 0) * overlap)))
+    keep_t, keep = scaled(stride_t, tiles.time), scaled(stride, tiles.space)
+    whole = (_blended_length(times, keep_t, lead), _blended_length(ys, keep), _blended_length(xs, keep))
+    blend = int((out_t or 0) * overlap), int((out or 0) * overlap)
+    return TileGrid(cut, whole, (keep_t, keep), blend, lead)
 
 
 def _bounds(whole: int, size: int | None, stride: int, more: int = 0) -> list[Bounds]:

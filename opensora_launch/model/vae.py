@@ -1,6 +1,7 @@
-"""Encode videos into latents and decode them with the causal VAE, tile by tile.
+"""Encode videos into latents and decode them with an autoencoder, tile by tile.
 
-    B videos   C latent channels   M = 2 C moments   T H W frames, height, width of latents or of pixels
+    B videos   C latent channels   T H W frames, height, width of latents or of pixels
+    M channels of what the encoder gives: 2 C moments of the causal VAE, C latents of the Video DC-AE
 
 Latents are in model space: scale_factor * (z - shift_factor), as the diffusion transformer sees them.
 
@@ -25,22 +26,29 @@ from torch import Tensor
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.load import fill
 from opensora_launch.model.tiles import Tile, TileGrid, Tiles, decode_grid, encode_grid
+from opensora_launch.model.video_dc_ae import VideoDcAe
 from opensora_launch.model.video_layout import layout_for
-from opensora_launch.schema.config import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 
+Autoencoder = CausalVae | VideoDcAe
 RunTiles = Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]
 
 
-def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> CausalVae:
-    """Build the VAE of `cfg` with exactly the weights in `tensors` (public names), whose dtype and device it keeps.
+def empty_vae(cfg: VaeConfig) -> Autoencoder:
+    """Build the autoencoder of `cfg` on the meta device."""
+    with torch.device("meta"):
+        return CausalVae(cfg) if cfg.kind is VaeKind.causal else VideoDcAe(cfg)
+
+
+def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> Autoencoder:
+    """Build the autoencoder of `cfg` with exactly the weights in `tensors` (public names), keeping dtype and device.
 
     On CUDA they may change their layout in memory.
     """
-    with torch.device("meta"):
-        vae = CausalVae(cfg)
+    vae = empty_vae(cfg)
     fill(vae, tensors, "the VAE's weights")
-    weight = vae.post_quant_conv.weight
-    return vae.to(memory_format=layout_for(weight.device, weight.dtype))  # type: ignore[no-any-return, call-overload]
+    layout = layout_for(vae.like.device, vae.like.dtype)
+    return vae.to(memory_format=layout)  # type: ignore[no-any-return, call-overload]
 
 
 def one_after_another(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterator[Tensor]:
@@ -60,21 +68,21 @@ class Region:
 
 @torch.no_grad()
 def decode_regions(
-    vae: CausalVae,
+    vae: Autoencoder,
     cfg: VaeConfig,
     latent: Float[Tensor, "B C T H W"],
     tiles: Tiles,
     run_tiles: RunTiles = one_after_another,
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Decode latents to pixels B 3 T' H' W', nearly in [-1, 1], region by region; None where `run_tiles` gives None."""
-    z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.post_quant_conv.weight)
+    z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.like)
     grid = decode_grid(tiles, video_shape(z))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
     return grid, None if outputs is None else blend(grid, outputs)
 
 
 def decode_latents(
-    vae: CausalVae,
+    vae: Autoencoder,
     cfg: VaeConfig,
     latent: Float[Tensor, "B C T H W"],
     tiles: Tiles,
@@ -87,26 +95,32 @@ def decode_latents(
 
 @torch.no_grad()
 def encode_pixels(
-    vae: CausalVae, pixels: Float[Tensor, "B 3 T H W"], tiles: Tiles, run_tiles: RunTiles = one_after_another
+    vae: Autoencoder, pixels: Float[Tensor, "B 3 T H W"], tiles: Tiles, run_tiles: RunTiles = one_after_another
 ) -> Tensor | None:
-    """Encode pixels into unscaled moments B M t h w of latents: means, then log variances. H and W are multiples of 8.
+    """Encode pixels into what the encoder gives, unscaled: B M t h w, whole latents in height and width.
 
     The pixels may be on another device: one tile of them at a time is copied to the device of the VAE.
     """
-    like, grid = vae.quant_conv.weight, encode_grid(tiles, video_shape(pixels))
+    like, grid = vae.like, encode_grid(tiles, video_shape(pixels))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(lambda cut: vae.encode(cut.to(like)), pixels, tile))
     return None if outputs is None else assemble(grid, blend(grid, outputs))
 
 
 def posterior_mean(cfg: VaeConfig, moments: Float[Tensor, "B M T H W"]) -> Float[Tensor, "B C T H W"]:
-    """Return the mean of the latents, in model space, in fp32 or wider."""
-    return cfg.scale_factor * (_widened(moments).chunk(2, dim=1)[0] - cfg.shift_factor)
+    """Return the mean of the latents, in model space, in fp32 or wider. `moments` of the DC-AE are the latents."""
+    mean = _widened(moments) if cfg.kind is VaeKind.dc_ae else _widened(moments).chunk(2, dim=1)[0]
+    return cfg.scale_factor * (mean - cfg.shift_factor)
 
 
 def posterior_sample(
     cfg: VaeConfig, moments: Float[Tensor, "B M T H W"], generator: torch.Generator
 ) -> Float[Tensor, "B C T H W"]:
-    """Draw the latents, in model space, in fp32 or wider. A CPU's `generator` gives the same draw on every device."""
+    """Draw the latents, in model space, in fp32 or wider. A CPU's `generator` gives the same draw on every device.
+
+    The DC-AE's latents are not random.
+    """
+    if cfg.kind is VaeKind.dc_ae:
+        return posterior_mean(cfg, moments)
     mean, log_variance = _widened(moments).chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean)
     std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
@@ -121,8 +135,7 @@ def compute_tile(run: Callable[[Tensor], Tensor], whole: Float[Tensor, "B C T H 
     """Cut the tile out of `whole` and run it through the encoder or decoder: B, channels, *tile.out_shape."""
     cut = whole[:, :, slice(*tile.time), slice(*tile.y), slice(*tile.x)]
     out = run(cut)
-    if tile.time[0] > 0:
-        out = out[:, :, 1:]
+    out = out[:, :, out.shape[2] - tile.out_shape[0] :]
     assert video_shape(out) == tile.out_shape, f"tile {tile} came out as {video_shape(out)}"
     return out
 
@@ -159,8 +172,8 @@ def blend(grid: TileGrid, outputs: Iterable[Tensor]) -> Iterator[Region]:
             end = values[:, :, -grid.blend[0] :]
             tail = end.new_empty(*end.shape[:3], *grid.out_shape[1:]) if tail is None else tail
             tail[:, :, :, y, x] = end
-            values = values[:, :, : keep_t + (t == 0)]
-        start = t * keep_t + (t > 0)
+            values = values[:, :, : keep_t + (grid.lead if t == 0 else 0)]
+        start = t * keep_t + (grid.lead if t > 0 else 0)
         yield Region(values, slice(start, start + values.shape[2]), y, x)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from opensora_launch.errors import UserError, must_be_one_of, must_be_positive
 from opensora_launch.plan.layout import LayoutFacts, layouts_by_rows, rules_of
 from opensora_launch.plan.placement import placements
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import (
     MAX_COUNT,
@@ -30,7 +31,7 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
     if run.preview_every_steps < 0:
         problems.append(f"preview_every_steps={run.preview_every_steps} must be at least 0 (0: no previews)")
-    problems += attention_problems(run.attention, device) + precision_problems(run, device) + lora_problem(run)
+    problems += attention_problems(run.attention, device) + precision_problems(run, device) + untested_problems(run)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems
     try:
@@ -101,11 +102,11 @@ def model_problems(mmdit: MmditConfig) -> list[str]:
     return []
 
 
-def lora_problem(run: RunConfig) -> list[str]:
-    """Return a line if the engine cannot merge the LoRAs of the run."""
-    if run.engine is Engine.colossalai and run.model.lora:
-        return ["engine=colossalai does not take LoRAs, since they are not tested with it: use engine=native"]
-    return []
+def untested_problems(run: RunConfig) -> list[str]:
+    """Return a line per part of the model that is not tested with the engine."""
+    parts = {"LoRAs": bool(run.model.lora), "the Video DC-AE": run.model.vae.kind is VaeKind.dc_ae}
+    found = [part for part, is_used in parts.items() if is_used and run.engine is not Engine.native]
+    return [f"engine={run.engine} is not tested with {part}, so it is refused: use engine=native" for part in found]
 
 
 def launcher_problems(launcher: LauncherConfig) -> list[str]:

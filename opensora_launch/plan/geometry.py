@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 from opensora_launch.errors import must_be_one_of, must_step
-from opensora_launch.schema.config import MmditConfig, VideoConfig
+from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import ModelConfig, VideoConfig
 
-VAE_STRIDE_PX = 8
-VAE_STRIDE_FRAMES = 4
 ASPECT_RATIOS = {  # width / height; the other ratios in Open-Sora's table are transposes of these
     "16:9": 16 / 9,
     "9:16": 9 / 16,
@@ -60,10 +59,10 @@ def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int,
     return height, width
 
 
-def geometry_problems(video: VideoConfig, mmdit: MmditConfig) -> list[str]:
+def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
     """Return every problem with the size of `video`."""
-    stride = VAE_STRIDE_PX * mmdit.patch_size
-    problems = must_step("video.num_frames", video.num_frames, start=1, step=VAE_STRIDE_FRAMES)
+    stride = model.vae.stride_px * model.mmdit.patch_size
+    problems = _frame_problems(video.num_frames, model.vae)
     if not 1 <= video.fps <= 240:
         problems.append(f"video.fps={video.fps} must be between 1 and 240")
     sides = {"video.height_px": video.height_px, "video.width_px": video.width_px}
@@ -84,6 +83,13 @@ def geometry_problems(video: VideoConfig, mmdit: MmditConfig) -> list[str]:
     return problems
 
 
+def _frame_problems(num_frames: int, vae: VaeConfig) -> list[str]:
+    if num_frames == 1:
+        return []
+    start = 1 if vae.is_causal else vae.stride_frames
+    return must_step("video.num_frames", num_frames, start=start, step=vae.stride_frames)
+
+
 def _resolution_problems(resolution: str, stride_px: int) -> list[str]:
     digits = resolution.removesuffix("px").removesuffix("p")
     if digits == resolution or not digits.isascii() or not digits.isdigit():
@@ -93,9 +99,10 @@ def _resolution_problems(resolution: str, stride_px: int) -> list[str]:
     return []
 
 
-def geometry_of(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geometry:
+def geometry_of(video: VideoConfig, model: ModelConfig) -> Geometry:
     """Compute the geometry of a video that has no `geometry_problems`."""
-    stride = VAE_STRIDE_PX * mmdit.patch_size
+    vae = model.vae
+    stride = vae.stride_px * model.mmdit.patch_size
     if video.resolution is not None:
         height, width = pixel_size(video.resolution, video.aspect_ratio, stride)
     else:
@@ -106,9 +113,9 @@ def geometry_of(video: VideoConfig, mmdit: MmditConfig, text_tokens: int) -> Geo
         width_px=width,
         num_frames=video.num_frames,
         fps=video.fps,
-        latent_frames=(video.num_frames - 1) // VAE_STRIDE_FRAMES + 1,
-        latent_height=height // VAE_STRIDE_PX,
-        latent_width=width // VAE_STRIDE_PX,
+        latent_frames=(video.num_frames - 1) // vae.stride_frames + 1,
+        latent_height=height // vae.stride_px,
+        latent_width=width // vae.stride_px,
         tokens_per_frame=(height // stride) * (width // stride),
-        text_tokens=text_tokens,
+        text_tokens=model.text.t5_max_length,
     )

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
+from opensora_launch.plan.geometry import Geometry
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import VAES, Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.plan.rank_sets import gathers_on_node
 from opensora_launch.plan.set_aside import RESERVED_BYTES, set_aside_bytes
+from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import Engine, Offload, Shard, Storage
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
 
@@ -39,13 +41,14 @@ class VideoSize:
     num_frames: int
     tile_px: int | None
     tile_frames: int | None = None
+    lead: int = 1  # frames with a latent of their own: 1 with a causal VAE, 0 with the DC-AE
 
     @property
     def tiles(self) -> int:
         """Number of tiles in Open-Sora's grid, with a stride of 3/4 of a tile (autoencoder_kl_causal_3d.py)."""
         in_time = 1
         if self.tile_frames is not None and self.num_frames > self.tile_frames:
-            in_time = math.ceil((self.num_frames - 1) / (self.tile_frames * 3 // 4))
+            in_time = math.ceil((self.num_frames - self.lead) / (self.tile_frames * 3 // 4))
         if self.tile_px is None or max(self.width_px, self.height_px) <= self.tile_px:
             return in_time
         stride = self.tile_px * 3 // 4
@@ -53,10 +56,16 @@ class VideoSize:
 
     @property
     def tile_pixels(self) -> int:
-        """Pixels of the largest tile over all its frames. Tiles that are cut in time have one frame more."""
+        """Pixels of the largest tile over all its frames. Tiles that are cut in time have `lead` frames more."""
         most = self.tile_px or max(self.width_px, self.height_px)
-        frames = min(self.num_frames, self.tile_frames + 1) if self.tile_frames else self.num_frames
+        frames = min(self.num_frames, self.tile_frames + self.lead) if self.tile_frames else self.num_frames
         return min(self.width_px, most) * min(self.height_px, most) * frames
+
+
+def video_size(shape: Geometry, vae: VaeConfig) -> VideoSize:
+    """Return what the autoencoder of a run decodes."""
+    sides = (shape.width_px, shape.height_px)
+    return VideoSize(*sides, shape.num_frames, vae.tile_px, vae.tile_frames, int(vae.is_causal))
 
 
 @dataclass(frozen=True)
@@ -215,22 +224,28 @@ def resident_weights(
 
 
 def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: int) -> float:
-    """Count the bytes for decoding a tile, with this package's decoder (Hunyuan VAE) or with the model's own."""
-    if net.vae == "hunyuan":
-        return tile_bytes(video, layout, element_bytes)
+    """Count the bytes for decoding a tile, with this package's decoders or with the model's own."""
     side = video.tile_px or max(video.width_px, video.height_px)
     pixels = min(video.width_px, side) * min(video.height_px, side)
+    if net.vae == "hunyuan":
+        return tile_bytes(video, element_bytes) + finished_bytes(video, layout, element_bytes)
+    if net.vae == "dcae":
+        work = VAES[net.vae].work_bytes(pixels, video.num_frames, element_bytes)
+        return work + finished_bytes(video, layout, element_bytes)
     return VAES[net.vae].live_bytes(pixels, video.num_frames, element_bytes)
 
 
-def tile_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
-    """Count the decoder's bytes for one tile, and this rank's finished tiles, which wait for the rank that blends."""
+def tile_bytes(video: VideoSize, element_bytes: int) -> float:
+    """Count the bytes of the causal VAE's decoder for one tile."""
     unit = VAE_CHANNELS * video.tile_pixels
     work = float(VAE_TILE_UNITS * unit * element_bytes)
-    work += min(VAE_CHUNK_NUMBERS, 2 * unit) * VAE_CHUNK_COPIES * element_bytes
+    return work + min(VAE_CHUNK_NUMBERS, 2 * unit) * VAE_CHUNK_COPIES * element_bytes
+
+
+def finished_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
+    """Count the bytes of this rank's finished tiles, which wait for the rank that blends."""
     ranks = layout.cfg * layout.sequence * layout.tp
-    done = 3.0 * video.tile_pixels * element_bytes * (math.ceil(video.tiles / ranks) if ranks > 1 else 1)
-    return work + done
+    return 3.0 * video.tile_pixels * element_bytes * (math.ceil(video.tiles / ranks) if ranks > 1 else 1)
 
 
 def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int) -> float:

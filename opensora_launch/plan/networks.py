@@ -6,7 +6,8 @@ not run; their numbers come from the published config files or papers named belo
 
 from dataclasses import dataclass, replace
 
-from opensora_launch.schema.config import MmditConfig
+from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
+from opensora_launch.schema.config import MmditConfig, ModelConfig
 from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 
@@ -76,20 +77,22 @@ def token_grid(net: Network, width_px: int, height_px: int, num_frames: int) -> 
     return TokenGrid(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
 
 
-def network_of(cfg: MmditConfig, text_tokens: int, name: str = "open_sora_v2") -> Network:
-    """Describe Open-Sora's transformer with this config and the Hunyuan VAE's strides."""
+def network_of(model: ModelConfig) -> Network:
+    """Describe the transformer of one of Open-Sora's models, with the strides of its autoencoder."""
+    cfg, vae = model.mmdit, model.vae
     return Network(
-        name=name,
+        name=model.name,
         hidden=cfg.hidden_size,
         heads=cfg.num_heads,
         head_dim=cfg.hidden_size // cfg.num_heads,
         feed_forward=int(cfg.hidden_size * cfg.mlp_ratio),
         joint_blocks=cfg.depth + cfg.depth_single_blocks,
         two_streams=cfg.depth,
-        text_tokens=text_tokens,
-        stride_px=8 * cfg.patch_size,
+        text_tokens=model.text.t5_max_length,
+        stride_px=vae.stride_px * cfg.patch_size,
+        causal=vae.is_causal,
         rows=1 if cfg.guidance_embed else 3,
-        vae="hunyuan",
+        vae="hunyuan" if vae.is_causal else "dcae",
         text_gib=9.1,
         parameters=float(mmdit_parameters(cfg)),
         tokens_in=cfg.in_channels,
@@ -118,7 +121,13 @@ def mmdit_parameters(cfg: MmditConfig) -> int:
     return cfg.depth * double + cfg.depth_single_blocks * single + ends
 
 
-OPEN_SORA_2 = network_of(MmditConfig(), 512)
+OPEN_SORA_2 = network_of(ModelConfig())
+# 4 x 32 x 32 autoencoder with 128 channels, patch 1 (docs/hcae.md of Open-Sora; configs/model/open_sora_v2_dc_ae.yaml)
+OPEN_SORA_2_DC_AE = ModelConfig(
+    name="open_sora_v2_dc_ae",
+    mmdit=MmditConfig(in_channels=128, patch_size=1),
+    vae=VaeConfig(VaeKind.dc_ae, latent_channels=128, scale_factor=1.0, tile_frames=32),
+)
 _HUNYUAN = replace(
     OPEN_SORA_2, parameters=12.8e9, joint_blocks=60, two_streams=20, text_tokens=256, rows=1, text_gib=14.9
 )
@@ -143,11 +152,7 @@ NETWORKS: dict[str, Network] = {
     net.name: net
     for net in (
         OPEN_SORA_2,
-        # 4 x 32 x 32 autoencoder with 128 channels, patch 1 (docs/hcae.md of Open-Sora)
-        replace(
-            network_of(MmditConfig(in_channels=128, patch_size=1), 512, "open_sora_v2_dcae"),
-            stride_px=32, causal=False, vae="dcae",
-        ),
+        network_of(OPEN_SORA_2_DC_AE),
         # factorised attention, 300 text tokens
         Network(
             "open_sora_v1_2", 1152, 16, 72, 4608, spatial_blocks=28, temporal_blocks=28, text_tokens=300, steps=30,
@@ -223,8 +228,12 @@ class Vae:
 
     def live_bytes(self, pixels: int, num_frames: int, element_bytes: int) -> float:
         """Return the bytes at the peak for a picture or tile of `pixels`, including finished frames."""
+        return self.work_bytes(pixels, num_frames, element_bytes) + 3.0 * num_frames * pixels * element_bytes
+
+    def work_bytes(self, pixels: int, num_frames: int, element_bytes: int) -> float:
+        """Return these bytes without the finished frames."""
         together = min(num_frames, self.frames or num_frames)
-        return pixels * element_bytes * (self.live + self.live_per_frame * together + 3.0 * num_frames)
+        return pixels * element_bytes * (self.live + self.live_per_frame * together)
 
 
 VAES = {
@@ -237,9 +246,8 @@ VAES = {
     "wan2.2": Vae(704_688_668, 18.5e6, live=5390, reach=3.0),
     "cogvideox": Vae(215_583_907, 18.6e6, live=22_800, tile_px=256),  # eight frames at a time
     "mochi": Vae(459_748_611, 17.4e6, live_per_frame=710, tile_px=256),
-    # Counted from the layers in hpcaitech/Open-Sora. v1.2: a temporal decoder, then SD's, four frames at a time.
-    # DC-AE f32t4c128: tiles of 32 frames that overlap by a quarter, with five live tensors of 128 channels.
+    # Counted from the layers in hpcaitech/Open-Sora: a temporal decoder, then SD's, four frames at a time.
     "open_sora_1_2": Vae(393.3e6, 11.4e6, live_per_frame=768, frames=4),
-    "dcae": Vae(459e6, 28.8e6, live_per_frame=640, frames=32, tile_px=256),
+    "dcae": Vae(459_462_147, 21.6e6, live_per_frame=605, frames=32, tile_px=256),  # our decoder, a tile of 32 frames
     "step": Vae(246_478_803, 22e6, live=19_700),  # assumed: Hunyuan's decoder as diffusers runs it
 }

@@ -15,7 +15,7 @@ from opensora_launch.plan.choose import Option, options
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
-from opensora_launch.plan.memory import VideoSize
+from opensora_launch.plan.memory import video_size
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.placement_by_rule import placement_by_rule
@@ -107,7 +107,7 @@ class Plan:
         settings = {
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
-            "model.vae.tile_frames": self.model.vae.tile_frames is not None,
+            "model.vae.tile_frames": self.model.vae.is_causal and self.model.vae.tile_frames is not None,
         }
         return tuple(name for name, is_on in settings.items() if is_on)
 
@@ -157,12 +157,12 @@ def make_plan(
 
     `by_rule` chooses the layout by rule, as for an unknown card: then no problem is about memory.
     """
-    problems = geometry_problems(run.video, run.model.mmdit) + placement_problems(run.placement)
+    problems = geometry_problems(run.video, run.model) + placement_problems(run.placement)
     problems += early_problems(run, machine.device, machine.ranks, machine.gpus_per_node)
     if problems:
         raise UserError("this run cannot be planned", problems)
     precision = _precision(run, machine)
-    geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    geometry = geometry_of(run.video, run.model)
     threads = run.launcher.threads_per_rank
     layouts, placement, batch = _arranged(run, machine, geometry, videos, by_rule)
     return Plan(
@@ -230,7 +230,7 @@ def _arranged(
 
 def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Workload, tuple[Option, ...]]:
     """Return the workload of a run that has a plan, and its options, best first."""
-    geometry = geometry_of(run.video, run.model.mmdit, run.model.text.t5_max_length)
+    geometry = geometry_of(run.video, run.model)
     work, _, found = _best_batch(run, machine, geometry, videos)
     return work, found
 
@@ -259,11 +259,9 @@ def workload_of(
     """Describe a request for the cost functions. The batch with the most rows stands for all batches."""
     groups = batches(videos, batch_size)
     return Workload(
-        net=network_of(run.model.mmdit, geometry.text_tokens, run.model.name),
+        net=network_of(run.model),
         grid=TokenGrid(geometry.latent_frames, geometry.tokens_per_frame, geometry.text_tokens),
-        video=VideoSize(
-            geometry.width_px, geometry.height_px, geometry.num_frames, run.model.vae.tile_px, run.model.vae.tile_frames
-        ),
+        video=video_size(geometry, run.model.vae),
         steps=_steps(groups, geometry, run),
         batches=len(groups),
         videos=len(videos),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from opensora_launch.plan.memory import Memory, VideoSize, memory_of_run
+from opensora_launch.plan.memory import Memory, memory_of_run, video_size
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
@@ -12,9 +12,9 @@ def memory_of_plan(plan: Plan, placement: Placement) -> Memory:
     """Return the memory of a plan's steps with this placement; what is set aside is counted without NVLink."""
     shape, model = plan.geometry, plan.model
     return memory_of_run(
-        network_of(model.mmdit, shape.text_tokens, model.name),
+        network_of(model),
         TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
-        VideoSize(shape.width_px, shape.height_px, shape.num_frames, model.vae.tile_px, model.vae.tile_frames),
+        video_size(shape, model.vae),
         plan.layouts,
         gpus_per_node=plan.machine.gpus_per_node,
         placement=placement,

@@ -29,7 +29,7 @@ class Prices:
 def row_flops(plan: Plan) -> float:
     """FLOPs of one row in one forward of the diffusion transformer, as planned."""
     shape = plan.geometry
-    net = network_of(plan.model.mmdit, shape.text_tokens, plan.model.name)
+    net = network_of(plan.model)
     return row_work(net, TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
 
 

@@ -7,6 +7,7 @@ The dataclasses are final once constructed (`settings`). The next step turns the
 from dataclasses import field
 from enum import StrEnum
 
+from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.schema.settings import settings
@@ -116,24 +117,6 @@ class MmditConfig:
 
 
 @settings
-class VaeConfig:
-    """The Hunyuan causal VAE. A video that is smaller than a tile is not tiled."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 16
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
-    scale_factor: float = 0.476986
-    shift_factor: float = 0.0
-    tile_px: int | None = 256
-    # Approximate: tiles are cut in time too, for videos that are too long for a GPU. Open-Sora can use 64.
-    tile_frames: int | None = None
-    tile_overlap: float = 0.25
-
-
-@settings
 class TextConfig:
     """Lengths to which the text encoders pad or cut a prompt, in tokens."""
 
@@ -148,6 +131,7 @@ class ModelConfig:
     name: str = "open_sora_v2"
     init: Init = Init.checkpoint
     init_seed: int = 0  # seed of random weights
+    trained_frames: int = 129  # of its videos: video.num_frames, where the user sets no other
     folder: str = "ckpts"
     mmdit_file: str = "Open_Sora_v2.safetensors"
     mmdit_prefix: str = ""  # starts the name of each tensor in mmdit_file, as "module." in some checkpoints

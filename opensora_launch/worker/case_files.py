@@ -22,6 +22,7 @@ OPTIONS = (
 CASE_KEYS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "mmdit": {"compare": (), "weights": ("file", "prefix"), "config": ()},
     "vae": {"compare": (), "vae": ("file", "prefix", "config", "scale_factor", "shift_factor", "tiles")},
+    "dcae": {"compare": (), "vae": ("file", "prefix", "config", "tiles")},
     "sampling": {
         "compare": (), "weights": ("file", "prefix"), "model_config": ("patch_size",), "cond_type": (),
         "sampling_option": OPTIONS,
@@ -43,9 +44,13 @@ class Case:
         return str(self.data["kind"])
 
     @property
+    def is_of_vae(self) -> bool:
+        return self.kind in ("vae", "dcae")
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The config of the transformer; empty for a VAE."""
-        return dict(self.data.get("model_config") or self.data.get("config") or {}) if self.kind != "vae" else {}
+        return {} if self.is_of_vae else dict(self.data.get("model_config") or self.data.get("config") or {})
 
     @property
     def mmdit(self) -> MmditConfig:
@@ -54,13 +59,13 @@ class Case:
     @property
     def rows(self) -> int:
         """The largest number of rows in a step."""
-        if self.kind == "vae":
+        if self.is_of_vae:
             return 1
         return int(self.tensors["txt" if self.kind == "sampling" else "input.txt"].shape[0])
 
     @property
     def tokens(self) -> int:
-        if self.kind == "vae":
+        if self.is_of_vae:
             return 1 << 20
         video, text = ("noise_packed", "txt") if self.kind == "sampling" else ("input.img", "input.txt")
         return int(self.tensors[video].shape[1] + self.tensors[text].shape[1])
@@ -76,6 +81,12 @@ class Case:
         prefix = where["prefix"]
         tensors = load_file(path, device=str(self.device))
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def is_dc_ae(data: Mapping[str, Any]) -> bool:
+    """Whether the autoencoder of a case is the Video DC-AE."""
+    vae = data.get("vae")
+    return data["kind"] == "dcae" or (isinstance(vae, Mapping) and vae.get("kind") == "dcae")
 
 
 def read_case(path: Path, device: torch.device) -> Case:
@@ -106,7 +117,7 @@ def _key_problems(data: Mapping[str, Any]) -> list[str]:
     """Return what a case lacks, and what stands in its VAE's config although it belongs beside it."""
     wanted = dict(CASE_KEYS[data["kind"]])
     if data.get("vae"):
-        wanted["vae"] = CASE_KEYS["vae"]["vae"]
+        wanted["vae"] = CASE_KEYS["dcae" if is_dc_ae(data) else "vae"]["vae"]
     found = [f"it has no `{part}`" for part in wanted if part not in data]
     for part, keys in wanted.items():
         held = data.get(part, {})
@@ -114,7 +125,7 @@ def _key_problems(data: Mapping[str, Any]) -> list[str]:
             found.append(f"`{part}` is not an object")
         elif part in data:
             found += [f"`{part}` has no `{key}`" for key in keys if key not in held]
-    if not found and data.get("vae"):
+    if not found and data.get("vae") and not is_dc_ae(data):
         twice = sorted({"scale_factor", "shift_factor"} & set(data["vae"]["config"]))
         found += [f"`{key}` belongs into `vae`, not into its `config`" for key in twice]
     return found

@@ -1,7 +1,7 @@
 """Run a stored case of `verify` on these ranks, and compare it with its stored tensors and with one rank."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor
 from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
-from opensora_launch.model.tiles import UNTILED, Tiles
-from opensora_launch.model.vae import decode_latents, encode_pixels, load_vae, posterior_mean
+from opensora_launch.model.tiles import Tiles, tiles_of
+from opensora_launch.model.vae import Autoencoder, decode_latents, encode_pixels, load_vae, posterior_mean
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.parallel.streaming import StreamedBlocks
@@ -26,8 +25,9 @@ from opensora_launch.plan.verify_spec import VerifyLine
 from opensora_launch.sampling.conditions import restore_given
 from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
-from opensora_launch.schema.config import Engine, ModelConfig, VaeConfig
-from opensora_launch.worker.case_files import Case
+from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig, VaeKind
+from opensora_launch.schema.config import Engine, ModelConfig
+from opensora_launch.worker.case_files import Case, is_dc_ae
 from opensora_launch.worker.denoise_videos import Batch, StepRecord, denoise_batch
 
 
@@ -45,7 +45,7 @@ class Ranks:
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
     """Return the compared tensors of the case, on the first rank of the mesh; other ranks may return fewer."""
     with torch.no_grad():
-        if case.kind == "vae":
+        if case.is_of_vae:
             return _run_vae(case, ranks.meshes[1])
         model, blocks = _model(case, ranks)
         got = _run_mmdit(case, model) if case.kind == "mmdit" else _run_sampling(case, model, record)
@@ -97,7 +97,7 @@ def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:
 
 def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[str, Tensor]:
     option, patch = case.data["sampling_option"], int(case.config["patch_size"])
-    shape = tuple(case.tensors["final_unpacked"].shape)
+    shape = tuple(case.tensors["latent_to_decode" if is_dc_ae(case.data) else "final_unpacked"].shape)
     frames, height, width = shape[2:]
     generator = torch.Generator().manual_seed(option["seed"])
     noise = pack(torch.randn(shape, generator=generator), patch).to(case.device)
@@ -119,11 +119,13 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     latents = unpack(final, frames, height, width, patch)
     refs = [x[0] for name, x in sorted(case.tensors.items()) if name.startswith("ref_latent.")]
     latents = torch.stack([restore_given(x, case.data["cond_type"], refs) for x in latents])
+    if patch == 1:  # where unpacking only views, the reference puts the given frames into the packed latents too
+        final = pack(latents, patch)
     out = {"final_packed": final, "video": latents}
     if spec := case.data.get("vae"):
         vae, cfg = _vae(case, spec)
         run = spread_tiles(model.meshes[1].video)
-        pixels = decode_latents(vae, cfg, latents, _tiles(spec["tiles"], space=True, time=False), run)
+        pixels = decode_latents(vae, cfg, latents, _tiles(cfg, spec["tiles"], space=True, time=not cfg.is_causal), run)
         out.pop("video")
         if pixels is not None:
             out["video"] = pixels[:, :, : option["num_frames"]]
@@ -160,7 +162,7 @@ def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name in case.data["compare"]:
         way, variant, *part = name.split(".")
-        tiles = _tiles(spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
+        tiles = _tiles(cfg, spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
         given = case.tensors["latent" if way == "decode" else "pixels"]
         given = given[:, :, :1] if variant == "image_T1" else given
         got = decode_latents(vae, cfg, given, tiles, run) if way == "decode" else encode_pixels(vae, given, tiles, run)
@@ -169,23 +171,30 @@ def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
     return out
 
 
-def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[CausalVae, VaeConfig]:
-    known = {f.name for f in fields(VaeConfig)}
-    config = {k: v for k, v in spec["config"].items() if k in known}  # the tiles give its sample sizes
-    cfg = VaeConfig(**config, scale_factor=spec["scale_factor"], shift_factor=spec["shift_factor"])
+def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[Autoencoder, VaeConfig]:
+    config = spec["config"]
+    if is_dc_ae(case.data):
+        stages = DcAeConfig(config["encoder_width_list"], config["encoder_depth_list"], config["decoder_depth_list"])
+        factor = config.get("scaling_factor")
+        cfg = VaeConfig(
+            VaeKind.dc_ae, stages, latent_channels=config["latent_channels"], scale_factor=factor if factor else 1.0
+        )
+    else:
+        known = {f.name for f in fields(VaeConfig)}
+        sizes = {k: v for k, v in config.items() if k in known}  # the tiles give its sample sizes
+        cfg = VaeConfig(**sizes, scale_factor=spec["scale_factor"], shift_factor=spec["shift_factor"])
     return load_vae(cfg, case.weights(spec)), cfg
 
 
-def _tiles(spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
-    if spec is None or not (space or time):
-        return UNTILED
-    return Tiles(
-        sample_px=spec["sample_px"] if space else None,
-        latent=spec["latent"] if space else None,
-        sample_frames=spec["sample_frames"] if time else None,
-        latent_frames=spec["latent_frames"] if time else None,
-        overlap=spec["overlap"],
-    )
+def _tiles(cfg: VaeConfig, spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
+    whole = replace(tiles_of(cfg), sample_px=None, latent=None, sample_frames=None, latent_frames=None)
+    if spec is None:
+        return whole
+    if space:
+        whole = replace(whole, sample_px=spec["sample_px"], latent=spec["latent"])
+    if time:
+        whole = replace(whole, sample_frames=spec["sample_frames"], latent_frames=spec["latent_frames"])
+    return replace(whole, overlap=spec["overlap"])
 
 
 def compare_case(

@@ -8,9 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from opensora_launch.media.video import room_for_frames, to_frames
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.tiles import TileGrid, tiles_of
-from opensora_launch.model.vae import Region, decode_regions
+from opensora_launch.model.vae import Autoencoder, Region, decode_regions
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.schema.config import Init
@@ -19,7 +18,7 @@ from opensora_launch.worker.failures import VideoFailed
 
 
 def decode_video(
-    ctx: RankContext, vae: CausalVae, video: VideoRequest, latent: Float[Tensor, "C T H W"] | None
+    ctx: RankContext, vae: Autoencoder, video: VideoRequest, latent: Float[Tensor, "C T H W"] | None
 ) -> UInt8[np.ndarray, "F Y X 3"] | None:
     """Return the frames on the group's first rank, None on the others. The device holds one tile's output at a time.
 
@@ -51,7 +50,7 @@ def vae_hint(plan: Plan) -> str:
 
 
 def decode_latent(
-    ctx: RankContext, vae: CausalVae, latent: Float[Tensor, "C T H W"]
+    ctx: RankContext, vae: Autoencoder, latent: Float[Tensor, "C T H W"]
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Yield regions of the video's pixels as they are finished, on the group's first rank; None on the others."""
     cfg = ctx.plan.model.vae

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from opensora_launch.errors import UserError
 from opensora_launch.media.references import load_references
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.tiles import tiles_of
-from opensora_launch.model.vae import encode_pixels, posterior_sample
+from opensora_launch.model.vae import Autoencoder, encode_pixels, posterior_sample
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import VideoRequest
@@ -22,8 +21,8 @@ from opensora_launch.worker.failures import VideoFailed
 REF_SEED_OFFSET = 1 << 32  # keeps the posterior draw of a reference apart from the noise of the video
 
 
-def encode_references(ctx: RankContext, vae: CausalVae, video: VideoRequest) -> list[Float[Tensor, "C T H W"]]:
-    """Return the latents of a video's references, drawn with the video's seed, on every rank of the group.
+def encode_references(ctx: RankContext, vae: Autoencoder, video: VideoRequest) -> list[Float[Tensor, "C T H W"]]:
+    """Return the latents of a video's references, drawn with its seed if they are random, on every rank of the group.
 
     The list is empty if the video has no condition, or is a single image. Raises VideoFailed on all ranks of the group
     if any of them cannot read a file, or if latents are not finite.

@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from opensora_launch.engines.base import BlockEngine, Tick
 from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.model.vae import load_vae
+from opensora_launch.model.vae import Autoencoder, empty_vae, load_vae
 from opensora_launch.model.weights import constant_weights, random_tensors, read_tensors, warn_of_constant
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis, Mesh
@@ -26,7 +23,7 @@ from opensora_launch.worker.context import RankContext
 @dataclass(frozen=True)
 class Networks:
     mmdit: MMDiT
-    vae: CausalVae
+    vae: Autoencoder
     blocks: StreamedBlocks | None  # those of the mmdit, if not all of its weights stay on the device
 
 
@@ -39,10 +36,8 @@ def load_networks(
     """
     transformer = engine.load_transformer(source, placement, node, mesh, tick)
     model = source.model
-    with torch.device("meta"):
-        empty = CausalVae(model.vae)
     if model.init is Init.random:
-        tensors = random_tensors(empty, seed=model.init_seed, dtype=source.dtype, device=source.device)
+        tensors = random_tensors(empty_vae(model.vae), seed=model.init_seed, dtype=source.dtype, device=source.device)
     else:
         file = Path(model.folder) / model.vae_file
         tensors = read_tensors(file, device=source.device, dtype=source.dtype, prefix=model.vae_prefix)

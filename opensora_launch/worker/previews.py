@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from opensora_launch.media.video import to_frames
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.tiles import tiles_of
-from opensora_launch.model.vae import decode_latents
+from opensora_launch.model.vae import Autoencoder, decode_latents
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import RunDir, aside
 from opensora_launch.sampling.latents import unpack
-from opensora_launch.schema.config import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
 
 SEED, CLIPS, FRAMES, SIDE = 0, 8, 2, 8  # of the latents that the projection is fitted to
 MOST_FRAMES = 4  # of a preview, side by side
@@ -32,14 +31,14 @@ FRAME_PX = 192  # width of a frame, about
 Projection = Float[Tensor, "C1 3"]  # C1 is C + 1: the last row is a constant for each colour
 
 
-def fit_projection(vae: CausalVae, cfg: VaeConfig) -> Projection:
+def fit_projection(vae: Autoencoder, cfg: VaeConfig) -> Projection:
     """Fit RGB in [-1, 1] to latents by least squares, on the VAE's decode of eight short clips of seeded noise.
 
     Noise fits better than smooth latents do: measured on clips of the demo model.
     """
     generator = torch.Generator().manual_seed(SEED)
     latents = torch.randn(CLIPS, cfg.latent_channels, FRAMES, SIDE, SIDE, generator=generator)
-    pixels = decode_latents(vae, cfg, latents.to(vae.post_quant_conv.weight.device), tiles_of(cfg))
+    pixels = decode_latents(vae, cfg, latents.to(vae.like.device), tiles_of(cfg))
     assert pixels is not None, "all tiles are decoded here"
     own = (
         pixels[:, :, :: (pixels.shape[2] - 1) // (FRAMES - 1)].float().cpu()

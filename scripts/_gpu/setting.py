@@ -19,16 +19,9 @@ from opensora_launch.machine.host import count_cpus
 from opensora_launch.plan.geometry import Geometry, geometry_of
 from opensora_launch.plan.networks import Network, TokenGrid, network_of
 from opensora_launch.request.catalogue import match, read_cards
+from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.cards import Card
-from opensora_launch.schema.config import (
-    Init,
-    MmditConfig,
-    ModelConfig,
-    NumericsConfig,
-    TextConfig,
-    VaeConfig,
-    VideoConfig,
-)
+from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, NumericsConfig, TextConfig, VideoConfig
 from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.rank import Rank, pick_device
 
@@ -96,10 +89,10 @@ class Setting:
         config = VideoConfig(resolution=video)
         if self.tiny:
             config = VideoConfig(resolution=None, height_px=48 if video == LARGE else 32, width_px=64, num_frames=5)
-        return geometry_of(config, model.mmdit, model.text.t5_max_length)
+        return geometry_of(config, model)
 
     def network(self, model: ModelConfig) -> Network:
-        return network_of(model.mmdit, model.text.t5_max_length, model.name)
+        return network_of(model)
 
     @cached_property
     def card(self) -> Card:

@@ -12,12 +12,11 @@ from torch import Tensor
 from _gpu.notes import Notes
 from _gpu.setting import LARGE, Setting
 from _gpu.transformer import finite
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.tiles import Tile, decode_grid, tiles_of
-from opensora_launch.model.vae import compute_tile, decode_regions, encode_pixels, load_vae
+from opensora_launch.model.vae import Autoencoder, compute_tile, decode_regions, empty_vae, encode_pixels, load_vae
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.memory import VideoSize, tile_bytes
+from opensora_launch.plan.memory import VideoSize, finished_bytes, tile_bytes
 from opensora_launch.plan.networks import VAES
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
@@ -30,10 +29,8 @@ def vae(setting: Setting, notes: Notes) -> None:
     """Load the VAE, when a point needs it, and time it."""
 
     @cache
-    def loaded() -> CausalVae:
-        with torch.device("meta"):
-            empty = CausalVae(setting.model.vae)
-        tensors = random_tensors(empty, seed=0, dtype=setting.dtype, device=setting.device)
+    def loaded() -> Autoencoder:
+        tensors = random_tensors(empty_vae(setting.model.vae), seed=0, dtype=setting.dtype, device=setting.device)
         return load_vae(setting.model.vae, tensors)
 
     notes.point("decode", lambda: _decode(setting, loaded()))
@@ -47,7 +44,7 @@ def _latents(setting: Setting) -> Tensor:
     return setting.random(1, cfg.latent_channels, *sizes, dtype=torch.float32)
 
 
-def _decode(setting: Setting, network: CausalVae) -> dict[str, Any]:
+def _decode(setting: Setting, network: Autoencoder) -> dict[str, Any]:
     """Decode a video as the worker does, and note the seconds of each tile."""
     model, shape, latents = setting.model, setting.geometry(LARGE), _latents(setting)
     tiles = list[dict[str, Any]]()
@@ -74,7 +71,8 @@ def _decode(setting: Setting, network: CausalVae) -> dict[str, Any]:
         "s": seconds,
         "tiles": tiles,
         **peak,
-        "predicted_bytes": tile_bytes(size, Layout(), setting.dtype.itemsize),
+        "predicted_bytes": tile_bytes(size, setting.dtype.itemsize)
+        + finished_bytes(size, Layout(), setting.dtype.itemsize),
         "finite": whole,
         "tile_pixels": size.tile_pixels,
         "largest_tile_s": largest,
@@ -82,7 +80,7 @@ def _decode(setting: Setting, network: CausalVae) -> dict[str, Any]:
     }
 
 
-def _encode(setting: Setting, network: CausalVae) -> dict[str, Any]:
+def _encode(setting: Setting, network: Autoencoder) -> dict[str, Any]:
     """Encode a video of random pixels, which wait in host memory."""
     shape = setting.geometry(LARGE)
     size = (1, 3, shape.num_frames, shape.height_px, shape.width_px)
@@ -92,7 +90,7 @@ def _encode(setting: Setting, network: CausalVae) -> dict[str, Any]:
     return {"s": seconds, "frames": shape.num_frames, **peak, "finite": finite(made)}
 
 
-def _layouts(setting: Setting, network: CausalVae) -> dict[str, Any]:
+def _layouts(setting: Setting, network: Autoencoder) -> dict[str, Any]:
     """Decode a tile with weights and latents in both layouts. (torch 2.9's bf16 Conv3d: pytorch#166122, #166643.)"""
     latents = _latents(setting)[:, :, : REHEARSED_FRAMES if setting.tiny else COMPARED_FRAMES].to(setting.dtype)
     grid = decode_grid(tiles_of(setting.model.vae), (latents.shape[2], latents.shape[3], latents.shape[4]))
@@ -114,7 +112,7 @@ def _layouts(setting: Setting, network: CausalVae) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _tile(network: CausalVae, latents: Tensor, tile: Tile, layout: torch.memory_format) -> Tensor:
+def _tile(network: Autoencoder, latents: Tensor, tile: Tile, layout: torch.memory_format) -> Tensor:
     """Decode one tile. Weights that have the layout already are not copied."""
     network.to(memory_format=layout)  # type: ignore[call-overload]
     return compute_tile(network.decode, latents, tile)

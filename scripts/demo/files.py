@@ -12,7 +12,8 @@ from demo.generate import DEFAULTS, FLOW_SHIFT
 from demo.mmdit import MMDIT_CONFIG
 from demo.text import CLIP_TOKENS, T5_TOKENS, TextEncoders
 from demo.vae import VAE_CONFIG, LatentScale
-from opensora_launch.schema.config import MmditConfig, ModelConfig, TextConfig, VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import MmditConfig, ModelConfig, TextConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "opensora_launch" / "demo" / "ckpts"
 MMDIT, VAE, T5, CLIP = (

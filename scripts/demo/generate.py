@@ -13,7 +13,6 @@ from torch import Tensor
 from demo import clips
 from opensora_launch.media.prompts import with_suffixes
 from opensora_launch.model import load_mmdit, vae
-from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
 from opensora_launch.model.tiles import tiles_of
@@ -38,7 +37,7 @@ class Networks:
 
     config: ModelConfig
     mmdit: MMDiT
-    vae: CausalVae
+    vae: vae.Autoencoder
     text: TextEncoders
 
 

@@ -126,7 +126,7 @@ def test_open_soras_networks_compute_only_the_rows_that_count(capsys: pytest.Cap
     own = values(capsys, *h100)
     named = values(capsys, *h100, "estimate.network=open_sora_v2")
     assert (named["row_forwards"], named["flops"], named["gpu_hours"]) == (80, own["flops"], own["gpu_hours"])
-    assert values(capsys, *h100, "estimate.network=open_sora_v2_dcae")["row_forwards"] == 80
+    assert values(capsys, *h100, "estimate.network=open_sora_v2_dc_ae")["row_forwards"] == 80
     assert values(capsys, *h100, "estimate.network=open_sora_v2", "sampling.prune_rows=false")["row_forwards"] == 150
     assert values(capsys, *h100, "estimate.network=hunyuan_video")["row_forwards"] == 50
     assert values(capsys, *h100, "estimate.network=hunyuan_video", "sampling.num_steps=20")["row_forwards"] == 20

@@ -27,7 +27,7 @@ from opensora_launch.plan.memory import VideoSize, memory_of
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
-from opensora_launch.schema.config import Init, MmditConfig, ModelConfig
+from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, TextConfig
 from tests.ranks import run_ranks
 
 CPU, TEXT, VIDEO = torch.device("cpu"), 5, 18
@@ -100,7 +100,7 @@ def test_cut_equals_whole(layout, rows, changes, tmp_path):
 def test_a_rank_sends_and_holds_what_the_planner_counts(tmp_path):
     """All-reduces as counted; over them only the modulation's gathers, one token a row."""
     cfg = MmditConfig(**SMALL)
-    net, rows = network_of(cfg, TEXT), 2
+    net, rows = network_of(ModelConfig(mmdit=cfg, text=TextConfig(TEXT))), 2
     held = []
     for tp in (2, 5):
         results = run_ranks(tp, tmp_path, on_rank, Layout(tp=tp), rows, SMALL)

@@ -33,7 +33,7 @@ from opensora_launch.model.vae import (
     posterior_mean,
     posterior_sample,
 )
-from opensora_launch.schema.config import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
 
 CASE = Path(__file__).parents[1] / "reference" / "vae_tiny.json"
 INFO = json.loads(CASE.read_text())
@@ -49,7 +49,9 @@ TILINGS = {"untiled": UNTILED, "spatial": SPATIAL, "temporal": TEMPORAL, "both":
 
 @pytest.fixture(scope="module")
 def vae() -> CausalVae:
-    return load_vae(CFG, {k.removeprefix("weight."): v for k, v in TENSORS.items() if k.startswith("weight.")})
+    loaded = load_vae(CFG, {k.removeprefix("weight."): v for k, v in TENSORS.items() if k.startswith("weight.")})
+    assert isinstance(loaded, CausalVae)
+    return loaded
 
 
 def check(name: str, got: Tensor | None) -> None:

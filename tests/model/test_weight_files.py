@@ -17,7 +17,8 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.shapes import config_problems, mmdit_shapes, vae_shapes
 from opensora_launch.model.weight_files import check_files, read_header
 from opensora_launch.model.weights import read_tensors
-from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import Init, MmditConfig, ModelConfig
 from tests.model.text_folders import make_clip, make_t5
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -15,7 +15,8 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.tiles import UNTILED
 from opensora_launch.model.vae import decode_latents, load_vae
 from opensora_launch.model.weights import constant_weights, random_tensors, read_pickle, read_tensors
-from opensora_launch.schema.config import MmditConfig, VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import MmditConfig
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 TINY: dict[str, Any] = {

@@ -12,7 +12,9 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLMochi,
 from torch.utils.flop_counter import FlopCounterMode
 
 from opensora_launch.model.causal_vae import CausalVae
-from opensora_launch.schema.config import VaeConfig
+from opensora_launch.model.video_dc_ae import VideoDcAe
+from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
+from opensora_launch.schema.autoencoder import VaeConfig
 from tests.plan.peaks import LiveBytes
 
 SIDE, FRAMES = 256, 49
@@ -38,6 +40,7 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "wan2.2": (lambda: AutoencoderKLWan(**WAN22), (1, 48, LATENTS, SIDE // 16, SIDE // 16)),
     "cogvideox": (lambda: AutoencoderKLCogVideoX(**COG), (1, 16, LATENTS, SIDE // 8, SIDE // 8)),
     "hunyuan": (lambda: CausalVae(VaeConfig()), (1, 16, 33, SIDE // 8, SIDE // 8)),  # a tile of our decoder
+    "dcae": (lambda: VideoDcAe(OPEN_SORA_2_DC_AE.vae), (1, 128, 8, SIDE // 32, SIDE // 32)),  # a tile
     "mochi": (AutoencoderKLMochi, (1, 12, (FRAMES - 1) // 6 + 1, SIDE // 8, SIDE // 8)),
 }
 

@@ -31,7 +31,8 @@ from opensora_launch.parallel.mesh import Axis, Groups, build_meshes
 from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
-from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload, VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, Offload
 
 TOKENS, TEXT = 2048, 8  # sums over all ranks; the first rank holds the whole text
 

@@ -19,7 +19,7 @@ from opensora_launch.plan.costs import (
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import blocks_bytes
 from opensora_launch.plan.networks import NETWORKS, OPEN_SORA_2, TokenGrid, network_of, token_grid
-from opensora_launch.schema.config import MmditConfig
+from opensora_launch.schema.config import MmditConfig, ModelConfig, TextConfig
 
 LARGE, SMALL = TokenGrid(33, 2304, 512), TokenGrid(33, 252, 512)
 TINY = MmditConfig(
@@ -63,7 +63,9 @@ def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
     ],
 )
 def test_flops_are_what_torch_counts(cfg: MmditConfig, grid: TokenGrid) -> None:
-    assert row_work(network_of(cfg, grid.text_tokens), grid).flops == pytest.approx(counted(cfg, grid), rel=0.01)
+    assert row_work(network_of(ModelConfig(mmdit=cfg, text=TextConfig(grid.text_tokens))), grid).flops == pytest.approx(
+        counted(cfg, grid), rel=0.01
+    )
 
 
 def test_the_numbers_of_open_sora() -> None:
@@ -74,7 +76,7 @@ def test_the_numbers_of_open_sora() -> None:
     assert small.attention_share == pytest.approx(0.324, abs=1e-3)
     assert weight_count(OPEN_SORA_2) == 11_891_390_528
     assert weight_bytes(OPEN_SORA_2) / 2**30 == pytest.approx(22.149, abs=1e-3)
-    assert weight_count(NETWORKS["open_sora_v2_dcae"]) == 11_891_971_200
+    assert weight_count(NETWORKS["open_sora_v2_dc_ae"]) == 11_891_971_200
     assert token_grid(OPEN_SORA_2, 1024, 576, 129) == LARGE
 
 
@@ -84,7 +86,7 @@ FUSED = MmditConfig(fused_qkv=True, guidance_embed=True, cond_embed=False)
 @pytest.mark.parametrize("cfg", [MmditConfig(), TINY, FUSED])
 def test_weights_are_those_of_the_modules(cfg: MmditConfig) -> None:
     shapes = mmdit_shapes(cfg)
-    net = network_of(cfg, 16)
+    net = network_of(ModelConfig(mmdit=cfg, text=TextConfig(16)))
     assert weight_count(net) == sum(torch.Size(shape).numel() for shape in shapes.values())
     blocks: dict[str, int] = {}
     for name, shape in shapes.items():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.plan.geometry import geometry_of, geometry_problems, pixel_size
-from opensora_launch.schema.config import MmditConfig, VideoConfig
+from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
+from opensora_launch.schema.config import ModelConfig, VideoConfig
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 TABLES = json.loads((REFERENCE / "resolutions.json").read_text())["tables"]
@@ -25,8 +26,8 @@ def test_tokens_of_all_ninety_geometries():
     assert len(SP_ROWS) == 90
     for row in SP_ROWS:
         video = VideoConfig(row["resolution"], row["aspect_ratio"], num_frames=row["num_frames"])
-        assert geometry_problems(video, MmditConfig()) == []
-        got = geometry_of(video, MmditConfig(), row["txt_tokens"])
+        assert geometry_problems(video, ModelConfig()) == []
+        got = geometry_of(video, ModelConfig())
         assert (got.height_px, got.width_px, got.latent_frames) == (row["height"], row["width"], row["latent_frames"])
         assert (got.tokens_per_frame, got.video_tokens) == (row["tokens_per_frame"], row["img_tokens"])
         assert got.total_tokens == row["total_tokens"]
@@ -34,7 +35,7 @@ def test_tokens_of_all_ninety_geometries():
 
 def test_every_problem_is_reported_at_once_with_its_remedy():
     video = VideoConfig(resolution=None, height_px=199, width_px=None, num_frames=128, fps=0)
-    assert geometry_problems(video, MmditConfig()) == [
+    assert geometry_problems(video, ModelConfig()) == [
         "video.num_frames=128 must be 1 plus a multiple of 4; the nearest is 129",
         "video.fps=0 must be between 1 and 240",
         "video.height_px=199 must be a multiple of 16; the nearest is 192",
@@ -52,5 +53,17 @@ def test_every_problem_is_reported_at_once_with_its_remedy():
     ],
 )
 def test_bad_sizes(video, message):
-    (problem,) = geometry_problems(video, MmditConfig())
+    (problem,) = geometry_problems(video, ModelConfig())
     assert problem.startswith(message)
+
+
+def test_the_dc_ae_has_its_own_rules():
+    """32 pixels and 4 frames per latent, and no frame of its own at the start; a picture is one frame."""
+    got = geometry_of(VideoConfig("768px", num_frames=128), OPEN_SORA_2_DC_AE)
+    assert (got.height_px, got.width_px, got.latent_frames, got.tokens_per_frame) == (576, 1024, 32, 576)
+    assert geometry_of(VideoConfig("768px", num_frames=1), OPEN_SORA_2_DC_AE).latent_frames == 1
+    video = VideoConfig(resolution=None, height_px=200, width_px=96, num_frames=129)
+    assert geometry_problems(video, OPEN_SORA_2_DC_AE) == [
+        "video.num_frames=129 must be a multiple of 4; the nearest is 128",
+        "video.height_px=200 must be a multiple of 32; the nearest is 192",
+    ]

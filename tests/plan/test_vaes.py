@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.memory import VideoSize, decode_bytes, tile_bytes
+from opensora_launch.plan.memory import VideoSize, decode_bytes, finished_bytes, tile_bytes
 from opensora_launch.plan.networks import NETWORKS, VAES
 
 ROOT = Path(__file__).parents[2]
-MEASURED = ("sd", "flux", "wan", "wan2.2", "cogvideox", "hunyuan", "mochi")
+MEASURED = ("sd", "flux", "wan", "wan2.2", "cogvideox", "hunyuan", "mochi", "dcae")
 
 
 @cache
@@ -49,5 +49,7 @@ def test_a_model_is_decoded_by_its_own_vae() -> None:
     assert decode_bytes(NETWORKS["latte_1"], video, Layout(), 2) == 2 * pixels * (768 * 14 + 3 * 129)
     assert decode_bytes(NETWORKS["flux1_dev"], VideoSize(1024, 1024, 1, None), Layout(), 2) == 2 * 1024**2 * (768 + 3)
     tiled = VideoSize(1024, 576, 129, 256)
-    assert decode_bytes(NETWORKS["hunyuan_video"], tiled, Layout(), 2) == tile_bytes(tiled, Layout(), 2)
+    assert decode_bytes(NETWORKS["hunyuan_video"], tiled, Layout(), 2) == tile_bytes(tiled, 2) + finished_bytes(
+        tiled, Layout(), 2
+    )
     assert decode_bytes(NETWORKS["mochi_1"], tiled, Layout(), 2) == 2 * 256**2 * (710 * 129 + 3 * 129)

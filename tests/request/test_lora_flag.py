@@ -44,7 +44,7 @@ def test_a_run_with_loras_and_its_resume(tmp_path: Path, monkeypatch: pytest.Mon
         (["--lora", "a@nan"], "the strength behind @ must be a finite number"),
         (["model.lora=[gone]"], "LoRA {here}/gone does not exist"),
         (["lora=gone"], "--lora"),
-        (["engine=colossalai", "--lora", "gone"], "engine=colossalai does not take LoRAs"),
+        (["engine=colossalai", "--lora", "gone"], "engine=colossalai is not tested with LoRAs"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -5,6 +5,7 @@ from typing import Any
 
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
 from opensora_launch.plan.rows import Guidance
+from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import (
     Init,
     LauncherConfig,
@@ -15,7 +16,6 @@ from opensora_launch.schema.config import (
     RunConfig,
     SamplingConfig,
     TextConfig,
-    VaeConfig,
     VideoConfig,
 )
 

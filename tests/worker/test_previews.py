@@ -18,7 +18,8 @@ from opensora_launch.report.build import build_report
 from opensora_launch.rundir import RunDir
 from opensora_launch.runs.files import newest_preview, previews_of
 from opensora_launch.sampling.latents import pack
-from opensora_launch.schema.config import LayoutConfig, RunConfig, VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import LayoutConfig, RunConfig
 from opensora_launch.worker.previews import Previews, contact_sheet, fit_projection, projected
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import make

@@ -25,7 +25,7 @@ from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 
 REFERENCE = Path(__file__).parent.parent / "reference"
-CASES = sorted(p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit", "sampling", "vae")))
+CASES = sorted(p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit", "lora", "sampling", "vae", "dcae")))
 
 
 def on_rank(spec: VerifySpec, attempt: str) -> None:
@@ -142,7 +142,7 @@ def test_a_key_too_many_or_too_few_is_one_line(
         ('{"file": "none.safetensors", "kind": "mmdit"}', "cannot be read"),
         (
             '{"file": "mmdit_tiny_t2v.safetensors", "kind": "audio", "compare": {}}',
-            "the known kinds are mmdit, vae, sampling",
+            "the known kinds are mmdit, vae, dcae, sampling",
         ),
         (
             '{"file": "mmdit_tiny_t2v.safetensors", "kind": "mmdit", "compare": {"video": {}}, '
