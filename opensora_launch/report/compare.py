@@ -85,23 +85,24 @@ def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], lis
 
 def _sweeps(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[Message]]:
     first, second = ({(e["name"], e["gpus"], e["layout"]): e for e in data["table"]} for data in (a, b))
+    unit = a.get("unit", "GPU")
     both = [key for key in first if key in second]
     if not both:
         raise UserError("the sweeps have no point in common: none has the same name, count of GPUs and layout")
-    notes = [message("only_in", side="A", point=_name(key)) for key in first if key not in second]
-    notes += [message("only_in", side="B", point=_name(key)) for key in second if key not in first]
+    notes = [message("only_in", side="A", point=_name(key, unit)) for key in first if key not in second]
+    notes += [message("only_in", side="B", point=_name(key, unit)) for key in second if key not in first]
     unlike = [f"scaling: {a['scaling']} in A, {b['scaling']} in B"] if a["scaling"] != b["scaling"] else []
     changes = []
     for key in both:
         x, y = first[key], second[key]
         if x["work"] is None or y["work"] is None:  # as of published figures
-            notes.append(message("work_unrecorded", point=_name(key)))
+            notes.append(message("work_unrecorded", point=_name(key, unit)))
         else:
-            unlike += [f"{say(_name(key))}: {line}" for line in _unlike(x["work"], y["work"])]
+            unlike += [f"{say(_name(key, unit))}: {line}" for line in _unlike(x["work"], y["work"])]
         apart = None
         if x["low"] is not None and y["low"] is not None:
             apart = x["low"] > y["high"] or y["low"] > x["high"]
-        changes.append(Change(_name(key), x["seconds"], y["seconds"], "s", apart, True))
+        changes.append(Change(_name(key, unit), x["seconds"], y["seconds"], "s", apart, True))
     _refuse(unlike)
     return changes, notes
 
@@ -116,6 +117,6 @@ def _refuse(unlike: Sequence[str]) -> None:
         raise UserError("A and B did different work; compare equal work, on any count of GPUs in any layout", unlike)
 
 
-def _name(key: Sequence[Any]) -> Message:
+def _name(key: Sequence[Any], unit: str) -> Message:
     name, gpus, layout = key
-    return message("sweep_point", name=name, size=size(gpus, "GPU"), layout=layout)
+    return message("sweep_point", name=name, size=size(gpus, unit), layout=layout)

@@ -5,8 +5,11 @@ function change_text(c) {
 }
 function compare_verdict(data) {
   const slower = data.changes.filter((c) => c.slower);
-  const first = data.changes.find((c) => c.gates), said = t(first.b > first.a ? "b_longer" : "b_shorter", { what: first.name, share: Math.abs(first.b / first.a - 1), a_s: first.a, b_s: first.b });
-  return note(slower.length ? "warn" : "good", said, t("b_slower", { slower: slower.length, gates: data.changes.filter((c) => c.gates).length }));
+  const times = data.changes.filter((c) => c.gates), off = (c) => Math.abs(c.b / c.a - 1);
+  const told = data.of === "run" ? times[0] : times.reduce((most, c) => (off(c) > off(most) ? c : most)); // of a sweep, the largest change
+  const key = off(told) < 0.0005 ? "b_same" : told.b > told.a ? "b_longer" : "b_shorter";
+  const said = t(key, { what: told.name, share: off(told), a_s: told.a, b_s: told.b });
+  return note(slower.length ? "warn" : "good", said, t("b_slower", { slower: slower.length, gates: times.length }));
 }
 function deltas_of(data) {
   const mark = (c) => (c.slower ? t("slower") : c.beyond ? t("beyond_spread") : "");
