@@ -60,6 +60,10 @@ class RunDir(_Folder):
         """The record of a finished video. It is written last, so the file that a record names is complete."""
         return self.samples / f"{video}.json"
 
+    def sheet(self, video: str) -> Path:
+        """The contact sheet of a finished video."""
+        return self.samples / f"{video}.sheet.png"
+
     def failure(self, video: str) -> Path:
         """Why a video could not be made, while the others were."""
         return self.failed / f"{video}.txt"
@@ -88,6 +92,7 @@ class AttemptDir(_Folder):
     command = _Entry("command.txt")
     environment = _Entry("environment.json")
     launcher = _Entry("launcher.json")
+    waited = _Entry("waited.json")  # since when a user waits for it
     batch_script = _Entry("job.sbatch")
     started = _Entry("started")  # a job works, or has worked, with this attempt
     requeued = _Entry("requeued")  # its job was requeued after it; holds the reason

@@ -123,7 +123,7 @@ def _count(codes: Sequence[int], runs: Sequence[PlannedRun]) -> str:
 
 def _start(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled, since_s: float) -> int:
     if run.launcher.kind is LauncherKind.slurm:
-        return submit_run(run, plan, attempt, made)
+        return submit_run(run, plan, attempt, made, since_s)
     return start_run(run.launcher.kind, plan, attempt, made, since_s)
 
 

@@ -1,6 +1,7 @@
 """`opensora-launch report`: where the time of a run or sweep went, or what published figures amount to."""
 
 import math
+import os
 from pathlib import Path
 
 from opensora_launch import __version__
@@ -15,7 +16,9 @@ from opensora_launch.report.sweep import size, sweep_report
 from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text, note_lines
 from opensora_launch.report.wording import message, say
 from opensora_launch.request.flags import Parsed
+from opensora_launch.request.slurm_task import this_job
 from opensora_launch.rundir import RunDir, SweepDir
+from opensora_launch.runs.state import read_attempts
 from opensora_launch.runs.sweep_state import read_sweep
 
 
@@ -33,10 +36,18 @@ def report_verb(parsed: Parsed) -> int:
         raise UserError(f"{run_dir} is not a run's folder: there is no {run_dir.plan.name}")
     baseline = parsed.one("--baseline")
     prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
-    made = build_report(run_dir.path, baseline=None if baseline is None else Path(baseline), prices=prices)
+    base, own = None if baseline is None else Path(baseline), _in_its_job(run_dir)
+    made = build_report(run_dir.path, baseline=base, prices=prices, waiting=own)
     print("\n".join([*summary_lines(made), *failed_lines(run_dir)]))
     print(f"report: {run_dir.report_page}")
     return 0
+
+
+def _in_its_job(run_dir: RunDir) -> bool:
+    """Whether the job that made the last attempt makes this report: the user waits until it is written."""
+    attempts = read_attempts(run_dir)
+    job = attempts[-1].launched.job if attempts and attempts[-1].launched else ""
+    return bool(job) and this_job(os.environ).job == job
 
 
 def _price(parsed: Parsed, name: str) -> float | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from opensora_launch import exit_codes
@@ -23,6 +24,7 @@ from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.finished_videos import unsettled_videos
 from opensora_launch.runs.state import record_launch, this_process
+from opensora_launch.runs.waited import Waited, record_waited
 from opensora_launch.schema.config import LauncherKind
 from opensora_launch.slurm.allocation import step_name
 from opensora_launch.slurm.query import kill_steps
@@ -38,11 +40,11 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     run_dir, count = attempt.run, len(plan.videos)
     print(f"making {count} {'video' if count == 1 else 'videos'} in {run_dir}", flush=True)
     print(f"watch it: opensora-launch top {run_dir}", flush=True)
-    outcome = _attempt(kind, plan, attempt, made)
+    outcome = _attempt(kind, plan, attempt, made, since_s)
     if less := _with_less(kind, plan, attempt, outcome):
         plan = less
         attempt = new_attempt(run_dir, plan, kind, made)
-        outcome = _attempt(kind, plan, attempt, made)
+        outcome = _attempt(kind, plan, attempt, made, since_s)
     print_samples(run_dir, plan)
     if outcome.failure:
         print_errors(failure_lines(outcome.failure, attempt))
@@ -56,7 +58,8 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     return code
 
 
-def _attempt(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled) -> Outcome:
+def _attempt(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled, since_s: float) -> Outcome:
+    record_waited(attempt, Waited(since_s, time.time()))
     launched = this_process(kind.value)
     if kind is LauncherKind.srun:  # recorded before it starts, so that any host can end it
         launched = replace(launched, allocation=os.environ.get("SLURM_JOB_ID", ""), step=step_name(attempt))
@@ -93,30 +96,49 @@ def _report(run_dir: RunDir, since_s: float) -> list[str]:
     from opensora_launch.report.markdown import summary_lines
 
     try:
-        report = build_report(run_dir.path)
+        report = build_report(run_dir.path, waiting=True)
         return [*summary_lines(report), f"report: {run_dir.report_page}", waited(report, since_s, time.time())]
     except OSError as error:
         return [f"no report, {os_error_line(error)}; make room, then: opensora-launch report {run_dir}"]
 
 
 def waited(report: Mapping[str, Any], since_s: float, now_s: float) -> str:
-    """How long a user waited, before, while and after the ranks of the last attempt recorded what they did."""
-    whole_s, last = now_s - since_s, report["attempts"][-1]
-    if last["started_epoch_s"] is None or len(report["attempts"]) > 1:
-        return f"done in {whole_s:.0f} s"
-    start_s = max(0.0, last["started_epoch_s"] - since_s)
-    end_s = max(0.0, whole_s - start_s - last["wall_s"])
-    return f"done in {whole_s:.0f} s: start {start_s:.0f}, work {last['wall_s']:.0f}, end and report {end_s:.0f}"
+    """How long a user waited, before, while and after the ranks of the last attempt recorded what they did.
+
+    These are the report's numbers; where it has none, only the whole is known.
+    """
+    if (wait := report["wait"]) is None:
+        return f"done in {now_s - since_s:.0f} s"
+    parts = wait["parts"]
+    start_s, end_s = sum(parts.get(part, 0.0) for part in ("queue", "earlier", "start")), parts.get("end", 0.0)
+    work_s = wait["total_s"] - start_s - end_s
+    return f"done in {wait['total_s']:.0f} s: start {start_s:.0f}, work {work_s:.0f}, end and report {end_s:.0f}"
 
 
 def _inline(attempt: AttemptDir, env: Mapping[str, str]) -> Outcome:
-    with applied(env):  # before torch is imported, which reads some of it then
-        from opensora_launch import worker
+    """Run the rank in this process. SIGTERM and SIGHUP end it like Ctrl-C, unless they are ignored (nohup)."""
+    got = [signal.SIGINT]
 
-        try:
+    def end(signum: int, frame: FrameType | None) -> None:
+        got.append(signal.Signals(signum))
+        raise KeyboardInterrupt
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, end)
+    try:
+        with applied(env):  # before torch is imported, which reads some of it then
+            from opensora_launch import worker
+
             code = worker.main(["--attempt", str(attempt)])
-        except KeyboardInterrupt:  # outside of the part where the rank handles it
-            code = exit_codes.INTERRUPTED
+    except KeyboardInterrupt:  # outside of the part where the rank handles it
+        code = exit_codes.INTERRUPTED
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if code == exit_codes.INTERRUPTED:
+        code = exit_codes.BY_SIGNAL + got[-1]
     return Outcome(code, read_failure(attempt) if code else None)
 
 

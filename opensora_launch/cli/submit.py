@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.follow import follow, next_commands
@@ -13,6 +14,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.request.write_run import array_tasks, script_of
 from opensora_launch.rundir import AttemptDir, write_whole
 from opensora_launch.runs.state import Launched, record_launch
+from opensora_launch.runs.waited import Waited, record_waited
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.slurm.query import MaybeSubmitted, submit_job
 
@@ -21,9 +23,10 @@ class NotSubmitted(UserError):
     """There is no job, and the folder of its attempt is removed."""
 
 
-def submit_run(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> int:
+def submit_run(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled, since_s: float) -> int:
     """Submit the attempt's job, and print how to follow it; with follow=true wait for its end. The exit code.
 
+    since_s: when the user began to wait for it, in seconds of the epoch.
     Raises NotSubmitted if sbatch refuses it, and MaybeSubmitted if that is not known.
     """
     script, run_dir, tasks = attempt.batch_script, attempt.run, array_tasks(run, plan)
@@ -34,6 +37,7 @@ def submit_run(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) 
         if "\n" in str(attempt):
             raise UserError(f"runs_dir={run.runs_dir!r} contains a line break, which no option of sbatch can")
         write_whole(script, script_of(run, plan, attempt, made))
+        record_waited(attempt, Waited(since_s, submitted_epoch_s=time.time()))
         job = submit_job(script, without_others(os.environ, LauncherKind.slurm))
     except MaybeSubmitted:
         raise

@@ -5,10 +5,11 @@ T: frames; H, W: pixels. Values of a decoded video are in [-1, 1].
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from opensora_launch.rundir import aside
@@ -26,6 +28,7 @@ ENCODER_THREADS = 4
 X264 = {"crf": "23", "x264-params": "mbtree=0"}
 MP4 = {"movflags": "+faststart"}
 IN_MEMORY = 256 * 2**20  # bytes of decoded frames that are kept in memory; a larger video is kept on disk
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 BT709 = 1  # code in the tables of primaries and transfer curves of ITU-T H.273
 
 
@@ -58,33 +61,44 @@ def room_for_frames(frames: int, height: int, width: int) -> UInt8[np.ndarray, "
     return np.empty(shape, np.uint8)
 
 
-def save_video(path_without_suffix: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> Path:
+def save_video(
+    path_without_suffix: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int, about: Mapping[str, str] = NO_TEXTS
+) -> Path:
     """Write an mp4, or a PNG if there is one frame, and return the path with its suffix.
 
-    Height and width must be even; `fps` is in frames per second.
+    Height and width must be even; `fps` is in frames per second. `about` goes into the file: of an mp4, players show
+    `title`, `comment` and `description`.
     """
     count, height, width, _ = frames.shape
     assert count > 0, "a video without frames"
     if count == 1:
         path = path_without_suffix.with_name(path_without_suffix.name + ".png")
-        save_png(path, frames[0])
+        save_png(path, Image.fromarray(frames[0]), about)
         return path
     path = path_without_suffix.with_name(path_without_suffix.name + ".mp4")
-    with video_writer(path, height, width, fps) as write:
+    with video_writer(path, height, width, fps, about) as write:
         for frame in frames:
             write(frame)
     return path
 
 
-def save_png(path: Path, frame: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Write one RGB frame."""
+def save_png(path: Path, image: Image.Image, about: Mapping[str, str] = NO_TEXTS) -> None:
+    """Write an image, with `about` as text chunks, whose names begin with a capital letter in PNG."""
+    texts = PngInfo()
+    for name, text in _storable(about).items():
+        texts.add_itxt(name.capitalize(), text)
     with aside(path) as beside:
-        Image.fromarray(frame).save(beside, format="PNG")
+        image.save(beside, format="PNG", pnginfo=texts)
+
+
+def _storable(about: Mapping[str, str]) -> dict[str, str]:
+    """Replace what no file can hold: NUL, and halves of surrogate pairs."""
+    return {name: text.replace("\0", " ").encode("utf-8", "replace").decode() for name, text in about.items()}
 
 
 @contextmanager
 def video_writer(
-    path: Path, height: int, width: int, fps: int
+    path: Path, height: int, width: int, fps: int, about: Mapping[str, str] = NO_TEXTS
 ) -> Iterator[Callable[[UInt8[np.ndarray, "H W 3"]], None]]:
     """Write an mp4 that browsers play: H.264, yuv420p, crf 23, BT.709, the index in front of the frames.
 
@@ -94,6 +108,7 @@ def video_writer(
     assert height % 2 == width % 2 == 0, f"yuv420p needs even sides, not {width} x {height}"
     shape = (height, width, 3)
     with aside(path) as beside, av.open(f"file:{beside}", "w", format="mp4", options=MP4) as container:
+        container.metadata.update(_storable(about))
         stream = container.add_stream("libx264", rate=Fraction(fps), options=X264)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context

@@ -63,7 +63,7 @@ def _sweep(
         device=", ".join(first["machine"]["device_names"]),
         command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
         unknown=unknown,
-        peers=peer_lines(),
+        peers=peer_lines(first["work"]),
     )
 
 

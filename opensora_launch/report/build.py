@@ -1,7 +1,9 @@
 """Make the reports of a run from its files. Everything comes from files, so they can be made again at any time."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,52 +15,61 @@ from opensora_launch.report.markdown import run_markdown
 from opensora_launch.report.metrics import metrics
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.rates import Prices
-from opensora_launch.report.run_files import read_recorded_run, read_report
+from opensora_launch.report.run_files import RecordedRun, read_recorded_run, read_report
 from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline
 from opensora_launch.report.trace import trace
+from opensora_launch.report.whole_wait import whole_wait
 from opensora_launch.report.wording import LANGUAGES, templates
 from opensora_launch.rundir import RunDir, write_whole
+from opensora_launch.runs.waited import record_waited
 
 PAGE_FILES = (
-    "page.css",
-    "words.js",
-    "draw.js",
-    "charts.js",
-    "scaling.js",
-    "timeline.js",
-    "previews.js",
-    "compare.js",
-    "page.js",
-)
+    "page.css", "words.js", "draw.js", "tables.js", "charts.js", "gallery.js", "scaling.js", "plots.js", "timeline.js",
+    "previews.js", "compare.js", "page.js",
+)  # fmt: skip
 NO_PRICES = Prices()
 
 
-def build_report(run_dir: Path, *, baseline: Path | None = None, prices: Prices = NO_PRICES) -> dict[str, Any]:
+def build_report(
+    run_dir: Path, *, baseline: Path | None = None, prices: Prices = NO_PRICES, waiting: bool = False
+) -> dict[str, Any]:
     """Write a run's report.json and its other forms (docs/report.md), and return what report.json says.
 
-    `baseline` is another run's folder or report.json; without one the baseline is predicted. UserError if `run_dir` is
-    no run, or if the baseline did other work.
+    `baseline` is another run's folder or report.json; without one the baseline is predicted. `waiting`: the user has
+    waited for this report, so it ends the last attempt's wait. UserError if `run_dir` is no run, or if the baseline did
+    other work.
     """
     folder = RunDir(run_dir)
     run = read_recorded_run(folder)
     analyses = [AttemptAnalysis.of(attempt) for attempt in run.attempts]
     report = document(run, analyses, read_report(baseline) if baseline else None, prices)
-    write_whole(folder.report_json, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-    write_whole(folder.report_markdown, run_markdown(report))
-    write_whole(folder.report_page, page(run_data(report, analyses)))
     write_whole(folder.metrics, metrics(report))
     write_whole(folder.ranks_csv, ranks_csv(report))
     if last := next((a for a in reversed(analyses) if a.accounts), None):
         assert last.accounts is not None
         write_whole(folder.trace, "".join(trace(last.attempt.events, last.accounts, last.nodes)))
+    if waiting and report["wait"]:
+        report["wait"] = rounded(_ended_wait(folder, run, analyses[-1]))
+    write_whole(folder.report_json, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    write_whole(folder.report_markdown, run_markdown(report))
+    write_whole(folder.report_page, page(run_data(report, analyses)))
     return report
+
+
+def _ended_wait(folder: RunDir, run: RecordedRun, last: AttemptAnalysis) -> dict[str, Any] | None:
+    """Record that the user's wait for the last attempt ends now; return the wait."""
+    attempt = last.attempt
+    assert attempt.waited is not None, "there is a wait"
+    waited = replace(attempt.waited, done_epoch_s=time.time())
+    record_waited(folder.attempt(attempt.number), waited)
+    return whole_wait([*run.attempts[:-1], replace(attempt, waited=waited)], last.accounts)
 
 
 def run_data(report: Mapping[str, Any], analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     """What the page of one run draws. The timeline is that of the last attempt that left events."""
     last = next((a for a in reversed(analyses) if a.accounts), None)
-    drawn = timeline(last.accounts, last.nodes) if last and last.accounts else None
+    drawn = timeline(last.accounts, last.nodes, last.attempt.events) if last and last.accounts else None
     return {
         "kind": "run",
         "title": report["run"],
@@ -82,7 +93,7 @@ def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             (own, job["speedup"] * base[0], job["efficiency"], "measured"),
         )
     ]
-    return [{"name": "", "own": True, "kind": "measured", "points": points}, *peer_lines()]
+    return [{"name": "", "own": True, "kind": "measured", "points": points}, *peer_lines(report["work"])]
 
 
 def build_sweep(folder: Path, data: Mapping[str, Any], name: str = "report") -> None:

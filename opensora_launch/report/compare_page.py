@@ -82,7 +82,8 @@ def _timeline(path: Path) -> dict[str, Any] | None:
     except UserError:
         return None
     found = [a for a in map(AttemptAnalysis.of, run.attempts) if a.accounts]
-    return timeline(found[-1].accounts, found[-1].nodes) if found and found[-1].accounts else None
+    last = found[-1] if found else None
+    return timeline(last.accounts, last.nodes, last.attempt.events) if last and last.accounts else None
 
 
 def _settings(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,7 @@ from opensora_launch.report.rates import (
 )
 from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedEnvironment, RecordedRun
 from opensora_launch.report.steps import count_row_forwards
+from opensora_launch.report.whole_wait import whole_wait
 from opensora_launch.report.wording import Message, message
 
 DIGITS = 6  # of seconds: microseconds
@@ -66,6 +67,7 @@ def document(
 def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     metas = [e.meta for a in run.attempts for e in a.events]
     done = sum(bool(v.files) for v in run.videos)
+    wait = whole_wait(run.attempts, analyses[-1].accounts if analyses else None)
     attentions = sorted({m.attention for m in metas if m.attention})
     return {
         "schema": REPORT_SCHEMA,
@@ -94,10 +96,11 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "engine": run.plan.engine.value,
         "approximate": list(run.plan.approximate),
         "times": _times(run, done, analyses),
+        "wait": wait,
         "attempts": [attempt_document(a) for a in analyses],
         "samples": [asdict(v) for v in run.videos],
         "previews": {name: list(files) for name, files in run.previews.items()},
-        "unknown": _unknown(run, bool(attentions)),
+        "unknown": _unknown(run, bool(attentions), wait is not None),
     }
 
 
@@ -215,8 +218,8 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
         }
 
 
-def _unknown(run: RecordedRun, attention: bool) -> list[Message]:
-    unknown = [message("single_run"), *run.unknown, message("recording_starts_late")]
+def _unknown(run: RecordedRun, attention: bool, wait: bool) -> list[Message]:
+    unknown = [message("single_run"), *run.unknown, *([] if wait else [message("recording_starts_late")])]
     if not attention and run.plan.attention == "auto":
         unknown.append(message("kernel_unknown"))
     by_rank = {tuple(sorted((e.meta.versions or {}).items())) for a in run.attempts for e in a.events}

@@ -112,6 +112,8 @@ def comparable_work(
     """Everything that must be equal for two runs to be compared, flat. Prompts and seeds do not change the work."""
     shape, sampling = plan.geometry, plan.sampling
     model = asdict(plan.model)
+    if plan.model.vae.is_causal:  # reports of earlier versions know no other kind
+        del model["vae"]["kind"], model["vae"]["dc_ae"]
     work: dict[str, Scalar] = {
         "device": plan.machine.device,
         "device_name": " + ".join(sorted(set(device_names))),

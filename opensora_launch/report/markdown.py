@@ -87,10 +87,19 @@ def _header(report: Mapping[str, Any]) -> list[str]:
         f"Ranks: {machine['ranks']}{hosts}, each on {md_text(name)}{threads}",
         f"Layout: {layouts}; engine {report['engine']}",
         *([f"Weights: {', then '.join(md_text(place) for place in places)}"] if places else []),
+        *_wait(report["wait"]),
         f"Made by opensora_launch {report['version']}" + _versions(report["environment"]),
     ]
     blocks.append("\n".join(f"- {fact}" for fact in facts))
     return blocks
+
+
+def _wait(wait: Mapping[str, Any] | None) -> list[str]:
+    """One line about the user's wait, if it is known."""
+    if wait is None:
+        return []
+    parts = ", ".join(f"{label('wait_' + part)} {secs(seconds)} s" for part, seconds in wait["parts"].items())
+    return [f"{label('wait_title')}: {secs(wait['total_s'])} s: {parts}"]
 
 
 def _approximate(report: Mapping[str, Any]) -> str:

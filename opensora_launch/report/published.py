@@ -23,24 +23,35 @@ OFFLOAD = re.compile(r"offload(_model)? True|cpu offload", re.IGNORECASE)  # in 
 
 @dataclass(frozen=True)
 class Peer:
-    """Seconds by count of GPUs, and what weakens them."""
+    """Seconds by count of GPUs, the pixels of a frame, and what weakens the seconds."""
 
     name: str
+    pixels: int
     seconds: dict[int, float]
     note: Message | None = None
 
 
 PEERS = (
-    Peer("Open-Sora 2.0, 768px, H100", {1: 1656.0, 2: 863.0, 4: 466.0, 8: 276.0}),
-    Peer("Open-Sora 2.0, 256px, H100", {1: 60.0, 2: 40.0, 4: 34.0}, message("offload_all")),
-    Peer("HunyuanVideo, 720p, H100", {1: 1904.08, 4: 514.08, 8: 337.58}, message("offload_maybe")),
-    Peer("Wan2.2 A14B, 720p, H100", {1: 1041.5, 4: 288.7, 8: 155.1}, message("offload_one")),
+    Peer("Open-Sora 2.0, 768px, H100", 768 * 768, {1: 1656.0, 2: 863.0, 4: 466.0, 8: 276.0}),
+    Peer("Open-Sora 2.0, 256px, H100", 256 * 256, {1: 60.0, 2: 40.0, 4: 34.0}, message("offload_all")),
+    Peer("HunyuanVideo, 720p, H100", 1280 * 720, {1: 1904.08, 4: 514.08, 8: 337.58}, message("offload_maybe")),
+    Peer("Wan2.2 A14B, 720p, H100", 1280 * 720, {1: 1041.5, 4: 288.7, 8: 155.1}, message("offload_one")),
 )
+MODELS = ("open_sora_v2",)  # of the size of the published ones
+LIKE_PIXELS = 2.5  # at most this many times as many pixels in a frame, or as few
 
 
-def peer_lines() -> list[dict[str, Any]]:
-    """Return one line per table: name, kind, note, and points (gpus, seconds, speedup, efficiency)."""
-    return [{"name": p.name, "kind": "published", "note": p.note, "points": _points(p.seconds)} for p in PEERS]
+def peer_lines(work: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one line per table of the same kind of work: name, kind, note, and points.
+
+    A point is (gpus, seconds, speedup, efficiency). `work` is a report's: videos of a model of this size, on GPUs, with
+    frames of about as many pixels. A small model on CPU ranks scales for other reasons, so it has none.
+    """
+    if work["device"] != "cuda" or work["model.name"] not in MODELS:
+        return []
+    pixels = work["height_px"] * work["width_px"]
+    like = [p for p in PEERS if 1 / LIKE_PIXELS <= pixels / p.pixels <= LIKE_PIXELS]
+    return [{"name": p.name, "kind": "published", "note": p.note, "points": _points(p.seconds)} for p in like]
 
 
 def _points(seconds: Mapping[int, float]) -> list[dict[str, Any]]:

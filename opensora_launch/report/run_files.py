@@ -15,6 +15,7 @@ from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.files import previews_of
 from opensora_launch.runs.finished_videos import failed_videos, sample_file
+from opensora_launch.runs.waited import Waited, read_waited
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
@@ -44,6 +45,7 @@ class RecordedAttempt:
     failure: Failure | None
     nodes: tuple[NodeSamples, ...] = ()
     environment: RecordedEnvironment | None = None
+    waited: Waited | None = None
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
@@ -65,6 +67,11 @@ class RecordedVideo:
     prompt: str
     seed: int
     files: tuple[str, ...]  # relative to the run; empty if it is not finished
+    fps: int
+    num_steps: int
+    guidance: float
+    cond_type: str
+    sheet: str | None = None  # its contact sheet, relative to the run
     failure: str | None = None  # why it could not be made, while others could
 
 
@@ -137,6 +144,7 @@ def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
         failure=read_failure(folder),
         nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
         environment=_decoded(folder.environment, RecordedEnvironment),
+        waited=read_waited(folder),
     )
 
 
@@ -159,8 +167,21 @@ def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
     videos, failed = [], failed_videos(folder)
     for video in plan.videos:
         file = sample_file(folder, video.name)
-        files = (f"{folder.samples.name}/{file.name}",) if file else ()
-        videos.append(RecordedVideo(video.name, video.prompt, video.seed, files, failed.get(video.name)))
+        sheet = folder.sheet(video.name)
+        videos.append(
+            RecordedVideo(
+                video.name,
+                video.prompt,
+                video.seed,
+                (f"{folder.samples.name}/{file.name}",) if file else (),
+                plan.geometry.fps,
+                video.guidance.num_steps,
+                video.guidance.text_scale,
+                video.cond_type,
+                f"{folder.samples.name}/{sheet.name}" if file and sheet.exists() else None,
+                failed.get(video.name),
+            )
+        )
     return tuple(videos)
 
 

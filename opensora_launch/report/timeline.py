@@ -1,68 +1,33 @@
-"""What the page draws over time: each rank's pieces and the nodes' samples, as short lists. Times are from the start.
+"""What the page draws over time: each rank's pieces and the nodes' samples, as short lists, from the start."""
 
-Pieces that are finer than the page can show are merged: each stretch gets the part that filled most of it. The trace
-holds them all.
-"""
-
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from opensora_launch.report.accounting import Accounts, Interval
+from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.device_use import SampledNode
+from opensora_launch.report.rank_pieces import rank_pieces
 from opensora_launch.report.wording import Message, message
+from opensora_launch.telemetry.events import RankEvents
 
-MOST_PIECES = 3000  # per rank
 MOST_POINTS = 600  # per line
 MS = 3  # digits of seconds
 
 
-def timeline(accounts: Accounts, nodes: Sequence[SampledNode]) -> dict[str, Any]:
-    """Return `ranks`, each with its pieces [start, end, part, detail]; `lines` of measured values, each with its unit
-    and maximum; `marks`: moments with a name, such as an XID.
+def timeline(accounts: Accounts, nodes: Sequence[SampledNode], events: Sequence[RankEvents] = ()) -> dict[str, Any]:
+    """Return `ranks` (rank_pieces), `lines` of measured values, each with its unit and maximum, and `marks`: moments
+    with a name, such as an XID.
     """
     zero = min(r.start_s for r in accounts.ranks)
-    ranks, coarse = [], 0.0
-    for r in accounts.ranks:
-        pieces, bin_s = _thin(r.timeline)
-        coarse = max(coarse, bin_s)
-        ranks.append(
-            {
-                "rank": r.rank,
-                "host": r.host,
-                "pieces": [[round(p.start_s - zero, MS + 2), round(p.end_s - zero, MS + 2), p.part, p.detail]
-                           for p in pieces],
-            }
-        )  # fmt: skip
-    lines, marks = _lines(nodes, zero), _marks(nodes, zero)
-    return {"wall_s": accounts.wall_s, "ranks": ranks, "coarse_s": coarse, "lines": lines, "marks": marks}
-
-
-def _thin(pieces: Sequence[Interval]) -> tuple[Sequence[Interval], float]:
-    if len(pieces) <= MOST_PIECES:
-        return pieces, 0.0
-    start, end = pieces[0].start_s, pieces[-1].end_s
-    bin_s = (end - start) / MOST_PIECES
-    found: list[Interval] = []
-    filled: dict[tuple[str, str], float] = defaultdict(float)
-    edge = start + bin_s
-    begun = start
-    for piece in pieces:
-        at = piece.start_s
-        while at < piece.end_s:
-            stop = min(piece.end_s, edge)
-            filled[piece.part, piece.detail] += stop - at
-            at = stop
-            if at >= edge - 1e-12:
-                part, detail = max(filled, key=lambda k: filled[k])
-                if found and (found[-1].part, found[-1].detail) == (part, detail):
-                    found[-1] = found[-1]._replace(end_s=edge)
-                else:
-                    found.append(Interval(begun, edge, part, detail))
-                begun, edge = edge, edge + bin_s
-                filled.clear()
-    return found, bin_s
+    of_rank = {e.meta.rank: e for e in events}
+    found = [rank_pieces(r, of_rank.get(r.rank), zero) for r in accounts.ranks]
+    return {
+        "wall_s": accounts.wall_s,
+        "ranks": [drawn for drawn, _ in found],
+        "coarse_s": max(bin_s for _, bin_s in found),
+        "lines": _lines(nodes, zero),
+        "marks": _marks(nodes, zero),
+    }
 
 
 def _lines(nodes: Sequence[SampledNode], zero: float) -> list[dict[str, Any]]:

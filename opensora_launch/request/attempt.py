@@ -15,6 +15,7 @@ from opensora_launch.request.resume import prepare_resume, start_resumed
 from opensora_launch.request.write_run import BY_HAND, new_attempt, write_run
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.finished_videos import record_failed
+from opensora_launch.runs.waited import Waited, record_waited
 from opensora_launch.schema.config import EnvConfig
 
 NOT_FOR_RANKS = ("--cfg", "--info", "--help", "--shell-completion")
@@ -30,7 +31,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
         if not resumed.plan.videos:
             raise UserError(f"nothing is missing in {resumed.run_dir}")
         sys.stderr.writelines(f"{note}\n" for note in resumed.notes)
-        return start_resumed(resumed, by_hand())
+        return _waited_for(start_resumed(resumed, by_hand()), parsed.since_s)
     prepared = prepare_runs(parsed, machine)
     sys.stderr.writelines(f"{note}\n" for note in prepared.notes)
     if len(prepared.runs) > 1:
@@ -38,7 +39,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
     (planned,) = prepared.runs
     if planned.run.dry_run:
         raise UserError("dry_run=true starts no ranks: use opensora-launch generate for it")
-    return write_planned(planned, by_hand())
+    return _waited_for(write_planned(planned, by_hand()), parsed.since_s)
 
 
 def write_planned(planned: PlannedRun, made: Profiled) -> AttemptDir:
@@ -46,6 +47,11 @@ def write_planned(planned: PlannedRun, made: Profiled) -> AttemptDir:
     run_dir = write_run(Path(planned.run.runs_dir), datetime.now(), planned.record, planned.plan)
     record_failed(run_dir, planned.refused)
     return new_attempt(run_dir, planned.plan, planned.run.launcher.kind, made)
+
+
+def _waited_for(attempt: AttemptDir, since_s: float) -> AttemptDir:
+    record_waited(attempt, Waited(since_s, since_s))
+    return attempt
 
 
 def by_hand() -> Profiled:

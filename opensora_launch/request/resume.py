@@ -161,7 +161,8 @@ def _key(override: str) -> str:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    old, new = dict(_flat(before)), dict(_flat(now))
+    """Lines on settings that would change the videos. A run of an earlier version has the default of what it lacks."""
+    old, new = dict(_flat(plain(RunConfig()))) | dict(_flat(before)), dict(_flat(now))
     for key in dict.fromkeys([*old, *new]):
         may_change = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
         if not may_change and old.get(key) != new.get(key):

@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -27,6 +28,7 @@ from opensora_launch.rundir import AttemptDir, RunDir, create_once, write_whole
 from opensora_launch.runs.files import read_plan
 from opensora_launch.runs.finished_videos import unsettled_videos
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
+from opensora_launch.runs.waited import Waited, record_job_start, record_waited
 from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
 from opensora_launch.telemetry.failure import read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             assert list(argv[::2])[:3] == ["--run-file", "--submitted", "--ranks-per-node"] and argv[6] == "--", argv
             run_file = run_file_of(Path(argv[1]), float(argv[3]), os.environ)
-            attempt = attempt_by_hand(run_file, int(argv[5]), argv[7:], os.environ)
+            attempt = attempt_by_hand(run_file, float(argv[3]), int(argv[5]), argv[7:], os.environ)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USER_ERROR
@@ -68,7 +70,8 @@ def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
     """The attempt that was made at submission, for the first start of the job or of task 0; else a new one like it."""
     if int(env.get("SLURM_ARRAY_TASK_ID", "0")) or not _use(made):
         return _another(made, env)
-    record_launch(made, _this_job(env))
+    record_launch(made, this_job(env))
+    record_job_start(made, made)
     return made
 
 
@@ -86,7 +89,9 @@ def run_file_of(first: Path, submitted_s: float, env: Mapping[str, str]) -> Path
     return next(own, names[len(there)])
 
 
-def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mapping[str, str]) -> AttemptDir:
+def attempt_by_hand(
+    run_file: Path, submitted_s: float, ranks: int, words: Sequence[str], env: Mapping[str, str]
+) -> AttemptDir:
     """The first start writes a run, and its folder into `run_file`. Later starts and other tasks read it there."""
     from opensora_launch.request.attempt import prepare_attempt
 
@@ -100,8 +105,10 @@ def attempt_by_hand(run_file: Path, ranks: int, words: Sequence[str], env: Mappi
         machine = Machine("cuda" if find_gpus().gpus else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
         attempt = prepare_attempt(words, machine)
         _use(attempt)
-        record_launch(attempt, _this_job(env))
+        record_launch(attempt, this_job(env))
         write_whole(attempt.command, f"sbatch SCRIPT {shlex.join(words)}\n")
+        if submitted_s:  # Slurm told it
+            record_waited(attempt, Waited(submitted_s, time.time(), submitted_s))
         if create_once(run_file, f"{attempt.run}\n"):
             return attempt
         shutil.rmtree(attempt.run)  # another task of the array was first
@@ -131,7 +138,7 @@ def attempt_with_less(spent: AttemptDir, env: Mapping[str, str]) -> AttemptDir |
 def requeue_problem(spent: AttemptDir, why: str, env: Mapping[str, str]) -> str | None:
     """Record `why` a job is requeued after an attempt; or say why it is not: its last FRUITLESS starts made no step."""
     write_whole(spent.requeued, f"{why}\n")
-    job, fruitless = _this_job(env).job, 0
+    job, fruitless = this_job(env).job, 0
     for attempt in reversed(read_attempts(spent.run)):
         if attempt.launched is None or attempt.launched.job != job:
             continue
@@ -173,11 +180,13 @@ def _another(like: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
 def _started(like: AttemptDir, plan: Plan, env: Mapping[str, str]) -> AttemptDir:
     attempt = attempt_like(like, plan)
     _use(attempt)
-    record_launch(attempt, _this_job(env))
+    record_launch(attempt, this_job(env))
+    record_job_start(like, attempt)
     return attempt
 
 
-def _this_job(env: Mapping[str, str]) -> Launched:
+def this_job(env: Mapping[str, str]) -> Launched:
+    """The job, or the task of an array, whose script runs; its name is empty outside of Slurm."""
     if "SLURM_ARRAY_JOB_ID" in env:
         return Launched("slurm", job=f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}")
     return Launched("slurm", job=env.get("SLURM_JOB_ID", ""))

@@ -28,7 +28,7 @@ from opensora_launch.rundir import AttemptDir, aside
 
 # Settings that change how a video is made, and not the video.
 FREE_SAMPLING = ("batch_size", "num_samples", "prune_rows")
-FREE_MODEL = ("folder", "download", "mmdit_prefix", "vae_prefix")
+FREE_MODEL = ("folder", "download", "mmdit_prefix", "vae_prefix", "trained_frames")
 
 log = logging.getLogger("opensora_launch.worker")
 

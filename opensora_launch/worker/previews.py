@@ -56,7 +56,7 @@ def projected(latents: Float[Tensor, "C T H W"], projection: Projection) -> UInt
     return to_frames(torch.nan_to_num(rgb, nan=0.0, posinf=1.0, neginf=-1.0))
 
 
-def contact_sheet(frames: UInt8[np.ndarray, "T H W 3"]) -> Image.Image:
+def side_by_side(frames: UInt8[np.ndarray, "T H W 3"]) -> Image.Image:
     """Up to four frames of the whole time side by side, enlarged."""
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))]
     sheet = Image.fromarray(np.concatenate(list(chosen), axis=1))
@@ -92,5 +92,5 @@ class Previews:
             path = self.run_dir.preview(video.name, done)
             path.parent.mkdir(parents=True, exist_ok=True)
             with aside(path) as beside:
-                contact_sheet(projected(latent, self.projection)).save(beside, format="PNG")
+                side_by_side(projected(latent, self.projection)).save(beside, format="PNG")
         return True

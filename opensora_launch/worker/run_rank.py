@@ -131,7 +131,8 @@ def _report(attempt: AttemptDir) -> int:
     from opensora_launch.report.build import build_report
     from opensora_launch.report.markdown import summary_lines
 
-    sys.stdout.write("\n".join([*summary_lines(build_report(attempt.run.path)), f"run: {attempt.run}", ""]))
+    report = build_report(attempt.run.path, waiting=True)
+    sys.stdout.write("\n".join([*summary_lines(report), f"run: {attempt.run}", ""]))
     failed = failed_videos(attempt.run)
     sys.stderr.writelines(f"{video} failed: {reason}\n" for video, reason in failed.items())
     return exit_codes.FAILURE if failed else exit_codes.DONE

@@ -1,4 +1,4 @@
-"""Save phase: write a video, and then the record of its completion."""
+"""Save phase: write a video, then the record of its completion, then its contact sheet."""
 
 import json
 import logging
@@ -7,9 +7,11 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import UInt8
 
-from opensora_launch.media.video import save_video
+from opensora_launch.media.contact_sheet import contact_sheet
+from opensora_launch.media.video import save_png, save_video
 from opensora_launch.plan.plan import VideoRequest
-from opensora_launch.rundir import write_whole
+from opensora_launch.rundir import RunDir, write_whole
+from opensora_launch.runs.remake import remake_command
 from opensora_launch.worker.context import RankContext
 
 log = logging.getLogger("opensora_launch.worker")
@@ -18,14 +20,14 @@ log = logging.getLogger("opensora_launch.worker")
 def save_with_record(
     ctx: RankContext, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"], cut_tokens: int
 ) -> None:
-    """Write the video and then its record; both files appear whole or not at all.
+    """Write the video and then its record; both files appear whole or not at all. Their contact sheet may be missing.
 
     cut_tokens: tokens of the prompt that did not fit.
     """
     plan = ctx.plan
     with ctx.recorder.span("save", video=video.name):
         ctx.run_dir.samples.mkdir(parents=True, exist_ok=True)
-        path = save_video(ctx.run_dir.samples / video.name, frames, plan.geometry.fps)
+        path = save_video(ctx.run_dir.samples / video.name, frames, plan.geometry.fps, _about(ctx, video))
         record = {
             **asdict(video),
             "cut_tokens": cut_tokens,
@@ -48,4 +50,32 @@ def save_with_record(
             **ctx.facts,
         }
         write_whole(ctx.run_dir.record(video.name), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        save_sheet(ctx.run_dir, video.name, frames)
     log.info("saved %s", path)
+
+
+def _about(ctx: RankContext, video: VideoRequest) -> dict[str, str]:
+    """Return what the file itself says about its making."""
+    plan = ctx.plan
+    settings = {
+        "seed": video.seed,
+        "num_steps": video.guidance.num_steps,
+        "guidance": video.guidance.text_scale,
+        "cond_type": video.cond_type,
+        "model": plan.model.name,
+        "precision": plan.precision,
+        "opensora_launch": plan.version,
+    }
+    about = {"title": video.prompt, "description": json.dumps(settings)}
+    command = remake_command(ctx.run_dir, video)
+    return about | ({"comment": command} if command else {})
+
+
+def save_sheet(run: RunDir, video: str, frames: UInt8[np.ndarray, "F Y X 3"]) -> None:
+    """Write the contact sheet of a finished video; a failure is only logged. An image needs none."""
+    if len(frames) == 1:
+        return
+    try:
+        save_png(run.sheet(video), contact_sheet(frames))
+    except (OSError, ValueError, MemoryError) as error:
+        log.warning("no contact sheet for %s: %s", video, error)

@@ -106,7 +106,7 @@ def test_a_sweep_runs_one_after_another_and_sums_up(
 def test_a_batch_job_that_stops_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = iter([75, 0, 0])
     monkeypatch.setattr(jobs, "no_sbatch", lambda: [])
-    monkeypatch.setattr(generate, "submit_run", lambda run, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "submit_run", lambda run, plan, attempt, made, since_s: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "launcher=slurm", "video.num_frames=5,9,13"]
     assert main(["generate", *argv]) == 75
     assert list(codes) == []
@@ -125,7 +125,7 @@ def test_what_is_only_submitted_is_not_done(
 ) -> None:
     codes = iter([0, 2, 0, 0, 0, 0])
     monkeypatch.setattr(jobs, "no_sbatch", lambda: [])
-    monkeypatch.setattr(generate, "submit_run", lambda run, plan, attempt, made: next(codes))
+    monkeypatch.setattr(generate, "submit_run", lambda run, plan, attempt, made, since_s: next(codes))
     argv = ["--prompt", "sea", "-m", "model=tiny", "topology=cpu1", "launcher=slurm", "video.num_frames=5,9,13", *more]
     assert main(["generate", *argv]) == 2
     assert capsys.readouterr().out.splitlines()[-1] == said

@@ -26,7 +26,7 @@ def make(
     for place in (run_dir, folder):
         (place / "plan.json").write_text(json.dumps(asdict(on_cuda(plan) if fake else plan)))
     ledgers = run_workers(plan.machine.ranks, run_dir, ["--attempt", str(folder)], fake=fake, **options)
-    return {p.name: p.read_bytes() for p in sorted((run_dir / "samples").glob("*.[mp]*[4g]"))}, ledgers
+    return {p.name: p.read_bytes() for p in sorted((run_dir / "samples").glob("[0-9]*_[0-9].[mp]*[4g]"))}, ledgers
 
 
 def assert_same(got: dict[str, bytes], want: dict[str, bytes]) -> None:

@@ -57,6 +57,7 @@ def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
     [
         pytest.param(MmditConfig(), LARGE, marks=pytest.mark.slow),
         (MmditConfig(), SMALL),
+        (MmditConfig(in_channels=128, patch_size=1), SMALL),  # of the Video DC-AE
         (MmditConfig(), TokenGrid(1, 256, 512)),
         (MmditConfig(fused_qkv=True, depth=3, depth_single_blocks=5, mlp_ratio=3.0), TokenGrid(9, 100, 64)),
         (TINY, TokenGrid(5, 24, 16)),

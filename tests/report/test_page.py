@@ -19,6 +19,7 @@ from tests.report.sampled import on_gpus
 from tests.report.sweeps import read_sweep_report
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
+LARGE = {"device": "cuda", "model.name": "open_sora_v2", "height_px": 576, "width_px": 1024}
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "opensora_launch" / "report" / "page"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -68,7 +69,7 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     limits = [message("other_hosts", hosts=["x <b>y</b>"])]
     points = [SweepPoint("tiny", n, (10.0 / n + 2, 10.0 / n + 2.5), "1: dp1", "a", "a/report.html") for n in (1, 2, 4)]
     build_sweep(
-        folder, sweep_report("bench-1", points, version="0", device="a CPU", peers=peer_lines(), unknown=limits)
+        folder, sweep_report("bench-1", points, version="0", device="a CPU", peers=peer_lines(LARGE), unknown=limits)
     )
     read_sweep_report(folder)
     return folder
@@ -120,9 +121,16 @@ def test_peers_are_rows_of_the_published_file() -> None:
     known = {(r["n_gpus"], float(r["seconds"])) for r in rows if r["seconds"] and "h100" in r["table"]}
     for peer in PEERS:
         assert {(n, seconds) for n, seconds in peer.seconds.items()} <= known
-    assert max(p["efficiency"] for line in peer_lines() for p in line["points"]) <= 1.0
-    notes = {line["name"]: line["note"] for line in peer_lines()}
+    every = [line for work in (LARGE, LARGE | {"height_px": 256, "width_px": 256}) for line in peer_lines(work)]
+    assert max(p["efficiency"] for line in every for p in line["points"]) <= 1.0
+    notes = {line["name"]: line["note"] for line in every}
     assert notes["Wan2.2 A14B, 720p, H100"] == message("offload_one")
+
+
+def test_published_figures_stand_only_beside_work_of_their_kind() -> None:
+    assert [line["name"] for line in peer_lines(LARGE | {"height_px": 192, "width_px": 336})] == [PEERS[1].name]
+    assert len(peer_lines(LARGE)) == 3
+    assert peer_lines(LARGE | {"device": "cpu"}) == peer_lines(LARGE | {"model.name": "tiny"}) == []
 
 
 class Words(HTMLParser):

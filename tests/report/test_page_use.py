@@ -21,7 +21,7 @@ from opensora_launch.report.wording import message
 from tests.report.browser import Page, browser
 from tests.report.checked import build, check
 from tests.report.synthetic import a_plan, plain_simulation, write_run
-from tests.report.test_page import ROOT, made_run
+from tests.report.test_page import LARGE, ROOT, made_run
 
 ENGLISH = re.compile(r"[a-z]{3,} [a-z]{2,} [a-z]{2,}")  # three words in a row
 pytestmark = pytest.mark.browser
@@ -45,7 +45,7 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep on CPU ranks whose repeats spread, and where more ranks gained nothing."""
     folder = tmp_path_factory.mktemp("curve")
     points = [SweepPoint("tiny", n, (10.0 + n, 9.0 + n, 13.0 + n), "1: dp1", "a") for n in (1, 2, 4)]
-    more: dict[str, Any] = {"unit": "CPU rank", "peers": peer_lines(), "unknown": [message("one_repeat")]}
+    more: dict[str, Any] = {"unit": "CPU rank", "peers": peer_lines(LARGE), "unknown": [message("one_repeat")]}
     build_sweep(folder, sweep_report("b", points, version="0", device="a CPU", **more))
     return folder / "report.html"
 
@@ -64,7 +64,7 @@ def test_the_timeline_by_keyboard(page: Page, run: Path) -> None:
     page.open(run)
     shown = "document.querySelector('#timeline .controls span').textContent"
     whole = page.run(shown)
-    for _ in range(80):
+    for _ in range(160):
         page.key("Tab")
         if page.run("document.activeElement.tagName") == "CANVAS":
             break
@@ -89,13 +89,13 @@ def test_every_control_is_reached_and_works_by_keyboard(page: Page, run: Path) -
     page.key("Tab")
     assert page.run("document.activeElement.className") == "skip"
     reached = []
-    for _ in range(80):
+    for _ in range(160):
         page.key("Tab")
         here = page.run("document.activeElement.textContent.slice(0, 30)")
         reached.append(here)
         if here == "Efficiency":
             page.key("Enter")
-    controls = "[...document.querySelectorAll('button, summary, a[href]')].map((b) => b.textContent.slice(0, 30))"
+    controls = "[...document.querySelectorAll('button, summary, main a[href]')].map((b) => b.textContent.slice(0, 30))"
     assert set(page.run(controls)) - {"Skip to the content"} <= set(reached)
     pressed = "[...document.querySelectorAll('#curve button')].map((b) => b.getAttribute('aria-pressed'))"
     assert page.run(pressed) == ["false", "true"]
@@ -113,10 +113,11 @@ def test_what_a_screen_reader_says(page: Page, run: Path) -> None:
     assert timeline["name"].startswith("Timeline of 2 ranks over 32.8 s")
     assert timeline["roledescription"] == "zoomable timeline"
     headings = [node["name"] for node in heard if node["role"] == "heading"]
-    assert headings[:4] == ["Run 20261120-190000", "Findings", "What to change", "Scaling"]
+    assert headings[:5] == ["Run 20261120-190000", "Videos", "Findings", "What to change", "Scaling"]
     pictures = [node["name"] for node in heard if node["role"] in ("image", "img")]
     assert all(pictures)
-    assert any(name.startswith("Power. GPU 0: ") for name in pictures)
+    plots = [node["name"] for node in heard if node["role"] == "slider"]  # their keys move a cursor
+    assert any(name.startswith("Power. GPU 0: ") for name in plots)
     (lost,) = (name for name in pictures if name.startswith("ideal 100.0%, exposed communication"))
     assert "the baseline" not in lost
     assert lost.endswith(f", left {page.run(EFFICIENCY)}")
@@ -179,7 +180,7 @@ def test_on_paper_nothing_stays_folded_and_no_heading_stands_alone(page: Page, r
              figures: [...document.querySelectorAll("figure")].map((e) => getComputedStyle(e).breakInside) }; })"""
     )
     folded = page.run("document.querySelectorAll('details:not([open])').length")
-    assert folded >= 2
+    assert folded >= 1
     paper = page.pdf()
     assert paper.startswith(b"%PDF")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", paper)) <= 12

@@ -61,6 +61,14 @@ def test_only_what_is_missing_with_the_same_seeds(run: Path, started: list[tuple
     assert (attempt / "command.txt").exists()
 
 
+def test_a_run_of_a_version_that_knew_fewer_settings(run: Path, started: list[tuple[str, Path]]) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["model"]["lora"], config["model"]["vae"]["kind"], config["model"]["trained_frames"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["generate", "--resume", str(run)]) == 0
+    assert len(started) == 1
+
+
 def test_on_other_ranks_and_by_another_launcher(run: Path, started: list[tuple[str, Path]]) -> None:
     assert main(["generate", "--resume", f"{run}/", "topology=cpu1", "launcher=inline", "sampling.batch_size=2"]) == 0
     ((kind, attempt),) = started

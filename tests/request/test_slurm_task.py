@@ -89,9 +89,9 @@ def test_a_script_by_hand_refuses_more_ranks_than_cpus(empty_folder: Path) -> No
     words = ["model=tiny", "--prompt", "x"]
     env = {"SLURM_JOB_ID": "60", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_CPUS_PER_NODE": "16,2"}
     with pytest.raises(UserError, match="8 ranks per node need a CPU each, but this job has 2 per node: ask for more"):
-        attempt_by_hand(empty_folder / "slurm-60.run", 8, words, env)
+        attempt_by_hand(empty_folder / "slurm-60.run", 0.0, 8, words, env)
     assert list(empty_folder.iterdir()) == []
-    attempt_by_hand(empty_folder / "slurm-60.run", 2, words, env)
+    attempt_by_hand(empty_folder / "slurm-60.run", 0.0, 2, words, env)
     assert len(list(empty_folder.glob("runs/*"))) == 1
 
 

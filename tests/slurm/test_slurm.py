@@ -66,6 +66,9 @@ def test_two_nodes_of_two_ranks_make_what_one_process_makes(cluster: Cluster, tm
     assert names_in(reports[0]) == names_in(reports[1]) == names_in(reports[2])
     assert (reports[0]["machine"]["hosts"], reports[0]["machine"]["ranks"]) == (["n1", "n2"], 4)
     assert "n1, n2" in (run.folder / "report.md").read_text()
+    waits = [report["wait"]["parts"] for report in reports]
+    assert ["queue" in wait for wait in waits] == [True, False, False]
+    assert all("end" in wait for wait in waits)
     files = files_of(run.folder, BY_SLURM)
     assert files_of(inline, set()) == files
     assert files_of(here["torchrun"], {"logs/torchrun.log"}) == files

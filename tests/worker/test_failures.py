@@ -98,7 +98,7 @@ def test_a_stopped_rank_is_named_with_step_and_collective(three_ranks):
     assert (error["rank"], error["phase"]) == (2, "denoise")
     assert error["step"] is not None
     assert error["collective"] in ("ulysses", "video")
-    assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4"]
+    assert finished(three_ranks) == ["0000_0.json", "0000_0.mp4", "0000_0.sheet.png"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from PIL import Image
 from opensora_launch.model.vae import assemble
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.build import build_report
-from opensora_launch.rundir import AttemptDir
+from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.schema.config import LayoutConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.decode_videos import decode_latent
@@ -26,6 +26,7 @@ from opensora_launch.worker.encode_references import encode_references
 from opensora_launch.worker.load_networks import shard_model
 from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import load_networks_and_texts, run_plan
+from opensora_launch.worker.save_videos import save_sheet
 from opensora_launch.worker.set_up import set_up
 from tests.media.clips import noise, write_clip
 from tests.ranks import run_ranks
@@ -174,10 +175,25 @@ def test_what_a_run_leaves_behind(picture, tmp_path):
     assert record["versions"]["torch"] == torch.__version__
     assert record["layouts"]["2"] == "dp1 cfg2 ring1 ulysses1 tp1"
     assert frames_of(tmp_path / "samples/0001_0.mp4").shape == (9, 48, 80, 3)
+    with av.open(str(tmp_path / "samples/0001_0.mp4")) as container:
+        about = container.metadata
+    assert (about["title"], json.loads(about["description"])["seed"]) == ("rain", 7)
+    with Image.open(RunDir(tmp_path).sheet("0001_0")) as sheet:
+        assert sheet.size == (240, 144)
     (attempt,) = build_report(tmp_path)["attempts"]
     assert [row["rank"] for row in attempt["ranks"]] == [0, 1]
     for row in attempt["ranks"]:
         assert sum(row["parts"].values()) == pytest.approx(row["wall_s"], rel=0.01)
+
+
+def test_a_contact_sheet_that_cannot_be_written_costs_nothing(tmp_path, caplog):
+    run = RunDir(tmp_path)
+    run.sheet("0000_0").mkdir(parents=True)
+    save_sheet(run, "0000_0", noise(4, 8, 8, 3))
+    assert "no contact sheet for 0000_0: " in caplog.text
+    run.sheet("0000_0").rmdir()
+    save_sheet(run, "0000_0", noise(1, 8, 8, 3))  # an image is its own
+    assert list(run.samples.iterdir()) == []
 
 
 def test_one_frame_is_a_png(tmp_path):

@@ -20,7 +20,7 @@ from opensora_launch.runs.files import newest_preview, previews_of
 from opensora_launch.sampling.latents import pack
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import LayoutConfig, RunConfig
-from opensora_launch.worker.previews import Previews, contact_sheet, fit_projection, projected
+from opensora_launch.worker.previews import Previews, fit_projection, projected, side_by_side
 from tests.worker.plans import small_plan, video
 from tests.worker.test_generate import make
 
@@ -66,7 +66,7 @@ def test_a_preview_shows_where_the_last_step_leads(tmp_path: Path) -> None:
     at = [pack(t * noise + (1 - t) * end, plan.model.mmdit.patch_size) for t in times]
     previews.begin(at[0])
     assert [previews.after_step([video()], times, done, at[done]) for done in (1, 2, 3)] == [True, True, False]
-    want = np.asarray(contact_sheet(projected(end[0], projection)), dtype=int)
+    want = np.asarray(side_by_side(projected(end[0], projection)), dtype=int)
     made = previews_of(RunDir(tmp_path))["0000_0"]
     assert [path.name for path in made] == ["step0001.png", "step0002.png"]
     for path in made:

@@ -1,7 +1,7 @@
 // The scaling curve, the waterfall and bars, as SVG.
 function room() { return Math.max(280, document.getElementById("main").clientWidth); }
 function curve_chart(lines, mode) {
-  const width = room(), narrow = width < 620, height = narrow ? 300 : 360, left = 46, right = narrow ? 14 : 210, top = 12, bottom = 40;
+  const width = room(), narrow = width < 620, height = narrow ? 300 : 360, left = 46, right = narrow ? 14 : 230, top = 12, bottom = 40;
   const counts = [...new Set(lines.flatMap((l) => l.points.map((p) => p.gpus)))].sort((a, b) => a - b);
   const most = Math.max(2, ...counts), least = Math.min(1, ...counts);
   const x = (n) => left + (Math.log2(n / least) / Math.log2(most / least)) * (width - left - right);
@@ -21,10 +21,10 @@ function curve_chart(lines, mode) {
   chart.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle", class: "soft" }, t(unit === "GPU" ? "gpu_count" : "gpu_or_rank_count")));
   const ideal = mode === "speedup" ? `M${x(least)} ${y(least)}L${x(most)} ${y(most)}` : `M${x(least)} ${y(1)}L${x(most)} ${y(1)}`;
   chart.append(svg("path", { d: ideal, stroke: "var(--soft)", "stroke-dasharray": "2 4", fill: "none", "stroke-width": 1.5 }));
-  const inks = ["accent", "communication", "vae", "load", "waiting", "save"], dashes = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 3"];
+  const dashes = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 3"];
   const ends = [];
   lines.forEach((line, n) => {
-    const own = line.kind !== "published", ink = `var(--${inks[n % inks.length]})`, points = line.points;
+    const own = line.kind !== "published", ink = `var(--${ink_of_line(n)})`, points = line.points;
     const at = (p) => [x(p.gpus), y(mode === "speedup" ? p.speedup : p.efficiency)];
     chart.append(svg("path", { d: points.map((p, k) => (k ? "L" : "M") + at(p).join(" ")).join(""), stroke: ink, fill: "none", "stroke-width": own ? 3 : 1.6, "stroke-dasharray": own ? "" : dashes[n % dashes.length] }));
     for (const p of points) {
@@ -44,11 +44,11 @@ function curve_chart(lines, mode) {
   if (!narrow) {
     ends.sort((a, b) => a.y - b.y).forEach((e, k) => { if (k && e.y - ends[k - 1].y < 15) e.y = ends[k - 1].y + 15; });
     for (const e of ends) {
-      const label = svg("text", { x: width - right + 12, y: e.y + 4, style: `fill:${e.ink};${e.own ? "font-weight:600" : ""}` }, e.name);
-      chart.append(label);
+      chart.append(svg("line", { x1: width - right + 12, x2: width - right + 26, y1: e.y, y2: e.y, stroke: e.ink, "stroke-width": 3 }));
+      chart.append(svg("text", { x: width - right + 31, y: e.y + 4, style: e.own ? "font-weight:600" : "" }, e.name));
     }
   }
-  const inked = lines.map((line, n) => [inks[n % inks.length], line.name]);
+  const inked = lines.map((line, n) => [ink_of_line(n), line.name]);
   return el("div", {}, chart, narrow ? legend(inked) : null);
 }
 function waterfall_chart(steps) {
@@ -74,8 +74,8 @@ function losses(ranks, wall_s) {
 }
 // Against a predicted baseline nothing else is lost: it consists of what is left here.
 function waterfall_steps(ranks, wall_s, scaling) {
-  const inks = { communication: "communication", waiting: "waiting", idle: "soft", serial: "load", tail: "other" };
-  const steps = [{ name: t("ideal_all"), from: 0, to: 1, share: 1, ink: "line", total: true }];
+  const inks = { communication: "communication", waiting: "waiting", idle: "idle", serial: "serial", tail: "tail" };
+  const steps = [{ name: t("ideal_all"), from: 0, to: 1, share: 1, ink: "soft", total: true }];
   let at = 1;
   for (const { name, share } of losses(ranks, wall_s)) {
     if (share >= 0.0005) steps.push({ name: t("loss_" + name), from: at, to: at - share, share, ink: inks[name] });
@@ -88,6 +88,15 @@ function waterfall_steps(ranks, wall_s, scaling) {
   }
   steps.push({ name: t("left"), from: 0, to: at, share: at, ink: "accent", total: true });
   return steps;
+}
+// The user's wait as one bar, each part with its seconds below it.
+function wait_bar(wait) {
+  const parts = Object.entries(wait.parts).filter(([, s]) => s >= 0.0005 * wait.total_s);
+  const ink = (part) => (part === "denoise" ? "compute" : part), said = (s) => `${seconds(s)} s` + (s >= 0.005 * wait.total_s ? `, ${percent(s / wait.total_s, 0)}` : "");
+  const label = parts.map(([part, s]) => `${t("wait_" + part)} ${said(s)}`).join("; ");
+  return el("figure", {},
+    el("div", { class: "stack", role: "img", "aria-label": label }, ...parts.map(([part, s]) => el("i", { style: `flex:${s} 0 0;background:var(--${ink(part)})` }))),
+    legend(parts.map(([part, s]) => [ink(part), `${t("wait_" + part)} ${said(s)}`])));
 }
 function meter(share) {
   return share === null || share === undefined ? "" : el("span", { class: "meter", "aria-hidden": "true" }, el("i", { style: `width:${Math.min(100, 100 * share)}%` }));

@@ -29,7 +29,7 @@ function timelines_of(data) {
   const one = (drawn, n) => {
     const head = el("h3", {}, `${"AB"[n]}: ${data.names[n]}`);
     if (!drawn) return el("div", {}, head, el("p", { class: "soft" }, t("no_timeline", { path: data.paths[n] })));
-    const made = timeline_view(drawn);
+    const made = timeline_view(drawn, [], () => false);
     views.push(made);
     return el("div", {}, head, made.view);
   };

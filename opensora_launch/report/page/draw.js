@@ -1,6 +1,7 @@
 // Elements, numbers and colours.
 const PARTS = ["setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other"];
 const KINDS = ["attention", "double", "single", "other"];
+const LINE_INKS = 16, DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]]; // 64 lines before two look the same
 function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -15,16 +16,6 @@ function svg(name, attributes = {}, ...children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
-}
-// `words`: columns aligned to the left; `long`: those of them with sentences; `quiet`: the heading above is the caption.
-function table(caption, head, body, options = {}) {
-  const { words = [], long = [], quiet = false } = options;
-  const kind = (n) => [words.includes(n) || long.includes(n) ? "words" : "", long.includes(n) ? "long" : ""].join(" ").trim() || null;
-  const cell = (tag) => (text, n) => el(n === 0 ? "th" : tag, { scope: tag === "th" ? "col" : n === 0 ? "row" : null, class: kind(n) }, text);
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", {}, el("caption", { class: quiet ? "quiet" : null }, caption),
-      el("thead", {}, el("tr", {}, ...head.map(cell("th")))),
-      el("tbody", {}, ...body.map((cells) => el("tr", {}, ...cells.map(cell("td")))))));
 }
 let unit = "GPU"; // what the counts of this page are of: "GPU" or "CPU rank"
 function seconds(s) { return s === null || s === undefined ? "–" : s >= 100 ? s.toFixed(0) : s >= 10 ? s.toFixed(1) : s.toFixed(2); }
@@ -47,6 +38,11 @@ function part_name(part, detail) {
   return t(part);
 }
 function celsius(value) { return value === null || value === undefined ? "–" : `${value} °C`; }
+function ink_of_line(n) { return `s${n % LINE_INKS}`; } // lines never have the colour of a part
+function dash_of_line(n) { return DASHES[Math.floor(n / LINE_INKS) % DASHES.length]; }
+function line_key(n, text) { // a piece of the line: colour alone is not text that can be read
+  return el("span", { class: "key" }, svg("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, svg("line", { x1: 1, x2: 25, y1: 4, y2: 4, stroke: `var(--${ink_of_line(n)})`, "stroke-width": 3, "stroke-dasharray": dash_of_line(n).join(" ") })), text);
+}
 function legend(entries) {
   return el("ul", { class: "legend" }, ...entries.map(([name, text]) => el("li", {}, el("i", { style: `background:var(--${name})` }), text)));
 }

@@ -12,6 +12,7 @@ function tiles_of(r) {
     made.push(tile(percent(e.job.efficiency), t("efficiency_job"), base), tile(`${e.job.speedup.toFixed(2)}×`, t("speedup"), size_of(e.job.gpus)));
     made.push(tile(percent(e.denoise.efficiency), t("efficiency_denoise")));
   }
+  if (r.wait) made.push(tile(`${seconds(r.wait.total_s)} s`, t("wait_title")));
   if (a && a.wall_s) {
     made.push(tile(`${seconds(a.wall_s)} s`, t("wall")));
     const total = a.ranks.reduce((s, k) => s + k.wall_s, 0), compute = a.ranks.reduce((s, k) => s + k.parts.compute, 0);
@@ -34,6 +35,10 @@ function baseline_of(e) {
 function verdict_of(r) {
   const kinds = { verdict_none: "good", verdict_unknown: "", run_failed: "bad" };
   return note(kinds[r.verdict.code] ?? "warn", say(r.verdict));
+}
+function wait_of(r) {
+  if (!r.wait) return null;
+  return section("wait", t("wait_title"), t("end" in r.wait.parts ? "wait_about" : "wait_cut", r.wait), wait_bar(r.wait));
 }
 function findings_of(r) {
   const found = r.attempts.flatMap((a) => a.findings);
@@ -72,9 +77,14 @@ function waterfall_of(r) {
   const uneven = r.imbalance && r.imbalance.compute !== null ? el("p", {}, t("imbalance_about", { share: r.imbalance.compute })) : null;
   return section("waterfall", t("waterfall"), t("waterfall_about"), el("figure", {}, waterfall_chart(steps)), serial, uneven);
 }
-function timeline_of(data) {
+function slow_ranks(r) { // one line among many is pointed out
+  const a = last_attempt(r);
+  return a ? [...new Set(a.findings.filter((f) => f.code === "slow_rank").flatMap((f) => f.ranks))] : [];
+}
+function timeline_of(data, slow, gpus) {
   if (!data) return null;
-  const made = timeline_view(data);
+  const theirs = (name) => gpus.some((g) => g.index === name.index && (name.host ?? g.host) === g.host && g.ranks.some((k) => slow.includes(k)));
+  const made = timeline_view(data, slow, (name) => (name.code === "rank_name" ? slow.includes(name.rank) : name.code === "gpu_name" && theirs(name)));
   views.push(made);
   return section("timeline", t("timeline"), t("timeline_about"), made.view);
 }
@@ -97,18 +107,18 @@ function gpus_of(a) {
     health.length ? table(t("health_title"), [t("gpu"), t("nvlink"), t("pcie"), t("ecc"), "XID", t("others"), t("throttles")], health, { words: [4], long: [6] }) : null,
     table(t("hosts"), [t("host"), t("cpu_share"), t("host_memory"), t("least_free"), t("stalled")], hosts), ...notes.map((n) => el("p", { class: "soft" }, n)));
 }
-function ranks_of(a) {
+function ranks_of(a, slow) {
   if (!a || !a.ranks.length) return null;
   const parts = PARTS.filter((p) => a.ranks.some((r) => r.parts[p] > 0));
   const body = a.ranks.map((r) => [`${r.rank}${r.complete ? "" : ` (${t("cut")})`}`, r.host, seconds(r.wall_s),
-    ...parts.map((p) => el("span", {}, seconds(r.parts[p]), " ", el("small", {}, percent(r.parts[p] / r.wall_s, 0)))), gib(r.peak_memory_bytes)]);
+    ...parts.map((p) => el("span", {}, seconds(r.parts[p]), " ", el("small", {}, percent(r.parts[p] / r.wall_s, 0)))), gib(r.peak_memory_bytes)]), marked = a.ranks.flatMap((r, n) => (slow.includes(r.rank) ? [n] : []));
   const kinds = KINDS.filter((k) => a.ranks.some((r) => r.compute_by_kind[k] > 0));
   const total = (k) => a.ranks.reduce((s, r) => s + (r.compute_by_kind[k] ?? 0), 0), whole = KINDS.reduce((s, k) => s + total(k), 0);
   const waits = a.waited_for.map((w) => [w.rank, w.host, seconds(w.seconds), Object.keys(w.by).join(", "),
     Object.entries(w.while_in).filter(([, s]) => s >= 0.02 * w.seconds).map(([k, s]) => `${t(k)} ${seconds(s)} s`).join(", ")]);
   const steps = a.steps.map((s) => [s.rows, s.layout, s.count, s.median_s.toFixed(3), `${s.min_s.toFixed(3)} – ${s.max_s.toFixed(3)}`]);
   return section("ranks", t("ranks_title"), null,
-    table(t("ranks_caption"), [t("rank"), t("host"), t("wall_s"), ...parts.map((p) => t(p)), t("peak_memory")], body, { words: [1] }),
+    table(t("ranks_caption"), [t("rank"), t("host"), t("wall_s"), ...parts.map((p) => t(p)), t("peak_memory")], body, { words: [1], marked }),
     kinds.length ? table(t("compute_title"), [t("kind"), t("seconds"), t("share")], kinds.map((k) => [k === "other" ? t("compute_other") : t(k), seconds(total(k)), percent(total(k) / whole)])) : null,
     waits.length ? table(t("waits_title"), [t("rank"), t("host"), t("waited"), t("by"), t("meanwhile")], waits, { words: [1, 3], long: [4] }) : null,
     steps.length ? table(t("steps_title"), [t("rows"), t("layout"), t("count"), t("median"), t("range")], steps, { words: [1] }) : null);
@@ -148,10 +158,13 @@ function variables_of(env) {
   if (!body.length) return null;
   return el("details", {}, el("summary", {}, t("variables", { count: body.length })), table(t("variables", { count: body.length }), [t("var_name"), t("var_value"), t("var_how")], body, { words: [2], long: [1], quiet: true }));
 }
-function samples_of(r) {
-  if (!r.samples.length) return null;
-  const body = r.samples.map((s) => [s.files.length ? el("span", {}, ...s.files.map((f) => el("a", { href: f }, f))) : `${s.name}: ${s.failure || t("not_made")}`, s.seed, s.prompt]);
-  return section("samples", t("samples"), null, table(t("samples"), [t("file"), t("seed"), t("prompt")], body, { long: [2], quiet: true }));
+function files_of(data) { // beside the page
+  const names = ["report.json", "report.md", "ranks.csv", "metrics.prom", ...(data.timeline ? ["trace.json"] : [])];
+  return section("files", t("files"), null, el("ul", {}, ...names.map((name) => el("li", {}, el("a", { href: name }, name), ": ", t("file_" + name.replace(".", "_"))))));
+}
+function contents_of() {
+  const heads = [...document.querySelectorAll("main h2")];
+  return heads.map((h) => el("li", {}, el("a", { href: `#${h.parentElement.id}` }, h.textContent)));
 }
 function unknown_of(r) {
   const lines = [...r.unknown, ...r.attempts.flatMap((a) => a.unknown)];
@@ -160,16 +173,16 @@ function unknown_of(r) {
 function run_page(data) {
   const r = data.report, e = r.efficiency;
   const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
-    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline),
-    gpus_of(last_attempt(r)), ranks_of(last_attempt(r)), links_of(r), prediction_of(r), environment_of(r), previews_of(r), samples_of(r), unknown_of(r)];
+    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), samples_of(r), previews_of(r), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline, slow_ranks(r), last_attempt(r)?.gpus),
+    gpus_of(last_attempt(r)), ranks_of(last_attempt(r), slow_ranks(r)), links_of(r), prediction_of(r), environment_of(r), files_of(data), unknown_of(r)];
   return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
 }
 function sweep_page(data) {
   const amdahl = data.amdahl.map((a) => el("p", {}, el("b", {}, a.name + ": "), t(a.parallel_s ? "amdahl_about" : "amdahl_none", a)));
-  const body = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)}`, x.repeats ?? "–", x.speedup === null ? "–" : `${x.speedup.toFixed(2)}×`, x.efficiency !== null ? percent(x.efficiency) : x.other_work.length ? t("no_value_other_work") : "–", x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
+  const body = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)} (${x.repeats})`, x.speedup === null ? "–" : `${x.speedup.toFixed(2)}×`, x.efficiency !== null ? percent(x.efficiency) : x.other_work.length ? t("no_value_other_work") : "–", x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
   const baselines = data.baselines.map((b) => el("li", {}, t("sweep_baseline_" + b.kind, { ...b, size: size_of(b.gpus) })));
   const shown = [...sweep_notes(data), curve_of(data.curve), ...scaling_of(data), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
-    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 9], long: [0, 2], quiet: true }), el("ul", {}, ...baselines)),
+    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 8], long: [0, 2], quiet: true }), el("ul", {}, ...baselines)),
     data.command ? section("environment", t("environment"), null, el("pre", {}, data.command)) : null,
     data.unknown.length ? section("unknown", t("unknown"), null, el("ul", {}, ...data.unknown.map((l) => el("li", {}, say(l))))) : null];
   return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", { points: data.table.length, device: data.device })];
@@ -186,6 +199,7 @@ function draw_page() {
   document.getElementById("lead").textContent = lead;
   document.getElementById("footer").textContent = t("foot", { version: DATA.version });
   document.getElementById("main").replaceChildren(...shown.filter(Boolean));
+  document.querySelector("#contents ul").replaceChildren(...contents_of());
   views.forEach((v) => v.draw());
 }
 function choose(code) {
