@@ -46,7 +46,9 @@ def sweep_of(folder: Path, *, busy: float = 0.0, **sizes: float) -> tuple[SweepD
     points = tuple(BenchPoint("video=256px layout.ring=1", 1, n, (), "cpu") for n in COUNTS)
     done = []
     for place, ranks in enumerate(COUNTS):
-        run = write_run(folder / f"20261129-19010{place}", a_plan(ranks), [scaled(ranks, **sizes).events()], done=["0000_0"])
+        run = write_run(
+            folder / f"20261129-19010{place}", a_plan(ranks), [scaled(ranks, **sizes).events()], done=["0000_0"]
+        )
         build_report(run)
         done += [FinishedRun(place, 1, run.name, busy), FinishedRun(place, 2, run.name, busy)]
     sweep = Sweep(("--prompt", "x"), points, 2, 1, False, False, tuple(done))
