@@ -15,7 +15,7 @@ function deltas_of(data) {
   const mark = (c) => (c.slower ? t("slower") : c.beyond ? t("beyond_spread") : "");
   const value = (v, c) => `${c.unit === "s" ? seconds(v) : v.toFixed(2)} ${c.unit}`;
   const body = data.changes.map((c) => [say(c.name), value(c.a, c), value(c.b, c), change_text(c), c.a ? (c.b / c.a).toFixed(3) : "–", mark(c)]);
-  return section("deltas", t("deltas"), null, table(t("deltas"), [t("what_of"), "A", "B", t("change"), "B / A", ""], body, { words: [5], quiet: true }),
+  return section("deltas", t("deltas"), null, table(t("deltas"), [t("what_of"), "A", "B", t("change"), "B / A", t("remark")], body, { words: [5], quiet: true }),
     data.notes.length ? el("ul", {}, ...data.notes.map((n) => el("li", {}, say(n)))) : null);
 }
 function settings_of(data) {
@@ -24,6 +24,11 @@ function settings_of(data) {
   return section("settings", t("settings"), t("settings_about"), body.length ? table(t("settings"), [t("name"), "A", "B"], body, { long: [1, 2], quiet: true }) : el("p", {}, t("none")),
     ...data.commands.flatMap((command, n) => (command ? [el("h3", {}, "AB"[n]), el("pre", {}, command)] : [])));
 }
+// Ids are unique on a page, also where it has two timelines.
+function own_ids(view, side) {
+  for (const e of view.querySelectorAll("#plots-about")) e.id += side;
+  for (const e of view.querySelectorAll("[aria-describedby=plots-about]")) e.setAttribute("aria-describedby", `plots-about${side}`);
+}
 function timelines_of(data) {
   if (data.of !== "run") return null;
   const one = (drawn, n) => {
@@ -31,6 +36,7 @@ function timelines_of(data) {
     if (!drawn) return el("div", {}, head, el("p", { class: "soft" }, t("no_timeline", { path: data.paths[n] })));
     const made = timeline_view(drawn, [], () => false);
     views.push(made);
+    own_ids(made.view, "AB"[n]);
     return el("div", {}, head, made.view);
   };
   return section("timeline", t("timelines"), t("timelines_about"), ...data.timelines.map(one));
