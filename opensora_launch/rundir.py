@@ -46,6 +46,7 @@ class RunDir(_Folder):
     samples = _Entry("samples")
     failed = _Entry("failed")
     checkpoints = _Entry("checkpoints")
+    previews = _Entry("previews")
     claims = _Entry("claims")
     attempts_folder = _Entry("attempts")
     report_json = _Entry("report.json")
@@ -70,6 +71,10 @@ class RunDir(_Folder):
     def checkpoint(self, batch: str) -> Path:
         """Latents of a batch that is not finished."""
         return self.checkpoints / f"{batch}.safetensors"
+
+    def preview(self, video: str, step: int) -> Path:
+        """An image of what a video will look like, after so many steps."""
+        return self.previews / video / f"step{step:04d}.png"
 
     def attempt(self, number: int | str) -> "AttemptDir":
         return AttemptDir(self.attempts_folder / str(number))

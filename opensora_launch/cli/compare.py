@@ -5,7 +5,10 @@ import math
 from opensora_launch.cli.terminal import print_lines
 from opensora_launch.errors import UserError
 from opensora_launch.report.compare import Change, compare_reports, read_either
+from opensora_launch.report.compare_page import compare_page
+from opensora_launch.report.wording import say
 from opensora_launch.request.flags import Parsed
+from opensora_launch.rundir import write_whole
 from opensora_launch.runs.newest import named_report
 
 THRESHOLD_PERCENT = 5.0
@@ -16,7 +19,11 @@ def compare_verb(parsed: Parsed) -> int:
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
     threshold = _threshold(parsed.one("--threshold"))
-    changes, notes = compare_reports(*(read_either(named_report(path)) for path in parsed.rest))
+    out = _page_file(parsed)
+    a, b = (named_report(path) for path in parsed.rest)
+    reports = (read_either(a), read_either(b))
+    changes, notes = compare_reports(*reports)
+    print_lines([[("A: ", "bold"), (f"{a}", "")], [("B: ", "bold"), (f"{b}", "")]])
     width = max(len(change.what) for change in changes)
     print_lines([[(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}", "bold")]])
     worse = [change for change in changes if slower(change, threshold)]
@@ -25,9 +32,21 @@ def compare_verb(parsed: Parsed) -> int:
         unit = f" {change.unit}"
         text = f"{change.what:<{width}}  {change.a:>8.3f}{unit:<4}{change.b:>8.3f}{unit:<4}{change.ratio:>7.3f}{mark}"
         print_lines([[(text, "bold red" if change in worse else "yellow" if change.beyond else "")]])
-    print_lines([("note: ", "yellow"), (note, "")] for note in notes)
+    print_lines([("note: ", "yellow"), (say(note), "")] for note in notes)
     print(f"{len(worse)} of {sum(c.gates for c in changes)} times are slower by more than {threshold:.1%}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, compare_page((a, b), reports, changes, worse, notes))
+        print(f"page: {out}")
     return 1 if worse else 0
+
+
+def _page_file(parsed: Parsed) -> Path | None:
+    """Where the page goes, if one is wanted."""
+    out = parsed.path("--html")
+    if out and out.is_dir():
+        raise UserError(f"--html {out} is a folder; give a file, such as {out / 'compare.html'}")
+    return out
 
 
 def _threshold(text: str | None) -> float:

@@ -16,7 +16,7 @@ from opensora_launch.report.markdown import advice_lines, summary_lines
 from opensora_launch.report.published import published
 from opensora_launch.report.rates import Prices
 from opensora_launch.report.sweep import size, sweep_report
-from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text
+from opensora_launch.report.sweep_markdown import baseline_text, efficiency_text, note_lines
 from opensora_launch.report.wording import message, say
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.slurm_task import this_job
@@ -81,12 +81,13 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
 
 
 def sweep_lines(data: Mapping[str, Any]) -> Iterator[str]:
-    """The table of a sweep: seconds and efficiency of each point, and what they are relative to."""
+    """The table of a sweep: seconds and efficiency of each point, what they are relative to, and notes."""
     width = max(len(point["name"]) for point in data["table"])
     for point in data["table"]:
         where = say(size(point["gpus"], data["unit"]))
         yield f"{point['name']:<{width}} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}"
     yield from (baseline_text(base, data["unit"]) for base in data["baselines"])
+    yield from note_lines(data)
 
 
 def _published(file: Path, out: str | None) -> int:

@@ -12,6 +12,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.request.flags import Parsed
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.alive import rank_state
+from opensora_launch.runs.files import newest_preview
 from opensora_launch.runs.state import is_job_suspended, is_over, read_attempts
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def top_verb(parsed: Parsed) -> int:
                 live.update(_picture(view, run_dir, live.console.width), refresh=True)
             elif ended or now - last_s >= LINE_EVERY_S:
                 last_s = now
-                lines = [view.summary(), *rank_lines(view)] if view.beats else [NO_RANK]
+                lines = [view.summary(), *rank_lines(view), *_preview_line(run_dir)] if view.beats else [NO_RANK]
                 print("\n".join(lines), flush=True)
             if ended or parsed.has("--once"):
                 return exit_codes.DONE
@@ -57,4 +58,9 @@ def _picture(view: RunView, run_dir: RunDir, width: int) -> "RenderableType":
     head = Text.assemble((run_dir.path.name, "bold"), f", attempt {view.attempt.number}, {', '.join(hosts)}")
     if not view.beats:
         return Group(head, NO_RANK)
-    return Group(head, Text(view.summary()), view.bar(), Text(), rank_table(view, width))
+    return Group(head, Text(view.summary()), view.bar(), Text(), rank_table(view, width), *_preview_line(run_dir))
+
+
+def _preview_line(run_dir: RunDir) -> list[str]:
+    newest = newest_preview(run_dir)
+    return [f"preview: {newest}"] if newest else []

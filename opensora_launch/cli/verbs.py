@@ -90,11 +90,12 @@ VERBS = {
     ),
     "compare": Verb(
         "Compare two runs or sweeps. Exit code 1 if the second is slower.",
-        ("A B [--threshold PERCENT]",),
+        ("A B [--threshold PERCENT] [--html FILE]",),
         "Print the times of two runs or two sweeps side by side. Exit code 1 if a time of B is above A's by more than "
         f"the threshold and, with repeats, beyond their spread; 2 if the two did different work. {RUN}",
         (
             Flag(("--threshold",), "PERCENT", "Allowed slowdown of B in percent before exit code 1 [5]."),
+            Flag(("--html",), "FILE", "Also write the comparison as a page: changes, settings, timelines."),
             HELP,
         ),
     ),

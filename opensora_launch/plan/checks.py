@@ -29,6 +29,8 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     """Return problems with numbers, the attention kernel and the layout's degrees, which hold for any video."""
     problems = sampling_problems(run.sampling) + count_problems(run.sampling) + model_problems(run.model.mmdit)
     problems += topology_problems(run.topology) + card_problems(run.hardware) + launcher_problems(run.launcher)
+    if run.preview_every_steps < 0:
+        problems.append(f"preview_every_steps={run.preview_every_steps} must be at least 0 (0: no previews)")
     problems += attention_problems(run.attention, device) + precision_problems(run, device) + untested_problems(run)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems

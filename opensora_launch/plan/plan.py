@@ -92,6 +92,7 @@ class Plan:
     layouts: tuple[tuple[int, Layout], ...]  # (number of rows in a step, layout of such steps), rows ascending from 1
     videos: tuple[VideoRequest, ...]
     engine: Engine = Engine.native
+    preview_every_steps: int = 0  # denoising steps; 0: no previews
 
     def layout(self, rows: int) -> Layout:
         return dict(self.layouts)[rows]
@@ -175,6 +176,7 @@ def make_plan(
         attention=run.attention.value,
         profile=run.profile,
         checkpoint_every_steps=_checkpoint_every(run.launcher),
+        preview_every_steps=run.preview_every_steps,
         model=run.model,
         geometry=geometry,
         placement=placement,

@@ -3,7 +3,7 @@
 A pure function of the ranks' events. A moment belongs to the innermost block that holds it: a collective in a kernel in
 a block of the network in a step in a phase. In a collective a rank waits until the last rank of its group arrives
 (`waiting`); the rest is `communication`. Steps in which a rank has no row are `idle` as a whole. Time outside all
-phases is `other`, and so is time in the denoise phase outside its steps.
+phases is `other`, and so are time in the denoise phase outside its steps and previews.
 """
 
 from bisect import bisect_left
@@ -22,7 +22,7 @@ SAME_HOST_S = 0.5  # clocks that differ by more are not of one host
 
 
 class Interval(NamedTuple):
-    """`detail` is the kind of compute, the axis of communication, or the rank that is waited for."""
+    """`detail`: the kind of compute, the axis of communication, the rank that is waited for, or "preview"."""
 
     start_s: float
     end_s: float
@@ -52,6 +52,7 @@ class RankAccount:
     parts: Mapping[str, float]
     communication_by_axis: Mapping[str, float]
     compute_by_kind: Mapping[str, float]
+    previews_s: float  # a part of `other`
     bytes_by_axis: Mapping[str, int]  # sent
     device_uuid: str | None
     timeline: tuple[Interval, ...]  # without gaps from start_s to end_s
@@ -176,6 +177,7 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
         parts=parts,
         communication_by_axis=dict(details["communication"]),
         compute_by_kind={kind: details["compute"][kind] for kind in COMPUTE_KINDS} if work else {},
+        previews_s=details["other"]["preview"],
         bytes_by_axis=dict(sent),
         device_uuid=meta.device_uuid,
         timeline=timeline,
@@ -235,6 +237,8 @@ def _part(
     if step:
         work = kernel or block
         return "compute", work.detail if work else "other"
+    if block and block.detail == "preview":
+        return "other", "preview"
     return ("other", "") if phase is None or phase.part == "denoise" else (phase.part, "")
 
 

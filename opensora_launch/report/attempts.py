@@ -86,6 +86,7 @@ def _rank(r: RankAccount) -> dict[str, Any]:
         "parts": {part: r.parts[part] for part in WALL_PARTS},
         "communication_by_axis": dict(sorted(r.communication_by_axis.items())),
         "compute_by_kind": dict(r.compute_by_kind),
+        "previews_s": r.previews_s,
         "bytes_by_axis": dict(sorted(r.bytes_by_axis.items())),
         "own_row_forwards": r.row_forwards,
     }

@@ -1,12 +1,14 @@
 """Make one report from all runs of a sweep that count."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.run_files import read_report
+from opensora_launch.report.scaling import MeasuredPoint, explain_scaling
 from opensora_launch.report.sweep import SweepPoint, size, sweep_report
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import SweepDir
@@ -19,6 +21,7 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     """Write the sweep's reports, and return what they say; None if no run that counts was successful."""
     reports = {d.run: read_report(folder.run(d.run).path) for d in plan.done}
     points, unknown, counted = list[SweepPoint](), _limits(plan), list[dict[str, Any]]()
+    measured = list[MeasuredPoint]()
     for place, point in enumerate(plan.points):
         runs = [d.run for d in plan.done if d.point == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
@@ -26,13 +29,22 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
             continue
         counted += (reports[run] for run in runs)
         first = reports[runs[0]]
-        layouts = "; ".join(f"{rows}: {layout}" for rows, layout in first["layouts"].items())
+        alike = len({*first["layouts"].values()}) == 1
+        named = {layout if alike else f"{rows}: {layout}": None for rows, layout in first["layouts"].items()}
         seconds = tuple(reports[run]["times"]["job_s"] for run in runs)
         works = tuple(reports[run]["work"] for run in runs)
-        points.append(SweepPoint(point.series, point.gpus, seconds, layouts, runs[0], f"{runs[0]}/report.html", works))
+        usual_s = median(seconds)
+        nearest = min(runs, key=lambda run: abs(reports[run]["times"]["job_s"] - usual_s))
+        measured.append(MeasuredPoint(point.series, point.gpus, usual_s, reports[nearest]))
+        points.append(
+            SweepPoint(point.series, point.gpus, seconds, "; ".join(named), runs[0], f"{runs[0]}/report.html", works)
+        )
     if not points:
         return None
     data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
+    own = [line for line in data["curve"] if line["kind"] == "measured"]
+    sizes = {m.gpus: size(m.gpus, data["unit"]) for m in measured}
+    data["explained"] = [explain_scaling(line, measured, weak=plan.weak, unit_of=sizes) for line in own]
     build_sweep(folder.path, data)
     return data
 

@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.report.attempts import AttemptAnalysis
+from opensora_launch.report.csv_tables import ranks_csv, sweep_csv
 from opensora_launch.report.document import document, rounded
-from opensora_launch.report.exports import metrics, ranks_csv, sweep_csv, trace
 from opensora_launch.report.markdown import run_markdown
+from opensora_launch.report.metrics import metrics
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.rates import Prices
 from opensora_launch.report.run_files import RecordedRun, read_recorded_run, read_report
 from opensora_launch.report.sweep_markdown import sweep_markdown
 from opensora_launch.report.timeline import timeline
+from opensora_launch.report.trace import trace
 from opensora_launch.report.whole_wait import whole_wait
 from opensora_launch.report.wording import LANGUAGES, templates
 from opensora_launch.rundir import RunDir, write_whole
 from opensora_launch.runs.waited import record_waited
 
 PAGE_FILES = (
-    "page.css", "words.js", "draw.js", "tables.js", "charts.js", "gallery.js", "plots.js", "timeline.js", "page.js",
+    "page.css", "words.js", "draw.js", "tables.js", "charts.js", "gallery.js", "scaling.js", "plots.js", "timeline.js",
+    "previews.js", "compare.js", "page.js",
 )  # fmt: skip
 NO_PRICES = Prices()
 

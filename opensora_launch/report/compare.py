@@ -11,19 +11,23 @@ from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.report.efficiency import differences, engine_of, refuse_without_times
 from opensora_launch.report.run_files import READABLE_REPORTS
 from opensora_launch.report.sweep import size
-from opensora_launch.report.wording import say
+from opensora_launch.report.wording import Message, message, say
 
 
 @dataclass(frozen=True)
 class Change:
     """One value in both. `beyond`: the ranges of the repeats do not overlap; None without repeats."""
 
-    what: str
+    name: Message
     a: float
     b: float
     unit: str
     beyond: bool | None
     gates: bool  # whether `compare` fails if it rises
+
+    @property
+    def what(self) -> str:
+        return say(self.name)
 
     @property
     def ratio(self) -> float:
@@ -44,7 +48,7 @@ def read_either(path: Path) -> dict[str, Any]:
     return data | {"of": "sweep" if "table" in data else "run"}
 
 
-def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
+def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[Message]]:
     """Return every value that both have, and what weakens the comparison.
 
     UserError if they cannot be compared; after different work it names every difference.
@@ -58,46 +62,47 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Ch
         raise UserError(f"one of the reports is not what this version writes ({why})") from error
 
 
-def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
+def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[Message]]:
     for report in (a, b):
         refuse_without_times(report, "be compared")
     _refuse(_unlike(a["work"], b["work"]))
-    notes = ["one run each: the spread of their times is unknown"]
+    notes = [message("one_run_each")]
     if (first := engine_of(a)) != (second := engine_of(b)):
-        notes.insert(0, f"the engines differ: {first} in A, {second} in B")
+        notes.insert(0, message("engines_differ", a=first, b=second))
     changes = [
         Change(name, a["times"][key], b["times"][key], "s", None, True)
-        for name, key in (("whole job", "job_s"), ("denoising", "denoise_s"))
+        for name, key in ((message("whole_job"), "job_s"), (message("denoising"), "denoise_s"))
     ]
     both = [report["attempts"][0]["ranks"] for report in (a, b)]
     for part in WALL_PARTS:
         before, after = (sum(r["parts"][part] for r in ranks) / len(ranks) for ranks in both)
         if max(before, after) > 0.005 * max(a["times"]["job_s"], b["times"]["job_s"]):
-            changes.append(Change(f"{part}, mean of ranks", before, after, "s", None, False))
+            changes.append(Change(message("mean_of_ranks", part=message(part)), before, after, "s", None, False))
     peaks = [max((r["peak_memory_bytes"] or 0 for r in ranks), default=0) / 2**30 for ranks in both]
-    changes.append(Change("peak memory of a rank", peaks[0], peaks[1], "GiB", None, False))
+    changes.append(Change(message("peak_of_ranks"), peaks[0], peaks[1], "GiB", None, False))
     return changes, notes
 
 
-def _sweeps(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
+def _sweeps(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], list[Message]]:
     first, second = ({(e["name"], e["gpus"], e["layout"]): e for e in data["table"]} for data in (a, b))
+    unit = a.get("unit", "GPU")
     both = [key for key in first if key in second]
     if not both:
         raise UserError("the sweeps have no point in common: none has the same name, count of GPUs and layout")
-    notes = [f"only in A: {_name(key)}" for key in first if key not in second]
-    notes += [f"only in B: {_name(key)}" for key in second if key not in first]
+    notes = [message("only_in", side="A", point=_name(key, unit)) for key in first if key not in second]
+    notes += [message("only_in", side="B", point=_name(key, unit)) for key in second if key not in first]
     unlike = [f"scaling: {a['scaling']} in A, {b['scaling']} in B"] if a["scaling"] != b["scaling"] else []
     changes = []
     for key in both:
         x, y = first[key], second[key]
         if x["work"] is None or y["work"] is None:  # as of published figures
-            notes.append(f"{_name(key)}: the work is not recorded, so it may differ")
+            notes.append(message("work_unrecorded", point=_name(key, unit)))
         else:
-            unlike += [f"{_name(key)}: {line}" for line in _unlike(x["work"], y["work"])]
+            unlike += [f"{say(_name(key, unit))}: {line}" for line in _unlike(x["work"], y["work"])]
         apart = None
         if x["low"] is not None and y["low"] is not None:
             apart = x["low"] > y["high"] or y["low"] > x["high"]
-        changes.append(Change(_name(key), x["seconds"], y["seconds"], "s", apart, True))
+        changes.append(Change(_name(key, unit), x["seconds"], y["seconds"], "s", apart, True))
     _refuse(unlike)
     return changes, notes
 
@@ -112,6 +117,6 @@ def _refuse(unlike: Sequence[str]) -> None:
         raise UserError("A and B did different work; compare equal work, on any count of GPUs in any layout", unlike)
 
 
-def _name(key: Sequence[Any]) -> str:
+def _name(key: Sequence[Any], unit: str) -> Message:
     name, gpus, layout = key
-    return f"{name}, {say(size(gpus, 'GPU'))}" + (f", {layout}" if layout else "")
+    return message("sweep_point", name=name, size=size(gpus, unit), layout=layout)

@@ -12,6 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from opensora_launch.report.accounting import Accounts
+from opensora_launch.report.gpu_errors import xid_error
 from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.samples import NodeSamples, bare_uuid
 
@@ -244,7 +245,7 @@ def _others(gpu: Mapping[str, Any]) -> list[Message]:
 
 
 def _errors(gpu: Mapping[str, Any]) -> list[Message]:
-    errors = [(message("xid", xid=xid), "xids") for xid in gpu["xids"]]
+    errors = [(xid_error(xid), "xids") for xid in gpu["xids"]]
     if count := gpu["ecc_uncorrected"]:
         errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
     return [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]

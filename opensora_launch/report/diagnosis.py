@@ -225,7 +225,7 @@ def _slow_links(evidence: Evidence) -> list[Message]:
 
     The best exchange counts, because one in which a rank lost its core says nothing about the link.
     """
-    seconds = _exchanges(evidence)
+    seconds = exchanges(evidence)
     rates = {group: median(s / b for s, b in found) for group, found in seconds.items()}
     found = []
     for (axis, ranks), pairs in seconds.items():
@@ -251,7 +251,7 @@ def _slow_links(evidence: Evidence) -> list[Message]:
     return found
 
 
-def _exchanges(evidence: Evidence) -> Mapping[tuple[str, tuple[int, ...]], list[tuple[float, int]]]:
+def exchanges(evidence: Evidence) -> Mapping[tuple[str, tuple[int, ...]], list[tuple[float, int]]]:
     """Seconds and bytes of each exchange, by axis and group, counted from the arrival of the last rank."""
     arrivals: dict[tuple[tuple[int, ...], int], float] = {}
     shifted = [(evidence.accounts.shifts[e.meta.host], c) for e in evidence.events for c in e.collectives]

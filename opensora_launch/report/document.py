@@ -23,7 +23,16 @@ from opensora_launch.report.prediction import (
     faster_settings,
     predict_run,
 )
-from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
+from opensora_launch.report.rates import (
+    Prices,
+    Used,
+    compute_rates,
+    cost,
+    energy,
+    imbalance,
+    karp_flatt,
+    link_rates,
+)
 from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedEnvironment, RecordedRun
 from opensora_launch.report.steps import count_row_forwards
 from opensora_launch.report.whole_wait import whole_wait
@@ -90,6 +99,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "wait": wait,
         "attempts": [attempt_document(a) for a in analyses],
         "samples": [asdict(v) for v in run.videos],
+        "previews": {name: list(files) for name, files in run.previews.items()},
         "unknown": _unknown(run, bool(attentions), wait is not None),
     }
 
@@ -179,7 +189,7 @@ def _add_efficiency(
 
 
 def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[AttemptAnalysis], prices: Prices) -> None:
-    """Add what describes the last attempt alone: rates, links, energy, cost, serial share, advice."""
+    """Add what all attempts used, energy and cost, and what describes the last one: rates, links, advice."""
     names = ("rates", "links", "energy", "cost", "imbalance", "serial_share", "advice", "prediction")
     report |= dict.fromkeys(names) | {"links": [], "advice": [], "prediction_reason": message("no_events")}
     last = analyses[-1] if analyses else None
@@ -191,14 +201,16 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
     ran = predict_run(run.config, plan)
     known = ran if isinstance(ran, PredictedRun) else None
     advice = advise(plan, accounts, last.findings, faster_settings(known, plan) if known else None)
-    done = {v.name for v in run.videos if v.files}
-    videos = sum(v.name in done for v in plan.videos)
-    gpus = report["attempts"][-1]["gpus"]
+    videos = report["videos"]["done"]
+    used = [Used(len(a["ranks"]), a["wall_s"], a["gpus"]) for a in report["attempts"] if a["ranks"]]
+    usd_per_gpu_hour = prices.usd_per_gpu_hour
+    if usd_per_gpu_hour is None and run.config:
+        usd_per_gpu_hour = run.config.estimate.usd_per_gpu_hour
     report |= {
         "rates": compute_rates(plan, accounts, count_row_forwards([last.attempt.events]), card),
         "links": link_rates(plan, accounts, card),
-        "energy": energy(gpus, accounts.wall_s, videos, prices.usd_per_kwh),
-        "cost": cost(len(accounts.ranks), accounts.wall_s, videos, prices.usd_per_gpu_hour),
+        "energy": energy(used, videos, prices.usd_per_kwh),
+        "cost": cost(used, videos, usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
         "advice": [asdict(a) for a in advice],
         "prediction": beside_measured(known, accounts) if known else None,

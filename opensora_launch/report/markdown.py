@@ -1,6 +1,5 @@
 """report.json as text: report.md, and a summary for the terminal. Nothing here measures or decides."""
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ from opensora_launch.report.markdown_tables import (
     prediction_table,
     secs,
     secs_of,
+    wrapped,
 )
-from opensora_launch.report.rates import karp_flatt_text
-from opensora_launch.report.wording import label, message, say
+from opensora_launch.report.rates import karp_flatt_text, used_text
+from opensora_launch.report.wording import Message, label, message, say
 
 PROMPT_CHARS = 100
 SHARE_BAR_CHARS = 30
@@ -39,8 +39,8 @@ def run_markdown(report: Mapping[str, Any]) -> str:
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """Where the time went and how well the ranks were used, in at most 80 columns, for the terminal."""
-    lines = _wrapped(_approximate(report)) if report["approximate"] else []
-    lines += _wrapped(say(report["verdict"]))
+    lines = wrapped(_approximate(report)) if report["approximate"] else []
+    lines += wrapped(say(report["verdict"]))
     ranks = [rank for attempt in report["attempts"] for rank in attempt["ranks"]]
     if ranks:
         total = sum(r["wall_s"] for r in ranks)
@@ -53,19 +53,20 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
             if share >= LEAST_PART:
                 bar = "#" * max(1, round(share * SHARE_BAR_CHARS))
                 lines.append(f"  {part:<13} {sums[part]:>9.2f} s {share:>5.0%}  {bar}")
-    for line in _finding_lines(report)[:MOST_FINDINGS]:
-        lines += _wrapped(line)
-    found = report["efficiency"]
-    if found is None:
+    for found in sorted(_findings(report), key=lambda f: f["code"] != "gpu_error")[:MOST_FINDINGS]:
+        lines += wrapped(_finding(found))
+    used = wrapped(used_text(report))
+    used_well = report["efficiency"]
+    if used_well is None:
         reason = report["efficiency_reason"]
         said = reason["code"] == report["verdict"]["code"]
-        return lines if said else lines + _wrapped(f"{label('no_efficiency')}. {say(reason)}")
+        return lines + ([] if said else wrapped(f"{label('no_efficiency')}. {say(reason)}")) + used
     for scope, name in SCOPES.items():
-        s = found[scope]
+        s = used_well[scope]
         lines.append(f"efficiency of {name}: {s['efficiency']:.0%} ({s['speedup']:.2f}x on {s['gpus']} ranks)")
-    base = found["baseline"]
-    lines += _wrapped(f"  baseline, {base['kind']}: {label('baseline_' + base['kind'], run=base['run'])}")
-    return lines + (_wrapped(f"  {say(found['fault'])}") if found["fault"] else [])
+    base = used_well["baseline"]
+    lines += wrapped(f"  baseline, {base['kind']}: {label('baseline_' + base['kind'], run=base['run'])}")
+    return lines + (wrapped(f"  {say(used_well['fault'])}") if used_well["fault"] else []) + used
 
 
 def advice_lines(report: Mapping[str, Any]) -> list[str]:
@@ -142,15 +143,19 @@ def _used(report: Mapping[str, Any]) -> list[str]:
 
 def _found(report: Mapping[str, Any]) -> list[str]:
     """Findings of all attempts, and advice."""
-    blocks = [f"## {label('found')}", md_list(_finding_lines(report)) or label("found_none")]
+    blocks = [f"## {label('found')}", md_list([_finding(found) for found in _findings(report)]) or label("found_none")]
     if report["advice"]:
         return [*blocks, f"## {label('advice')}", md_list([_advice_text(advice) for advice in report["advice"]])]
     none = label("advice_none") if report["prediction"] else label("advice_unknown", why=report["prediction_reason"])
     return [*blocks, f"## {label('advice')}", md_text(none)]
 
 
-def _finding_lines(report: Mapping[str, Any]) -> list[str]:
-    return [f"{say(f, 'title')}. {say(f)}" for attempt in report["attempts"] for f in attempt["findings"]]
+def _findings(report: Mapping[str, Any]) -> list[Message]:
+    return [found for attempt in report["attempts"] for found in attempt["findings"]]
+
+
+def _finding(found: Message) -> str:
+    return f"{say(found, 'title')}. {say(found)}"
 
 
 def _rates(report: Mapping[str, Any]) -> list[str]:
@@ -161,8 +166,7 @@ def _rates(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"A rank computed {rates['flops_per_s'] / 1e12:.3g} TFLOP/s over its denoise phases{share}.")
     if report["energy"] and report["energy"]["joules_per_video"] is not None:
         lines.append(f"The GPUs used {report['energy']['joules_per_video'] / 1000:.3g} kJ per video.")
-    if report["cost"] and report["cost"]["usd_per_video"] is not None:
-        lines.append(f"A video cost {report['cost']['usd_per_video']:.4f} dollars.")
+    lines += [f"{used[0].upper()}{used[1:]}."] if (used := used_text(report)) else []
     if report["serial_share"] and (share_of := report["serial_share"]["job"]) is not None:
         lines.append(f"{label('serial')} by Karp and Flatt: {karp_flatt_text(share_of)}.")
     return [" ".join(lines)] if lines else []
@@ -186,6 +190,8 @@ def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
         blocks.append(f"Compute of all ranks by kind: {_seconds(kinds)}.")
     if axes := _total(r["communication_by_axis"] for r in ranks):
         blocks.append(f"Communication of all ranks by axis: {_seconds(axes)}.")
+    if (previews_s := sum(r["previews_s"] for r in ranks)) > 0:
+        blocks.append(label("previews_about", seconds=previews_s))
     blocks += _steps(attempt["steps"])
     return [*blocks, *_slowest(attempt), *machines(attempt)]
 
@@ -269,11 +275,3 @@ def _count(number: int, noun: str) -> str:
 def _prompt(text: str) -> str:
     one_line = " ".join(text.split())
     return md_text(one_line if len(one_line) <= PROMPT_CHARS else one_line[: PROMPT_CHARS - 1] + "…")
-
-
-def _wrapped(text: str) -> list[str]:
-    """Lines of at most 80 columns; a longer word stays whole."""
-    indent = " " * (len(text) - len(text.lstrip()))
-    return textwrap.wrap(
-        text.strip(), 80, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
-    )

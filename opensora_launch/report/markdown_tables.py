@@ -1,6 +1,7 @@
 """Tables and numbers of report.md: GPUs, hosts, links, and the planner's seconds."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,3 +114,11 @@ def _number(value: float | None, digits: int) -> str:
 
 def _percent(share: float | None, digits: int) -> str:
     return "?" if share is None else f"{share:.{digits}%}"
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of at most 80 columns; a longer word stays whole."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(
+        text.strip(), 80, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
+    )

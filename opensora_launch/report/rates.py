@@ -91,18 +91,38 @@ def _link_peak(card: Card, gpus: int) -> float | None:
     return rate * 1e9 if rate else None
 
 
-def energy(gpus: Sequence[Mapping[str, Any]], wall_s: float, videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
-    """Energy of all GPUs, from their counters or else their mean power; without CPUs, fans and switches."""
-    joules = {(gpu["host"], gpu["index"]): _joules(gpu, wall_s) for gpu in gpus}  # MIG instances have their card's
-    known = [j for j in joules.values() if j is not None]
+@dataclass(frozen=True)
+class Used:
+    """What an attempt took: its ranks, their wall time, and its GPUs as in the report."""
+
+    ranks: int
+    wall_s: float
+    gpus: Sequence[Mapping[str, Any]]
+
+
+def energy(attempts: Sequence[Used], videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
+    """Energy of all GPUs, from their counters or else their mean power; without CPUs, fans and switches.
+
+    It is unknown where one GPU's is, or where one attempt has no readings.
+    """
+    joules = [_joules_of(used) for used in attempts]
+    known = [j for j in joules if j is not None]
     total = sum(known) if known and len(known) == len(joules) else None
     per_video = total / videos if total is not None and videos else None
     return {
         "joules": total,
+        "kwh": None if total is None else total / JOULES_PER_KWH,
         "joules_per_video": per_video,
         "usd_per_video": per_video / JOULES_PER_KWH * usd_per_kwh if per_video and usd_per_kwh else None,
         "reason": None if total is not None else message("no_power_readings"),
     }
+
+
+def _joules_of(used: Used) -> float | None:
+    """MIG instances have their card's."""
+    joules = {(gpu["host"], gpu["index"]): _joules(gpu, used.wall_s) for gpu in used.gpus}
+    known = [j for j in joules.values() if j is not None]
+    return sum(known) if known and len(known) == len(joules) else None
 
 
 def _joules(gpu: Mapping[str, Any], wall_s: float) -> float | None:
@@ -111,16 +131,32 @@ def _joules(gpu: Mapping[str, Any], wall_s: float) -> float | None:
     return None if gpu["power_mean_w"] is None else float(gpu["power_mean_w"]) * wall_s
 
 
-def cost(ranks: int, wall_s: float, videos: int, usd_per_gpu_hour: float | None) -> dict[str, Any]:
-    """Rent of the GPUs for the time of the job, at the user's price per GPU-hour."""
-    hours = ranks * wall_s / 3600
-    price = usd_per_gpu_hour if videos else None
+def cost(attempts: Sequence[Used], videos: int, usd_per_gpu_hour: float | None) -> dict[str, Any]:
+    """Rent of the ranks' devices for the wall time of all attempts, at the user's price per hour of a device."""
+    hours = sum(used.ranks * used.wall_s for used in attempts) / 3600
+    usd = None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour
     return {
         "gpu_hours": hours,
         "gpu_hours_per_video": hours / videos if videos else None,
-        "usd_per_video": None if price is None else hours / videos * price,
-        "reason": message("no_price") if price is None else None,
+        "usd": usd,
+        "usd_per_video": usd / videos if usd is not None and videos else None,
+        "reason": message("no_price") if usd is None else None,
     }
+
+
+def used_text(report: Mapping[str, Any]) -> str:
+    """One line: device hours, energy and money, as far as they are known. Empty where no rank left events."""
+    if not (cost := report["cost"]):
+        return ""
+    device = label("gpu_hours_of" if report["machine"]["device"] == "cuda" else "cpu_rank_hours_of")
+    per_video = cost["usd_per_video"] if report["videos"]["done"] > 1 else None
+    values = {"hours": cost["gpu_hours"], "kwh": report["energy"]["kwh"], "usd": cost["usd"], "per_video": per_video}
+    return label("used", device=device, **{name: None if v is None else amount(v) for name, v in values.items()})
+
+
+def amount(value: float) -> str:
+    """Hours, kWh or dollars with as many digits as matter."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
 def imbalance(accounts: Accounts) -> dict[str, Any]:

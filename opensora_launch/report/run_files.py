@@ -13,6 +13,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import AttemptDir, RunDir
+from opensora_launch.runs.files import previews_of
 from opensora_launch.runs.finished_videos import failed_videos, sample_file
 from opensora_launch.runs.state import Launched, name_of_stop
 from opensora_launch.runs.waited import Waited, read_waited
@@ -84,6 +85,7 @@ class RecordedRun:
     attempts: tuple[RecordedAttempt, ...]
     videos: tuple[RecordedVideo, ...]
     config: RunConfig | None = None
+    previews: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of each video, relative to the run, by step
     unknown: tuple[Message, ...] = ()  # about damaged files
 
 
@@ -99,6 +101,9 @@ def read_recorded_run(folder: RunDir) -> RecordedRun:
         attempts=tuple(_read_attempt(attempt) for attempt in folder.attempts() if attempt.plan.exists()),
         videos=_videos(folder, plan),
         config=_config(folder),
+        previews={
+            name: [str(p.relative_to(folder.path)) for p in files] for name, files in previews_of(folder).items()
+        },
         unknown=(message("command_unknown"),) if damaged else (),
     )
 

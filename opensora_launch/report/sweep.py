@@ -37,7 +37,7 @@ def sweep_report(
 
     `weak`: work grows with the GPUs, so efficiency is t_base / t_n. Several layouts of one count are all in the table;
     the fastest makes the line. A point that did other work than the baseline has no efficiency and is in no line and no
-    fit. `more`: kind, unit, device, command, unknown, peers (lines to draw too).
+    fit. `more`: kind, unit, device, command, unknown, peers (lines to draw too). `explained` is for bench_report.py.
     """
     kind, unit = more.get("kind", "sweep"), more.get("unit", "GPU")
     own = "published" if kind == "published" else "measured"
@@ -68,6 +68,7 @@ def sweep_report(
         "table": table,
         "curve": [line for line in lines if len(line["points"]) >= LEAST_COUNTS][:MOST_LINES] + more.get("peers", []),
         "amdahl": fits,
+        "explained": [],
         "unknown": [*_other_work(table, bases, weak, unit), *_faults(table, kind, unit), *more.get("unknown", ())],
     }
 

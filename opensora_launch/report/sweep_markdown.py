@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from opensora_launch.report.markdown_tables import md_table
+from opensora_launch.report.markdown_tables import md_list, md_table, md_text, secs, wrapped
 from opensora_launch.report.rates import karp_flatt_text
+from opensora_launch.report.scaling import scaling_notes
 from opensora_launch.report.sweep import size
 from opensora_launch.report.wording import label, say
+
+LEAST_S = 0.005  # a part that is shown
 
 
 def sweep_markdown(data: Mapping[str, Any]) -> str:
@@ -28,17 +31,37 @@ def sweep_markdown(data: Mapping[str, Any]) -> str:
     names = ("name", "layout", "median", "spread", "speedup", "efficiency", "karp", "source")
     head = [label(name) for name in names]
     blocks = [f"# {data['title']}", label("lead_published") if data["kind"] == "published" else ""]
+    blocks += [f"**{md_text(say(note))}**" for note in scaling_notes(data)]
     blocks += [md_table([head[0], f"{data['unit']}s", *head[1:]], body, (0, 2, 8))]
     blocks += ["\n".join(f"- {baseline_text(base, data['unit'])}" for base in data["baselines"])]
     blocks += [
         f"{fit['name']}: {label('amdahl_about' if fit['parallel_s'] else 'amdahl_none', **fit)}"
         for fit in data["amdahl"]
     ]
+    for explained in data["explained"]:
+        blocks += [f"## {label('where_title')}: {explained['name']}", _where(explained, data["unit"])]
+        blocks += [
+            md_list([f"{say(a['what'], 'title').removesuffix('.')}. {say(a['do'])}" for a in explained["advice"]])
+        ]
     if data["command"]:
         blocks.append(f"```\n{data['command']}\n```")
     if data["unknown"]:
         blocks += [f"## {label('unknown')}", "\n".join(f"- {say(line)}" for line in data["unknown"])]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def note_lines(data: Mapping[str, Any]) -> list[str]:
+    """What to read first, for the terminal."""
+    return [line for note in scaling_notes(data) for line in wrapped(say(note))]
+
+
+def _where(explained: Mapping[str, Any], unit: str) -> str:
+    """The mean rank's seconds by part, one line per count; parts that no count has are left out."""
+    bars = explained["bars"]
+    parts = [part for part in bars[0]["parts"] if any(bar["parts"][part] >= LEAST_S for bar in bars)]
+    names = [label("loss_tail") if part == "tail" else label(part) for part in parts]
+    body = [[str(bar["gpus"]), *(secs(bar["parts"][part]) for part in parts)] for bar in bars]
+    return md_table([f"{unit}s", *(f"{name} s" for name in names)], body, ())
 
 
 def efficiency_text(entry: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What the page draws over time: each rank's pieces and the nodes' samples, as short lists, from the start."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from opensora_launch.report.accounting import Accounts
@@ -39,14 +40,22 @@ def _lines(nodes: Sequence[SampledNode], zero: float) -> list[dict[str, Any]]:
             looks = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
             lines += _gpu_lines(message("gpu_name", index=facts["index"], host=host), facts, looks, times)
         samples = node.found.samples
+        hosts = [s["host"] for s in samples]
         lines.append(
-            _line("cpu_share", message("cpu_name", host=host), "%", 1.0, times, _slope(samples, times, _host_cpu))
+            _line(
+                "cpu_share",
+                message("cpu_name", host=host),
+                "%",
+                1.0,
+                times,
+                counter_share(hosts, "cpu_busy_s", "cpu_all_s"),
+            )
         )
         ranks = sorted({r["rank"] for s in samples for r in s["ranks"]})
         for rank in ranks:
             found: list[dict[str, Any]] = [next((r for r in s["ranks"] if r["rank"] == rank), {}) for s in samples]
             name = message("rank_name", rank=rank)
-            running = _slope(found, times, lambda r: (r.get("ran_s"), None))
+            running = counter_rate(found, times, "ran_s")
             lines.append(_line("ran_share", name, "%", 1.0, times, running))
             memory = [_number(r, "memory_bytes") for r in found]
             lines.append(_line("rank_memory_bytes", name, "GiB", None, times, memory))
@@ -106,26 +115,23 @@ def _number(sample: Mapping[str, Any], key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _host_cpu(sample: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    return sample["host"].get("cpu_busy_s"), sample["host"].get("cpu_all_s")
-
-
 def counter_rate(samples: Sequence[Mapping[str, Any]], times: Sequence[float], key: str) -> list[float | None]:
     """How fast a counter grew since the previous sample, per second."""
-    return _slope(samples, times, lambda s: (s.get(key), None))
+    return _slope([s.get(key) for s in samples], times)
 
 
-def _slope(
-    samples: Sequence[Mapping[str, Any]],
-    times: Sequence[float],
-    read: Callable[[Mapping[str, Any]], tuple[float | None, float | None]],
-) -> list[float | None]:
-    """How fast a counter grew since the previous sample, per unit of another counter or per second."""
+def counter_share(samples: Sequence[Mapping[str, Any]], key: str, of: str) -> list[float | None]:
+    """How much a counter grew since the previous sample, per unit of another counter."""
+    return _slope([s.get(key) for s in samples], [s.get(of) for s in samples])
+
+
+def _slope(values: Sequence[float | None], along: Sequence[float | None]) -> list[float | None]:
     found: list[float | None] = [None]
-    for n in range(1, len(samples)):
-        (now, of_now), (then, of_then) = read(samples[n]), read(samples[n - 1])
-        passed = times[n] - times[n - 1] if of_now is None or of_then is None else of_now - of_then
-        found.append(None if now is None or then is None or passed <= 0 else (now - then) / passed)
+    for (then, at_then), (now, at_now) in pairwise(zip(values, along, strict=True)):
+        if now is None or then is None or at_now is None or at_then is None or at_now <= at_then:
+            found.append(None)
+        else:
+            found.append((now - then) / (at_now - at_then))
     return found
 
 

@@ -27,7 +27,8 @@ from opensora_launch.schema.plain import plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
 MAY_CHANGE = (
-    "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "dry_run", "follow", "runs_dir",
+    "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "preview_every_steps", "dry_run",
+    "follow", "runs_dir",
     "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
     "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",

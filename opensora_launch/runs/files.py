@@ -90,3 +90,17 @@ def stored_steps(run_dir: RunDir) -> list[tuple[str, int]]:
         except (OSError, ValueError, KeyError, OverflowError, MemoryError):
             continue
     return found
+
+
+def previews_of(run: RunDir) -> dict[str, list[Path]]:
+    """The images of each video that were made while it was denoised, by step."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(run.previews.glob("*/step*.png"), key=lambda path: (path.parent.name, int(path.stem[4:]))):
+        found.setdefault(path.parent.name, []).append(path)
+    return found
+
+
+def newest_preview(run: RunDir) -> Path | None:
+    """The image that was made last; None if there is none."""
+    every = [path for paths in previews_of(run).values() for path in paths]
+    return max(every, key=lambda path: path.stat().st_mtime, default=None)

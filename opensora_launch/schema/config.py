@@ -272,6 +272,7 @@ class RunConfig:
     attention: AttentionKind = key(
         AttentionKind.auto, "kernel; auto: the fastest one that supports GPU, type and shape"
     )
+    preview_every_steps: int = key(0, "denoising steps between previews, small images in the run's folder; 0: none")
     profile: bool = key(False, "write one Chrome trace per rank; Perfetto opens it")
     text_cache: str | None = key(
         "~/.cache/opensora-launch/text", "folder of prompt embeddings that later runs reuse; null: off"

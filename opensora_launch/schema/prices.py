@@ -14,7 +14,7 @@ class CardOrder(StrEnum):
 
 @settings
 class EstimateConfig:
-    """Inputs of `opensora-launch estimate`; no other verb reads them. Money is in US dollars."""
+    """Inputs of `opensora-launch estimate`; a run's report reads `usd_per_gpu_hour`. Money is in US dollars."""
 
     network: str | None = key(None, "a public model; it need not be runnable; null: the run's own model")
     # Figures from a document, used instead of counting them from the model, the video and the card; null: count them.

@@ -45,7 +45,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class WorkSpan:
-    """A part of a step's compute: `part` is "attention" (one call of the kernel), "double" or "single" (one block)."""
+    """A part of a step's compute: `part` is "attention" (one call of the kernel), "double" or "single" (one block).
+
+    "preview" is work outside steps.
+    """
 
     part: str
     start_s: float

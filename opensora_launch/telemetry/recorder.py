@@ -74,7 +74,7 @@ class Recorder:
         return _Collective(self, axis, ranks, nbytes)
 
     def work(self, part: str, start: Any) -> None:
-        """Record that a part of a step's compute is over; `start` is the mark taken when it began."""
+        """Record that a part of a step's compute, or a preview, is over; `start` is the mark taken when it began."""
         self.done.append((WorkSpan, part, start, self.mark()))
 
     def constant(self, found: ConstantWeights) -> None:

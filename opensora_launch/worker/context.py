@@ -13,6 +13,7 @@ from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import RunDir
 from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.checkpoint import Checkpoints
+from opensora_launch.worker.previews import Previews
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,6 +33,7 @@ class RankContext:
     recorder: Recorder
     facts: Mapping[str, Any]  # for the records of finished videos: versions, device, attention kernel
     set_aside_bytes: int | None  # taken on the GPU before anything was loaded: by CUDA, NCCL and others
+    previews: Previews | None = None  # on the first rank of a group, if there are to be any
     checkpoints: Checkpoints | None = None  # None for a comparison, which leaves nothing behind
 
     @property

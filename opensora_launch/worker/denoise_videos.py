@@ -106,11 +106,21 @@ def _denoise(
     """Denoise the batch, from where an earlier attempt stopped if there was one."""
     if ctx.checkpoints is None:
         return denoise_batch(batch, model, ctx.recorder.step)
-    name, kept = batch.name, ctx.checkpoints
+    name, kept, previews = batch.name, ctx.checkpoints, ctx.previews
     own = fingerprint(ctx.plan, videos)
     first, latents = kept.load(name, own, batch.latents)
     resumed = replace(batch, latents=latents)
-    return denoise_batch(resumed, model, ctx.recorder.step, first, lambda done, x: kept.after_step(name, own, done, x))
+
+    def after_step(done: int, latents: Tensor) -> None:
+        if previews:
+            start = ctx.recorder.mark()
+            if previews.after_step(videos, batch.times, done, latents):
+                ctx.recorder.work("preview", start)
+        kept.after_step(name, own, done, latents)
+
+    if previews:
+        previews.begin(latents)
+    return denoise_batch(resumed, model, ctx.recorder.step, first, after_step)
 
 
 def _batch(

@@ -26,6 +26,7 @@ from opensora_launch.worker.failures import is_out_of_memory
 from opensora_launch.worker.generate import make_videos
 from opensora_launch.worker.load_networks import Networks, load_as_planned, shard_model
 from opensora_launch.worker.logs import recorded
+from opensora_launch.worker.previews import Previews, fit_projection
 from opensora_launch.worker.queue import QUEUE_POLL_S, WAIT, Owner, Queue
 from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.rank_facts import peak_memory_bytes
@@ -44,6 +45,7 @@ def run_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat, started
     with recorded(ctx.recorder), watch.sampling(attempt, me), profiler(plan.profile, attempt.profiler_trace(me.rank)):
         networks, texts = load_networks_and_texts(ctx)
         watch.watch_blocks(networks.mmdit, ctx.recorder, streamed=networks.blocks is not None)
+        ctx = replace(ctx, previews=_previews(ctx, networks))
         model = shard_model(ctx, networks, dict(plan.layouts))
         done, preempted = _make_until_stopped(ctx, networks, model, texts, _batches(ctx, attempt, me))
     with ctx.recorder.span("setup"), ctx.world.record("barrier", ctx.world.ranks, 0):
@@ -64,6 +66,17 @@ def load_networks_and_texts(ctx: RankContext) -> tuple[Networks, Mapping[str, Em
     encoded = encode_on_team(ctx)
     networks = load_as_planned(ctx)
     return networks, share_embeddings(ctx, encoded)
+
+
+def _previews(ctx: RankContext, networks: Networks) -> Previews | None:
+    """The previews of this group, on its first rank, if any are wanted."""
+    if not ctx.plan.preview_every_steps or ctx.mesh.video.index:
+        return None
+    with ctx.recorder.span("load"):
+        start = ctx.recorder.mark()
+        projection = fit_projection(networks.vae, ctx.plan.model.vae).to(ctx.device)
+        ctx.recorder.work("preview", start)
+    return Previews(ctx.plan, ctx.run_dir, projection)
 
 
 def _make_until_stopped(

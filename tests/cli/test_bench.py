@@ -168,7 +168,6 @@ def test_a_sweep_is_resumed_and_warm_up_is_left_out(
     assert (one["low"], one["high"]) == (pytest.approx(43), pytest.approx(46.6))
     assert [p["gpus"] for p in report["curve"][0]["points"]] == [1, 2]
     assert report["curve"][0]["points"][0]["high"]["speedup"] == pytest.approx((43 + 46.6) / 2 / 43, abs=1e-5)
-    assert report["curve"][1]["kind"] == "published"
     assert report["unknown"] == []
     assert (report["schema"], report["unit"], one["work"]["num_steps"]) == (4, "CPU rank", 50)
     base = {"name": "tiny", "kind": "measured", "gpus": 1, "seconds": pytest.approx(44.8), "source": "a1"}
@@ -228,7 +227,7 @@ def test_a_point_that_did_other_work_has_no_efficiency(half_done: Path, first: b
     assert two["other_work"] == [message("difference", key="num_steps", here="12", baseline="50")]
     assert two["work"]["num_steps"] == ("12 or 50" if first else "50 or 12")
     assert report["amdahl"] == []
-    assert {line["kind"] for line in report["curve"]} == {"published"}
+    assert report["curve"] == []
     assert [say(line) for line in report["unknown"]] == [
         "tiny on 2 CPU ranks did other work: num_steps: 12 here, 50 in the baseline."
     ]

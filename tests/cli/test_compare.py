@@ -1,5 +1,6 @@
 """compare: two runs or sweeps side by side, and what it exits with."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 from opensora_launch.cli import main
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.sweep import SweepPoint, sweep_report
+from opensora_launch.report.wording import say
 from opensora_launch.schema.config import AttentionKind, Offload, Precision
 from tests.cli.runs import made_run
+from tests.report.browser import browser
 from tests.report.sweeps import read_sweep_report
 
 
@@ -114,3 +117,48 @@ def test_compare_refuses_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compare", str(a)]) == 2
     assert main(["compare", str(a), str(tmp_path / "none")]) == 2
     assert "compare two of a kind" in capsys.readouterr().err
+
+
+def embedded(page: Path) -> dict[str, Any]:
+    text = page.read_text()
+    found: dict[str, Any] = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    return found
+
+
+def test_runs_are_compared_on_a_page_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report alone has no events: then only its timeline is missing."""
+    a, b = made_run(tmp_path, "a", 2), made_run(tmp_path, "b", 4, 1.2)
+    alone = tmp_path / "kept" / "a.json"
+    alone.parent.mkdir()
+    alone.write_bytes((a / "report.json").read_bytes())
+    out = tmp_path / "new" / "page.html"
+    assert main(["compare", str(alone), str(b), "--html", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"page: {out}\n")
+    data = embedded(out)
+    assert (data["names"], data["paths"]) == (["a", "b"], [str(alone), str(b)])
+    assert {s["key"]: (s["a"], s["b"]) for s in data["settings"]}["topology"] == ("1 x 2", "1 x 4")
+    assert data["timelines"][0] is None
+    assert len(data["timelines"][1]["ranks"]) == 4
+    assert [(say(c["name"]), c["slower"]) for c in data["changes"][:2]] == [("whole job", False), ("denoising", False)]
+    assert main(["compare", str(a), str(b), "--html", str(out)]) == 0
+    first, second = embedded(out)["timelines"]
+    assert first["wall_s"] == second["wall_s"] == pytest.approx(24.75)
+    assert main(["compare", str(a), str(b), "--html", str(tmp_path)]) == 2
+    assert f"error: --html {tmp_path} is a folder; give a file" in capsys.readouterr().err
+
+
+@pytest.mark.browser
+def test_the_page_of_a_comparison_names_both(tmp_path: Path) -> None:
+    a, b = made_run(tmp_path, "one", 2), made_run(tmp_path, "two", 2, 1.5)
+    sweeps = sweep_of(tmp_path / "s", (10.0, 10.2)), sweep_of(tmp_path / "t", (12.0, 12.1))
+    assert main(["compare", str(a), str(b), "--html", str(tmp_path / "runs.html")]) == 1
+    assert main(["compare", *map(str, sweeps), "--html", str(tmp_path / "sweeps.html")]) == 1
+    with browser(tmp_path) as page:
+        for width, language in ((1024, "en"), (390, "ko")):
+            page.open(tmp_path / "runs.html", width=width, language=language)
+            assert page.run("[...document.querySelectorAll('#timeline h3')].map((e) => e.textContent)")[0] == "A: one"
+            assert page.run("document.querySelectorAll('#timeline canvas').length") >= 2
+            assert page.run("document.querySelector('main .note').className") == "note warn"
+        page.open(tmp_path / "sweeps.html")
+        assert page.run("document.querySelector('#deltas td:last-child').textContent") == "slower"
+        assert page.errors == []

@@ -104,3 +104,18 @@ def test_verify(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "verify.jsonl").read_text().splitlines()]
     assert {Path(case).stem for case in cases} == {line["case"] for line in lines}
     assert [line for line in lines if not line["ok"]] == []
+
+
+def test_previews(tmp_path):
+    """Only the first rank looks at its latents between steps."""
+    plan = replace(plan_of(2, layout=LayoutConfig(dp=1), frames=1), preview_every_steps=1)
+    want, _ = make(plan, tmp_path / "cpu", fake=False)
+    got, ledgers = make(plan, tmp_path / "cuda", fake=True)
+    assert_same(got, want)
+    shown = [sorted(path.name for path in (tmp_path / which).glob("previews/*/*")) for which in ("cpu", "cuda")]
+    assert shown[0] == shown[1]
+    assert shown[0][0] == "step0001.png"
+    assert [{place.split()[1] for place in waits(ledger, in_step=True)} for ledger in ledgers] == [
+        {"to_frames:"},
+        set(),
+    ]

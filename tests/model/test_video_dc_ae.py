@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -106,7 +107,7 @@ TINY = ("model=tiny_dc_ae", "sampling.num_steps=2", "video.num_frames=8", "--pro
 
 def test_runs_from_an_image_on_one_rank_and_two(tmp_path: Path) -> None:
     ref = tmp_path / "ref.png"
-    save_png(ref, np.full((64, 96, 3), 200, np.uint8))
+    save_png(ref, Image.fromarray(np.full((64, 96, 3), 200, np.uint8)))
     shown = dict[int, Tensor]()
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)

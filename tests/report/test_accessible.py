@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from opensora_launch.cli import main
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.published import published
 from opensora_launch.report.sweep import SweepPoint, sweep_report
@@ -18,6 +19,8 @@ from tests.report.browser import Page, browser
 from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, a_plan, plain_simulation, write_run
 from tests.report.test_page import PAGE, ROOT, made_run
+from tests.report.test_previews_shown import written
+from tests.report.test_scaling import sweep_of
 
 pytestmark = pytest.mark.browser
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
@@ -38,7 +41,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run on two GPUs, one of 16 ranks of which one is slow, a sweep, and published figures."""
+    """A run on two GPUs, one of 16 ranks of which one is slow, one with previews, sweeps, a comparison, and published
+    figures.
+    """
     folder = tmp_path_factory.mktemp("pages")
     two = made_run(folder)
     record_waited(AttemptDir(two / "attempts/0"), Waited(EPOCH_S - 131.0, EPOCH_S - 20.0, EPOCH_S - 125.0))
@@ -51,11 +56,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     build_sweep(folder / "many", data, "sweep")
     figures, weaker = published(ROOT / "docs/benchmarks/published_scaling.json")
     build_sweep(folder / "many", sweep_report("P", figures, version="0", kind="published", unknown=weaker), "published")
-    names = {"sweep": many / "sweep.html", "published": many / "published.html"}
+    bench, _ = sweep_of(folder / "bench", busy=0.5, vae=60.0)
+    main(["report", str(bench)])
+    shown = written(folder / "previews", 0.5)
+    build(shown)
+    main(["compare", str(shown), str(shown), "--html", str(folder / "compare.html")])
+    names = {"sweep": many / "sweep.html", "published": many / "published.html", "bench": bench.report_page}
+    names |= {"previews": shown / "report.html", "compare": folder / "compare.html"}
     return {"run": two / "report.html", "many": many / "report.html", **names}
 
 
-@pytest.mark.parametrize("which", ["run", "many", "sweep", "published"])
+@pytest.mark.parametrize("which", ["run", "many", "sweep", "published", "bench", "previews", "compare"])
 @pytest.mark.parametrize(("width", "dark", "language"), [(1600, False, "en"), (390, True, "ko"), (1024, True, "en")])
 def test_axe_finds_nothing(
     page: Page, pages: dict[str, Path], which: str, width: int, dark: bool, language: str

@@ -1,7 +1,6 @@
 """FLOP/s, links, energy, cost, serial shares, advice, and the forms for other programs."""
 
 import csv
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,24 @@ import yaml
 
 from opensora_launch.plan.plan import Machine, make_plan
 from opensora_launch.report.accounting import account
-from opensora_launch.report.rates import Prices, amdahl, compute_rates, cost, energy, karp_flatt, link_rates, row_flops
+from opensora_launch.report.markdown import summary_lines
+from opensora_launch.report.rates import (
+    Prices,
+    Used,
+    amdahl,
+    compute_rates,
+    cost,
+    energy,
+    karp_flatt,
+    link_rates,
+    row_flops,
+    used_text,
+)
 from opensora_launch.report.wording import message
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import LayoutConfig, RunConfig
 from opensora_launch.schema.plain import config_yaml
+from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.telemetry.events import Collective, RankEvents, WorkSpan
 from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, Simulation, a_plan, plain_simulation, write_run
@@ -63,13 +75,28 @@ def test_energy_and_cost_of_a_video() -> None:
         {"host": "h", "index": 0, "energy_j": 3000.0, "power_mean_w": None},
         {"host": "h", "index": 1, "energy_j": None, "power_mean_w": 60.0},
     ]
-    found = energy(gpus, 10.0, 2, 0.36)
+    found = energy([Used(2, 10.0, gpus)], 2, 0.36)
     assert (found["joules"], found["joules_per_video"], found["reason"]) == (3600.0, 1800.0, None)
     assert found["usd_per_video"] == pytest.approx(1800 / 3.6e6 * 0.36)
-    assert energy([], 10.0, 2, None)["reason"] == message("no_power_readings")
-    spent = cost(4, 900.0, 2, 3.0)
-    assert (spent["gpu_hours"], spent["usd_per_video"]) == (1.0, 1.5)
-    assert cost(4, 900.0, 2, None)["reason"] == message("no_price")
+    assert found["kwh"] == pytest.approx(0.001)
+    for unread in ([Used(2, 10.0, [])], [Used(2, 10.0, gpus), Used(2, 10.0, [])]):
+        assert energy(unread, 2, None)["reason"] == message("no_power_readings")
+    spent = cost([Used(4, 600.0, []), Used(4, 300.0, [])], 2, 3.0)
+    assert (spent["gpu_hours"], spent["usd"], spent["usd_per_video"]) == (1.0, 3.0, 1.5)
+    assert cost([Used(4, 900.0, [])], 2, None)["reason"] == message("no_price")
+
+
+def test_what_a_run_used_is_the_last_line(run: Path) -> None:
+    """The price of the run's own config counts where the command gives none, and every attempt is paid for."""
+    report = build(run)
+    assert (report["cost"]["usd"], summary_lines(report)[-1]) == (None, "used: 0.0138 GPU-hours")
+    (run / "config.yaml").write_text(config_yaml(replace(config(), estimate=EstimateConfig(usd_per_gpu_hour=300.0))))
+    report = build(run)
+    assert summary_lines(report)[-1] == "used: 0.0138 GPU-hours, $4.12"
+    assert "Used: 0.0138 GPU-hours, $4.12." in (run / "report.md").read_text()
+    assert build(run, prices=Prices(usd_per_gpu_hour=3.0))["cost"]["usd"] == pytest.approx(report["cost"]["usd"] / 100)
+    report["energy"]["kwh"], report["videos"]["done"] = 0.25, 2
+    assert used_text(report) == "used: 0.0138 GPU-hours, 0.2500 kWh, $4.12 ($4.12 per video)"
 
 
 @pytest.mark.parametrize(("ranks", "serial"), [(2, 0.1), (4, 0.25), (8, 0.0), (8, 1.0)])
@@ -181,18 +208,8 @@ def test_prediction_and_peak_come_from_the_runs_own_config(run: Path) -> None:
     assert unreadable["prediction_reason"] == message("no_planner_rates")
 
 
-def test_trace_metrics_and_table(run: Path) -> None:
+def test_tables_of_the_ranks(run: Path) -> None:
     build(run)
-    trace = json.loads((run / "trace.json").read_text())["traceEvents"]
-    spans = [e for e in trace if e["ph"] == "X"]
-    assert {e["pid"] for e in spans} == {0, 1}
-    steps = [e for e in spans if e["tid"] == 1]
-    assert len(steps) == 10
-    assert min(e["ts"] for e in spans) == 0
-    assert steps[0]["dur"] == pytest.approx(4.25e6 + (1e6 if steps[0]["pid"] else 0), rel=0.3)
-    prom = (run / "metrics.prom").read_text()
-    assert 'opensora_rank_seconds{run="run",rank="0",host="host-a",part="compute"} 18.0\n' in prom
-    assert prom.count("# TYPE opensora_rank_seconds gauge\n") == 1
     rows = list(csv.DictReader((run / "ranks.csv").read_text().splitlines()))
     assert [(r["rank"], r["compute_s"], r["communication_ulysses_s"]) for r in rows] == [
         ("0", "18.0", "1.25"), ("1", "18.0", "1.25"),

@@ -31,6 +31,7 @@ function scaled(value, unit) {
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
 function part_colour(part, detail) { return part === "compute" && detail ? (detail === "other" ? "rest" : detail) : part; }
 function part_name(part, detail) {
+  if (detail === "preview") return t("preview");
   if (part === "compute" && detail) return detail === "other" ? t("compute_other") : t(detail);
   if (part === "communication" && detail) return `${t(part)}: ${detail}`;
   if (part === "waiting" && detail !== "") return `${t(part)}: ${t("rank_name", { rank: detail })}`;

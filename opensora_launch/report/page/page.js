@@ -19,9 +19,15 @@ function tiles_of(r) {
     made.push(tile(percent(compute / total, 0), t("computing")));
   }
   if (r.rates) made.push(r.rates.mfu !== null ? tile(percent(r.rates.mfu), t("mfu"), scaled(r.rates.flops_per_s, "FLOP/s")) : tile(scaled(r.rates.flops_per_s, "FLOP/s"), t("flops"), say(r.rates.mfu_reason)));
-  if (r.energy && r.energy.joules_per_video !== null) made.push(tile(scaled(r.energy.joules_per_video, "J"), t("energy")));
-  if (r.cost && r.cost.usd_per_video !== null) made.push(tile(`$${r.cost.usd_per_video.toFixed(4)}`, t("cost"), t("gpu_hours", { hours: r.cost.gpu_hours_per_video })));
+  if (r.energy && r.energy.kwh !== null) made.push(tile(`${amount(r.energy.kwh)} kWh`, t("energy"), r.energy.joules_per_video === null ? "" : t("per_video", { value: scaled(r.energy.joules_per_video, "J") })));
+  if (r.cost) made.push(cost_tile(r));
   return el("div", { class: "tiles" }, ...made);
+}
+function amount(value) { return value.toFixed(value >= 1 ? 2 : 4); }
+function cost_tile(r) {
+  const hours = `${amount(r.cost.gpu_hours)} ${t(unit === "GPU" ? "gpu_hours_of" : "cpu_rank_hours_of")}`, each = r.cost.usd_per_video;
+  if (r.cost.usd === null) return tile(amount(r.cost.gpu_hours), t(unit === "GPU" ? "gpu_hours_of" : "cpu_rank_hours_of"));
+  return tile(`$${amount(r.cost.usd)}`, t("cost"), hours, each === null ? "" : t("per_video", { value: `$${amount(each)}` }));
 }
 function baseline_of(e) {
   return el("p", { class: "soft", id: "baseline" }, t("baseline", { kind: t(e.baseline.kind), how: e.baseline.how }));
@@ -167,16 +173,16 @@ function unknown_of(r) {
 function run_page(data) {
   const r = data.report, e = r.efficiency;
   const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
-    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), samples_of(r), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline, slow_ranks(r), last_attempt(r)?.gpus),
+    e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), samples_of(r), previews_of(r), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline, slow_ranks(r), last_attempt(r)?.gpus),
     gpus_of(last_attempt(r)), ranks_of(last_attempt(r), slow_ranks(r)), links_of(r), prediction_of(r), environment_of(r), files_of(data), unknown_of(r)];
   return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
 }
 function sweep_page(data) {
   const amdahl = data.amdahl.map((a) => el("p", {}, el("b", {}, a.name + ": "), t(a.parallel_s ? "amdahl_about" : "amdahl_none", a)));
-  const body = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)}`, x.repeats ?? "–", x.speedup === null ? "–" : `${x.speedup.toFixed(2)}×`, x.efficiency !== null ? percent(x.efficiency) : x.other_work.length ? t("no_value_other_work") : "–", x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
+  const body = data.table.map((x) => [x.name, x.gpus, x.layout ?? "–", seconds(x.seconds), x.low === null ? "–" : `${seconds(x.low)} – ${seconds(x.high)} (${x.repeats})`, x.speedup === null ? "–" : `${x.speedup.toFixed(2)}×`, x.efficiency !== null ? percent(x.efficiency) : x.other_work.length ? t("no_value_other_work") : "–", x.karp_flatt === null ? "–" : x.karp_flatt > 1 ? t("no_speedup") : percent(x.karp_flatt), x.href ? el("a", { href: x.href }, x.source) : x.source]);
   const baselines = data.baselines.map((b) => el("li", {}, t("sweep_baseline_" + b.kind, { ...b, size: size_of(b.gpus) })));
-  const shown = [curve_of(data.curve), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
-    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("repeats"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 9], quiet: true }), el("ul", {}, ...baselines)),
+  const shown = [...sweep_notes(data), curve_of(data.curve), ...scaling_of(data), amdahl.length ? section("serial", t("serial"), null, ...amdahl) : null,
+    section("runs", t("runs_title"), null, table(t("runs_title"), [t("name"), t(unit === "GPU" ? "gpu_count" : "cpu_rank_count"), t("layout"), t("median"), t("spread"), t("speedup"), t("efficiency"), t("karp"), t("source")], body, { words: [2, 8], long: [0, 2], quiet: true }), el("ul", {}, ...baselines)),
     data.command ? section("environment", t("environment"), null, el("pre", {}, data.command)) : null,
     data.unknown.length ? section("unknown", t("unknown"), null, el("ul", {}, ...data.unknown.map((l) => el("li", {}, say(l))))) : null];
   return [shown, data.kind === "published" ? t("lead_published") : t("lead_sweep", { points: data.table.length, device: data.device })];
@@ -188,7 +194,7 @@ function draw_page() {
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = t(node.dataset.text);
   for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", t(node.dataset.label));
   for (const code of Object.keys(WORDS)) document.getElementById(`lang-${code}`).setAttribute("aria-pressed", String(code === language));
-  const [shown, lead] = DATA.kind === "run" ? run_page(DATA) : sweep_page(DATA);
+  const [shown, lead] = DATA.kind === "run" ? run_page(DATA) : DATA.kind === "compare" ? compare_page(DATA) : sweep_page(DATA);
   document.getElementById("title").textContent = DATA.kind === "run" ? `${t("run")} ${DATA.title}` : DATA.title;
   document.getElementById("lead").textContent = lead;
   document.getElementById("footer").textContent = t("foot", { version: DATA.version });
