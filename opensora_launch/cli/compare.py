@@ -1,6 +1,7 @@
 """`opensora-launch compare A B`: two runs or sweeps side by side. Exit code 1 if B is slower beyond a threshold."""
 
 import math
+from pathlib import Path
 
 from opensora_launch.cli.terminal import print_lines
 from opensora_launch.errors import UserError

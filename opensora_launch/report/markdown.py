@@ -71,7 +71,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
 
 def advice_lines(report: Mapping[str, Any]) -> list[str]:
     """The advice that would save most, with what it would save, for the terminal; empty if there is none."""
-    return [line for advice in report["advice"][:1] for line in _wrapped(f"{label('advice')}: {_advice_text(advice)}")]
+    return [line for advice in report["advice"][:1] for line in wrapped(f"{label('advice')}: {_advice_text(advice)}")]
 
 
 def _advice_text(advice: Mapping[str, Any]) -> str:
