@@ -121,7 +121,7 @@ def burning() -> Iterator[None]:
 
 def test_a_healthy_run(tmp_path: Path) -> None:
     """Where the machine has other work the rank truly starves, and the verdict says so; no other loss is named."""
-    found = generate(tmp_path, "topology=cpu1", "sampling.num_steps=200")
+    found = generate(tmp_path, "topology=cpu1", "sampling.num_steps=3000")  # beside which the start is short
     others = found.get("largest")
     assert others is None or (others["code"], others["cause"]["code"]) == ("loss_starved", "busy_cpus")
 
