@@ -194,8 +194,8 @@ def test_plan_takes_the_card_and_the_links_that_are_here(tmp_path: Path, links: 
     lines = done.stdout.splitlines()
     assert lines[1].startswith(f"2 x h100_sxm, {said}")
     path = f"NV{links}" if links else "PHB"
-    assert lines[2] == f"found 2 x NVIDIA H100 80GB HBM3, 80.0 GiB each; joined: 1 pair by {path}"
-    assert lines[3] == "hardware=h100_sxm, found here"
+    assert f"found 2 x NVIDIA H100 80GB HBM3, 80.0 GiB each; joined: 1 pair by {path}" in lines
+    assert "hardware=h100_sxm, found here" in lines
 
 
 def test_plan_says_which_gpus_it_leaves_out(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_impossible_stages(stages: DcAeConfig, latent: int, problem: str) -> Non
 TINY = ("model=tiny_dc_ae", "sampling.num_steps=2", "video.num_frames=8", "--prompt", "a")
 
 
+@pytest.mark.slow
 def test_runs_from_an_image_on_one_rank_and_two(tmp_path: Path) -> None:
     ref = tmp_path / "ref.png"
     save_png(ref, Image.fromarray(np.full((64, 96, 3), 200, np.uint8)))

@@ -11,6 +11,7 @@ from tests.model.test_lora import pair_of
 from tests.ranks import run_command
 
 
+@pytest.mark.slow
 def test_a_run_with_loras_and_its_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path may be relative to where the run was started; the run keeps it. Other LoRAs would be another video."""
     save_file(pair_of(name="single_blocks.0.q_proj"), tmp_path / "mine.safetensors")

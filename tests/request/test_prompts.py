@@ -62,7 +62,7 @@ def test_the_run_directory_is_complete_and_absolute(empty_folder: Path) -> None:
         ["attempts", "config.yaml", "overrides.json", "plan.json", "prompts.jsonl", "samples"]
     )
     assert sorted(p.name for p in attempt.iterdir()) == [
-        "command.txt", "environment.json", "heartbeat", "logs", "plan.json", "telemetry",
+        "command.txt", "environment.json", "heartbeat", "logs", "plan.json", "telemetry", "waited.json",
     ]  # fmt: skip
     assert plan.machine == ONE_RANK
     assert json.loads((run / "overrides.json").read_text())[0] == "model=tiny"
