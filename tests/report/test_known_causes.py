@@ -23,7 +23,7 @@ import opensora_launch
 from opensora_launch.report.markdown import summary_lines
 from opensora_launch.report.wording import Message, say
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(400)]
 DEMO = Path(opensora_launch.__file__).parent / "demo" / "ckpts"
 SMALL = ("layout.dp=1", "video=custom", "video.width_px=64", "video.height_px=64", "video.num_frames=5")
 AWAKE_S = 0.05
