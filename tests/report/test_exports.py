@@ -1,6 +1,8 @@
 """trace.json for Perfetto and metrics.prom for Prometheus, of runs on GPUs, on CPUs and without readings."""
 
 import json
+import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,16 @@ def test_metrics_are_strict_openmetrics(sampled: Path) -> None:
     assert {s.labels["run"] for f in families.values() for s in f.samples} == {report["run"]}
     (cost,) = families["opensora_cost_usd"].samples
     assert cost.value == report["cost"]["usd"]
+
+
+def test_promtool_finds_nothing_to_mend(sampled: Path) -> None:
+    """It reads Prometheus' own text format, as node_exporter does, and knows the rules for names, units and help."""
+    if not (promtool := shutil.which("promtool")):
+        pytest.skip("promtool is not installed")
+    build(sampled, prices=PRICES)
+    with (sampled / "metrics.prom").open("rb") as metrics:
+        done = subprocess.run([promtool, "check", "metrics"], stdin=metrics, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_metrics_of_a_run_without_events(tmp_path: Path) -> None:
