@@ -31,6 +31,9 @@ from opensora_launch.worker.case_files import Case, is_dc_ae
 from opensora_launch.worker.denoise_videos import Batch, StepRecord, denoise_batch
 
 
+LATENTS = ("final_unpacked", "latent_to_decode")  # stored tensors with the shape of the latents; a case has one or both
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The ranks that a case runs on, and how."""
@@ -97,7 +100,7 @@ def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:
 
 def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[str, Tensor]:
     option, patch = case.data["sampling_option"], int(case.config["patch_size"])
-    shape = tuple(case.tensors["latent_to_decode" if is_dc_ae(case.data) else "final_unpacked"].shape)
+    shape = tuple(next(case.tensors[name] for name in LATENTS if name in case.tensors).shape)
     frames, height, width = shape[2:]
     generator = torch.Generator().manual_seed(option["seed"])
     noise = pack(torch.randn(shape, generator=generator), patch).to(case.device)
