@@ -30,7 +30,6 @@ from opensora_launch.schema.config import Engine, ModelConfig
 from opensora_launch.worker.case_files import Case, is_dc_ae
 from opensora_launch.worker.denoise_videos import Batch, StepRecord, denoise_batch
 
-
 LATENTS = ("final_unpacked", "latent_to_decode")  # stored tensors with the shape of the latents; a case has one or both
 
 
