@@ -121,9 +121,12 @@ def burning() -> Iterator[None]:
 
 def test_a_healthy_run(tmp_path: Path) -> None:
     """Where the machine has other work the rank truly starves, and the verdict says so; no other loss is named."""
-    found = generate(tmp_path, "topology=cpu1", "sampling.num_steps=3000")  # beside which the start is short
+    steps = ["model.mmdit.depth=8", "model.mmdit.depth_single_blocks=12", "sampling.num_steps=800"]
+    found = generate(tmp_path, "topology=cpu1", *steps)  # long, beside the start and beside what is between the steps
     others = found.get("largest")
-    assert others is None or (others["code"], others["cause"]["code"]) == ("loss_starved", "busy_cpus")
+    assert others is None or (others["code"], others.get("cause", {}).get("code")) == ("loss_starved", "busy_cpus"), (
+        found
+    )
 
 
 def test_a_rank_that_sleeps(tmp_path: Path, factor: float) -> None:
