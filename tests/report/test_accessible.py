@@ -1,7 +1,6 @@
 """The pages for everyone: axe finds nothing, marks and text have contrast, keys reach what a pointer shows."""
 
 import re
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from opensora_launch.report.sweep import SweepPoint, sweep_report
 from opensora_launch.report.wording import message
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.waited import Waited, record_waited
-from tests.report.browser import Page, browser
+from tests.report.browser import Page
 from tests.report.checked import build
 from tests.report.synthetic import EPOCH_S, a_plan, plain_simulation, write_run
 from tests.report.test_page import PAGE, ROOT, made_run
@@ -30,13 +29,6 @@ PARTS_INKS = (
 )  # fmt: skip
 LINE_INKS = tuple(f"s{n}" for n in range(16))
 MARK_CONTRAST = 3.0
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("browser")) as found:
-        yield found
-        assert found.errors == []
 
 
 @pytest.fixture(scope="module")

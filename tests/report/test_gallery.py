@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,12 @@ from opensora_launch.media.video import save_png, save_video
 from opensora_launch.rundir import RunDir
 from opensora_launch.runs.finished_videos import record_failed
 from tests.media.clips import noise
-from tests.report.browser import ANSWER_S, Page, browser
+from tests.report.browser import ANSWER_S, Page
 from tests.report.checked import build
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 
 pytestmark = pytest.mark.browser
 MANY = 200
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("browser")) as found:
-        yield found
-        assert found.errors == []
 
 
 @pytest.fixture(scope="module")

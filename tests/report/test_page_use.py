@@ -5,7 +5,6 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ from opensora_launch.report.build import build_sweep
 from opensora_launch.report.published import peer_lines, published
 from opensora_launch.report.sweep import SweepPoint, sweep_report
 from opensora_launch.report.wording import message
-from tests.report.browser import Page, browser
+from tests.report.browser import Page
 from tests.report.checked import build, check
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 from tests.report.test_page import LARGE, ROOT, made_run
@@ -26,13 +25,6 @@ from tests.report.test_page import LARGE, ROOT, made_run
 ENGLISH = re.compile(r"[a-z]{3,} [a-z]{2,} [a-z]{2,}")  # three words in a row
 pytestmark = pytest.mark.browser
 EFFICIENCY = "document.querySelector('.tile b').textContent"  # of the whole job
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("browser")) as found:
-        yield found
-        assert found.errors == []
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +158,22 @@ def test_all_that_is_sampled_is_drawn_and_written(page: Page, run: Path) -> None
              return seen.size > 3; }).length"""
     )
     assert inked == page.run("document.querySelectorAll('canvas').length") == 13
+
+
+def test_the_theme_is_the_systems_until_another_is_chosen(page: Page, run: Path) -> None:
+    """What was chosen stays after the page was printed, which is always light."""
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light, dark = "rgb(255, 255, 255)", "rgb(18, 21, 26)"
+    for is_dark, before, after in ((True, dark, light), (False, light, dark)):
+        page.open(run, dark=is_dark)
+        assert page.run(ground) == before
+        page.run("document.getElementById('theme').click()")
+        assert page.run(ground) == after
+        page.pdf()
+        assert page.run(ground) == after
+    page.open(run, dark=True)
+    page.pdf()
+    assert page.run(ground) == dark
 
 
 def test_on_paper_nothing_stays_folded_and_no_heading_stands_alone(page: Page, run: Path, tmp_path: Path) -> None:

@@ -207,14 +207,20 @@ function choose(code) {
   try { localStorage.setItem("language", code); } catch { /* a file may have no storage */ }
   draw_page();
 }
-function theme_now() { return document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"); }
+const dark_system = matchMedia("(prefers-color-scheme: dark)");
+const root = document.documentElement;
+let theme = null; // as chosen on the page; null: the system's
+function show_theme(shown = theme ?? (dark_system.matches ? "dark" : "light")) {
+  root.dataset.theme = shown;
+  views.forEach((v) => v.draw());
+}
 document.getElementById("lang-en").addEventListener("click", () => choose("en"));
 document.getElementById("lang-ko").addEventListener("click", () => choose("ko"));
 document.getElementById("theme").addEventListener("click", () => {
-  document.documentElement.dataset.theme = theme_now() === "dark" ? "light" : "dark";
-  views.forEach((v) => v.draw());
+  theme = root.dataset.theme === "dark" ? "light" : "dark";
+  show_theme();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => views.forEach((v) => v.draw()));
+dark_system.addEventListener("change", () => show_theme());
 let width_now = innerWidth;
 addEventListener("resize", () => {
   const moved = Math.abs(width_now - innerWidth) > 2;
@@ -223,19 +229,16 @@ addEventListener("resize", () => {
 });
 let unfolded = [];
 addEventListener("beforeprint", () => { // light, and nothing stays folded
-  document.documentElement.dataset.before = document.documentElement.dataset.theme ?? "";
-  document.documentElement.dataset.theme = "light";
   unfolded = [...document.querySelectorAll("details:not([open])")];
   unfolded.forEach((d) => { d.open = true; });
-  views.forEach((v) => v.draw());
+  show_theme("light");
 });
 addEventListener("afterprint", () => {
   unfolded.forEach((d) => { d.open = false; });
-  const before = document.documentElement.dataset.before;
-  if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme;
-  views.forEach((v) => v.draw());
+  show_theme();
 });
 const asked = new URLSearchParams(location.search).get("lang") ?? location.hash.replace("#lang=", "");
 try { language = localStorage.getItem("language") ?? (navigator.language.startsWith("ko") ? "ko" : "en"); } catch { language = "en"; }
 if (WORDS[asked]) language = asked;
+show_theme();
 draw_page();
