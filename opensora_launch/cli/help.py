@@ -13,6 +13,7 @@ from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError, did_you_mean
 from opensora_launch.request.catalogue import Group, Key, about_section, as_text, config_folder, groups, keys
 from opensora_launch.request.flags import Flag
+from opensora_launch.schema.plain import flat
 
 ALONE = "other"  # the topic of the keys that belong to no group
 _USAGE, _TEXT = " " * 9, " " * 13  # before continued lines
@@ -168,13 +169,5 @@ def _default_values() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group in groups():
         file = config_folder() / group.name / f"{group.default}.yaml"
-        found |= dict(_flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, f"{group.name}."))
+        found |= dict(flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, f"{group.name}."))
     return found
-
-
-def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

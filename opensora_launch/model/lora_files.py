@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.shapes import MAX_NAMES, Shapes, mmdit_shapes
+from opensora_launch.model.shapes import Shapes, first_names, mmdit_shapes
 from opensora_launch.model.weight_files import Stored, read_header
 from opensora_launch.schema.config import ModelConfig
 
@@ -99,7 +99,7 @@ def read_lora(asked: LoraChoice, shapes: Shapes) -> dict[str, LoraPair]:
     stored = read_header(file)
     layers = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
     found, strange = _by_layer(stored, layers)
-    problems = [f"{len(strange)} names that the model does not have: {_some(strange)}"] if strange else []
+    problems = [f"the model has no layers for {first_names(strange)}"] if strange else []
     pairs = {}
     for layer, parts in found.items():
         if wrong := list(_pair_problems(layer, parts, stored, shapes[f"{layer}.weight"])):
@@ -187,8 +187,3 @@ def _peft_scale(config: Mapping[str, Any], layer: str, *, rank: int) -> float:
     fits = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer))
     alpha = float(next(fits, config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

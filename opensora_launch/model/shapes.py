@@ -2,7 +2,7 @@
 can compare them with the header of a file before anything starts. Tests compare them with the modules.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from opensora_launch.model.tiles import tile_problems, tiles_of
@@ -28,13 +28,18 @@ def mismatches(want: Mapping[str, TensorShape], got: Mapping[str, TensorShape]) 
     problems = []
     for label, names in (("missing", sorted(set(want) - set(got))), ("unexpected", sorted(set(got) - set(want)))):
         if names:
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            problems.append(f"{len(names)} {label}: {', '.join(names[:MAX_NAMES])}{more}")
+            problems.append(f"{len(names)} {label}: {first_names(names)}")
     wrong = [n for n in want if n in got and want[n] != got[n]]
     problems += [f"{n} has shape {got[n]}, but the config requires {want[n]}" for n in wrong[:MAX_NAMES]]
     if len(wrong) > MAX_NAMES:
         problems.append(f"and {len(wrong) - MAX_NAMES} more of another shape")
     return problems
+
+
+def first_names(names: Sequence[str]) -> str:
+    """List the first names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:

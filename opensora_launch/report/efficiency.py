@@ -12,6 +12,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import RankAccount
 from opensora_launch.report.wording import Message, message, say
+from opensora_launch.schema.plain import flat
 
 MEASURED, STORED, PREDICTED = "measured", "stored", "predicted"
 
@@ -132,15 +133,9 @@ def comparable_work(
         "noise_device": sampling.noise_device,
         "profile": plan.profile,
     }
-    for part in ("name", "init", "mmdit", "vae", "text"):
-        work |= _flat(f"model.{part}", model[part])
-    return work | _flat("placement", asdict(plan.placement))
-
-
-def _flat(name: str, value: Any) -> dict[str, Scalar]:
-    if isinstance(value, dict):
-        return {key: leaf for inner, found in value.items() for key, leaf in _flat(f"{name}.{inner}", found).items()}
-    return {name: str(value) if isinstance(value, list | str) else value}
+    compared = {"model": {part: model[part] for part in ("name", "init", "mmdit", "vae", "text")}}
+    known = flat(compared | {"placement": asdict(plan.placement)})
+    return work | {key: str(leaf) if isinstance(leaf, list | str) else leaf for key, leaf in known}
 
 
 def differences(work: Mapping[str, Scalar], other: Mapping[str, Scalar]) -> list[Message]:

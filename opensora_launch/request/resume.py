@@ -23,7 +23,7 @@ from opensora_launch.runs.finished_videos import forget_failed, missing_videos, 
 from opensora_launch.runs.newest import named_run
 from opensora_launch.runs.state import read_state
 from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
-from opensora_launch.schema.plain import plain
+from opensora_launch.schema.plain import flat, plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
 MAY_CHANGE = (
@@ -106,7 +106,7 @@ def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[s
 
     Except a model's folder inside this package, which may have moved, and what the new overrides set.
     """
-    old = dict(_flat(config))
+    old = dict(flat(config))
     if not {"model", "model.folder"} & new and not run.model.folder.startswith(PACKAGE):
         run = replace(run, model=replace(run.model, folder=str(old.get("model.folder", run.model.folder))))
     if not {"model", "model.lora"} & new:  # those of --lora among them
@@ -163,16 +163,8 @@ def _key(override: str) -> str:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Lines on settings that would change the videos. A run of an earlier version has the default of what it lacks."""
-    old, new = dict(_flat(plain(RunConfig()))) | dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(plain(RunConfig()))) | dict(flat(before)), dict(flat(now))
     for key in dict.fromkeys([*old, *new]):
         may_change = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
         if not may_change and old.get(key) != new.get(key):
             yield f"{key}={new.get(key)} would change the videos (the run has {old.get(key)}); start a new run for that"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

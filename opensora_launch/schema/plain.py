@@ -1,6 +1,6 @@
 """Convert a config to plain values and to YAML, and check plain values that were read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -18,6 +18,15 @@ def config_yaml(config: RunConfig) -> str:
     import yaml
 
     return str(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything in nested dicts that is not a dict itself."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def unknown_keys(data: Any, known: Any) -> Iterator[str]:

@@ -100,9 +100,9 @@ def wrong_config(**config: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("tensors", "config", "problem"),
     [
-        (pair_of(name="img_attn.q_proj"), {}, "2 names that the model does not have: img_attn.q_proj.lora_A.weight, i"),
-        (pair_of() | {f"{LAYER}.lora_magnitude_vector": torch.ones(96)}, {}, "1 names that the model does not have"),
-        (pair_of() | {f"{LAYER}.bias": torch.ones(96)}, {}, f"1 names that the model does not have: {LAYER}.bias"),
+        (pair_of(name="img_attn.q_proj"), {}, "the model has no layers for img_attn.q_proj.lora_A.weight, img_attn"),
+        (pair_of() | {f"{LAYER}.lora_magnitude_vector": torch.ones(96)}, {}, "the model has no layers for "),
+        (pair_of() | {f"{LAYER}.bias": torch.ones(96)}, {}, f"the model has no layers for {LAYER}.bias"),
         ({f"{LAYER}.lora_A.weight": torch.ones(4, 96)}, {}, f"{LAYER} has no up matrix"),
         ({f"{LAYER}.alpha": torch.ones(())}, {}, f"{LAYER} has no down and no up matrix"),
         (pair_of(name="img_in"), {}, "img_in has matrices [96, 4] and [4, 96], but the weight is [96, 16]"),
