@@ -33,6 +33,8 @@ def _one_rank(rank: int, world: int, tmp: str, timeout_s: float, fn: Callable[..
     # A file store needs no port, so tests can run side by side; the timeout turns a hang into a failure.
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", init_method=f"file://{tmp}/store", rank=rank, world_size=world, timeout=timeout)
+    # Gloo's connect returns on one side first: a rank that left at once would close what the others still connect.
+    dist.barrier()
     try:
         torch.save(fn(*args), f"{tmp}/out{rank}.pt")
     except BaseException:
