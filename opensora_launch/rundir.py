@@ -56,6 +56,11 @@ class RunDir(_Folder):
     ranks_csv = _Entry("ranks.csv")
     trace = _Entry("trace.json")
 
+    @property
+    def images(self) -> "ImagesDir":
+        """The first frames that the image stage makes."""
+        return ImagesDir(self.path / "images")
+
     def record(self, video: str) -> Path:
         """The record of a finished video. It is written last, so the file that a record names is complete."""
         return self.samples / f"{video}.json"
@@ -83,6 +88,12 @@ class RunDir(_Folder):
         """Every attempt, oldest first."""
         numbers = sorted(int(p.name) for p in self.attempts_folder.glob("*") if p.name.isdigit())
         return [self.attempt(number) for number in numbers]
+
+
+class ImagesDir(RunDir):
+    """images/ of a run: images as samples, with their records, claims and failures, arranged as in the run's folder."""
+
+    attempts_folder = _Entry("../attempts")
 
 
 class AttemptDir(_Folder):

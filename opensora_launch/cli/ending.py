@@ -33,7 +33,8 @@ _NO_PYTHON = re.compile(
 
 def print_samples(run_dir: RunDir, plan: Plan) -> None:
     """Print the file of each finished video, and what may be wrong with them."""
-    for path in sample_files(run_dir, plan.videos):
+    images = () if plan.videos or plan.images is None else sample_files(run_dir.images, plan.images.videos)
+    for path in (*images, *sample_files(run_dir, plan.videos)):
         print(path)
     print_errors([*cut_prompts(run_dir, plan.videos), *constant_weights_lines(run_dir)])
 
@@ -59,7 +60,12 @@ def what_is_missing(code: int, run_dir: RunDir, plan: Plan, ended: AttemptDir | 
 
 def failed_lines(run_dir: RunDir) -> list[str]:
     """Why each video failed that could not be made, while others were."""
-    return [f"{video} failed: {reason}" for video, reason in failed_videos(run_dir).items()]
+    failed = failed_videos(run_dir)
+    images = {name: why for name, why in failed_videos(run_dir.images).items() if name not in failed}
+    return [
+        *(f"the image {name} failed: {why}" for name, why in images.items()),
+        *(f"{video} failed: {reason}" for video, reason in failed.items()),
+    ]
 
 
 def stored_lines(run_dir: RunDir) -> list[str]:

@@ -61,7 +61,7 @@ def _show_config(parsed: Parsed) -> int:
 
 def _resume(parsed: Parsed) -> int:
     resumed = prepare_resume(parsed)
-    if not resumed.plan.videos:
+    if not (resumed.plan.videos or resumed.plan.images):
         print(f"nothing is missing in {resumed.run_dir}")
         return exit_codes.DONE
     print_errors(resumed.notes)

@@ -22,7 +22,7 @@ from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
-from opensora_launch.runs.finished_videos import unsettled_videos
+from opensora_launch.runs.finished_videos import plan_with_less
 from opensora_launch.runs.state import name_of_stop, record_launch, this_process
 from opensora_launch.runs.waited import Waited, record_waited
 from opensora_launch.schema.config import LauncherKind
@@ -37,8 +37,8 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     since_s: when the user began to wait for them, in seconds of the epoch. If memory runs out, the run continues once
     from where it was, with less of its weights on a rank (`fit=auto`).
     """
-    run_dir, count = attempt.run, len(plan.videos)
-    print(f"making {count} {'video' if count == 1 else 'videos'} in {run_dir}", flush=True)
+    run_dir = attempt.run
+    print(f"making {_what(plan)} in {run_dir}", flush=True)
     print(f"watch it: opensora-launch top {run_dir}", flush=True)
     outcome = _attempt(kind, plan, attempt, made, since_s)
     if less := _with_less(kind, plan, attempt, outcome):
@@ -56,6 +56,12 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     print_samples(run_dir, plan)
     print_lines(map(summary_line, [*last, f"run: {run_dir}"]))
     return code
+
+
+def _what(plan: Plan) -> str:
+    """What an attempt makes: "3 images and 3 videos"."""
+    counts = {"image": len(plan.images.videos) if plan.images else 0, "video": len(plan.videos)}
+    return " and ".join(f"{count} {noun}{'s' if count > 1 else ''}" for noun, count in counts.items() if count)
 
 
 def _attempt(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profiled, since_s: float) -> Outcome:
@@ -79,7 +85,7 @@ def _with_less(kind: LauncherKind, plan: Plan, attempt: AttemptDir, outcome: Out
     """The plan to continue with if memory ran out; prints that. None for a rank in this process: its memory is used."""
     if outcome.failure is None or outcome.failure.kind != "memory" or kind is LauncherKind.inline:
         return None
-    less = plan.with_less(unsettled_videos(attempt.run, plan.videos))
+    less = plan_with_less(attempt.run, plan)
     if less:
         where = f"in phase {outcome.failure.phase}" if outcome.failure.phase else "while loading"
         print(f"rank {outcome.failure.rank} ran out of memory {where}", file=sys.stderr)

@@ -97,7 +97,7 @@ class RunView:
 
     @property
     def _doing(self) -> str:
-        return describe(self.beats).replace(", video", "").replace(" of ", "/")
+        return describe(self.beats).replace(", video", "").replace(", image", " image").replace(" of ", "/")
 
     def summary(self) -> str:
         """How many ranks work, the share of the videos that is done, and the time left."""
@@ -150,14 +150,14 @@ def describe(beats: Sequence[Beat]) -> str:
     beat = next((b for b in beats if b.state == "running"), beats[0])
     if beat.state in ("failed", "preempted"):
         return beat.state
-    if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos):
+    if beat.state != "running" or (beat.videos and beat.videos_done == beat.videos and not beat.images):
         return "finishing"
     reading = [b for b in beats if b.phase == "load"]
     loaded, whole = sum(b.loaded_bytes for b in beats), sum(b.load_bytes for b in beats)
     if reading and whole >= LARGE_BYTES:
         took = max(b.time_s for b in reading) - min(b.load_since_s for b in reading)
         return f"load, {loaded / 1e9:.1f} of {whole / 1e9:.1f} GB, {loaded / 1e9 / max(took, 1e-3):.1f} GB/s"
-    video = f", video {min(beat.videos_done + 1, beat.videos)} of {beat.videos}" if beat.videos else ""
+    video = f", {beat.makes} {min(beat.videos_done + 1, beat.videos)} of {beat.videos}" if beat.videos else ""
     step = f", step {beat.step + 1} of {beat.steps}" if beat.step is not None and beat.steps else ""
     return f"{beat.phase}{video}{step}"
 

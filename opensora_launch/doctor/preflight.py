@@ -11,8 +11,9 @@ from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.errors import UserError
 from opensora_launch.launch.command import environment
 from opensora_launch.launch.env_profile import Profiled, profile_problems, profiled
+from opensora_launch.plan.make_plan import workload_of
 from opensora_launch.plan.memory import memory_of_run
-from opensora_launch.plan.plan import Plan, workload_of
+from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.times import uses_nvlink
 from opensora_launch.schema.config import Init, LauncherKind, RunConfig
 

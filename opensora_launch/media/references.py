@@ -21,13 +21,13 @@ from opensora_launch.media.video_frames import ShownFrame, decode_frames, take_f
 
 
 def load_references(
-    refs: tuple[str, ...], cond_type: str, height: int, width: int
+    refs: tuple[str, ...], cond_type: str, height: int, width: int, rescaled: tuple[int, int] | None = None
 ) -> tuple[Float[Tensor, "1 3 T {height} {width}"], ...]:
     """Return the frames that a condition takes from its references, one tensor per part (none for t2v).
 
     i2v_head takes the first frame of the first reference, i2v_tail the last frame of the last one, i2v_loop both; v2v
     takes the first or last 33 frames (65 for the easy variants). `ReferenceCheck` has checked the files; UserError
-    names one that has changed since.
+    names one that has changed since. `rescaled` is the (height, width) that images first get, without cropping.
     """
     cond = COND_TYPES[cond_type]
     loaded = []
@@ -37,18 +37,24 @@ def load_references(
             if Path(path).suffix.lower() in VIDEO_SUFFIXES:
                 loaded.append(load_video(path, cond.frames, height, width, end=part.end))
             else:
-                loaded.append(load_image(path, height, width))
+                loaded.append(load_image(path, height, width, rescaled))
         except (OSError, ValueError) as error:
             raise UserError(f"ref {path}: {why_unreadable(path, error)}") from error
     return tuple(loaded)
 
 
-def load_image(path: str | Path, height: int, width: int) -> Float[Tensor, "1 3 1 {height} {width}"]:
+def load_image(
+    path: str | Path, height: int, width: int, rescaled: tuple[int, int] | None = None
+) -> Float[Tensor, "1 3 1 {height} {width}"]:
     """Load an image upright, scale it (PIL's bicubic) to fill height x width, crop the centre.
 
     The arithmetic is Open-Sora's (datasets/utils.py, resize_crop_to_fill): 8-bit values until the step to [-1, 1].
+    `rescaled`: a (height, width) to which the image is scaled before that, bilinear, as Open-Sora scales an image that
+    it has made (utils/sampling.py, process_and_save).
     """
     image = read_image(path)
+    if rescaled:
+        image = image.resize(rescaled[::-1], Image.Resampling.BILINEAR)
     (scaled_h, scaled_w), top, left = fill_and_crop((image.height, image.width), (height, width))
     pixels = np.array(image.resize((scaled_w, scaled_h), Image.Resampling.BICUBIC))
     cropped = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)

@@ -48,6 +48,7 @@ class Phases:
     launch: float
     vae: float
     save: float
+    image: float = 0.0  # the image stage, with the loading of its model
 
     @property
     def denoise(self) -> float:
@@ -55,8 +56,8 @@ class Phases:
 
     @property
     def total(self) -> float:
-        """All seconds, including what happens once: reading weights from disk, and text encoding."""
-        return self.load + self.text + self.making
+        """All seconds, with what happens once: reading weights from disk, encoding texts, and making first frames."""
+        return self.load + self.text + self.image + self.making
 
     @property
     def making(self) -> float:
@@ -88,6 +89,11 @@ class Option:
     @property
     def fits(self) -> bool:
         return self.memory.peak <= self.limit_bytes
+
+    def after_images(self, images: "Option") -> "Option":
+        """Return the same with the seconds and the energy of an image stage before it, whose option is `images`."""
+        phases = replace(self.phases, image=images.phases.load + images.phases.making)
+        return replace(self, phases=phases, energy_kwh=self.energy_kwh * phases.total / self.phases.total)
 
 
 def options(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:

@@ -52,11 +52,37 @@ def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int,
     if twin := TRANSPOSED.get(aspect_ratio):
         width, height = pixel_size(resolution, twin, stride_px)
         return height, width
-    number = int(resolution.removesuffix("px").removesuffix("p"))
-    pixels = number * number * (1.0 if resolution.endswith("px") else 16 / 9)
+    pixels = _pixels(resolution)
     width = math.floor(math.sqrt(pixels * ASPECT_RATIOS[aspect_ratio]) / stride_px) * stride_px
     height = math.floor(pixels / width / stride_px) * stride_px
     return height, width
+
+
+def image_pixel_size(resolution: str, ratio: float, stride_px: int) -> tuple[int, int]:
+    """Return (height, width) of an image of about that area whose width is `ratio` times its height.
+
+    As Open-Sora's table for training, which its image stage uses (opensora/datasets/aspect.py, training=True): of the
+    multiples of `stride_px` around each side, those whose area is nearest.
+    """
+    pixels = _pixels(resolution)
+    down = (math.floor(math.sqrt(pixels / ratio) / stride_px), math.floor(math.sqrt(pixels * ratio) / stride_px))
+    sizes = [((down[0] + y) * stride_px, (down[1] + x) * stride_px) for y in (0, 1) for x in (0, 1)]
+    return min((size for size in sizes if min(size)), key=lambda size: abs(size[0] * size[1] - pixels))
+
+
+def image_ratio(video: VideoConfig) -> float:
+    """Return width / height of the images for a video. The table for images has its own number for 5:8."""
+    if video.resolution is None:
+        assert video.height_px and video.width_px, "call geometry_problems() first"
+        return video.width_px / video.height_px
+    twin = TRANSPOSED.get(video.aspect_ratio)
+    ratio = (ASPECT_RATIOS | {"5:8": 8 / 13})[twin or video.aspect_ratio]
+    return 1 / ratio if twin else ratio
+
+
+def _pixels(resolution: str) -> float:
+    number = int(resolution.removesuffix("px").removesuffix("p"))
+    return number * number * (1.0 if resolution.endswith("px") else 16 / 9)
 
 
 def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
@@ -67,7 +93,7 @@ def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
         problems.append(f"video.fps={video.fps} must be between 1 and 240")
     sides = {"video.height_px": video.height_px, "video.width_px": video.width_px}
     if video.resolution is not None:
-        problems += _resolution_problems(video.resolution, stride)
+        problems += resolution_problems("video.resolution", video.resolution, stride)
         problems += must_be_one_of("video.aspect_ratio", video.aspect_ratio, [*ASPECT_RATIOS, *TRANSPOSED])
         problems += [
             f"{name}={px} contradicts video.resolution={video.resolution}; use video=custom to set your own size"
@@ -90,12 +116,13 @@ def _frame_problems(num_frames: int, vae: VaeConfig) -> list[str]:
     return must_step("video.num_frames", num_frames, start=start, step=vae.stride_frames)
 
 
-def _resolution_problems(resolution: str, stride_px: int) -> list[str]:
+def resolution_problems(name: str, resolution: str, stride_px: int) -> list[str]:
+    """Return a line if `resolution`, the value of a key, is not a size, or one below four steps of `stride_px`."""
     digits = resolution.removesuffix("px").removesuffix("p")
     if digits == resolution or not digits.isascii() or not digits.isdigit():
-        return [f"video.resolution={resolution} is not known; write it as 256px, 768px or 480p"]
+        return [f"{name}={resolution} is not known; write it as 256px, 768px or 480p"]
     if int(digits) < 4 * stride_px:
-        return [f"video.resolution={resolution} is too small; the smallest is {4 * stride_px}px"]
+        return [f"{name}={resolution} is too small; the smallest is {4 * stride_px}px"]
     return []
 
 

@@ -14,9 +14,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from opensora_launch.report.wording import Message, message
-from opensora_launch.telemetry.events import Collective, RankEvents
+from opensora_launch.telemetry.events import IMAGE, Collective, RankEvents
 
-WALL_PARTS = ("setup", "load", "text", "compute", "communication", "waiting", "idle", "vae", "save", "other")
+WALL_PARTS = ("setup", "load", "text", "image", "compute", "communication", "waiting", "idle", "vae", "save", "other")
 COMPUTE_KINDS = ("attention", "double", "single", "other")  # other: in a step, outside the network's blocks
 SAME_HOST_S = 0.5  # clocks that differ by more are not of one host
 
@@ -58,6 +58,7 @@ class RankAccount:
     timeline: tuple[Interval, ...]  # without gaps from start_s to end_s
     waits: tuple[Wait, ...]
     denoise_s: float  # all of its denoise phases
+    image_s: float  # its image phase
     row_forwards: int
     peak_memory_bytes: int | None
     set_aside_bytes: int | None
@@ -182,12 +183,17 @@ def _account_one(events: RankEvents, shift: float, arrivals: Arrivals) -> RankAc
         device_uuid=meta.device_uuid,
         timeline=timeline,
         waits=tuple(Wait(meta.rank, int(p.detail), p.start_s, p.end_s) for p in timeline if p.part == "waiting"),
-        denoise_s=sum((s.end_s - s.start_s for s in events.spans if s.phase == "denoise"), 0.0),
+        denoise_s=_seconds_in("denoise", events),
+        image_s=_seconds_in(IMAGE, events),
         row_forwards=sum(s.own_rows for s in events.steps),
         peak_memory_bytes=events.end.peak_memory_bytes if events.end else None,
         set_aside_bytes=events.end.set_aside_bytes if events.end else None,
         complete=events.end is not None,
     )
+
+
+def _seconds_in(phase: str, events: RankEvents) -> float:
+    return sum((span.end_s - span.start_s for span in events.spans if span.phase == phase), 0.0)
 
 
 def _last_to_come(rank: int, c: Collective, came: Mapping[int, tuple[float, str]]) -> tuple[int, float]:

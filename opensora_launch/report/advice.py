@@ -45,7 +45,7 @@ def advise(
     hints += [(f, message("remedy", cause=f["cause"]), f["seconds"]) for f in found if f["code"] == "slow_rank"]
     hints += [(f, message("check_link"), f["seconds"]) for f in found if f["code"] == "slow_link"]
     made = [Advice(what, do, gain, wall, wall - gain, "measured") for what, do, gain in hints]
-    making = wall - max(r.parts["setup"] + r.parts["load"] + r.parts["text"] for r in accounts.ranks)
+    making = wall - max(r.parts["setup"] + r.parts["load"] + r.parts["text"] + r.image_s for r in accounts.ranks)
     for way in faster or ():
         gain, do = way.share * making, message("set", overrides=way.overrides)
         made.append(Advice(way.what, do, gain, wall, wall - gain, "predicted"))

@@ -75,7 +75,7 @@ def _runs(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[Change], lis
     ]
     both = [report["attempts"][0]["ranks"] for report in (a, b)]
     for part in WALL_PARTS:
-        before, after = (sum(r["parts"][part] for r in ranks) / len(ranks) for ranks in both)
+        before, after = (sum(r["parts"].get(part, 0.0) for r in ranks) / len(ranks) for ranks in both)
         if max(before, after) > 0.005 * max(a["times"]["job_s"], b["times"]["job_s"]):
             changes.append(Change(message("mean_of_ranks", part=message(part)), before, after, "s", None, False))
     peaks = [max((r["peak_memory_bytes"] or 0 for r in ranks), default=0) / 2**30 for ranks in both]

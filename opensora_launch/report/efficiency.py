@@ -101,7 +101,7 @@ def engine_of(report: Mapping[str, Any]) -> str:
 
 def predicted_baseline(run: str, ranks: Sequence[RankAccount]) -> Baseline:
     """Estimate the time on one rank from a run on several."""
-    shared = sum(r.parts[part] for r in ranks for part in ("compute", "text", "vae", "save"))
+    shared = sum(r.parts[part] for r in ranks for part in ("compute", "text", "image", "vae", "save"))
     serial = sum(max(r.parts[part] for r in ranks) for part in ("setup", "load", "other"))
     times = Times(1, shared + serial, sum(r.parts["compute"] for r in ranks))
     return Baseline(PREDICTED, run, message("how_predicted", run=run), times)
@@ -133,6 +133,11 @@ def comparable_work(
         "noise_device": sampling.noise_device,
         "profile": plan.profile,
     }
+    if plan.images:
+        size, steps = plan.images.geometry, plan.images.sampling.num_steps
+        work["images"] = (
+            f"{len(plan.images.videos)} by {plan.images.model.name}, {size.width_px}x{size.height_px}, {steps} steps"
+        )
     compared = {"model": {part: model[part] for part in ("name", "init", "mmdit", "vae", "text")}}
     known = flat(compared | {"placement": asdict(plan.placement)})
     return work | {key: str(leaf) if isinstance(leaf, list | str) else leaf for key, leaf in known}

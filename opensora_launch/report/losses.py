@@ -29,6 +29,7 @@ DOING = {
     "setup": message("doing_setup"),
     "load": message("doing_load"),
     "text": message("doing_text"),
+    "image": message("doing_image"),
     "compute": message("doing_compute"),
     "communication": HELD_UP,
     "waiting": HELD_UP,

@@ -9,8 +9,9 @@ from typing import Any
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option
+from opensora_launch.plan.make_plan import predict
 from opensora_launch.plan.placement import Placement, as_changes
-from opensora_launch.plan.plan import Plan, predict
+from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.workload import Workload
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.wording import Message, message
@@ -57,6 +58,7 @@ def beside_measured(ran: PredictedRun, accounts: Accounts) -> list[dict[str, Any
     pairs = {
         "load": (phases.load, most["load"]),
         "text": (phases.text, most["text"]),
+        **({"image": (phases.image, max(r.image_s for r in accounts.ranks))} if phases.image else {}),
         "denoise": (phases.denoise, max(r.denoise_s for r in accounts.ranks)),
         "vae": (phases.vae, most["vae"]),
         "save": (phases.save, most["save"]),

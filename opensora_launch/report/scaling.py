@@ -53,7 +53,7 @@ def _parts_of(report: Mapping[str, Any]) -> dict[str, float]:
     """The mean rank's seconds; with `tail`, in which it had not begun or was over, they are the wall time."""
     (attempt,) = report["attempts"]
     ranks = attempt["ranks"]
-    parts = {part: sum(r["parts"][part] for r in ranks) / len(ranks) for part in WALL_PARTS}
+    parts = {part: sum(r["parts"].get(part, 0.0) for r in ranks) / len(ranks) for part in WALL_PARTS}
     return parts | {"tail": max(0.0, attempt["wall_s"] - sum(parts.values()))}
 
 

@@ -28,7 +28,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
         raise UserError(f"{wrong[0]} is for opensora-launch generate; ranks started by hand make videos")
     if parsed.has("--resume"):
         resumed = prepare_resume(parsed, machine)
-        if not resumed.plan.videos:
+        if not (resumed.plan.videos or resumed.plan.images):
             raise UserError(f"nothing is missing in {resumed.run_dir}")
         sys.stderr.writelines(f"{note}\n" for note in resumed.notes)
         return _waited_for(start_resumed(resumed, by_hand()), parsed.since_s)

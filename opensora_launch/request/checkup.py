@@ -13,7 +13,8 @@ from opensora_launch.doctor.preflight import target_of
 from opensora_launch.errors import Problems, UserError
 from opensora_launch.launch.env_profile import profile_problems, profiled
 from opensora_launch.machine.find_machine import found_gpus
-from opensora_launch.plan.plan import Plan, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Plan
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed

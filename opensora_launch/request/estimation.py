@@ -10,8 +10,8 @@ from opensora_launch.estimate.card_ranking import CardEstimate, build_of, estima
 from opensora_launch.estimate.figures import Figure
 from opensora_launch.estimate.subject import counted_subject, document_subject
 from opensora_launch.plan.checks import card_problems, prediction_problems, topology_problems
+from opensora_launch.plan.make_plan import make_plan, predict, products_of
 from opensora_launch.plan.networks import NETWORKS, VAES, token_grid
-from opensora_launch.plan.plan import make_plan, predict, products_of
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.request.catalogue import read_cards

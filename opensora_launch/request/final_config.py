@@ -12,7 +12,7 @@ from opensora_launch.model.lora_files import parse_lora
 from opensora_launch.request.catalogue import read_cards, unknown_card
 from opensora_launch.request.found_card import found_card
 from opensora_launch.schema.cards import Card, joined
-from opensora_launch.schema.config import Device, Link, RunConfig
+from opensora_launch.schema.config import Device, Link, ModelConfig, RunConfig
 
 PACKAGE = "package:"  # starts a model.folder inside this package, wherever it is installed
 
@@ -33,13 +33,14 @@ def final_config(
     *,
     negative_prompt: str | None = None,
     loras: Sequence[str] = (),
+    image_loras: Sequence[str] = (),
     assumed_card: str | None = None,
 ) -> FinalConfig:
     """Complete a composed config.
 
     `here` are the GPUs that this host would use: they settle the card and the link where the user left them open. With
-    `assumed_card` the ranks are GPUs, and are this card where none is named or found. `loras` come after those of the
-    config. Folders and the paths of LoRAs become absolute.
+    `assumed_card` the ranks are GPUs, and are this card where none is named or found. `loras` and
+    `image_loras` come after those of the config. Folders and the paths of LoRAs become absolute.
     """
     card, notes, problems = composed.hardware, list[str](), tuple[str, ...]()
     taken = here.gpus[: composed.topology.gpus_per_node]
@@ -59,11 +60,8 @@ def final_config(
         hardware=card,
         topology=topology,
         sampling=sampling,
-        model=replace(
-            composed.model,
-            folder=weights_folder(composed.model.folder),
-            lora=[absolute_lora(text) for text in (*composed.model.lora, *loras)],
-        ),
+        model=_with_paths(composed.model, loras),
+        image=replace(composed.image, model=_with_paths(composed.image.model, image_loras)),
         runs_dir=absolute(composed.runs_dir),
         text_cache=None if composed.text_cache is None else absolute(composed.text_cache),
     )
@@ -85,6 +83,12 @@ def _card(
         which = "no card of the catalogue" if gpus else "no GPU"
         notes.append(f"hardware={assumed} is assumed: no card is named, and this machine has {which}")
     return card, notes
+
+
+def _with_paths(model: ModelConfig, loras: Sequence[str]) -> ModelConfig:
+    """The model with absolute paths, and with more LoRAs."""
+    lora = [absolute_lora(text) for text in (*model.lora, *loras)]
+    return replace(model, folder=weights_folder(model.folder), lora=lora)
 
 
 def weights_folder(folder: str) -> str:

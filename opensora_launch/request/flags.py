@@ -67,6 +67,8 @@ GENERATE_FLAGS = (
         repeats=True,
     ),
     Flag(("--lora",), "PATH", "LoRA to use: PATH or PATH@STRENGTH. May be repeated.", repeats=True),
+    Flag(("--image-lora",), "PATH", "The same for the image model of image=. May be repeated.", repeats=True),
+    Flag(("--images-only",), "", "Stop after the first frames of image=; --resume goes on."),
     Flag(("--strict",), "", "Refuse the list if a reference cannot be used."),
     Flag(("--resume",), "RUN", "Make what is missing in a run; latest is the newest."),
     Flag(("--multirun", "-m"), "", "Run a sweep: sampling.seed=1,2 or range(1,4)."),

@@ -14,7 +14,8 @@ from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan.checks import card_problems, prediction_problems
 from opensora_launch.plan.choose import Option, passed_over
 from opensora_launch.plan.fit import fit_problems
-from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
+from opensora_launch.plan.make_plan import make_plan, predict
+from opensora_launch.plan.plan import Machine, VideoRequest
 from opensora_launch.plan.workload import Workload
 from opensora_launch.request.catalogue import DEFAULT_MODEL, read_cards
 from opensora_launch.request.compose import ConfigPoint, compose

@@ -14,7 +14,9 @@ from opensora_launch.machine.choose_gpus import Picked
 from opensora_launch.machine.find_machine import NOTHING, find_machine, found_gpus
 from opensora_launch.media.prompts import PromptEntry, PromptSettings, read_prompts
 from opensora_launch.media.reference_files import unreadable
-from opensora_launch.plan.plan import Machine, Plan, make_plan
+from opensora_launch.plan.first_frames import image_problems, image_run
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.compose import Composed, ConfigPoint, compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
@@ -101,6 +103,8 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
         bad |= dict.fromkeys(rows.bad)
         refuse_all |= rows.none_is_good
         planned.append((rows, *_plan_run(rows, found, problems)))
+    if parsed.has("--images-only") and not all(plan and plan.images for _, _, plan, _ in planned):
+        problems.add(["--images-only: this makes no first frames; choose a model for them: image=flux"])
     refused = bad_row_lines(bad)
     problems.add(refused if refuse_all or problems.lines else ())
     problems.stop("this run cannot start")
@@ -119,6 +123,7 @@ def _final(
             parsed.path("--config-dir"),
             negative_prompt=parsed.one("--negative-prompt"),
             loras=parsed.all("--lora"),
+            image_loras=parsed.all("--image-lora"),
         )
         problems.add(final.problems)
         made.append((number, replace(point, run=final.run)))
@@ -172,8 +177,11 @@ def weight_problems(run: RunConfig) -> list[str]:
     from opensora_launch.model.lora_files import lora_problems
     from opensora_launch.model.weight_files import check_files
 
-    problems = check_files(run.model)
-    return problems if problems else lora_problems(run.model)
+    problems = check_files(run.model) or lora_problems(run.model)
+    if run.image.make and not image_problems(run):
+        image = image_run(run).model
+        problems += [line for line in check_files(image) or lora_problems(image) if line not in problems]
+    return problems
 
 
 def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[PromptEntry, ...]:
@@ -220,6 +228,8 @@ def _planned(
     parsed: Parsed, rows: PromptRows, requested: RequestedVideos, plan: Plan | None, unfit: tuple[str, ...]
 ) -> PlannedRun:
     assert plan, "without a plan there is a problem, and it was raised"
+    if parsed.has("--images-only"):
+        plan = replace(plan, videos=())  # of this attempt; the run's own plan has them
     first = rows.points[0][1]
     argv = list(first.overrides)
     if (negative := parsed.one("--negative-prompt")) is not None:

@@ -7,7 +7,7 @@ from opensora_launch.errors import Problems
 from opensora_launch.media.prompts import PromptEntry, cond_type_of
 from opensora_launch.media.reference_files import ReferenceCheck, unreadable
 from opensora_launch.request.compose import ConfigPoint
-from opensora_launch.request.videos import RequestedVideos, prompt_setting_problems, with_condition_types
+from opensora_launch.request.videos import RequestedVideos, makes_image, prompt_setting_problems, with_condition_types
 from opensora_launch.schema.autoencoder import VaeConfig
 
 
@@ -53,6 +53,8 @@ def check_rows(
             continue
         for entry in with_condition_types(entries, point.run):
             cond_type = cond_type_of(entry, point.run.sampling.cond_type)
+            if makes_image(entry, point.run):
+                continue
             if found := _not_encoded(cond_type, point.run.model.vae) or check.problems(entry.refs, cond_type):
                 reasons[position * len(entries) + entry.index] = found
     return PromptRows(entries, points, reasons)

@@ -10,7 +10,8 @@ from opensora_launch import __version__
 from opensora_launch.errors import Problems
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.media.reference_files import ReferenceCheck
-from opensora_launch.plan.plan import Machine, Plan, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import PACKAGE, final_config
 from opensora_launch.request.flags import GENERATE_FLAGS, Parsed, parse
@@ -19,10 +20,10 @@ from opensora_launch.request.prompt_rows import bad_row_lines, left_out_notes
 from opensora_launch.request.write_run import new_attempt
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.files import read_request
-from opensora_launch.runs.finished_videos import forget_failed, missing_videos, record_failed
+from opensora_launch.runs.finished_videos import forget_failed, missing_videos, record_failed, sample_file
 from opensora_launch.runs.newest import named_run
 from opensora_launch.runs.state import read_state
-from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
+from opensora_launch.schema.config import Device, LauncherKind, ModelConfig, RunConfig, TopologyConfig
 from opensora_launch.schema.plain import flat, plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
@@ -30,10 +31,13 @@ MAY_CHANGE = (
     "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "preview_every_steps", "dry_run",
     "follow", "runs_dir",
     "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
+    "image.model.folder", "image.model.download", "image.model.mmdit_prefix", "image.model.vae_prefix",
     "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
-NEW_RUN_FLAGS = ("--prompt", "--prompts", "--ref", "--lora", "--negative-prompt", "--multirun", "--config-dir")
+NEW_RUN_FLAGS = (
+    "--prompt", "--prompts", "--ref", "--lora", "--image-lora", "--negative-prompt", "--multirun", "--config-dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,17 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
         if missing and not run.dry_run:
             problems.add(unfit)
         check = ReferenceCheck(plan.geometry.num_frames)
-        reasons = {video.name: check.problems(video.refs, video.cond_type) for video in missing}
+        reasons = {v.name: [] if v.image else check.problems(v.refs, v.cond_type) for v in missing}
         refused = {name: "; ".join(wrong) for name, wrong in reasons.items() if wrong}
         lines = bad_row_lines((name, reason) for name, wrong in reasons.items() for reason in wrong)
         if parsed.has("--strict") or len(refused) == len(missing):
             problems.add(lines)
         good = [video for video in missing if video.name not in refused]
         notes = (*found.notes, *left_out_notes(lines))
-        resumed = ResumedRun(run_dir, run, make_plan(run, found.machine, good, __version__), refused, unfit, notes)
+        made = {video.name for video in good if sample_file(run_dir.images, video.name)}
+        plan = make_plan(run, found.machine, good, __version__, made_images=made)
+        plan = replace(plan, videos=()) if parsed.has("--images-only") else plan
+        resumed = ResumedRun(run_dir, run, plan, refused, unfit, notes)
     problems.stop(f"{run_dir} cannot be resumed")
     return resumed
 
@@ -97,6 +104,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
 def start_resumed(resumed: ResumedRun, made: Profiled) -> AttemptDir:
     """Make the folder of the next attempt. What failed before counts no more, except what is refused now."""
     forget_failed(resumed.run_dir)
+    forget_failed(resumed.run_dir.images)
     record_failed(resumed.run_dir, resumed.refused)
     return new_attempt(resumed.run_dir, resumed.plan, resumed.run.launcher.kind, made)
 
@@ -107,13 +115,19 @@ def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[s
     Except a model's folder inside this package, which may have moved, and what the new overrides set.
     """
     old = dict(flat(config))
-    if not {"model", "model.folder"} & new and not run.model.folder.startswith(PACKAGE):
-        run = replace(run, model=replace(run.model, folder=str(old.get("model.folder", run.model.folder))))
-    if not {"model", "model.lora"} & new:  # those of --lora among them
-        run = replace(run, model=replace(run.model, lora=list(old.get("model.lora", []))))
-    if "text_cache" not in new:
-        run = replace(run, text_cache=old.get("text_cache", run.text_cache))
-    return run
+    text_cache = run.text_cache if "text_cache" in new else old.get("text_cache", run.text_cache)
+    image = replace(run.image, model=_with_recorded_paths(run.image.model, "image.model", old, new))
+    return replace(run, model=_with_recorded_paths(run.model, "model", old, new), image=image, text_cache=text_cache)
+
+
+def _with_recorded_paths(model: ModelConfig, at: str, old: Mapping[str, Any], new: Set[str]) -> ModelConfig:
+    """Keep the folder and the LoRAs of a model, of which `at` is the key; those of --lora are among them."""
+    chosen = {at, at.partition(".")[0]} & new
+    if not (chosen or f"{at}.folder" in new or model.folder.startswith(PACKAGE)):
+        model = replace(model, folder=str(old.get(f"{at}.folder", model.folder)))
+    if not (chosen or f"{at}.lora" in new):
+        model = replace(model, lora=list(old.get(f"{at}.lora", [])))
+    return model
 
 
 def _recorded_topology(run: RunConfig, before: Machine) -> TopologyConfig:

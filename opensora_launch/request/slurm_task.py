@@ -26,7 +26,7 @@ from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.write_run import attempt_like
 from opensora_launch.rundir import AttemptDir, RunDir, create_once, write_whole
 from opensora_launch.runs.files import read_plan
-from opensora_launch.runs.finished_videos import unsettled_videos
+from opensora_launch.runs.finished_videos import plan_with_less
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.runs.waited import Waited, record_job_start, record_waited
 from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
@@ -131,7 +131,7 @@ def code_of_ranks(attempt: AttemptDir) -> int:
 def attempt_with_less(spent: AttemptDir, env: Mapping[str, str]) -> AttemptDir | None:
     """A new attempt with less of the weights on a rank; None if memory did not fail, or if less is not possible."""
     failure, plan = read_failure(spent), read_plan(spent.plan)
-    less = plan.with_less(unsettled_videos(spent.run, plan.videos)) if failure and failure.kind == "memory" else None
+    less = plan_with_less(spent.run, plan) if failure and failure.kind == "memory" else None
     return _started(spent, less, env) if less else None
 
 
@@ -155,7 +155,10 @@ def requeue_problem(spent: AttemptDir, why: str, env: Mapping[str, str]) -> str 
 
 
 def _has_moved(attempt: AttemptDir) -> bool:
-    """Whether a rank of an attempt has made a step or saved a video."""
+    """Whether a rank of an attempt has made a step, or saved a video or an image."""
+    since = attempt.plan.stat().st_mtime
+    if any(record.stat().st_mtime > since for record in attempt.run.images.samples.glob("*.json")):
+        return True
     for path in attempt.all_events():
         with path.open("rb") as file:
             if any(line.startswith(b'{"kind": "step"') or b'"phase": "save"' in line for line in file):

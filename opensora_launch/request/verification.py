@@ -7,8 +7,9 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.doctor.engine_packages import engine_problems
 from opensora_launch.errors import Problems
+from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.placement import placements
-from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
+from opensora_launch.plan.plan import Machine, Plan, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.verify_spec import VerifySpec
 from opensora_launch.request.compose import compose

@@ -29,13 +29,26 @@ class RequestedVideos:
 
 
 def with_condition_types(entries: Sequence[PromptEntry], run: RunConfig) -> tuple[PromptEntry, ...]:
-    """The prompts with their condition types: two references without one mean a loop from the first to the second."""
-    return tuple(
-        replace(entry, settings=replace(entry.settings, cond_type="i2v_loop"))
-        if len(entry.refs) == 2 and not (entry.settings.cond_type or run.sampling.cond_type)
-        else entry
-        for entry in entries
-    )
+    """The prompts with their condition types.
+
+    Without one, two references mean a loop from the first to the second, and an image that is made is the first frame.
+    """
+
+    def cond_type(entry: PromptEntry) -> str | None:
+        if makes_image(entry, run):
+            return "i2v_head"
+        return "i2v_loop" if len(entry.refs) == 2 and not _chosen_cond_type(entry, run) else entry.settings.cond_type
+
+    return tuple(replace(entry, settings=replace(entry.settings, cond_type=cond_type(entry))) for entry in entries)
+
+
+def makes_image(entry: PromptEntry, run: RunConfig) -> bool:
+    """Whether the image model makes the first frame of a prompt's videos."""
+    return run.image.make and not entry.refs and _chosen_cond_type(entry, run) in (None, "i2v_head")
+
+
+def _chosen_cond_type(entry: PromptEntry, run: RunConfig) -> str | None:
+    return entry.settings.cond_type or run.sampling.cond_type
 
 
 def prompt_setting_problems(run: RunConfig) -> list[str]:
@@ -117,6 +130,7 @@ def _videos(entry: PromptEntry, run: RunConfig, index: int, widths: tuple[int, i
             cond_type=cond_type,
             seed=seed + sample,
             guidance=guidance,
+            image=makes_image(entry, run),
         )
         for sample in range(max(_samples(entry, run), 1))
     ]

@@ -14,7 +14,9 @@ from typing import Any
 
 from opensora_launch.launch.command import command, command_text, environment, without_others
 from opensora_launch.launch.env_profile import Profiled
-from opensora_launch.plan.plan import Plan, VideoRequest, predict
+from opensora_launch.plan.first_frames import image_run
+from opensora_launch.plan.make_plan import predict
+from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import AttemptDir, RunDir, make_folder, write_whole
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.schema.plain import config_yaml
@@ -43,6 +45,8 @@ def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> R
     text = str(record.prompts[0]["text"]) if record.prompts else ""
     run = RunDir(make_folder(runs_dir, "-".join(filter(None, [now.strftime("%Y%m%d-%H%M%S"), slug(text)]))))
     run.samples.mkdir()
+    if plan.images:
+        run.images.samples.mkdir(parents=True)
     write_whole(run.config, config_yaml(record.config))
     write_whole(run.overrides, _json(list(record.argv)))
     write_whole(run.prompts, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in record.prompts))
@@ -142,7 +146,11 @@ def with_prediction(run: RunConfig, plan: Plan) -> SlurmConfig:
     settings, machine = replace(run.launcher.slurm, array=array_tasks(run, plan)), plan.machine
     if machine.device != "cuda" or not run.hardware.known:
         return settings
-    _, found = predict(run, machine, plan.videos)
+    if plan.videos:
+        _, found = predict(run, machine, plan.videos)
+    else:  # images alone
+        assert plan.images
+        _, found = predict(image_run(run), machine, plan.images.videos)
     chosen = next((option for option in found if option.layouts == plan.layouts), found[0])
     minutes = math.ceil(TIME_MARGIN * chosen.phases.total / 60 / settings.array) + START_MINUTES
     gib = math.ceil(MEMORY_MARGIN * chosen.memory.host / 2**30) + RANK_GIB * machine.gpus_per_node

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import RunDir, write_whole
 
 
@@ -41,6 +41,12 @@ def is_settled(run: RunDir, video: str) -> bool:
 def unsettled_videos(run: RunDir, videos: Sequence[VideoRequest]) -> tuple[VideoRequest, ...]:
     """The videos that are neither made nor failed."""
     return tuple(video for video in videos if not is_settled(run, video.name))
+
+
+def plan_with_less(run: RunDir, plan: Plan) -> Plan | None:
+    """The plan to continue with after memory ran out, for what is neither made nor failed; None if there is none."""
+    images = unsettled_videos(run.images, plan.images.videos) if plan.images else ()
+    return plan.with_less(unsettled_videos(run, plan.videos), images)
 
 
 def failed_videos(run: RunDir) -> dict[str, str]:

@@ -44,6 +44,7 @@ class Pace:
     _batches: dict[tuple[str, int], "_Batch"] = field(default_factory=dict)  # by host and process
 
     def look(self, beats: Sequence[Beat]) -> None:
+        beats = [beat for beat in beats if not beat.images]
         if self.after is None and any(beat.videos for beat in beats):
             self.after = _planned_after(self.attempts)
         for beat in beats:

@@ -148,6 +148,22 @@ class ModelConfig:
 
 
 @settings
+class ImageConfig:
+    """A text-to-image model that makes the first frame of each video which is given none.
+
+    It reads the text embeddings of the video model.
+    """
+
+    make: bool = key(False, "make the first frames; image=flux and the other choices of the group set it")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    resolution: str | None = key(None, "area of the images, as 768px, with the video's shape; null: the video's size")
+    num_steps: int | None = key(None, "denoising steps of an image; null: sampling.num_steps")
+    guidance: float = key(4.0, "an input of a distilled model; of another, as sampling.guidance; 1: no guidance")
+    shift: bool = key(True, "more of the steps work at high noise in larger images")
+    flow_shift: float | None = key(None, "factor of that; null: by the size of the image")
+
+
+@settings
 class VideoConfig:
     """The size of the videos: from the public size table, or your own width and height."""
 
@@ -255,6 +271,7 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     hardware: Card = field(default_factory=Card)
     layout: LayoutConfig = field(default_factory=LayoutConfig)

@@ -17,7 +17,8 @@ from opensora_launch.telemetry.lines import read_lines
 
 EVENTS_SCHEMA = 2
 READABLE = (1, 2)  # schema 1 has no work events, process ids, device ids and clock offsets
-PHASES = ("setup", "load", "text", "denoise", "vae", "save")
+IMAGE = "image"  # the phase of the image stage, which holds phases and steps of its own
+PHASES = ("setup", "load", "text", IMAGE, "denoise", "vae", "save")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Heartbeat:
         self.at_once = 1  # videos in the current batch
         self.videos_done = 0
         self.videos = videos
+        self.images = False  # whether these are first frames
         self.loaded_bytes = 0  # weights that this rank has read, out of load_bytes
         self.load_bytes = 0
         self.load_since_s = 0.0  # when it began, in seconds of the epoch
@@ -140,6 +141,7 @@ class Heartbeat:
             load_bytes=self.load_bytes,
             load_since_s=self.load_since_s,
             at_once=self.at_once,
+            images=self.images,
             started=self._started,
             problem=self.problem,
         )

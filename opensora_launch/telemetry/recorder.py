@@ -14,6 +14,7 @@ from typing import Any
 from opensora_launch.rundir import named
 from opensora_launch.telemetry.clocks import Clock, HostClock, cuda_clock
 from opensora_launch.telemetry.events import (
+    IMAGE,
     PHASES,
     Collective,
     ConstantWeights,
@@ -50,6 +51,7 @@ class Recorder:
         self.heartbeat = heartbeat
         self.done: list[_Done] = []  # the marks of steps and collectives in it may not be ready yet
         self.counts: dict[tuple[int, ...], int] = {}
+        self.phase: str | None = None  # the phase that is recorded, which holds all that begins inside it
         if self.clock.name == "device":
             heartbeat.device_position = self._device_position
         facts = Meta(
@@ -61,7 +63,11 @@ class Recorder:
         self._path = path
 
     def span(self, phase: str, *, video: str | None = None) -> "_Span":
-        """Record a phase. It ends when the device has finished, so that its work does not count in the next phase."""
+        """Record a phase. It ends when the device has finished, so that its work does not count in the next phase.
+
+        A phase inside another one belongs to that: only the heartbeat tells of it. So it is with the steps of an image,
+        whose phases are inside the phase "image".
+        """
         assert phase in PHASES, phase
         return _Span(self, phase, video)
 
@@ -127,12 +133,15 @@ class Recorder:
 
 
 class _Span:
-    __slots__ = ("phase", "recorder", "start_s", "video")
+    __slots__ = ("inner", "phase", "recorder", "start_s", "video")
 
     def __init__(self, recorder: Recorder, phase: str, video: str | None) -> None:
         self.recorder, self.phase, self.video = recorder, phase, video
 
     def __enter__(self) -> None:
+        self.inner = self.recorder.phase is not None
+        if not self.inner:
+            self.recorder.phase = self.phase
         beat = self.recorder.heartbeat
         beat.phase, beat.video, beat.step, beat.steps = self.phase, self.video, None, None
         self.start_s = time.monotonic()
@@ -141,6 +150,9 @@ class _Span:
         recorder = self.recorder
         if kind is None:
             recorder.clock.wait()
+        if self.inner:
+            return
+        recorder.phase = None
         recorder.done.append((PhaseSpan, self.phase, self.start_s, time.monotonic(), self.video))
         recorder.flush()
 
@@ -158,7 +170,8 @@ class _Step:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         recorder = self.recorder
-        recorder.done.append((Step, *self.fields, self.start, recorder.mark()))
+        if recorder.phase != IMAGE:
+            recorder.done.append((Step, *self.fields, self.start, recorder.mark()))
         recorder.flush()
 
 

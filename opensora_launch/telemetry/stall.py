@@ -45,7 +45,13 @@ class Beat:
     load_since_s: float = 0.0
     at_once: int = 1  # videos in the current batch; `video` is the first of them
     started: int = 0  # when the process began, in clock ticks: a later process with its id has another
+    images: bool = False  # at work on first frames; `video` and the counts are of images then
     problem: str | None = None  # the last error of the heartbeat itself, which goes on
+
+    @property
+    def makes(self) -> str:
+        """What the rank makes now."""
+        return "image" if self.images else "video"
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def name_of(beat: Beat) -> str:
 
 def last_seen(beat: Beat) -> str:
     """Where a rank was at its last heartbeat."""
-    place = f"phase {beat.phase}" + (f", video {beat.video}" if beat.video else "")
+    place = f"phase {beat.phase}" + (f", {beat.makes} {beat.video}" if beat.video else "")
     if beat.step is not None:
         place += f", step {beat.step}" + (f" of {beat.steps}" if beat.steps else "")
     if beat.collective is None:

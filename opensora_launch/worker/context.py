@@ -35,6 +35,7 @@ class RankContext:
     set_aside_bytes: int | None  # taken on the GPU before anything was loaded: by CUDA, NCCL and others
     previews: Previews | None = None  # on the first rank of a group, if there are to be any
     checkpoints: Checkpoints | None = None  # None for a comparison, which leaves nothing behind
+    images: "RankContext | None" = None  # of the image stage, if first frames are to be made
 
     @property
     def dtype(self) -> torch.dtype:

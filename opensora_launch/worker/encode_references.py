@@ -14,6 +14,7 @@ from opensora_launch.model.vae import Autoencoder, encode_pixels, posterior_samp
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.runs.finished_videos import failed_videos, sample_file
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.decode_videos import vae_hint
 from opensora_launch.worker.failures import VideoFailed
@@ -47,11 +48,14 @@ def encode_references(ctx: RankContext, vae: Autoencoder, video: VideoRequest) -
 def _load_on_all(ctx: RankContext, video: VideoRequest) -> tuple[Float[Tensor, "1 3 T Y X"], ...]:
     """Return the pixels of a video's references. Raises VideoFailed on all ranks of the group if one cannot read them.
 
-    They were read before the start, perhaps on another host.
+    They were read before the start, perhaps on another host. The one that the image stage made was not.
     """
     shape, axis, problem = ctx.plan.geometry, ctx.mesh.video, ""
     try:
-        loaded = load_references(video.refs, video.cond_type, shape.height_px, shape.width_px)
+        refs, rescaled = video.refs, None
+        if video.image:
+            refs, rescaled = (_made_image(ctx, video),), ctx.plan.first_frame_px
+        loaded = load_references(refs, video.cond_type, shape.height_px, shape.width_px, rescaled)
     except UserError as error:
         problem = f"{error} (on {socket.gethostname()})"
     problems = [problem] * axis.size
@@ -61,3 +65,12 @@ def _load_on_all(ctx: RankContext, video: VideoRequest) -> tuple[Float[Tensor, "
     if found := next(filter(None, problems), ""):
         raise VideoFailed(found)
     return loaded
+
+
+def _made_image(ctx: RankContext, video: VideoRequest) -> str:
+    """Return the path of a video's first frame. Raises UserError if the image stage has not made it."""
+    images = ctx.run_dir.images
+    if path := sample_file(images, video.name):
+        return str(path)
+    why = failed_videos(images).get(video.name, f"there is no {images.record(video.name)}")
+    raise UserError(f"its first frame could not be made: {why}")

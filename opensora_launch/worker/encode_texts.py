@@ -21,7 +21,7 @@ from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.plan.plan import VideoRequest
+from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import aside
 from opensora_launch.schema.config import Init, ModelConfig
 from opensora_launch.worker.context import RankContext
@@ -87,6 +87,11 @@ class TextCache:
         return self.folder / f"{key}.safetensors"
 
 
+def texts_of(plan: Plan) -> list[str]:
+    """Return every text of a plan's images and videos, once."""
+    return distinct_texts([*(plan.images.videos if plan.images else ()), *plan.videos])
+
+
 def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
     """Return every text to encode, once, in the order of first use."""
     return list(dict.fromkeys(text for video in videos for text in (video.text, video.negative)))
@@ -134,7 +139,7 @@ def encode_on_team(ctx: RankContext) -> list[Embedding] | None:
         cache = None
         if plan.text_cache and plan.model.init is Init.checkpoint:
             cache = TextCache.of(Path(plan.text_cache), plan.model, device_name(ctx.device), ctx.dtype)
-        encoded = encode_texts(plan.model, distinct_texts(plan.videos), team.encode, ctx.dtype, cache)
+        encoded = encode_texts(plan.model, texts_of(plan), team.encode, ctx.dtype, cache)
         team.dismiss()
         free_caches(ctx.device)  # the encoders are gone, and the transformer comes next
         return encoded
@@ -143,7 +148,7 @@ def encode_on_team(ctx: RankContext) -> list[Embedding] | None:
 def share_embeddings(ctx: RankContext, encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:
     """Return the embedding of each text of the plan, on the CPU of every rank; the first rank has encoded them."""
     with ctx.recorder.span("text"):
-        return send_embeddings(ctx.world, distinct_texts(ctx.plan.videos), encoded)
+        return send_embeddings(ctx.world, texts_of(ctx.plan), encoded)
 
 
 def send_embeddings(axis: Axis, texts: Sequence[str], encoded: Sequence[Embedding] | None) -> Mapping[str, Embedding]:

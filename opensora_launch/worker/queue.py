@@ -51,22 +51,25 @@ class Claimant(NamedTuple):
 class Queue:
     """The batches of a run, for the first rank of a group."""
 
-    def __init__(self, run_dir: RunDir, batches: Sequence[Sequence[VideoRequest]], owner: Owner) -> None:
-        self._run_dir, self._batches, self._owner = run_dir, batches, owner
+    def __init__(
+        self, run_dir: RunDir, batches: Sequence[Sequence[VideoRequest]], owner: Owner, *, until_settled: bool = False
+    ) -> None:
+        self._run_dir, self._batches, self._owner, self._until_settled = run_dir, batches, owner, until_settled
         self._taken: set[int] = set()
         self._moves = Moves()  # of heartbeats of other owners, and of claims that are not whole
 
     def take(self) -> int | None:
         """Return the index of a batch that this group now owns.
 
-        None if every other batch is finished or has a living owner; WAIT while that is uncertain for some batch.
+        None if every other batch is finished or, unless this queue lasts until all are, has a living owner. WAIT while
+        that is uncertain for some batch.
         """
         certain, known = True, dict[Claimant, bool | None]()
         for index, batch in enumerate(self._batches):
             if index in self._taken or self._is_settled(batch):
                 continue
             ours = self._claim(batch[0].name, known)
-            certain &= ours is not None
+            certain &= ours is not None and not (ours is False and self._until_settled)
             if not ours:
                 continue
             self._taken.add(index)

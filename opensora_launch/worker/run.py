@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.finished_videos import unsettled_videos
 from opensora_launch.slurm.task_env import job_name
+from opensora_launch.telemetry.events import IMAGE
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
@@ -34,31 +36,84 @@ from opensora_launch.worker.set_up import set_up
 
 
 def run_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat, started: tuple[float, float]) -> None:
-    """Make this rank's part of the plan's videos. started: monotonic and epoch seconds.
+    """Make this rank's part of the plan's images, then of its videos. started: monotonic and epoch seconds.
 
     Raises Preempted on all ranks if any of them was asked to stop.
     """
     ctx = set_up(plan, attempt, me, beat, started)
-    stored = Checkpoints(ctx.run_dir.checkpoints, attempt.stop, plan.checkpoint_every_steps, ctx.mesh.video)
-    ctx = replace(ctx, checkpoints=stored)
-    beat.videos = len(plan.videos)
+    ctx = replace(ctx, checkpoints=_checkpoints(ctx, attempt))
     with recorded(ctx.recorder), watch.sampling(attempt, me), profiler(plan.profile, attempt.profiler_trace(me.rank)):
-        networks, texts = load_networks_and_texts(ctx)
-        watch.watch_blocks(networks.mmdit, ctx.recorder, streamed=networks.blocks is not None)
-        ctx = replace(ctx, previews=_previews(ctx, networks))
-        model = shard_model(ctx, networks, dict(plan.layouts))
-        done, preempted = _make_until_stopped(ctx, networks, model, texts, _batches(ctx, attempt, me))
-    with ctx.recorder.span("setup"), ctx.world.record("barrier", ctx.world.ranks, 0):
-        stop = torch.tensor([preempted], dtype=torch.uint8)
-        dist.all_reduce(stop, dist.ReduceOp.MAX, group=ctx.world.group)
-    if stop.item():
-        raise Preempted
+        texts = _make_images(ctx, attempt, me) if _lacks_images(ctx) else None
+        done = _make_videos(ctx, attempt, me, texts) if plan.videos else []
     ctx.recorder.close(
         peak_memory_bytes(ctx.device),
         done,
         clock_offset_s=watch.clock_offset(me)[0],
         set_aside_bytes=ctx.set_aside_bytes,
     )
+
+
+def _lacks_images(ctx: RankContext) -> bool:
+    """Whether any first frame is still to be made, on all ranks. An earlier start of the job may have made all."""
+    if ctx.images is None:
+        return False
+    lacks = torch.tensor([bool(unsettled_videos(ctx.images.run_dir, ctx.images.plan.videos))], dtype=torch.uint8)
+    with ctx.recorder.span("setup"), ctx.world.record("barrier", ctx.world.ranks, 0):
+        dist.all_reduce(lacks, dist.ReduceOp.MAX, group=ctx.world.group)
+    return bool(lacks)
+
+
+def _make_images(ctx: RankContext, attempt: AttemptDir, me: Rank) -> Mapping[str, Embedding]:
+    """Make the first frames of all videos, and return the embedding of each text of the plan.
+
+    When it returns, the image model is gone from this rank, and the images of all ranks are there or have failed.
+    """
+    assert ctx.images
+    images, beat = replace(ctx.images, checkpoints=_checkpoints(ctx.images, attempt)), ctx.recorder.heartbeat
+    encoded = encode_on_team(ctx)
+    with ctx.recorder.span(IMAGE):
+        beat.images, beat.videos, beat.videos_done = True, len(images.plan.videos), 0
+        networks = load_as_planned(images)
+        texts = share_embeddings(ctx, encoded)
+        model = shard_model(images, networks, dict(images.plan.layouts))
+        batches = _batches(images, attempt, me, until_settled=True)
+        _, preempted = _make_until_stopped(images, networks, model, texts, batches)
+        del networks, model
+        free_caches(ctx.device)
+        _stop_together(ctx, preempted)
+        beat.images, beat.videos, beat.videos_done = False, 0, 0
+    return texts
+
+
+def _make_videos(
+    ctx: RankContext, attempt: AttemptDir, me: Rank, texts: Mapping[str, Embedding] | None
+) -> Sequence[str]:
+    """Make the videos; return the names of those that this rank's group has made. texts: None if not yet encoded."""
+    ctx.recorder.heartbeat.videos = len(ctx.plan.videos)
+    if texts is None:
+        networks, texts = load_networks_and_texts(ctx)
+    else:
+        networks = load_as_planned(ctx)
+    watch.watch_blocks(networks.mmdit, ctx.recorder, streamed=networks.blocks is not None)
+    ctx = replace(ctx, previews=_previews(ctx, networks))
+    model = shard_model(ctx, networks, dict(ctx.plan.layouts))
+    done, preempted = _make_until_stopped(ctx, networks, model, texts, _batches(ctx, attempt, me))
+    with ctx.recorder.span("setup"):
+        _stop_together(ctx, preempted)
+    return done
+
+
+def _stop_together(ctx: RankContext, preempted: bool) -> None:
+    """Wait for all ranks. Raises Preempted on all of them if any was asked to stop."""
+    with ctx.world.record("barrier", ctx.world.ranks, 0):
+        stop = torch.tensor([preempted], dtype=torch.uint8)
+        dist.all_reduce(stop, dist.ReduceOp.MAX, group=ctx.world.group)
+    if stop.item():
+        raise Preempted
+
+
+def _checkpoints(ctx: RankContext, attempt: AttemptDir) -> Checkpoints:
+    return Checkpoints(ctx.run_dir.checkpoints, attempt.stop, ctx.plan.checkpoint_every_steps, ctx.mesh.video)
 
 
 def load_networks_and_texts(ctx: RankContext) -> tuple[Networks, Mapping[str, Embedding]]:
@@ -100,12 +155,17 @@ def _make_until_stopped(
         raise
 
 
-def _batches(ctx: RankContext, attempt: AttemptDir, me: Rank) -> Iterator[tuple[VideoRequest, ...]]:
-    """Yield the batches that this group takes from the run's queue. Its first rank takes one and tells the others."""
+def _batches(
+    ctx: RankContext, attempt: AttemptDir, me: Rank, *, until_settled: bool = False
+) -> Iterator[tuple[VideoRequest, ...]]:
+    """Yield the batches that this group takes from the run's queue. Its first rank takes one and tells the others.
+
+    until_settled: go on until those of other groups are made too.
+    """
     axis, beat, batches = ctx.mesh.video, ctx.recorder.heartbeat, ctx.plan.batches
     assert ctx.checkpoints
     owner = Owner(attempt.path.name, me.rank, job_name(os.environ), socket.gethostname(), os.getpid())
-    queue = Queue(ctx.run_dir, batches, owner)
+    queue = Queue(ctx.run_dir, batches, owner, until_settled=until_settled)
     while True:
         beat.videos_done = beat.videos - len(unsettled_videos(ctx.run_dir, ctx.plan.videos))
         if ctx.checkpoints.asked_to_stop():

@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.kernel_choice import Offer, choose_kernel
+from opensora_launch.model.kernel_choice import Kernel, Offer, choose_kernel
 from opensora_launch.parallel.mesh import Axis, Groups, build_meshes, node_axis, world_axis
 from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
-from opensora_launch.plan.rank_sets import device_sets, gathers_on_node
+from opensora_launch.plan.rank_sets import Uses, device_sets, gathers_on_node
 from opensora_launch.plan.resident import fitting_placement, needed_bytes
 from opensora_launch.plan.set_aside import LATER_BYTES
 from opensora_launch.rundir import AttemptDir
@@ -62,15 +62,13 @@ def set_up(
     *,
     more: Sequence[Layout] = (),
 ) -> RankContext:
-    """Return the context of this rank, with meshes for the plan's layouts and for some more.
+    """Return the context of this rank and of its image stage, with meshes for the plan's layouts and for some more.
 
     started: monotonic and epoch seconds. All ranks call this together.
     """
     set_numerics(plan.threads_per_rank, plan.numerics)
     device = own_device(plan.machine.device, me)
-    head_dim = plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads
-    dtype = DTYPES[plan.precision]
-    kernel = choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_offers)
+    kernel = _kernel(plan, device)
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     chosen = f"{kernel.name} {kernel.version}"
     log.info("%s, %s, attention by %s, CPUs %s", device_name(device), plan.precision, chosen, cpus)
@@ -80,31 +78,55 @@ def set_up(
     header["clock_offset_s"], header["clock_offset_error_s"] = clock_offset(me)
     recorder = Recorder(attempt.events(me.rank), header, device=device.type, heartbeat=beat)
     beat.watch(plan.timeout_s, lambda verdict: stop_stalled(attempt, verdict))
-    groups, layouts = Groups(BACKSTOP), [layout for _, layout in plan.layouts]
+    groups, stages = Groups(BACKSTOP), [plan, plan.images] if plan.images else [plan]
     with recorder.span("setup"):
         with recorder.collective("barrier", tuple(range(me.world)), 0):
+            layouts = [layout for stage in stages for _, layout in stage.layouts]
             meshes = build_meshes(dict.fromkeys([*layouts, *more]), me.rank, groups, recorder.collective)
             world = world_axis(me.rank, me.world, groups, recorder.collective)
-            mesh = meshes[layouts[-1]]
-            node = node_axis(mesh, me.local_world, me.world, groups)
-        on_node = gathers_on_node(plan.engine, mesh.layout, plan.placement)
-        sets = device_sets(layouts, me.rank, me.local_world, on_node=on_node)
-        warm_up(sets, me.rank, groups, recorder.collective, device)
+            nodes = [node_axis(meshes[stage.layouts[-1][1]], me.local_world, me.world, groups) for stage in stages]
+        warm_up(_device_sets(stages, me), me.rank, groups, recorder.collective, device)
         left = memory_left(device)
-        placement = plan.placement if left is None else agreed_placement(plan, *left, world)
-    return RankContext(
-        plan=replace(plan, placement=placement),
+        placements = [stage.placement if left is None else agreed_placement(stage, *left, world) for stage in stages]
+    ctx = RankContext(
+        plan=replace(plan, placement=placements[0]),
         run_dir=attempt.run,
         device=device,
         kernel=watch_kernel(kernel, recorder),
         meshes=meshes,
-        mesh=mesh,
+        mesh=meshes[plan.layouts[-1][1]],
         world=world,
-        node=node,
+        node=nodes[0],
         recorder=recorder,
         set_aside_bytes=left and left[1],
         facts=record_facts(plan.engine, device, kernel),
     )
+    if plan.images is None:
+        return ctx
+    images = replace(
+        ctx,
+        plan=replace(plan.images, placement=placements[1]),
+        run_dir=attempt.run.images,
+        kernel=_kernel(plan.images, device),
+        mesh=meshes[plan.images.layouts[-1][1]],
+        node=nodes[1],
+    )
+    return replace(ctx, images=images)
+
+
+def _kernel(plan: Plan, device: torch.device) -> Kernel:
+    head_dim, dtype = plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads, DTYPES[plan.precision]
+    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_offers)
+
+
+def _device_sets(stages: Sequence[Plan], me: Rank) -> dict[tuple[int, ...], Uses]:
+    """Return the sets of ranks with which this one exchanges tensors in any stage."""
+    found = dict[tuple[int, ...], Uses]()
+    for stage in stages:
+        layouts = [layout for _, layout in stage.layouts]
+        on_node = gathers_on_node(stage.engine, layouts[-1], stage.placement)
+        found |= device_sets(layouts, me.rank, me.local_world, on_node=on_node)
+    return dict(sorted(found.items()))
 
 
 def agreed_placement(plan: Plan, free_bytes: int, set_aside_bytes: int, world: Axis) -> Placement:

@@ -9,7 +9,8 @@ import yaml
 
 from opensora_launch.estimate.card_ranking import video_flops
 from opensora_launch.plan.choose import Option
-from opensora_launch.plan.plan import Machine, VideoRequest, predict
+from opensora_launch.plan.make_plan import predict
+from opensora_launch.plan.plan import Machine, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import layout_text
 from opensora_launch.plan.times import rates_of

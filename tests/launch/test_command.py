@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from opensora_launch.launch.command import command, command_text, environment, launch_problems, without_others
-from opensora_launch.plan.plan import Machine, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.slurm.allocation import allocation_machine, step_name

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from opensora_launch.plan.make_plan import predict
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import placement_text
-from opensora_launch.plan.plan import Machine, VideoRequest, predict
+from opensora_launch.plan.plan import Machine, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import layout_text
 from opensora_launch.schema.cards import Card

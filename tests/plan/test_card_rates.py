@@ -10,8 +10,9 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import options
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.layout import Layout
+from opensora_launch.plan.make_plan import make_plan, predict
 from opensora_launch.plan.networks import NETWORKS, VAES
-from opensora_launch.plan.plan import Machine, make_plan, predict
+from opensora_launch.plan.plan import Machine
 from opensora_launch.plan.times import StepLoad, step_counts
 from opensora_launch.plan.workload import Workload
 from opensora_launch.request.catalogue import read_cards

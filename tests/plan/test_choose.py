@@ -15,9 +15,10 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.fit import GPU_COUNTS, fit_problems
 from opensora_launch.plan.layout import Layout, all_layouts
+from opensora_launch.plan.make_plan import make_plan, predict
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement
-from opensora_launch.plan.plan import Machine, VideoRequest, make_plan, predict
+from opensora_launch.plan.plan import Machine, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.plan.table import plan_text
 from opensora_launch.plan.times import rates_of, uses_nvlink

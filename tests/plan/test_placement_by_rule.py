@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from opensora_launch.errors import UserError
-from opensora_launch.plan.plan import Plan, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Plan
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Fit, Offload, PlacementConfig, RunConfig, Shard, VideoConfig
 from tests.plan.test_choose import machine, videos

@@ -9,7 +9,8 @@ import pytest
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.plan import Machine, Plan, VideoRequest, batches, make_plan, rows_per_step
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine, Plan, VideoRequest, batches, rows_per_step
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.schema.config import LayoutConfig, RunConfig, SamplingConfig, VideoConfig
 

@@ -9,10 +9,11 @@ import pytest
 import torch.distributed as dist
 
 from opensora_launch.parallel.mesh import Groups, world_axis
+from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.memory import FRAGMENTS, GIB, USABLE, blocks_bytes
 from opensora_launch.plan.networks import OPEN_SORA_2
 from opensora_launch.plan.placement import Placement
-from opensora_launch.plan.plan import Plan, make_plan
+from opensora_launch.plan.plan import Plan
 from opensora_launch.plan.resident import fitting_placement, memory_of_plan, needed_bytes
 from opensora_launch.plan.set_aside import LATER_BYTES
 from opensora_launch.schema.config import Fit, Offload, PlacementConfig

@@ -9,7 +9,8 @@ from random import Random
 from typing import Any
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine, Plan, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.schema.config import RunConfig

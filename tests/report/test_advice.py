@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from opensora_launch.plan.plan import Machine, make_plan, predict
+from opensora_launch.plan.make_plan import make_plan, predict
+from opensora_launch.plan.plan import Machine
 from opensora_launch.report.wording import message, say
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Offload, PlacementConfig, RunConfig, Shard

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from opensora_launch.plan.plan import Machine, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine
 from opensora_launch.report.accounting import account
 from opensora_launch.report.markdown import summary_lines
 from opensora_launch.report.rates import (

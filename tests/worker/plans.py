@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from opensora_launch.plan.plan import Machine, Plan, VideoRequest, make_plan
+from opensora_launch.plan.make_plan import make_plan
+from opensora_launch.plan.plan import Machine, Plan, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import (
