@@ -106,7 +106,8 @@ def group_norm(name: str, channels: int) -> Shapes:
 
 def vae_shapes(cfg: VaeConfig) -> Shapes:
     """Return the weights of the autoencoder by public name."""
-    return dc_ae_shapes(cfg) if cfg.kind is VaeKind.dc_ae else causal_vae_shapes(cfg)
+    of_kind = {VaeKind.causal: causal_vae_shapes, VaeKind.dc_ae: dc_ae_shapes, VaeKind.image: image_vae_shapes}
+    return of_kind[cfg.kind](cfg)
 
 
 def causal_vae_shapes(cfg: VaeConfig) -> Shapes:
@@ -186,6 +187,39 @@ def normed_conv_shapes(name: str, inputs: int, outputs: int, kernel: int) -> Sha
     return weight | group_norm(f"{name}.norm", outputs)
 
 
+def image_vae_shapes(cfg: VaeConfig) -> Shapes:
+    """Return the weights of Flux's autoencoder by public name (black-forest-labs/flux, modules/autoencoder.py)."""
+    widths, latent = cfg.block_out_channels, cfg.latent_channels
+    shapes: Shapes = {}
+    for name, inputs, outputs in (("encoder", cfg.in_channels, 2 * latent), ("decoder", latent, cfg.out_channels)):
+        down = name == "encoder"
+        first, last = (widths[0], widths[-1]) if down else (widths[-1], widths[0])
+        shapes |= image_conv(f"{name}.conv_in", inputs, first) | group_norm(f"{name}.norm_out", last)
+        shapes |= image_conv(f"{name}.conv_out", last, outputs) | group_norm(f"{name}.mid.attn_1.norm", widths[-1])
+        for part in ("q", "k", "v", "proj_out"):
+            shapes |= image_conv(f"{name}.mid.attn_1.{part}", widths[-1], widths[-1], 1)
+        for i in (1, 2):
+            shapes |= image_resnet(f"{name}.mid.block_{i}", widths[-1], widths[-1])
+        for i, width in enumerate(widths):  # both count from the pixels
+            before = widths[max(i - 1, 0)] if down else widths[min(i + 1, LEVELS - 1)]
+            block = f"{name}.{'down' if down else 'up'}.{i}"
+            for j in range(cfg.layers_per_block + (not down)):
+                shapes |= image_resnet(f"{block}.block.{j}", width if j else before, width)
+            if i != (LEVELS - 1 if down else 0):
+                shapes |= image_conv(f"{block}.{'downsample' if down else 'upsample'}.conv", width, width)
+    return shapes
+
+
+def image_resnet(name: str, inputs: int, outputs: int) -> Shapes:
+    shapes = group_norm(f"{name}.norm1", inputs) | image_conv(f"{name}.conv1", inputs, outputs)
+    shapes |= group_norm(f"{name}.norm2", outputs) | image_conv(f"{name}.conv2", outputs, outputs)
+    return shapes if inputs == outputs else shapes | image_conv(f"{name}.nin_shortcut", inputs, outputs, 1)
+
+
+def image_conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs, kernel, kernel), f"{name}.bias": (outputs,)}
+
+
 def config_problems(model: ModelConfig) -> list[str]:
     """Return one line for each part of the config that is impossible, whatever the weights are."""
     return [*mmdit_problems(model.mmdit), *vae_problems(model.vae), *joint_problems(model)]
@@ -197,12 +231,12 @@ def mmdit_problems(cfg: MmditConfig) -> Iterator[str]:
 
 
 def vae_problems(cfg: VaeConfig) -> Iterator[str]:
-    yield from _dc_ae_problems(cfg) if cfg.kind is VaeKind.dc_ae else _causal_vae_problems(cfg)
+    yield from _dc_ae_problems(cfg) if cfg.kind is VaeKind.dc_ae else _block_problems(cfg)
     given = f"model.vae.tile_px={cfg.tile_px}" + (f", tile_frames={cfg.tile_frames}" if cfg.tile_frames else "")
     yield from (f"{given}: {line}" for line in tile_problems(tiles_of(cfg)))
 
 
-def _causal_vae_problems(cfg: VaeConfig) -> Iterator[str]:
+def _block_problems(cfg: VaeConfig) -> Iterator[str]:
     widths, groups = cfg.block_out_channels, cfg.norm_num_groups
     if len(widths) != LEVELS:
         yield f"model.vae.block_out_channels={widths} must have {LEVELS} entries, for {cfg.stride_px} pixels per latent"

@@ -1,7 +1,7 @@
 """Encode videos into latents and decode them with an autoencoder, tile by tile.
 
     B videos   C latent channels   T H W frames, height, width of latents or of pixels
-    M channels of what the encoder gives: 2 C moments of the causal VAE, C latents of the Video DC-AE
+    M channels of what the encoder gives: 2 C moments of the latents, or the C latents of the Video DC-AE
 
 Latents are in model space: scale_factor * (z - shift_factor), as the diffusion transformer sees them.
 
@@ -24,28 +24,37 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.image_vae import ImageVae, renamed_weights
 from opensora_launch.model.load import fill
 from opensora_launch.model.tiles import Tile, TileGrid, Tiles, decode_grid, encode_grid
 from opensora_launch.model.video_dc_ae import VideoDcAe
 from opensora_launch.model.video_layout import layout_for
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 
-Autoencoder = CausalVae | VideoDcAe
+Autoencoder = CausalVae | VideoDcAe | ImageVae
+_CLASSES: Mapping[VaeKind, Callable[[VaeConfig], Autoencoder]] = {
+    VaeKind.causal: CausalVae,
+    VaeKind.dc_ae: VideoDcAe,
+    VaeKind.image: ImageVae,
+}
 RunTiles = Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]
 
 
 def empty_vae(cfg: VaeConfig) -> Autoencoder:
     """Build the autoencoder of `cfg` on the meta device."""
     with torch.device("meta"):
-        return CausalVae(cfg) if cfg.kind is VaeKind.causal else VideoDcAe(cfg)
+        return _CLASSES[cfg.kind](cfg)
 
 
 def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> Autoencoder:
-    """Build the autoencoder of `cfg` with exactly the weights in `tensors` (public names), keeping dtype and device.
+    """Build the autoencoder of `cfg` with exactly the weights in `tensors`, keeping dtype and device.
 
-    On CUDA they may change their layout in memory.
+    They have their public names or the module's. On CUDA they may change their layout in memory.
     """
     vae = empty_vae(cfg)
+    if isinstance(vae, ImageVae):
+        fill(vae, renamed_weights(vae, cfg, tensors), "the VAE's weights")
+        return vae  # convolutions over images need no other layout
     fill(vae, tensors, "the VAE's weights")
     layout = layout_for(vae.like.device, vae.like.dtype)
     return vae.to(memory_format=layout)  # type: ignore[no-any-return, call-overload]

@@ -5,6 +5,7 @@ from opensora_launch.plan.memory import video_size
 from opensora_launch.plan.networks import VAES, TokenGrid, network_of
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.times import VAE_EFFICIENCY
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.cards import EFFICIENCY
 
 _WIDTH = 128  # channels of the first stage of the VAEs whose FLOPs are counted: at full size, it has most of them
@@ -23,6 +24,6 @@ def share_after_denoising(plan: Plan) -> float:
     size = video_size(shape, vae)
     tiles = -(-size.tiles // ranks)
     slower = EFFICIENCY / VAE_EFFICIENCY if plan.machine.device == "cuda" else 1.0
-    width = (vae.block_out_channels if vae.is_causal else vae.dc_ae.widths)[0] / _WIDTH
+    width = (vae.dc_ae.widths if vae.kind is VaeKind.dc_ae else vae.block_out_channels)[0] / _WIDTH
     decode = tiles * size.tile_pixels * VAES[net.vae].equal_flops * width**2 * slower
     return decode / (decode + rows / len(plan.videos) * row.flops / ranks)

@@ -104,10 +104,12 @@ def model_problems(mmdit: MmditConfig) -> list[str]:
 
 def untested_problems(run: RunConfig) -> list[str]:
     """Return a line per part of the model that is not tested with the engine."""
+    kind = run.model.vae.kind
     parts = {
         "LoRAs": bool(run.model.lora),
         "image=": run.image.make,
-        "the Video DC-AE": run.model.vae.kind is VaeKind.dc_ae,
+        "the Video DC-AE": kind is VaeKind.dc_ae,
+        "image models": kind is VaeKind.image,
     }
     found = [part for part, is_used in parts.items() if is_used and run.engine is not Engine.native]
     return [f"engine={run.engine} is not tested with {part}, so it is refused: use engine=native" for part in found]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from opensora_launch.errors import must_be_one_of, must_step
-from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.config import ModelConfig, VideoConfig
 
 ASPECT_RATIOS = {  # width / height; the other ratios in Open-Sora's table are transposes of these
@@ -112,6 +112,8 @@ def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
 def _frame_problems(num_frames: int, vae: VaeConfig) -> list[str]:
     if num_frames == 1:
         return []
+    if vae.kind is VaeKind.image:
+        return [f"video.num_frames={num_frames} must be 1: the model makes images"]
     start = 1 if vae.is_causal else vae.stride_frames
     return must_step("video.num_frames", num_frames, start=start, step=vae.stride_frames)
 

@@ -92,7 +92,7 @@ def network_of(model: ModelConfig) -> Network:
         stride_px=vae.stride_px * cfg.patch_size,
         causal=vae.is_causal,
         rows=1 if cfg.guidance_embed else 3,
-        vae="hunyuan" if vae.is_causal else "dcae",
+        vae={VaeKind.causal: "hunyuan", VaeKind.dc_ae: "dcae", VaeKind.image: "flux"}[vae.kind],
         text_gib=9.1,
         parameters=float(mmdit_parameters(cfg)),
         tokens_in=cfg.in_channels,

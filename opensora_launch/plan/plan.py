@@ -13,6 +13,7 @@ from opensora_launch.plan.geometry import Geometry
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance, row_counts
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import Engine, ModelConfig, NumericsConfig, SamplingConfig, Storage
 from opensora_launch.schema.plain import unknown_keys
 
@@ -86,10 +87,12 @@ class Plan:
     @property
     def approximate(self) -> tuple[str, ...]:
         """The settings that change the video by more than rounding. Every summary of the run names them."""
+        vae = self.model.vae
         settings = {
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
-            "model.vae.tile_frames": self.model.vae.is_causal and self.model.vae.tile_frames is not None,
+            "model.vae.tile_frames": vae.kind is VaeKind.causal and vae.tile_frames is not None,
+            "model.vae.tile_px": vae.kind is VaeKind.image and vae.tile_px is not None,
         }
         return tuple(name for name, is_on in settings.items() if is_on)
 

@@ -12,6 +12,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.plan.plan import Plan
 from opensora_launch.report.accounting import RankAccount
 from opensora_launch.report.wording import Message, message, say
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.plain import flat
 
 MEASURED, STORED, PREDICTED = "measured", "stored", "predicted"
@@ -113,7 +114,7 @@ def comparable_work(
     """Everything that must be equal for two runs to be compared, flat. Prompts and seeds do not change the work."""
     shape, sampling = plan.geometry, plan.sampling
     model = asdict(plan.model)
-    if plan.model.vae.is_causal:  # reports of earlier versions know no other kind
+    if plan.model.vae.kind is VaeKind.causal:  # reports of earlier versions know no other kind
         del model["vae"]["kind"], model["vae"]["dc_ae"]
     work: dict[str, Scalar] = {
         "device": plan.machine.device,

@@ -9,6 +9,7 @@ from opensora_launch.schema.settings import key, settings
 class VaeKind(StrEnum):
     causal = "causal"  # Hunyuan's: 8 in space, 4 in time, of which the first frame is a latent of its own
     dc_ae = "dc_ae"  # the high-compression one: 32 in space, 4 in time
+    image = "image"  # Flux's: 8 in space, for one frame
 
 
 @settings
@@ -24,17 +25,20 @@ class DcAeConfig:
 class VaeConfig:
     """The autoencoder. A video that is smaller than a tile is not tiled."""
 
-    kind: VaeKind = key(VaeKind.causal, "causal: Hunyuan's; dc_ae: the high-compression one, whose stages `dc_ae` has")
+    kind: VaeKind = key(
+        VaeKind.causal,
+        "causal: Hunyuan's; dc_ae: the high-compression one, whose stages `dc_ae` has; image: Flux's, for images",
+    )
     dc_ae: DcAeConfig = field(default_factory=DcAeConfig)
     in_channels: int = key(3, "channels of the pixels that are encoded")
     out_channels: int = key(3, "channels of the pixels that are decoded")
     latent_channels: int = key(16, "channels of the latents")
-    layers_per_block: int = key(2, "residual layers of a block; causal only")
-    norm_num_groups: int = key(32, "groups of the group norms; causal only")
-    block_out_channels: list[int] = key([128, 256, 512, 512], "channels of each block; causal only")
+    layers_per_block: int = key(2, "residual layers of a block; not dc_ae")
+    norm_num_groups: int = key(32, "groups of the group norms; not dc_ae")
+    block_out_channels: list[int] = key([128, 256, 512, 512], "channels of each block; not dc_ae")
     scale_factor: float = key(0.476986, "latents are multiplied by it")
     shift_factor: float = key(0.0, "subtracted from latents before that")
-    tile_px: int | None = key(256, "side of a tile; null: no tiles in space")
+    tile_px: int | None = key(256, "side of a tile; null: no tiles in space; approximate with image")
     tile_frames: int | None = key(
         None, "tiles are cut in time too, for videos too long for a GPU; approximate with causal: Open-Sora can use 64"
     )
@@ -53,4 +57,4 @@ class VaeConfig:
     @property
     def is_causal(self) -> bool:
         """Whether the first frame has a latent of its own, so that videos have 4 n + 1 frames instead of 4 n."""
-        return self.kind is VaeKind.causal
+        return self.kind is not VaeKind.dc_ae

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opensora_launch.errors import UserError
 from opensora_launch.model.load import mmdit_config
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import MmditConfig
 
 # What a case of each kind must hold, and what each of these parts must hold.
@@ -23,11 +24,18 @@ CASE_KEYS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "mmdit": {"compare": (), "weights": ("file", "prefix"), "config": ()},
     "vae": {"compare": (), "vae": ("file", "prefix", "config", "scale_factor", "shift_factor", "tiles")},
     "dcae": {"compare": (), "vae": ("file", "prefix", "config", "tiles")},
+    "ae2d": {"compare": (), "vae": ("file", "prefix", "config")},
     "sampling": {
         "compare": (), "weights": ("file", "prefix"), "model_config": ("patch_size",), "cond_type": (),
         "sampling_option": OPTIONS,
     },
+    "t2i2v": {
+        "compare": (), "weights": ("file", "prefix"), "model_config": ("patch_size",), "cond_type": (),
+        "sampling_option": OPTIONS, "t2i": ("weights", "model_config", "vae", "sampling_option"),
+    },
 }  # fmt: skip
+
+VAE_KINDS = {"vae": VaeKind.causal, "dcae": VaeKind.dc_ae, "ae2d": VaeKind.image}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Case:
 
     @property
     def is_of_vae(self) -> bool:
-        return self.kind in ("vae", "dcae")
+        return self.kind in VAE_KINDS
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -61,14 +69,21 @@ class Case:
         """The largest number of rows in a step."""
         if self.is_of_vae:
             return 1
-        return int(self.tensors["txt" if self.kind == "sampling" else "input.txt"].shape[0])
+        return int(self.tensors["input.txt" if self.kind == "mmdit" else "txt"].shape[0])
 
     @property
     def tokens(self) -> int:
         if self.is_of_vae:
             return 1 << 20
-        video, text = ("noise_packed", "txt") if self.kind == "sampling" else ("input.img", "input.txt")
+        video, text = ("input.img", "input.txt") if self.kind == "mmdit" else ("noise_packed", "txt")
         return int(self.tensors[video].shape[1] + self.tensors[text].shape[1])
+
+    def stages(self) -> "tuple[Case, Case]":
+        """Return the image stage and the video stage of a t2i2v case, each as a sampling case."""
+        stage = self.data["t2i"]
+        images = {**stage, "kind": "sampling", "cond_type": "t2v", "vae": {"tiles": None, **stage["vae"]}}
+        of_images = {name.removeprefix("t2i."): x for name, x in self.tensors.items() if name.startswith("t2i.")}
+        return replace(self, data=images, tensors=of_images), replace(self, data={**self.data, "kind": "sampling"})
 
     def weights(self, where: Mapping[str, str]) -> dict[str, Tensor]:
         """Read the tensors of {file, prefix}, named without the prefix. The file is relative to the case.
@@ -83,10 +98,12 @@ class Case:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def is_dc_ae(data: Mapping[str, Any]) -> bool:
-    """Whether the autoencoder of a case is the Video DC-AE."""
+def kind_of_vae(data: Mapping[str, Any]) -> str:
+    """Return the kind of a case's autoencoder, one of VAE_KINDS: that of the case itself, or what `vae` says."""
+    if data["kind"] in VAE_KINDS:
+        return str(data["kind"])
     vae = data.get("vae")
-    return data["kind"] == "dcae" or (isinstance(vae, Mapping) and vae.get("kind") == "dcae")
+    return str(vae.get("kind", "vae")) if isinstance(vae, Mapping) else "vae"
 
 
 def read_case(path: Path, device: torch.device) -> Case:
@@ -116,8 +133,11 @@ def read_case(path: Path, device: torch.device) -> Case:
 def _key_problems(data: Mapping[str, Any]) -> list[str]:
     """Return what a case lacks, and what stands in its VAE's config although it belongs beside it."""
     wanted = dict(CASE_KEYS[data["kind"]])
+    vae = kind_of_vae(data)
+    if vae not in VAE_KINDS:
+        return [f"`vae` has kind={vae!r}; the known kinds are {', '.join(VAE_KINDS)}"]
     if data.get("vae"):
-        wanted["vae"] = CASE_KEYS["dcae" if is_dc_ae(data) else "vae"]["vae"]
+        wanted["vae"] = CASE_KEYS[vae]["vae"]
     found = [f"it has no `{part}`" for part in wanted if part not in data]
     for part, keys in wanted.items():
         held = data.get(part, {})
@@ -125,7 +145,7 @@ def _key_problems(data: Mapping[str, Any]) -> list[str]:
             found.append(f"`{part}` is not an object")
         elif part in data:
             found += [f"`{part}` has no `{key}`" for key in keys if key not in held]
-    if not found and data.get("vae") and not is_dc_ae(data):
+    if not found and data.get("vae") and vae == "vae":
         twice = sorted({"scale_factor", "shift_factor"} & set(data["vae"]["config"]))
         found += [f"`{key}` belongs into `vae`, not into its `config`" for key in twice]
     return found

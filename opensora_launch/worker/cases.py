@@ -10,6 +10,7 @@ from torch import Tensor
 from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
+from opensora_launch.media.video import to_uint8
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
 from opensora_launch.model.tiles import Tiles, tiles_of
@@ -27,7 +28,7 @@ from opensora_launch.sampling.latents import pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig, VaeKind
 from opensora_launch.schema.config import Engine, ModelConfig
-from opensora_launch.worker.case_files import Case, is_dc_ae
+from opensora_launch.worker.case_files import VAE_KINDS, Case, kind_of_vae
 from opensora_launch.worker.denoise_videos import Batch, StepRecord, denoise_batch
 
 LATENTS = ("final_unpacked", "latent_to_decode")  # stored tensors with the shape of the latents; a case has one or both
@@ -49,6 +50,13 @@ def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
     with torch.no_grad():
         if case.is_of_vae:
             return _run_vae(case, ranks.meshes[1])
+        if case.kind == "t2i2v":
+            images, videos = case.stages()
+            made = run_case(images, ranks, record)
+            first = {"t2i.final_packed": made["final_packed"]}
+            if "video" in made:  # uint8 cannot be subtracted
+                first["image"] = to_uint8(made["video"])[0, :, 0].permute(1, 2, 0).float()
+            return first | run_case(videos, ranks, record)
         model, blocks = _model(case, ranks)
         got = _run_mmdit(case, model) if case.kind == "mmdit" else _run_sampling(case, model, record)
         if blocks:
@@ -159,11 +167,12 @@ def _guidance(case: Case) -> Guidance:
 
 def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
     vae, cfg = _vae(case, case.data["vae"])
-    spec = case.data["vae"]["tiles"]
+    spec = case.data["vae"].get("tiles")
     run = spread_tiles(mesh.video)
     out: dict[str, Tensor] = {}
     for name in case.data["compare"]:
-        way, variant, *part = name.split(".")
+        way, *part = name.split(".")
+        variant = "" if cfg.kind is VaeKind.image else part.pop(0)
         tiles = _tiles(cfg, spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
         given = case.tensors["latent" if way == "decode" else "pixels"]
         given = given[:, :, :1] if variant == "image_T1" else given
@@ -174,12 +183,19 @@ def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
 
 
 def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[Autoencoder, VaeConfig]:
-    config = spec["config"]
-    if is_dc_ae(case.data):
+    config, kind = spec["config"], VAE_KINDS[kind_of_vae(case.data)]
+    if kind is VaeKind.dc_ae:
         stages = DcAeConfig(config["encoder_width_list"], config["encoder_depth_list"], config["decoder_depth_list"])
         factor = config.get("scaling_factor")
+        cfg = VaeConfig(kind, stages, latent_channels=config["latent_channels"], scale_factor=factor if factor else 1.0)
+    elif kind is VaeKind.image:
         cfg = VaeConfig(
-            VaeKind.dc_ae, stages, latent_channels=config["latent_channels"], scale_factor=factor if factor else 1.0
+            kind,
+            latent_channels=config["z_channels"],
+            layers_per_block=config["num_res_blocks"],
+            block_out_channels=[config["ch"] * times for times in config["ch_mult"]],
+            scale_factor=config["scale_factor"],
+            shift_factor=config["shift_factor"],
         )
     else:
         known = {f.name for f in fields(VaeConfig)}

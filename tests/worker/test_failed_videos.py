@@ -39,7 +39,7 @@ def poison_vae(attempt: str, plan: Plan) -> None:
 
     def poisoned(ctx: RankContext) -> Networks:
         networks = load_as_planned(ctx)
-        next(networks.vae.decoder.parameters()).data.view(-1)[0] = NAN
+        networks.vae.like.data.view(-1)[0] = NAN
         return networks
 
     with patch.object(worker_run, "load_as_planned", poisoned):

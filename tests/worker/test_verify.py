@@ -25,7 +25,9 @@ from tests.ranks import run_ranks
 from tests.worker.plans import small_plan, video
 
 REFERENCE = Path(__file__).parent.parent / "reference"
-CASES = sorted(p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit", "lora", "sampling", "vae", "dcae")))
+CASES = sorted(
+    p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit", "lora", "sampling", "vae", "dcae", "ae2d"))
+)
 
 
 def on_rank(spec: VerifySpec, attempt: str) -> None:
@@ -41,7 +43,7 @@ def verify(ranks: int, layout: LayoutConfig, cases: list[Path], tmp_path: Path, 
 
 
 def test_a_case_of_each_kind_holds(tmp_path):
-    cases = [c for c in CASES if c.stem in ("mmdit_tiny_i2v", "vae_tiny", "sampling_i2v_loop")]
+    cases = [c for c in CASES if c.stem in ("mmdit_tiny_i2v", "vae_tiny", "ae2d_tiny", "sampling_i2v_loop")]
     lines = verify(2, LayoutConfig(ring=2), cases, tmp_path)
     assert {line["case"] for line in lines} == {c.stem for c in cases}
     assert [line for line in lines if not line["ok"]] == []
@@ -142,7 +144,7 @@ def test_a_key_too_many_or_too_few_is_one_line(
         ('{"file": "none.safetensors", "kind": "mmdit"}', "cannot be read"),
         (
             '{"file": "mmdit_tiny_t2v.safetensors", "kind": "audio", "compare": {}}',
-            "the known kinds are mmdit, vae, dcae, sampling",
+            "the known kinds are mmdit, vae, dcae, ae2d, sampling",
         ),
         (
             '{"file": "mmdit_tiny_t2v.safetensors", "kind": "mmdit", "compare": {"video": {}}, '
