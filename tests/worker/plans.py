@@ -8,6 +8,7 @@ from opensora_launch.plan.plan import Machine, Plan, VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import (
+    ImageConfig,
     Init,
     LauncherConfig,
     LayoutConfig,
@@ -55,10 +56,12 @@ def small_plan(
     placement: PlacementConfig | None = None,
     frames: int = 9,
     model: ModelConfig = TINY,
+    image: ImageConfig | None = None,
     **sampling: Any,
 ) -> Plan:
     run = RunConfig(
         model=model,
+        image=image or ImageConfig(),
         video=VideoConfig(resolution=None, height_px=48, width_px=80, num_frames=frames),
         layout=layout or LayoutConfig(),
         placement=placement or PlacementConfig(),

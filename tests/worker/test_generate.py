@@ -51,6 +51,8 @@ def make(plan: Plan, run_dir: Path) -> dict[str, bytes]:
 def prepare(plan: Plan, run_dir: Path) -> Path:
     attempt = run_dir / "attempts" / "0"
     attempt.mkdir(parents=True)
+    if plan.images:
+        RunDir(run_dir).images.path.mkdir(exist_ok=True)
     text = json.dumps(asdict(plan))
     (run_dir / "plan.json").write_text(text)
     (attempt / "plan.json").write_text(text)
