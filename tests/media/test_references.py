@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
+from safetensors import safe_open
 from torch.nn import functional as F
 
 from opensora_launch.errors import UserError
@@ -16,6 +17,8 @@ from opensora_launch.media.prompts import COND_TYPES
 from opensora_launch.media.references import fill_and_crop, load_image, load_references, load_video
 from opensora_launch.media.video_frames import decode_frames
 from tests.media.clips import noise, turn_clip, write_clip, write_image
+
+REFERENCE = Path(__file__).parent.parent / "reference"
 
 CASES = Path(__file__).parents[1] / "cases"
 TEXT, BYTES, FLOAT = 2, 7, 11  # types of values in EXIF
@@ -197,3 +200,13 @@ def test_each_condition_takes_its_frames(tmp_path):
     both = load_references((str(image),), "i2v_loop", 16, 16)
     assert torch.equal(both[0], both[1])
     assert torch.equal(both[0], load_image(image, 16, 16))
+
+
+def test_an_image_that_was_made_is_read_back_as_by_the_reference(tmp_path):
+    """Rescaled bilinearly to the size of the video, in 8 bits, and then as any other reference."""
+    with safe_open(REFERENCE / "t2i2v.safetensors", "pt") as case:
+        made, resized, pixels = (case.get_tensor(name) for name in ("image", "image_resized", "ref_pixels.0"))
+    Image.fromarray(made.numpy()).save(tmp_path / "made.png")
+    height, width, _ = resized.shape
+    (got,) = load_references((str(tmp_path / "made.png"),), "i2v_head", height, width, (height, width))
+    torch.testing.assert_close(got, pixels, rtol=0, atol=1e-6)

@@ -26,7 +26,9 @@ from tests.worker.plans import small_plan, video
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 CASES = sorted(
-    p for p in REFERENCE.glob("*.json") if p.stem.startswith(("mmdit", "lora", "sampling", "vae", "dcae", "ae2d"))
+    p
+    for p in REFERENCE.glob("*.json")
+    if p.stem.startswith(("mmdit", "lora", "sampling", "vae", "dcae", "ae2d", "t2i2v"))
 )
 
 
