@@ -12,6 +12,7 @@ from typing import Any
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.ending import failure_lines, print_samples, what_is_missing
+from opensora_launch.cli.plan_summary import made_name
 from opensora_launch.cli.terminal import print_errors, print_lines, summary_line
 from opensora_launch.cli.view import progress
 from opensora_launch.errors import os_error_line
@@ -38,7 +39,7 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     from where it was, with less of its weights on a rank (`fit=auto`).
     """
     run_dir, count = attempt.run, len(plan.videos)
-    print(f"making {count} {'video' if count == 1 else 'videos'} in {run_dir}", flush=True)
+    print(f"making {count} {made_name(plan)}{'' if count == 1 else 's'} in {run_dir}", flush=True)
     print(f"watch it: opensora-launch top {run_dir}", flush=True)
     outcome = _attempt(kind, plan, attempt, made, since_s)
     if less := _with_less(kind, plan, attempt, outcome):

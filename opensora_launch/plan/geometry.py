@@ -44,18 +44,24 @@ class Geometry:
         return self.text_tokens + self.video_tokens
 
 
-def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int, int]:
+def pixel_size(resolution: str, aspect_ratio: str, stride_px: int, *, nearest_area: bool = False) -> tuple[int, int]:
     """Return (height, width) from the public size table (opensora/datasets/aspect.py, training=False).
 
     "<N>px" means an area of N*N pixels, "<N>p" N*N*16/9; both sides are rounded down to a multiple of `stride_px`.
+    With `nearest_area` (training=True, the table of images), one side may be a multiple more or less, if that brings
+    the area nearer.
     """
     if twin := TRANSPOSED.get(aspect_ratio):
-        width, height = pixel_size(resolution, twin, stride_px)
+        width, height = pixel_size(resolution, twin, stride_px, nearest_area=nearest_area)
         return height, width
     number = int(resolution.removesuffix("px").removesuffix("p"))
     pixels = number * number * (1.0 if resolution.endswith("px") else 16 / 9)
     width = math.floor(math.sqrt(pixels * ASPECT_RATIOS[aspect_ratio]) / stride_px) * stride_px
     height = math.floor(pixels / width / stride_px) * stride_px
+    if nearest_area:
+        moves = ((0, 0), (-stride_px, 0), (stride_px, 0), (0, -stride_px), (0, stride_px))  # the first of equal ones
+        sizes = [(height + down, width + right) for down, right in moves]
+        return min(sizes, key=lambda size: abs(size[0] * size[1] - pixels))
     return height, width
 
 
@@ -106,7 +112,8 @@ def geometry_of(video: VideoConfig, model: ModelConfig) -> Geometry:
     vae = model.vae
     stride = vae.stride_px * model.mmdit.patch_size
     if video.resolution is not None:
-        height, width = pixel_size(video.resolution, video.aspect_ratio, stride)
+        is_image = vae.kind is VaeKind.image
+        height, width = pixel_size(video.resolution, video.aspect_ratio, stride, nearest_area=is_image)
     else:
         assert video.height_px and video.width_px, "call geometry_problems() first"
         height, width = video.height_px, video.width_px

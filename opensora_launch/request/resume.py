@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "preview_every_steps", "dry_run",
     "follow", "runs_dir",
     "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
+    "model.trained_frames",
     "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip
