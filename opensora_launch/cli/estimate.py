@@ -45,9 +45,7 @@ def value_text(figure: Figure) -> str:
 def cards_text(found: Sequence[CardEstimate], work: Workload) -> Iterator[StyledLine]:
     """One line per card, in the given order."""
     size = work.video
-    title = (
-        f"{work.net.name}, {size.width_px} x {size.height_px}, {size.num_frames} frames, on {work.ranks} of each card"
-    )
+    title = f"{work.net.name}, {size.width_px} x {size.height_px}, {size.length}, on {work.ranks} of each card"
     head = ("card", "memory", "needs", "seconds", "kWh", "USD", "watts", "runs with")
     rows = [head, *(_card(one) for one in found)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]

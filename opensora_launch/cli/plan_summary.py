@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.rows import NUM_ROWS
+from opensora_launch.schema.autoencoder import VaeKind
 
 
 def plan_summary(plan: Plan) -> str:
@@ -14,6 +15,11 @@ def plan_summary(plan: Plan) -> str:
     lines = list(_facts(plan))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines)
+
+
+def made_name(plan: Plan) -> str:
+    """What the run makes: video or image."""
+    return "video" if plan.geometry.num_frames > 1 else "image"
 
 
 def _row_forwards(plan: Plan) -> tuple[int, int]:
@@ -34,7 +40,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     seconds = g.num_frames / g.fps
     frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
     yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"
-    yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} video"
+    yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} {made_name(plan)}"
     yield from _videos(plan)
     yield from _work(plan)
     yield "weights", placement_text(plan.placement)
@@ -52,7 +58,10 @@ def _threads(plan: Plan) -> str:
 def _videos(plan: Plan) -> Iterator[tuple[str, str]]:
     kinds = Counter(video.cond_type for video in plan.videos)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    yield "videos", f"{len(plan.videos)} ({listed}) in {len(plan.batches)} batch{'es' if len(plan.batches) > 1 else ''}"
+    yield (
+        f"{made_name(plan)}s",
+        f"{len(plan.videos)} ({listed}) in {len(plan.batches)} batch{'es' if len(plan.batches) > 1 else ''}",
+    )
     for video in plan.videos[:4]:
         text = video.prompt if len(video.prompt) <= 60 else f"{video.prompt[:57]}..."
         yield f"  {video.name}", f"{text!r}, seed {video.seed}, {video.guidance.num_steps} steps"
@@ -65,7 +74,8 @@ def _work(plan: Plan) -> Iterator[tuple[str, str]]:
     each = ", ".join(f"{count} steps of {rows}" for rows, count in sorted(steps.items(), reverse=True))
     ours, theirs = _row_forwards(plan)
     fewer = f", {theirs / ours:.3f}x fewer" if theirs > ours else ""
-    yield "rows", f"{each}: {ours} row-forwards; the reference computes {theirs}{fewer}"
+    reference = "" if plan.model.vae.kind is VaeKind.image else f"; the reference computes {theirs}{fewer}"
+    yield "rows", f"{each}: {ours} row-forwards{reference}"
 
 
 def command_lines(argv: Sequence[str]) -> str:

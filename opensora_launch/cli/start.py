@@ -12,6 +12,7 @@ from typing import Any
 
 from opensora_launch import exit_codes
 from opensora_launch.cli.ending import failure_lines, print_samples, what_is_missing
+from opensora_launch.cli.plan_summary import made_name
 from opensora_launch.cli.terminal import print_errors, print_lines, summary_line
 from opensora_launch.cli.view import progress
 from opensora_launch.errors import os_error_line
@@ -60,7 +61,7 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
 
 def _what(plan: Plan) -> str:
     """What an attempt makes: "3 images and 3 videos"."""
-    counts = {"image": len(plan.images.videos) if plan.images else 0, "video": len(plan.videos)}
+    counts = {"image": len(plan.images.videos) if plan.images else 0, made_name(plan): len(plan.videos)}
     return " and ".join(f"{count} {noun}{'s' if count > 1 else ''}" for noun, count in counts.items() if count)
 
 

@@ -60,7 +60,7 @@ def counted_subject(work: Workload, fixed: LayoutConfig, prices: EstimateConfig,
     return Subject(
         name=work.net.name,
         work=tuple(_counted(work, best, flops, reached)),
-        output_s=work.video.num_frames / fps,
+        output_s=work.video.num_frames / fps if work.video.num_frames > 1 else 0.0,
         cost=cost_of(gpu_hours, flops, running),
         running=running,
         card=str(work.card.name),
@@ -77,14 +77,16 @@ def _counted(work: Workload, best: Option, flops: float, reached: float) -> Iter
     size, row = work.video, row_work(work.net, work.grid)
     rows = sum(rows * count for rows, count in work.steps)
     steps = sum(count for _, count in work.steps)
-    where = f"{size.width_px} x {size.height_px}, {size.num_frames} frames"
+    where = f"{size.width_px} x {size.height_px}, {size.length}"
     yield Figure("model", "model", work.net.name, "", where)
     how = f"{work.grid.latent_frames} x {work.grid.tokens_per_frame} video + {work.grid.text_tokens} text"
     yield Figure("tokens", "tokens", work.grid.total_tokens, "", how)
     share = f"{row.attention_share:.0%} of that is attention"
     yield Figure("flops_per_row", "FLOPs per row and step", row.flops, "FLOP", share)
     yield Figure("row_forwards", "row-forwards", rows, "", f"in {steps} steps")
-    yield Figure("flops", "FLOPs per video", flops, "FLOP", f"{row.flops:.3e} x {rows}")
+    yield Figure(
+        "flops", f"FLOPs per {'image' if size.num_frames == 1 else 'video'}", flops, "FLOP", f"{row.flops:.3e} x {rows}"
+    )
     placed = as_overrides(best.placement) if best.placement.streamed else ""
     yield Figure("layout", f"{work.ranks} x {work.card.name}", str(best.layout), "", placed)
     peak = (work.card.tflops(work.products) or 0.0) * 1e12

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from opensora_launch.plan.geometry import geometry_of, image_pixel_size, image_ratio, resolution_problems
+from opensora_launch.plan.geometry import geometry_of, image_size, resolution_problems
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.schema.config import ImageConfig, LayoutConfig, PlacementConfig, RunConfig, VideoConfig
@@ -102,14 +102,14 @@ def first_frame_px(run: RunConfig) -> tuple[int, int] | None:
         return None
     if video.resolution is None:
         return geometry.height_px, geometry.width_px
-    return image_pixel_size(video.resolution, image_ratio(video), _stride_px(run))
+    return image_size(video, video.resolution, _stride_px(run))
 
 
 def _image_px(run: RunConfig) -> tuple[int, int]:
     geometry = geometry_of(run.video, run.model)
     if run.image.resolution is None:
         return geometry.height_px, geometry.width_px
-    return image_pixel_size(run.image.resolution, image_ratio(run.video), _stride_px(run))
+    return image_size(run.video, run.image.resolution, _stride_px(run))
 
 
 def _stride_px(run: RunConfig) -> int:

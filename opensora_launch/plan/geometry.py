@@ -44,45 +44,37 @@ class Geometry:
         return self.text_tokens + self.video_tokens
 
 
-def pixel_size(resolution: str, aspect_ratio: str, stride_px: int) -> tuple[int, int]:
+def pixel_size(resolution: str, aspect_ratio: str, stride_px: int, *, nearest_area: bool = False) -> tuple[int, int]:
     """Return (height, width) from the public size table (opensora/datasets/aspect.py, training=False).
 
     "<N>px" means an area of N*N pixels, "<N>p" N*N*16/9; both sides are rounded down to a multiple of `stride_px`.
+    With `nearest_area` (training=True, the table of images), one side may be a multiple more or less, if that brings
+    the area nearer.
     """
     if twin := TRANSPOSED.get(aspect_ratio):
-        width, height = pixel_size(resolution, twin, stride_px)
+        width, height = pixel_size(resolution, twin, stride_px, nearest_area=nearest_area)
         return height, width
-    pixels = _pixels(resolution)
-    width = math.floor(math.sqrt(pixels * ASPECT_RATIOS[aspect_ratio]) / stride_px) * stride_px
-    height = math.floor(pixels / width / stride_px) * stride_px
-    return height, width
+    return _size(resolution, ASPECT_RATIOS[aspect_ratio], stride_px, nearest_area=nearest_area)
 
 
-def image_pixel_size(resolution: str, ratio: float, stride_px: int) -> tuple[int, int]:
-    """Return (height, width) of an image of about that area whose width is `ratio` times its height.
-
-    As Open-Sora's table for training, which its image stage uses (opensora/datasets/aspect.py, training=True): of the
-    multiples of `stride_px` around each side, those whose area is nearest.
-    """
-    pixels = _pixels(resolution)
-    down = (math.floor(math.sqrt(pixels / ratio) / stride_px), math.floor(math.sqrt(pixels * ratio) / stride_px))
-    sizes = [((down[0] + y) * stride_px, (down[1] + x) * stride_px) for y in (0, 1) for x in (0, 1)]
-    return min((size for size in sizes if min(size)), key=lambda size: abs(size[0] * size[1] - pixels))
+def image_size(video: VideoConfig, resolution: str, stride_px: int) -> tuple[int, int]:
+    """Return (height, width) of images with that area and the shape of the videos, from the table of images."""
+    if video.resolution is not None:
+        return pixel_size(resolution, video.aspect_ratio, stride_px, nearest_area=True)
+    assert video.height_px and video.width_px, "call geometry_problems() first"
+    return _size(resolution, video.width_px / video.height_px, stride_px, nearest_area=True)
 
 
-def image_ratio(video: VideoConfig) -> float:
-    """Return width / height of the images for a video. The table for images has its own number for 5:8."""
-    if video.resolution is None:
-        assert video.height_px and video.width_px, "call geometry_problems() first"
-        return video.width_px / video.height_px
-    twin = TRANSPOSED.get(video.aspect_ratio)
-    ratio = (ASPECT_RATIOS | {"5:8": 8 / 13})[twin or video.aspect_ratio]
-    return 1 / ratio if twin else ratio
-
-
-def _pixels(resolution: str) -> float:
+def _size(resolution: str, ratio: float, stride_px: int, *, nearest_area: bool) -> tuple[int, int]:
     number = int(resolution.removesuffix("px").removesuffix("p"))
-    return number * number * (1.0 if resolution.endswith("px") else 16 / 9)
+    pixels = number * number * (1.0 if resolution.endswith("px") else 16 / 9)
+    width = max(1, math.floor(math.sqrt(pixels * ratio) / stride_px)) * stride_px
+    height = max(1, math.floor(pixels / width / stride_px)) * stride_px
+    if nearest_area:
+        moves = ((0, 0), (-stride_px, 0), (stride_px, 0), (0, -stride_px), (0, stride_px))  # the first of equal ones
+        sizes = [(height + down, width + right) for down, right in moves]
+        return min((size for size in sizes if min(size)), key=lambda size: abs(size[0] * size[1] - pixels))
+    return height, width
 
 
 def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
@@ -133,7 +125,8 @@ def geometry_of(video: VideoConfig, model: ModelConfig) -> Geometry:
     vae = model.vae
     stride = vae.stride_px * model.mmdit.patch_size
     if video.resolution is not None:
-        height, width = pixel_size(video.resolution, video.aspect_ratio, stride)
+        is_image = vae.kind is VaeKind.image
+        height, width = pixel_size(video.resolution, video.aspect_ratio, stride, nearest_area=is_image)
     else:
         assert video.height_px and video.width_px, "call geometry_problems() first"
         height, width = video.height_px, video.width_px

@@ -44,6 +44,10 @@ class VideoSize:
     lead: int = 1  # frames with a latent of their own: 1 with a causal VAE, 0 with the DC-AE
 
     @property
+    def length(self) -> str:
+        return "an image" if self.num_frames == 1 else f"{self.num_frames} frames"
+
+    @property
     def tiles(self) -> int:
         """Number of tiles in Open-Sora's grid, with a stride of 3/4 of a tile (autoencoder_kl_causal_3d.py)."""
         in_time = 1

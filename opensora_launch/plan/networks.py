@@ -1,7 +1,7 @@
 """Diffusion transformers described by the sizes from which FLOPs, bytes and traffic of a video or image follow.
 
-Open-Sora's transformers come from its config (`network_of`). The others are public models, which can be estimated but
-not run; their numbers come from the published config files or papers named below.
+Transformers that can be run come from their config (`network_of`). The others can be estimated only; their numbers come
+from the published config files or papers named below.
 """
 
 from dataclasses import dataclass, replace
@@ -78,7 +78,7 @@ def token_grid(net: Network, width_px: int, height_px: int, num_frames: int) -> 
 
 
 def network_of(model: ModelConfig) -> Network:
-    """Describe the transformer of one of Open-Sora's models, with the strides of its autoencoder."""
+    """Describe the transformer of one of the models that can be run, with the strides of its autoencoder."""
     cfg, vae = model.mmdit, model.vae
     return Network(
         name=model.name,
@@ -128,6 +128,12 @@ OPEN_SORA_2_DC_AE = ModelConfig(
     mmdit=MmditConfig(in_channels=128, patch_size=1),
     vae=VaeConfig(VaeKind.dc_ae, latent_channels=128, scale_factor=1.0, tile_frames=32),
 )
+# configs/model/flux.yaml
+FLUX = ModelConfig(
+    name="flux1_dev",
+    mmdit=MmditConfig(guidance_embed=True, cond_embed=False, fused_qkv=True, use_liger_rope=False),
+    vae=VaeConfig(VaeKind.image, scale_factor=0.3611, shift_factor=0.1159, tile_px=None),
+)
 _HUNYUAN = replace(
     OPEN_SORA_2, parameters=12.8e9, joint_blocks=60, two_streams=20, text_tokens=256, rows=1, text_gib=14.9
 )
@@ -138,10 +144,7 @@ _COG = Network(
     "cogvideox_5b", 3072, 48, 64, 12288, joint_blocks=42, text_tokens=226, parameters=5.57e9, vae="cogvideox",
     text_gib=8.87,
 )  # fmt: skip
-_FLUX = Network(
-    "flux1_dev", 3072, 24, 128, 12288, joint_blocks=57, two_streams=19, text_tokens=512, rows=1, steps=28,
-    parameters=11.9e9, vae="flux", text_gib=9.1,
-)  # fmt: skip
+_FLUX = replace(network_of(FLUX), steps=28)
 _DIT = Network("dit_xl_2", 1152, 16, 72, 4608, cross_blocks=28, rows=2, steps=250, parameters=675e6, vae="sd")
 
 # Sources: configs of hpcaitech/Open-Sora (2.0; branch opensora/v1.2), Tencent-Hunyuan/HunyuanVideo, Wan-Video/Wan2.1

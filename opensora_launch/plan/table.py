@@ -82,9 +82,10 @@ def _cells(work: Workload, option: Option, best: Option, phases: Sequence[str], 
 
 def what_is_made(work: Workload) -> str:
     """The model, and the number and size of the videos."""
-    video, videos = work.video, f"{work.videos} video{'s' * (work.videos > 1)}"
-    size = f"{video.width_px} x {video.height_px} pixels, {video.num_frames} frames"
-    return f"{work.net.name}: {videos}, {size}, {work.grid.total_tokens:,} tokens"
+    video, is_image = work.video, work.video.num_frames == 1
+    made = f"{work.videos} {'image' if is_image else 'video'}{'s' * (work.videos > 1)}"
+    size = f"{video.width_px} x {video.height_px} pixels" + ("" if is_image else f", {video.length}")
+    return f"{work.net.name}: {made}, {size}, {work.grid.total_tokens:,} tokens"
 
 
 def _about(work: Workload, placement: Placement) -> Iterator[str]:

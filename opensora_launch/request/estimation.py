@@ -62,8 +62,11 @@ def prepare_estimate(parsed: Parsed) -> EstimateRequest:
         problems.add(must_be_one_of("estimate.network", prices.network, tuple(NETWORKS)))
     if topic == "breakeven" and not prices.training_flops:
         problems.add([NO_TRAINING])
-    if topic == "fleet" and prices.output_s == 0:
-        problems.add(["a fleet is for minutes of video, and this output is an image (estimate.output_s=0)"])
+    an_image = (
+        "estimate.output_s=0" if prices.output_s == 0 else "video.num_frames=1" if run.video.num_frames == 1 else ""
+    )
+    if topic == "fleet" and an_image:
+        problems.add([f"a fleet is for minutes of video, and this output is an image ({an_image})"])
     problems.stop("this cannot be estimated")
     steps_named = any(word.lstrip("+~").startswith(("sampling.num_steps=", "sampling=")) for word in words)
     if prices.network is not None and not steps_named:

@@ -8,7 +8,7 @@ from opensora_launch.media.prompts import PromptEntry, cond_type_of
 from opensora_launch.media.reference_files import ReferenceCheck, unreadable
 from opensora_launch.request.compose import ConfigPoint
 from opensora_launch.request.videos import RequestedVideos, makes_image, prompt_setting_problems, with_condition_types
-from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,19 @@ def check_rows(
             cond_type = cond_type_of(entry, point.run.sampling.cond_type)
             if makes_image(entry, point.run):
                 continue
-            if found := _not_encoded(cond_type, point.run.model.vae) or check.problems(entry.refs, cond_type):
+            if found := _not_encoded(cond_type, point.run.model) or check.problems(entry.refs, cond_type):
                 reasons[position * len(entries) + entry.index] = found
     return PromptRows(entries, points, reasons)
 
 
-def _not_encoded(cond_type: str, vae: VaeConfig) -> list[str]:
-    """A line if the autoencoder cannot encode so many frames of a reference: 33 or 65 are no multiple of 4."""
-    if vae.is_causal or not cond_type.startswith("v2v"):
+def _not_encoded(cond_type: str, model: ModelConfig) -> list[str]:
+    """A line if the model takes no references, or if its autoencoder cannot encode so many of their frames.
+
+    33 or 65 are no multiple of 4.
+    """
+    if cond_type != "t2v" and not model.mmdit.cond_embed:
+        return [f"cond_type={cond_type} is not possible with {model.name}, which takes no references: leave them out"]
+    if model.vae.is_causal or not cond_type.startswith("v2v"):
         return []
     return [f"cond_type={cond_type} is not possible with the Video DC-AE: use i2v_head, or model=open_sora_v2"]
 

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "follow", "runs_dir",
     "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
     "image.model.folder", "image.model.download", "image.model.mmdit_prefix", "image.model.vae_prefix",
+    "model.trained_frames",
     "sampling.batch_size", "sampling.prune_rows", "fit",
     "placement.shard", "placement.offload", "placement.resident_blocks", "placement.rows_at_once",
 )  # fmt: skip

@@ -16,6 +16,7 @@ from opensora_launch.request.compose import compose
 from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.prepare import gpus_of_run, ranks_machine, weight_problems
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
 
 SMALL_VIDEO = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
@@ -67,4 +68,5 @@ def small_plan(run: RunConfig, machine: Machine) -> Plan:
     distilled = run.model.mmdit.guidance_embed
     guidance = Guidance(NUM_STEPS, run.sampling.guidance, run.sampling.guidance_img, True, True, False, distilled)
     video = VideoRequest("0000_0", _PROMPT, _PROMPT, "", (), "t2v", 42, guidance)
-    return make_plan(replace(run, video=SMALL_VIDEO), machine, [video], __version__)
+    size = replace(SMALL_VIDEO, num_frames=1) if run.model.vae.kind is VaeKind.image else SMALL_VIDEO
+    return make_plan(replace(run, video=size), machine, [video], __version__)

@@ -17,6 +17,7 @@ from opensora_launch.plan.checks import count_problems
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.request.compose import ConfigPoint
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import RunConfig
 
 
@@ -60,6 +61,8 @@ def prompt_setting_problems(run: RunConfig) -> list[str]:
         if not (math.isfinite(scale) and scale >= 0)
     ]
     problems += count_problems(run.sampling)
+    if run.model.mmdit.guidance_embed and run.sampling.negative_prompt:
+        problems.append(f"{run.model.name} has one guidance row, so a negative prompt changes nothing: leave it out")
     for check, value in ((check_cond_type, run.sampling.cond_type), (check_motion_score, run.sampling.motion_score)):
         try:
             if value is not None:
@@ -118,7 +121,8 @@ def _videos(entry: PromptEntry, run: RunConfig, index: int, widths: tuple[int, i
         temporal_osci=sampling.scale_temporal_osci and "i2v" in cond_type,
         distilled=run.model.mmdit.guidance_embed,
     )
-    text = with_suffixes(entry.text, run.video.fps, _first(own.motion_score, sampling.motion_score))
+    suffixed = with_suffixes(entry.text, run.video.fps, _first(own.motion_score, sampling.motion_score))
+    text = entry.text if run.model.vae.kind is VaeKind.image else suffixed  # image models learned no suffixes
     number, sample_width = f"{index:0{widths[0]}d}", widths[1]
     return [
         VideoRequest(

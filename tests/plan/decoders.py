@@ -1,4 +1,4 @@
-"""Print parameters, FLOPs and live numbers of our decoder and of those in diffusers, on the meta device, as JSON.
+"""Print parameters, FLOPs and live numbers of our decoders and of those in diffusers, on the meta device, as JSON.
 
 It runs in a separate process, because shape checks keep tensors alive. Keys are the names in plan/vaes.py.
 """
@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLMochi,
 from torch.utils.flop_counter import FlopCounterMode
 
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.image_vae import ImageVae
 from opensora_launch.model.video_dc_ae import VideoDcAe
-from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
+from opensora_launch.plan.networks import FLUX, OPEN_SORA_2_DC_AE
 from opensora_launch.schema.autoencoder import VaeConfig
 from tests.plan.peaks import LiveBytes
 
@@ -22,7 +23,6 @@ IMAGE: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
 }  # fmt: skip
-FLUX = IMAGE | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 COG: dict[str, Any] = {
     "block_out_channels": (128, 256, 256, 512), "down_block_types": ("CogVideoXDownBlock3D",) * 4,
     "up_block_types": ("CogVideoXUpBlock3D",) * 4, "latent_channels": 16, "layers_per_block": 3,
@@ -35,7 +35,7 @@ WAN22: dict[str, Any] = {
 LATENTS = (FRAMES - 1) // 4 + 1
 CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "sd": (lambda: AutoencoderKL(**IMAGE), (1, 4, SIDE // 8, SIDE // 8)),
-    "flux": (lambda: AutoencoderKL(**FLUX), (1, 16, SIDE // 8, SIDE // 8)),
+    "flux": (lambda: ImageVae(FLUX.vae), (1, 16, 1, SIDE // 8, SIDE // 8)),
     "wan": (AutoencoderKLWan, (1, 16, LATENTS, SIDE // 8, SIDE // 8)),
     "wan2.2": (lambda: AutoencoderKLWan(**WAN22), (1, 48, LATENTS, SIDE // 16, SIDE // 16)),
     "cogvideox": (lambda: AutoencoderKLCogVideoX(**COG), (1, 16, LATENTS, SIDE // 8, SIDE // 8)),

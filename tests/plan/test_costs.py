@@ -18,7 +18,7 @@ from opensora_launch.plan.costs import (
 )
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import blocks_bytes
-from opensora_launch.plan.networks import NETWORKS, OPEN_SORA_2, TokenGrid, network_of, token_grid
+from opensora_launch.plan.networks import FLUX, NETWORKS, OPEN_SORA_2, TokenGrid, network_of, token_grid
 from opensora_launch.schema.config import MmditConfig, ModelConfig, TextConfig
 
 LARGE, SMALL = TokenGrid(33, 2304, 512), TokenGrid(33, 252, 512)
@@ -45,6 +45,7 @@ def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
             "txt_ids": torch.empty(1, grid.text_tokens, 3),
             "timesteps": torch.empty(1),
             "y_vec": torch.empty(1, cfg.vec_in_dim),
+            "guidance": torch.empty(1),
             "cond": torch.empty(1, grid.video_tokens, cfg.in_channels + cfg.patch_size**2),
         }
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -59,6 +60,7 @@ def counted(cfg: MmditConfig, grid: TokenGrid) -> float:
         (MmditConfig(), SMALL),
         (MmditConfig(in_channels=128, patch_size=1), SMALL),  # of the Video DC-AE
         (MmditConfig(), TokenGrid(1, 256, 512)),
+        (FLUX.mmdit, TokenGrid(1, 2304, 512)),
         (MmditConfig(fused_qkv=True, depth=3, depth_single_blocks=5, mlp_ratio=3.0), TokenGrid(9, 100, 64)),
         (TINY, TokenGrid(5, 24, 16)),
     ],
@@ -81,10 +83,16 @@ def test_the_numbers_of_open_sora() -> None:
     assert token_grid(OPEN_SORA_2, 1024, 576, 129) == LARGE
 
 
-FUSED = MmditConfig(fused_qkv=True, guidance_embed=True, cond_embed=False)
+def test_the_numbers_of_flux() -> None:
+    """The public file has 780 tensors."""
+    net = network_of(FLUX)
+    assert weight_count(net) == 11_901_408_320
+    assert weight_bytes(net) / 2**30 == pytest.approx(22.17, abs=0.01)
+    assert len(mmdit_shapes(FLUX.mmdit)) == 780
+    assert replace(net, steps=28) == NETWORKS["flux1_dev"]
 
 
-@pytest.mark.parametrize("cfg", [MmditConfig(), TINY, FUSED])
+@pytest.mark.parametrize("cfg", [MmditConfig(), TINY, FLUX.mmdit])
 def test_weights_are_those_of_the_modules(cfg: MmditConfig) -> None:
     shapes = mmdit_shapes(cfg)
     net = network_of(ModelConfig(mmdit=cfg, text=TextConfig(16)))

@@ -5,28 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from opensora_launch.plan.geometry import geometry_of, geometry_problems, image_pixel_size, image_ratio, pixel_size
+from opensora_launch.plan.geometry import geometry_of, geometry_problems, pixel_size
 from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
 from opensora_launch.schema.config import ModelConfig, VideoConfig
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 TABLES = json.loads((REFERENCE / "resolutions.json").read_text())["tables"]
 SP_ROWS = json.loads((REFERENCE / "sp_geometry.json").read_text())["rows"]
-VIDEO_TABLES = [name for name in TABLES if name.endswith("training=False")]
 
 
-@pytest.mark.parametrize("name", VIDEO_TABLES)
+@pytest.mark.parametrize("name", TABLES)
 def test_pixel_sizes_are_the_references(name):
-    stride, resolution, _ = name.split("/")
-    got = {aspect: list(pixel_size(resolution, aspect, int(stride[2:]))) for aspect in TABLES[name]}
-    assert got == TABLES[name]
-
-
-@pytest.mark.parametrize("name", [name for name in TABLES if name.endswith("training=True")])
-def test_sizes_of_images_are_the_references(name):
-    stride, resolution, _ = name.split("/")
-    ratios = {aspect: image_ratio(VideoConfig(resolution, aspect)) for aspect in TABLES[name]}
-    got = {aspect: list(image_pixel_size(resolution, ratio, int(stride[2:]))) for aspect, ratio in ratios.items()}
+    """The table of images is training=True."""
+    stride, resolution, training = name.split("/")
+    of_images = training == "training=True"
+    got = {
+        aspect: list(pixel_size(resolution, aspect, int(stride[2:]), nearest_area=of_images)) for aspect in TABLES[name]
+    }
     assert got == TABLES[name]
 
 

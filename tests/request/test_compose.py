@@ -61,7 +61,7 @@ def test_the_tiny_model_brings_its_size_and_steps_unless_the_user_has_others() -
     assert (tiny.video.height_px, tiny.video.num_frames, tiny.sampling.num_steps) == (64, 17, 6)
     for argv in (["model=tiny", "video=256px", "sampling=default"], ["video=256px", "sampling=default", "model=tiny"]):
         other = run_of(*argv)
-        assert (other.video.resolution, other.video.num_frames, other.sampling.num_steps) == ("256px", 129, 50)
+        assert (other.video.resolution, other.video.num_frames, other.sampling.num_steps) == ("256px", 17, 50)
 
 
 def test_the_model_is_chosen_by_what_is_there(empty_folder: Path) -> None:
