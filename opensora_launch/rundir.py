@@ -37,7 +37,7 @@ class _Folder:
 
 
 class RunDir(_Folder):
-    """runs/<stamp>-<slug of the prompt>: one request, what it became, and the videos."""
+    """runs/<stamp>-<slug of the prompt>, or the folder after --output: a request, what it became, and the videos."""
 
     config = _Entry("config.yaml")
     overrides = _Entry("overrides.json")
@@ -180,6 +180,28 @@ def make_folder(parent: Path, name: str) -> Path:
     raise UserError(f"{parent} holds a thousand runs of {name} already")
 
 
+def output_problems(folder: Path) -> list[str]:
+    """One line if a run or a sweep cannot have the folder after --output: it holds something, or is no folder."""
+    try:
+        if not any(folder.iterdir()):
+            return []
+        again = f"--resume {folder} makes what is missing there"
+        return [f"--output {folder} is not empty; give another folder ({again})"]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"--output {folder} cannot be used: {error.strerror}"]
+
+
+def make_empty_folder(folder: Path) -> Path:
+    """Make the folder after --output, unless it is there and empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
 @contextmanager
 def named(path: Path) -> Iterator[None]:
     """Add `path` to an OSError that names no file, as that of a full disk, when the block writes it."""
@@ -240,5 +262,7 @@ def _create_exclusively(path: Path, text: str) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name beside `path` that no other thread of any host uses."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    """A hidden name beside `path` that no other thread of any host uses. File systems allow 255 bytes."""
+    ending = f".{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    name = path.name.encode()[: 254 - len(ending.encode())].decode(errors="ignore")
+    return path.with_name(f".{name}{ending}")

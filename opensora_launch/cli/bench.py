@@ -25,14 +25,14 @@ from opensora_launch.report.bench_report import report_sweep
 from opensora_launch.request.bench_points import prepare_bench
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.override_checks import hydra_quoted
-from opensora_launch.rundir import SweepDir, make_folder, write_whole
+from opensora_launch.rundir import SweepDir, make_empty_folder, make_folder, output_problems, write_whole
 from opensora_launch.runs.newest import named_sweep
 from opensora_launch.runs.state import read_attempts
 from opensora_launch.runs.sweep_state import BenchPoint, FinishedRun, Sweep, read_sweep
 
 _IDLE_LOOK_S = 0.5  # before each run: does the machine do something else?
 _LOOK_S = 1.0  # at a run that works
-_NEW_SWEEP_FLAGS = ("--prompt", "--prompts", "--config-dir")
+_NEW_SWEEP_FLAGS = ("--prompt", "--prompts", "--config-dir", "--output")
 
 
 def bench_verb(parsed: Parsed) -> int:
@@ -87,8 +87,12 @@ def _seconds_of(places: Sequence[int], took: Mapping[int, float]) -> float:
 
 
 def _new(parsed: Parsed) -> SweepDir:
+    named = parsed.path("--output")
+    if named and (problems := output_problems(named)):
+        raise UserError("this sweep cannot start", problems)
     asked = prepare_bench(parsed)
-    folder = SweepDir(make_folder(asked.runs_dir, f"bench-{datetime.now():%Y%m%d-%H%M%S}"))
+    name = f"bench-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = SweepDir(make_empty_folder(named.absolute()) if named else make_folder(asked.runs_dir, name))
     asked.sweep.write(folder)
     write_whole(folder.command, shlex.join(["opensora-launch", "bench", *parsed.rest]) + "\n")
     return folder

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch import exit_codes
@@ -41,7 +42,8 @@ def generate_verb(parsed: Parsed) -> int:
     print_errors(prepared.notes)
     for planned in prepared.runs:
         if planned.run.dry_run:
-            _print_dry_run(planned.run, planned.plan, RunDir(Path(planned.run.runs_dir) / "STAMP"), planned.unfit)
+            folder = planned.folder or Path(planned.run.runs_dir) / "STAMP"
+            _print_dry_run(planned.run, planned.plan, RunDir(folder), planned.unfit)
     return _run_all([planned for planned in prepared.runs if not planned.run.dry_run], parsed.since_s)
 
 
@@ -81,7 +83,7 @@ def _run_all(runs: Sequence[PlannedRun], since_s: float) -> int:
     """
     codes = list[int]()
     with elapsed("checking this machine"):
-        environments, warnings = preflight([(planned.run, planned.plan) for planned in runs])
+        environments, warnings = preflight([(_with_folder(planned), planned.plan) for planned in runs])
     print_errors(warnings)
     for number, (planned, made) in enumerate(zip(runs, environments, strict=True), start=1):
         if len(runs) > 1:
@@ -91,7 +93,7 @@ def _run_all(runs: Sequence[PlannedRun], since_s: float) -> int:
         try:
             codes.append(_start(planned.run, planned.plan, attempt, made, since_s))
         except NotSubmitted as error:
-            shutil.rmtree(attempt.run)  # nothing has worked on this run
+            shutil.rmtree(attempt.run, ignore_errors=True)  # nothing has worked on it; --output may be a mounted disk
             print_errors([f"error: {error}"])
             codes.append(exit_codes.USER_ERROR)
         if _stops_sweep(planned, codes[-1]):
@@ -103,6 +105,11 @@ def _run_all(runs: Sequence[PlannedRun], since_s: float) -> int:
         return codes[-1]
     worst = (exit_codes.FAILURE, exit_codes.USER_ERROR)
     return next((code for code in worst if code in codes), max(codes, default=exit_codes.DONE))
+
+
+def _with_folder(planned: PlannedRun) -> RunConfig:
+    """The config with the folder whose disk gets the run's files."""
+    return replace(planned.run, runs_dir=str(planned.folder)) if planned.folder else planned.run
 
 
 def _stops_sweep(planned: PlannedRun, code: int) -> bool:

@@ -65,9 +65,10 @@ def verb_help(name: str, topic: str | None) -> list[StyledLine]:
     if name == "generate":
         lines += _part("groups, as GROUP=CHOICE (* is the default)", ((g.name, _choices(g)) for g in _groups(name)))
         lines += _wrapped("Without model=, the checkpoint is used if it is here, else demo or tiny.")
-        lines += _examples()
     if verb.settings:
         lines += [_BLANK, *_wrapped(f"keys: opensora-launch {name} --help GROUP, one of {', '.join(topics(name))}")]
+    if name == "generate":
+        lines += _wrapped("examples: opensora-launch --help")
     return lines
 
 

@@ -57,7 +57,7 @@ def _row(folder: Path, run: RunDir, state: RunState) -> Iterator[str]:
         plan = read_plan(run.plan)
         left = len(missing_videos(run, plan.videos))
         videos, missing = f"{len(plan.videos) - left} of {len(plan.videos)}", left > 0
-    yield str(run.path.relative_to(folder))
+    yield str(run.path.relative_to(folder)) if run.path != folder else run.path.resolve().name
     yield _words(state, missing=missing)
     yield videos
     begun_s = run.plan.stat().st_mtime

@@ -35,7 +35,7 @@ def submit_run(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled, 
         print_errors([f"not used: {', '.join(unused)}; the options of the job are launcher.slurm.*"])
     try:
         if "\n" in str(attempt):
-            raise UserError(f"runs_dir={run.runs_dir!r} contains a line break, which no option of sbatch can")
+            raise UserError(f"the folder {str(run_dir)!r} contains a line break, which no option of sbatch can")
         write_whole(script, script_of(run, plan, attempt, made))
         record_waited(attempt, Waited(since_s, submitted_epoch_s=time.time()))
         job = submit_job(script, without_others(os.environ, LauncherKind.slurm))

@@ -182,7 +182,7 @@ def _from_run_record(item: dict[str, object]) -> dict[str, object]:
     settings, chosen = item.get("settings"), item.get("chosen", {})
     if not (isinstance(settings, dict) and isinstance(chosen, dict) and {"index", "refs", "videos"} <= item.keys()):
         return item
-    kept = {key: value for key, value in item.items() if key in ("text", "name")}
+    kept = {key: value for key, value in item.items() if key in ("text", "name", "refined")}
     return kept | {"ref": item["refs"]} | chosen | settings | {"seed": item.get("seed")}
 
 
@@ -202,7 +202,7 @@ def _json_cell(key: str, value: object) -> Cell | None:
         return ""
     if isinstance(value, list) and key == "ref" and all(_json_kind(item) == "a string" for item in value):
         return tuple(value)
-    if _json_kind(value) == "a number" and key not in ("text", "ref"):
+    if _json_kind(value) == "a number" and key not in ("text", "refined", "ref"):
         return str(value)
     return None
 

@@ -71,7 +71,10 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One prompt. `refs` are absolute paths, `source` says where it was written, `name` is Open-Sora's csv column."""
+    """One prompt. `refs` are absolute paths, `source` says where it was written, `name` is Open-Sora's csv column.
+
+    `refined` is what the encoders read in place of `text`, if it is not None.
+    """
 
     index: int
     text: str
@@ -79,10 +82,11 @@ class PromptEntry:
     settings: PromptSettings
     source: str
     name: str | None = None
+    refined: str | None = None
 
 
 SETTING_COLUMNS = tuple(field.name for field in fields(PromptSettings))
-COLUMNS = ("text", "ref", "name", "neg", *SETTING_COLUMNS)
+COLUMNS = ("text", "ref", "name", "refined", "neg", *SETTING_COLUMNS)
 
 
 def read_prompts(
@@ -167,8 +171,10 @@ def _entry(index: int, source: str, prompt: RawPrompt, problems: Problems) -> Pr
     elif neg:
         values["negative_prompt"] = neg
     refs = _references(cells.get("ref", ""), add)
-    name = str(cells.get("name", "")) or None
-    return PromptEntry(index, text, refs, PromptSettings(**values), place, name)
+    name, refined = (str(cells.get(column, "")).strip() or None for column in ("name", "refined"))
+    if not is_unicode(f"{name}{refined}"):
+        add("the name or the refined text is not valid UTF-8")
+    return PromptEntry(index, text, refs, PromptSettings(**values), place, name, refined)
 
 
 def _references(cell: Cell, add: Callable[[str], None]) -> tuple[str, ...]:

@@ -68,12 +68,12 @@ def image_run(run: RunConfig) -> RunConfig:
 
 
 def image_requests(run: RunConfig, videos: Sequence[VideoRequest]) -> tuple[VideoRequest, ...]:
-    """Return the images to make: of the prompt as it was written, with the video's seed."""
+    """Return the images to make: of the prompt without the suffixes of videos, with the video's seed."""
     image = run.image
     return tuple(
         replace(
             video,
-            text=video.prompt,
+            text=video.refined or video.prompt,
             refs=(),
             cond_type="t2v",
             image=False,

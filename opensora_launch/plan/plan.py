@@ -24,14 +24,15 @@ SCHEMA = 1
 class VideoRequest:
     """One video to make: one sample of one prompt, with its own settings."""
 
-    name: str  # stem of its files: "0007_2" is prompt 7, sample 2
+    name: str  # stem of its files: "0007_2" is prompt 7, sample 2; --name makes other ones
     prompt: str  # as the user wrote it
-    text: str  # as the encoders get it: the prompt with its suffixes
+    text: str  # as the encoders get it: the prompt, or what it was refined to, with its suffixes
     negative: str
     refs: tuple[str, ...]
     cond_type: str
     seed: int
     guidance: Guidance
+    refined: str | None = None  # what --refine-command made of the prompt
     image: bool = False  # its first frame is an image of the same name that the image stage makes
 
 

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 from opensora_launch.errors import UserError
 from opensora_launch.launch.env_profile import Profiled, profiled
@@ -44,7 +43,7 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
 
 def write_planned(planned: PlannedRun, made: Profiled) -> AttemptDir:
     """Write the folder of a run and of its first attempt."""
-    run_dir = write_run(Path(planned.run.runs_dir), datetime.now(), planned.record, planned.plan)
+    run_dir = write_run(planned.folder, datetime.now(), planned.record, planned.plan)
     record_failed(run_dir, planned.refused)
     return new_attempt(run_dir, planned.plan, planned.run.launcher.kind, made)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
 from opensora_launch import __version__
 from opensora_launch.doctor.engine_packages import engine_problems
@@ -18,11 +19,13 @@ from opensora_launch.plan.first_frames import image_problems, image_run
 from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.compose import Composed, ConfigPoint, compose
-from opensora_launch.request.final_config import final_config
+from opensora_launch.request.final_config import absolute_lora, final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.prompt_rows import PromptRows, bad_row_lines, check_rows, left_out_notes
+from opensora_launch.request.prompt_rows import PromptRows, bad_row_lines, check_rows, chosen_rows, left_out_notes
+from opensora_launch.request.video_names import needs_names, template_problems
 from opensora_launch.request.videos import RequestedVideos, request_videos
 from opensora_launch.request.write_run import RunRecord
+from opensora_launch.rundir import output_problems
 from opensora_launch.schema.config import Device, LauncherKind, RunConfig, TopologyConfig
 from opensora_launch.schema.plain import plain
 from opensora_launch.slurm.allocation import allocation_machine, on_its_node
@@ -46,7 +49,8 @@ NO_PROMPT = 'no prompt: give one, as in: opensora-launch generate --prompt "rain
 class PlannedRun:
     """One run: its plan, what its folder records, and why this machine cannot run it (empty if it can).
 
-    `refused` are the videos that the plan leaves out, by name, and why their references cannot be used.
+    `refused` are the videos that the plan leaves out, by name, and why their references cannot be used. `folder` is the
+    one after --output; None for a new one in runs_dir.
     """
 
     record: RunRecord
@@ -54,6 +58,7 @@ class PlannedRun:
     refused: Mapping[str, str]
     swept: tuple[tuple[int, tuple[str, ...]], ...]  # (number, swept overrides) of each of its points of a sweep
     unfit: tuple[str, ...]
+    folder: Path | None = None
 
     @property
     def run(self) -> RunConfig:
@@ -91,18 +96,21 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     composed: Composed | None = None
     with problems.collect():
         composed = compose(parsed.rest, multirun=parsed.has("--multirun"), config_dir=parsed.path("--config-dir"))
-    entries = _entries(parsed, composed, problems)
-    problems.add(unreadable(entries) if composed is None else ())
+    entries, chosen = _entries(parsed, composed, problems)
+    problems.add(unreadable(entries[chosen.start : chosen.stop]) if composed is None else ())
+    problems.add(_name_problems(parsed.one("--name"), entries))
+    merged_points = _merge(composed.points) if composed else []
+    problems.add(_folder_problems(parsed, len(merged_points)))
     planned, notes = [], [composed.model_note] if composed and composed.model_note else []
     bad, refuse_all = dict[tuple[str, str], None](), parsed.has("--strict")
-    for merged in _merge(composed.points) if composed else ():
+    for merged in merged_points:
         points, here = _final(merged, parsed, machine, problems)
         found = ranks_machine(points[0][1].run, here, machine)
         notes += [note for note in found.notes if note not in notes]
-        rows = check_rows(entries, points, problems)
+        rows = check_rows(entries, chosen, points, problems)
         bad |= dict.fromkeys(rows.bad)
         refuse_all |= rows.none_is_good
-        planned.append((rows, *_plan_run(rows, found, problems)))
+        planned.append((rows, *_plan_run(rows, found, parsed.one("--name"), problems)))
     if parsed.has("--images-only") and not all(plan and plan.images for _, _, plan, _ in planned):
         problems.add(["--images-only: this makes no first frames; choose a model for them: image=flux"])
     refused = bad_row_lines(bad)
@@ -184,14 +192,41 @@ def weight_problems(run: RunConfig) -> list[str]:
     return problems
 
 
-def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[PromptEntry, ...]:
+def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[tuple[PromptEntry, ...], range]:
+    """The whole list of prompts, and which of them to make."""
     texts, files = parsed.all("--prompt"), parsed.paths("--prompts")
     if not texts and not files:
         if composed and all(point.run.dry_run for point in composed.points):
-            return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),)
+            return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),), range(1)
         problems.add([NO_PROMPT])
-        return ()
-    return read_prompts(texts, files, parsed.all("--ref"), problems)
+        return (), range(0)
+    wrong = len(problems.lines)
+    entries = read_prompts(texts, files, parsed.all("--ref"), problems)
+    chosen = range(len(entries))
+    if (parsed.has("--start") or parsed.has("--end")) and len(problems.lines) == wrong:
+        with problems.collect():
+            chosen = chosen_rows(parsed.one("--start"), parsed.one("--end"), len(entries))
+    return entries, chosen
+
+
+def _name_problems(template: str | None, entries: Sequence[PromptEntry]) -> list[str]:
+    """One line if --name cannot be used for these prompts."""
+    if template is None:
+        return []
+    if problems := template_problems(template):
+        return problems
+    if needs_names(template) and entries and not any(entry.name for entry in entries):
+        return [f"--name {template}: no prompt has a name; prompt files may have a column 'name', or use {{prompt}}"]
+    return []
+
+
+def _folder_problems(parsed: Parsed, runs: int) -> list[str]:
+    """One line if the folder after --output cannot be that of this run."""
+    if (folder := parsed.path("--output")) is None:
+        return []
+    if runs > 1:
+        return [f"--output is the folder of one run, and this sweep is {runs} runs: use runs_dir=FOLDER"]
+    return output_problems(folder)
 
 
 def _merge(points: Sequence[ConfigPoint]) -> list[list[tuple[int, ConfigPoint]]]:
@@ -209,13 +244,15 @@ def _merge(points: Sequence[ConfigPoint]) -> list[list[tuple[int, ConfigPoint]]]
 
 
 def _plan_run(
-    rows: PromptRows, found: RanksMachine, problems: Problems
+    rows: PromptRows, found: RanksMachine, template: str | None, problems: Problems
 ) -> tuple[RequestedVideos, Plan | None, tuple[str, ...]]:
     run = rows.points[0][1].run
     unfit = (*found.problems, *engine_problems(run.engine), *weight_problems(run))
     if not run.dry_run:
         problems.add(unfit)
-    plan, requested = None, RequestedVideos((), ()) if problems.lines else request_videos(rows.entries, rows.points)
+    plan, requested = None, RequestedVideos((), ())
+    if not problems.lines:
+        requested = request_videos(rows.entries, rows.points, template=template, chosen=rows.chosen)
     refused = rows.refused(requested)
     with problems.collect():
         for _, point in rows.points[1:]:  # their settings may be wrong; the plan is the same
@@ -232,10 +269,14 @@ def _planned(
         plan = replace(plan, videos=())  # of this attempt; the run's own plan has them
     first = rows.points[0][1]
     argv = list(first.overrides)
-    if (negative := parsed.one("--negative-prompt")) is not None:
-        argv = ["--negative-prompt", negative, *argv]
+    for flag in ("--negative-prompt", "--name"):
+        if (value := parsed.one(flag)) is not None:
+            argv = [flag, value, *argv]
+    for flag in ("--lora", "--image-lora"):
+        argv = [*(word for lora in parsed.all(flag) for word in (flag, absolute_lora(lora))), *argv]
     if folder := parsed.path("--config-dir"):
         argv = ["--config-dir", os.path.abspath(folder), *argv]
     swept = tuple((number, point.swept) for number, point in rows.points if point.swept)
     record = RunRecord(first.run, argv, requested.prompt_lines, requested.videos)
-    return PlannedRun(record, plan, rows.refused(requested), swept, unfit)
+    folder = Path(os.path.abspath(named)) if (named := parsed.path("--output")) is not None else None
+    return PlannedRun(record, plan, rows.refused(requested), swept, unfit, folder)

@@ -1,9 +1,10 @@
 """The prompts of a run, and which of them cannot be made: one with a bad reference must not stop the others."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from opensora_launch.errors import Problems
+from opensora_launch.errors import Problems, UserError
 from opensora_launch.media.prompts import PromptEntry, cond_type_of
 from opensora_launch.media.reference_files import ReferenceCheck, unreadable
 from opensora_launch.request.compose import ConfigPoint
@@ -15,16 +16,18 @@ from opensora_launch.schema.config import ModelConfig
 class PromptRows:
     """The prompts of a run at each point of its sweep.
 
-    `reasons` are those of the prompts whose references cannot be used, by their number as in `request_videos`.
+    `entries` is the whole list, of which the `chosen` ones are made. `reasons` are those of the prompts whose
+    references cannot be used, by their number as in `request_videos`.
     """
 
     entries: Sequence[PromptEntry]
+    chosen: range
     points: Sequence[tuple[int, ConfigPoint]]
     reasons: Mapping[int, Sequence[str]]
 
     @property
     def none_is_good(self) -> bool:
-        return len(self.reasons) == len(self.points) * len(self.entries)
+        return len(self.reasons) == len(self.points) * len(self.chosen)
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -34,30 +37,44 @@ class PromptRows:
 
     def refused(self, requested: RequestedVideos) -> dict[str, str]:
         """Why each video that cannot be made is left out, by its name."""
-        lines = dict(enumerate(requested.prompt_lines))
+        lines = {line["index"]: line for line in requested.prompt_lines}
         bad = {number: "; ".join(reasons) for number, reasons in self.reasons.items() if number in lines}
         return {video: reason for number, reason in bad.items() for video in lines[number]["videos"]}
 
 
 def check_rows(
-    entries: Sequence[PromptEntry], points: Sequence[tuple[int, ConfigPoint]], problems: Problems
+    entries: Sequence[PromptEntry], chosen: range, points: Sequence[tuple[int, ConfigPoint]], problems: Problems
 ) -> PromptRows:
-    """Check the references of every prompt at every point.
+    """Check the references of every chosen prompt at every point.
 
     Adds to `problems` what is wrong with settings that prompts may also set for themselves.
     """
     reasons, check = dict[int, Sequence[str]](), ReferenceCheck(points[0][1].run.video.num_frames)
     for position, (_, point) in enumerate(points):
         if wrong := prompt_setting_problems(point.run):
-            problems.add([*wrong, *unreadable(entries)])
+            problems.add([*wrong, *unreadable(entries[chosen.start : chosen.stop])])
             continue
-        for entry in with_condition_types(entries, point.run):
+        for entry in with_condition_types(entries[chosen.start : chosen.stop], point.run):
             cond_type = cond_type_of(entry, point.run.sampling.cond_type)
             if makes_image(entry, point.run):
                 continue
             if found := _not_encoded(cond_type, point.run.model) or check.problems(entry.refs, cond_type):
                 reasons[position * len(entries) + entry.index] = found
-    return PromptRows(entries, points, reasons)
+    return PromptRows(entries, chosen, points, reasons)
+
+
+def chosen_rows(start: str | None, end: str | None, count: int) -> range:
+    """The slice of a list that --start and --end choose. Raises UserError if it is not within the list's `count`."""
+    ends = {"--start": start, "--end": end}
+    numbers = [re.fullmatch("[0-9]{1,18}", text) for text in ends.values() if text is not None]
+    found = range(int(start or 0), count if end is None else int(end)) if all(numbers) else range(0)
+    if found and found.stop <= count:
+        return found
+    said = " ".join(f"{flag} {text}" for flag, text in ends.items() if text is not None)
+    raise UserError(
+        f"{said}: the list has {count} prompts, numbered from 0 to {count - 1}; --start must be one of these numbers, "
+        f"and --end a larger one, at most {count}"
+    )
 
 
 def _not_encoded(cond_type: str, model: ModelConfig) -> list[str]:

@@ -38,6 +38,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 NEW_RUN_FLAGS = (
     "--prompt", "--prompts", "--ref", "--lora", "--image-lora", "--negative-prompt", "--multirun", "--config-dir",
+    "--start", "--end", "--name",
 )  # fmt: skip
 
 
@@ -67,6 +68,8 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
     problems.add(
         f"{name} does not go with --resume: the run has its own videos" for name in NEW_RUN_FLAGS if parsed.has(name)
     )
+    if (output := parsed.path("--output")) is not None and os.path.abspath(output) != str(run_dir):
+        problems.add([f"--output {output} does not go with --resume {run_dir}: a run stays in its own folder"])
     plan, config, argv = read_request(run_dir)
     problems.add(still_running(run_dir))
     words = _merged_words(argv, parsed.rest)

@@ -34,6 +34,7 @@ from opensora_launch.telemetry.failure import read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 
 CLOCKS_S = 600.0  # by which the clocks of the file server and of Slurm may differ
+FIRST_TASK_S = 60.0  # in which the first task of an array writes the run, from the moment when it has its folder
 FRUITLESS = 3  # starts of a job in a row, after which it is not requeued
 
 
@@ -103,7 +104,13 @@ def attempt_by_hand(
                 "--cpus-per-task, or lower ranks_per_node in the script"
             )
         machine = Machine("cuda" if find_gpus().gpus else "cpu", int(env.get("SLURM_JOB_NUM_NODES", "1")), ranks, cpus)
-        attempt = prepare_attempt(words, machine)
+        try:
+            attempt = prepare_attempt(words, machine)
+        except UserError:
+            named = any(word.partition("=")[0] == "--output" for word in words)
+            if not (named and "SLURM_ARRAY_JOB_ID" in env and _appears(run_file)):
+                raise
+            return attempt_by_hand(run_file, submitted_s, ranks, words, env)  # another task took the folder
         _use(attempt)
         record_launch(attempt, this_job(env))
         write_whole(attempt.command, f"sbatch SCRIPT {shlex.join(words)}\n")
@@ -114,6 +121,14 @@ def attempt_by_hand(
         shutil.rmtree(attempt.run)  # another task of the array was first
     run = RunDir(Path(run_file.read_text(encoding="utf-8").rstrip("\n")))
     return _another(run.attempt(0), env)
+
+
+def _appears(file: Path) -> bool:
+    """Whether a file is there within FIRST_TASK_S."""
+    end_s = time.monotonic() + FIRST_TASK_S
+    while not file.exists() and time.monotonic() < end_s:
+        time.sleep(0.5)
+    return file.exists()
 
 
 def code_of_ranks(attempt: AttemptDir) -> int:

@@ -17,6 +17,7 @@ from opensora_launch.plan.checks import count_problems
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.request.compose import ConfigPoint
+from opensora_launch.request.video_names import Nameable, video_names
 from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import RunConfig
 
@@ -72,27 +73,54 @@ def prompt_setting_problems(run: RunConfig) -> list[str]:
     return problems
 
 
-def request_videos(entries: Sequence[PromptEntry], points: Sequence[tuple[int, ConfigPoint]]) -> RequestedVideos:
+def request_videos(
+    entries: Sequence[PromptEntry],
+    points: Sequence[tuple[int, ConfigPoint]],
+    *,
+    template: str | None = None,
+    chosen: range | None = None,
+) -> RequestedVideos:
     """The videos of every prompt at every point of a sweep. Prompt p of point k has the number k * len(entries) + p.
 
-    A video is named "<number>_<sample>". prompts.jsonl has one line per number: the prompt, its source, its point and
-    the values that the sweep chose there.
+    `template` makes the names (video_names). prompts.jsonl has one line per number: the prompt, its source, its point
+    and the values that the sweep chose there. With `chosen`, only these prompts are made, as the whole list makes them.
     """
-    most_samples = max((_samples(entry, point.run) for entry in entries for _, point in points), default=1)
-    widths = (max(4, len(str(len(entries) * len(points) - 1))), len(str(most_samples - 1)))
-    videos: list[VideoRequest] = []
-    lines: list[dict[str, Any]] = []
-    for position, (number, point) in enumerate(points):
-        for entry in with_condition_types(entries, point.run):
-            index = position * len(entries) + entry.index
-            made = _videos(entry, point.run, index, widths)
-            videos += made
-            line = {"index": index, "text": entry.text, "refs": list(entry.refs), "source": entry.source}
-            line |= {"name": entry.name} if entry.name else {}
-            line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
-            line |= {"seed": made[0].seed, "videos": [video.name for video in made]}
-            lines.append(line | (_choice_of_point(number, point) if point.swept else {}))
-    return RequestedVideos(tuple(videos), tuple(lines))
+    prompts = [
+        _RequestedPrompt(entry, position * len(entries) + entry.index, number, point)
+        for position, (number, point) in enumerate(points)
+        for entry in with_condition_types(entries, point.run)
+    ]
+    made = [_videos(prompt) for prompt in prompts]
+    facts = [
+        Nameable(prompt.index, sample, prompt.entry.name, prompt.entry.text, video.seed)
+        for prompt, videos in zip(prompts, made, strict=True)
+        for sample, video in enumerate(videos)
+    ]
+    names = iter(video_names(template, facts))
+    named = [[replace(video, name=next(names)) for video in videos] for videos in made]
+    kept = [(p, v) for p, v in zip(prompts, named, strict=True) if chosen is None or p.entry.index in chosen]
+    return RequestedVideos(tuple(video for _, videos in kept for video in videos), tuple(_line(*one) for one in kept))
+
+
+@dataclass(frozen=True)
+class _RequestedPrompt:
+    """A prompt at a point of a sweep, and the point's number."""
+
+    entry: PromptEntry
+    index: int
+    number: int
+    point: ConfigPoint
+
+
+def _line(prompt: _RequestedPrompt, videos: Sequence[VideoRequest]) -> dict[str, Any]:
+    """The line of prompts.jsonl of a prompt with its videos."""
+    entry = prompt.entry
+    line = {"index": prompt.index, "text": entry.text, "refs": list(entry.refs), "source": entry.source}
+    line |= {"name": entry.name} if entry.name else {}
+    line |= {"refined": entry.refined} if entry.refined else {}
+    line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
+    line |= {"seed": videos[0].seed, "videos": [video.name for video in videos]}
+    return line | (_choice_of_point(prompt.number, prompt.point) if prompt.point.swept else {})
 
 
 def _choice_of_point(number: int, point: ConfigPoint) -> dict[str, Any]:
@@ -107,7 +135,9 @@ def _samples(entry: PromptEntry, run: RunConfig) -> int:
     return entry.settings.num_samples or run.sampling.num_samples
 
 
-def _videos(entry: PromptEntry, run: RunConfig, index: int, widths: tuple[int, int]) -> list[VideoRequest]:
+def _videos(prompt: _RequestedPrompt) -> list[VideoRequest]:
+    """The samples of a prompt, without names."""
+    entry, run = prompt.entry, prompt.point.run
     own, sampling = entry.settings, run.sampling
     cond_type = cond_type_of(entry, sampling.cond_type)
     seed = _first(own.seed, sampling.seed)
@@ -121,12 +151,12 @@ def _videos(entry: PromptEntry, run: RunConfig, index: int, widths: tuple[int, i
         temporal_osci=sampling.scale_temporal_osci and "i2v" in cond_type,
         distilled=run.model.mmdit.guidance_embed,
     )
-    suffixed = with_suffixes(entry.text, run.video.fps, _first(own.motion_score, sampling.motion_score))
-    text = entry.text if run.model.vae.kind is VaeKind.image else suffixed  # image models learned no suffixes
-    number, sample_width = f"{index:0{widths[0]}d}", widths[1]
+    written = entry.refined or entry.text
+    suffixed = with_suffixes(written, run.video.fps, _first(own.motion_score, sampling.motion_score))
+    text = written if run.model.vae.kind is VaeKind.image else suffixed  # image models learned no suffixes
     return [
         VideoRequest(
-            name=f"{number}_{sample:0{sample_width}d}",
+            name="",
             prompt=entry.text,
             text=text,
             negative=_first(own.negative_prompt, sampling.negative_prompt),
@@ -134,6 +164,7 @@ def _videos(entry: PromptEntry, run: RunConfig, index: int, widths: tuple[int, i
             cond_type=cond_type,
             seed=seed + sample,
             guidance=guidance,
+            refined=entry.refined,
             image=makes_image(entry, run),
         )
         for sample in range(max(_samples(entry, run), 1))

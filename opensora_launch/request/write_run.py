@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from opensora_launch.errors import UserError
 from opensora_launch.launch.command import command, command_text, environment, without_others
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.first_frames import image_run
 from opensora_launch.plan.make_plan import predict
 from opensora_launch.plan.plan import Plan, VideoRequest
-from opensora_launch.rundir import AttemptDir, RunDir, make_folder, write_whole
+from opensora_launch.rundir import AttemptDir, RunDir, make_empty_folder, make_folder, write_whole
 from opensora_launch.schema.config import LauncherKind, RunConfig
 from opensora_launch.schema.plain import config_yaml
 from opensora_launch.schema.slurm import SlurmConfig
@@ -37,14 +38,15 @@ class RunRecord:
     videos: Sequence[VideoRequest]  # all of them, those too that the first attempt leaves out
 
 
-def write_run(runs_dir: Path, now: datetime, record: RunRecord, plan: Plan) -> RunDir:
-    """Make runs_dir/<stamp>-<slug> with everything but attempts. If that is taken, it gets -2, -3, ...
-
-    The slug is that of the first prompt.
-    """
+def write_run(folder: Path | None, now: datetime, record: RunRecord, plan: Plan) -> RunDir:
+    """Write everything but attempts into `folder`, or into a new runs_dir/<stamp>-<slug of the first prompt>."""
     text = str(record.prompts[0]["text"]) if record.prompts else ""
-    run = RunDir(make_folder(runs_dir, "-".join(filter(None, [now.strftime("%Y%m%d-%H%M%S"), slug(text)]))))
-    run.samples.mkdir()
+    name = "-".join(filter(None, [now.strftime("%Y%m%d-%H%M%S"), slug(text)]))
+    run = RunDir(make_empty_folder(folder) if folder else make_folder(Path(record.config.runs_dir), name))
+    try:
+        run.samples.mkdir()  # only one run can
+    except FileExistsError as error:
+        raise UserError(f"--output {run}: another run has taken this folder meanwhile") from error
     if plan.images:
         run.images.samples.mkdir(parents=True)
     write_whole(run.config, config_yaml(record.config))

@@ -11,7 +11,9 @@ _ANY = Path("*")
 
 
 def runs_in(folder: Path) -> list[RunDir]:
-    """All runs of a folder and of its sweeps, by name."""
+    """All runs of a folder and of its sweeps, by name; for the folder of a run, that run."""
+    if RunDir(folder).plan.exists():
+        return [RunDir(folder)]
     files = [file for depth in (_ANY, _ANY / "*") for file in folder.glob(str(RunDir(depth).plan))]
     return sorted((RunDir(file.parent) for file in files), key=lambda run: run.path)
 
@@ -42,7 +44,8 @@ def _named(text: str, *, runs: bool, sweeps: bool) -> Path:
     if path.name != LATEST or path.exists():
         return path
     folder = path.parent if path != Path(LATEST) else Path(RunConfig().runs_dir)
-    begun = [run.plan for run in runs_in(folder) if not sweeps or run.path.parent == folder] if runs else []
+    found = runs_in(folder) if runs else []
+    begun = [run.plan for run in found if not sweeps or folder in (run.path, run.path.parent)]
     begun += [sweep.command for sweep in sweeps_in(folder)] if sweeps else []
     if not begun:
         what = "run" if runs else "sweep"

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opensora_launch.plan.plan import VideoRequest
@@ -21,21 +21,34 @@ def remake_command(run: RunDir, video: VideoRequest) -> str | None:
         line: Mapping[str, Any] = next(line for line in lines if video.name in line["videos"])
         own = {f"sampling.{key}": value for key, value in line["settings"].items()}
         own |= {"sampling.seed": video.seed, "sampling.num_samples": 1}
+        flags, before = _split(words)
         last = [*line.get("overrides", ()), *(f"{key}={value}" for key, value in own.items())]
-        kept = {_key(word): word for word in (*words, *last) if _decides(word)}
+        kept = {_key(word): word for word in (*before, *last) if _decides(word)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration):
         return None
     refs = [word for ref in video.refs for word in ("--ref", ref)]
     defaults = {"sampling.num_samples": "1"}
     overrides = [word for key, word in kept.items() if word != f"{key}={defaults.get(key)}"]
-    return shlex.join(["opensora-launch", "generate", *overrides, "--prompt", video.prompt, *refs])
+    prompt = video.prompt if video.refined is None else video.refined  # it is not refined again
+    return shlex.join(["opensora-launch", "generate", *flags, *overrides, "--prompt", prompt, *refs])
 
 
-def _key(word: str) -> str:
-    """Return what a word sets; a flag or its value stands for itself."""
-    return word.partition("=")[0].lstrip("+") if not word.startswith("-") else word
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags that decide a video, each with its value, and the overrides of a command line."""
+    flags, overrides, left = list[str](), list[str](), iter(words)
+    for word in left:
+        if not word.startswith("--"):
+            overrides.append(word)
+        elif (pair := [word, next(left)])[0] != "--name":
+            flags += pair
+    return flags, overrides
 
 
-def _decides(word: str) -> bool:
-    key = _key(word)
-    return word.startswith("-") or "=" not in word or key == STORAGE or key.partition(".")[0] in KEYS
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+def _decides(override: str) -> bool:
+    """Whether an override decides the video. A group of the user's own may."""
+    key = _key(override)
+    return key == STORAGE or key.partition(".")[0] in KEYS

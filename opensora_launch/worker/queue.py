@@ -8,6 +8,7 @@ Whether an owner is alive shows only by watching its heartbeat: one written a mo
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ class Queue:
         """Whether the batch is now ours; None if its owner may be alive or dead. known: which owners are alive."""
         folder = self._run_dir.claims
         folder.mkdir(exist_ok=True)
-        last = max((int(p.name.rsplit(".", 2)[1]) for p in folder.glob(f"{name}.*.json")), default=-1)
+        found = (re.fullmatch(rf"{re.escape(name)}\.([0-9]+)\.json", path.name) for path in folder.iterdir())
+        last = max((int(match[1]) for match in found if match), default=-1)
         if last >= 0:
             path = folder / f"{name}.{last}.json"
             claim = _read(path)

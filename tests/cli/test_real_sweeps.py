@@ -85,3 +85,20 @@ def test_a_run_is_shown_with_its_layout_and_the_time_left(
 
 def test_the_time_left_of_a_sweep() -> None:
     assert bench._seconds_of([0, 1, 1, 2], {0: 10.0, 1: 4.0}) == 10 + 4 + 4 + 7
+
+
+def test_a_sweep_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--output is the sweep's folder, which holds nothing before; its runs are in it."""
+    folders = list[SweepDir]()
+    monkeypatch.setattr(bench, "_run", lambda folder, sweep, point: folders.append(folder))
+    words = ["bench", *TINY, "gpus=[1]", "repeats=1", "warmup=0", "--output", "mine"]
+    assert main(words) == 1
+    assert [folder.path for folder in folders] == [tmp_path / "mine"]
+    assert len(read_sweep(SweepDir(tmp_path / "mine")).points) == 1
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "--output mine is not empty; give another folder (--resume mine makes" in capsys.readouterr().err
+    assert main(["bench", "--resume", "mine", "--output", "other"]) == 2
+    assert not (tmp_path / "runs").exists()

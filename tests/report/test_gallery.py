@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,24 @@ def test_a_video_plays(page: Page, many: RunDir) -> None:
     page.run("document.querySelector('video').play()")
     wait_for(page, "document.querySelector('video').currentTime > 0 || document.querySelector('video').ended")
     assert page.run("document.querySelector('video').videoWidth") == 48
+
+
+def test_any_name_is_a_link(page: Page, tmp_path: Path) -> None:
+    """A name by --name may hold what has a meaning in addresses."""
+    name = "50% of #1 & 비, it's"
+    plan = a_plan(2, prompts=["rain"])
+    plan = replace(plan, videos=(replace(plan.videos[0], name=name),))
+    run = RunDir(write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=[name]))
+    frames = noise(9, 32, 48, 3)
+    save_video(run.samples / name, frames, 24)
+    save_png(run.sheet(name), contact_sheet(frames))
+    build(run.path)
+    page.open(run.report_page)
+    page.run("document.querySelector('.clip').scrollIntoView()")
+    wait_for(page, "!!document.querySelector('video[poster]')")
+    page.run("document.querySelector('video').play()")
+    wait_for(page, "document.querySelector('video').currentTime > 0 || document.querySelector('video').ended")
+    assert page.run("decodeURIComponent(document.querySelector('.clip a').href)").endswith(f"/samples/{name}.mp4")
 
 
 @pytest.mark.parametrize("sheets", [True, False])

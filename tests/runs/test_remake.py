@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,22 @@ def test_the_command_of_one_video(tmp_path: Path) -> None:
     run = a_run(tmp_path, settings={"guidance": 3.5, "num_samples": 2}, overrides=["+sampling.num_steps=5"])
     words = shlex.split(remake_command(run, a_video(refs=("a.png",))) or "")
     assert words == [
-        "opensora-launch", "generate", "model=tiny", "--config-dir", "cards", "sampling.seed=43",
+        "opensora-launch", "generate", "--config-dir", "cards", "model=tiny", "sampling.seed=43",
         "+sampling.num_steps=5", "sampling.guidance=3.5", "--prompt", "it's, raining", "--ref", "a.png",
     ]  # fmt: skip
+
+
+def test_flags_keep_their_values_and_names_are_left_out(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    flags = ["--lora", "a.safetensors@0.5", "--lora", "b", "--negative-prompt", "x=y, --lora"]
+    run.overrides.write_text(json.dumps(["--name", "{prompt}=", *flags, "model=tiny", "fit=strict"]))
+    words = shlex.split(remake_command(run, a_video()) or "")
+    assert words[2:] == [*flags, "model=tiny", "sampling.seed=43", "--prompt", "it's, raining"]
+
+
+def test_a_refined_prompt_is_not_refined_again(tmp_path: Path) -> None:
+    video = replace(a_video(), refined="heavy rain on a street")
+    assert (remake_command(a_run(tmp_path), video) or "").endswith("--prompt 'heavy rain on a street'")
 
 
 @pytest.mark.parametrize("damage", ["overrides.json", "prompts.jsonl"])
