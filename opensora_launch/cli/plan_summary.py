@@ -41,6 +41,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
     yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"
     yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} {made_name(plan)}"
+    if plan.images:
+        yield "images", _images(plan.images)
     yield from _videos(plan)
     yield from _work(plan)
     yield "weights", placement_text(plan.placement)
@@ -49,6 +51,13 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     nodes = f" on {machine.nodes} nodes" if machine.nodes > 1 else ""
     unit = "GPU" if machine.device == "cuda" else "CPU rank"
     yield "ranks", f"{machine.ranks} ({unit}{'s' if machine.ranks > 1 else ''}{nodes}), {_threads(plan)}"
+
+
+def _images(plan: Plan) -> str:
+    """How the first frames are made."""
+    size, steps = plan.geometry, plan.sampling.num_steps
+    made = f"{len(plan.videos)} by {plan.model.name}, {size.width_px} x {size.height_px} pixels, {steps} steps"
+    return f"{made}; {placement_text(plan.placement)}, {plan.layouts[-1][1]}"
 
 
 def _threads(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from opensora_launch.estimate.cost import OutputCost, Running, cost_of
 from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.fit import fit_problems, phase_of
+from opensora_launch.plan.image_stage import after_images, image_fit_problems
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import as_overrides
 from opensora_launch.plan.workload import Workload
@@ -38,9 +39,13 @@ class CardEstimate:
 
 
 def video_flops(work: Workload) -> float:
-    """Return the FLOPs for denoising one video: steps x rows x FLOPs per row, divided among the videos of a batch."""
+    """Return the FLOPs for denoising one video: steps x rows x FLOPs per row, divided among the videos of a batch.
+
+    With images, those of its first frame are added.
+    """
     rows = sum(rows * count for rows, count in work.steps)
-    return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1)
+    images = video_flops(work.images) * work.images.videos / max(work.videos, 1) if work.images else 0.0
+    return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1) + images
 
 
 def build_of(card: Card, gpus: int, prices: EstimateConfig) -> Build:
@@ -81,18 +86,18 @@ def estimate_card(work: Workload, fixed: LayoutConfig, prices: EstimateConfig) -
     if card.tflops(work.products) is None:
         how = f"it has no {work.products}; use precision=auto"
         return CardEstimate(card, work.ranks, NOT, how, 0.0, None, None, None, watts)
-    found = options(work, fixed)
+    found = after_images(work, options(work, fixed))
     best, fit, how = found[0], FITS, "fits"
     if best.fits and best.placement.streamed:
         fit, how = WITH_HELP, as_overrides(best.placement)
     elif not best.fits:
-        helped = ways_to_fit(work, fixed)[:1]
+        helped = [option for option in after_images(work, ways_to_fit(work, fixed)[:1]) if option.fits]
         best, fit = (helped[0], WITH_HELP) if helped else (best, NOT)
         how = as_overrides(best.placement) if helped else _lacks(work, fixed, found)
-    peak = best.memory.peak / GIB
+    peak = max(best.memory.peak, best.images.memory.peak if best.images else 0.0) / GIB
     if fit == NOT:
         return CardEstimate(card, work.ranks, fit, how, peak, None, None, None, watts)
-    seconds = best.phases.making / max(work.videos, 1)
+    seconds = best.making / max(work.videos, 1)
     running = running_of(build, 0.0, prices, priced=True)
     cost = cost_of(seconds * work.ranks / 3600, video_flops(work), running)
     usd = cost.usd if has_price(card, prices) or prices.usd_per_gpu_hour is not None else None
@@ -100,6 +105,8 @@ def estimate_card(work: Workload, fixed: LayoutConfig, prices: EstimateConfig) -
 
 
 def _lacks(work: Workload, fixed: LayoutConfig, found: Sequence[Option]) -> str:
+    if lines := image_fit_problems(work):
+        return lines[0]
     least = min(found, key=lambda option: option.memory.peak)
     problems = fit_problems(work, fixed, found)
     remedy = problems[0].rpartition("; ")[2] if problems else ""

@@ -10,6 +10,7 @@ from opensora_launch.estimate.figures import Figure, Subject
 from opensora_launch.plan.choose import Option, options, ways_to_fit
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.fit import fit_problems
+from opensora_launch.plan.image_stage import after_images, image_fit_problems
 from opensora_launch.plan.placement import as_overrides
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.cards import Card
@@ -48,13 +49,16 @@ def document_subject(card: Card, prices: EstimateConfig) -> Subject:
 
 def counted_subject(work: Workload, fixed: LayoutConfig, prices: EstimateConfig, fps: int) -> Subject:
     """Describe the run's model and video on its machine, in the best layout that fits; UserError if none fits."""
+    if lines := image_fit_problems(work):
+        raise UserError("this video does not fit", lines)
     found = options(work, fixed)
-    best = found[0] if found[0].fits else next(iter(ways_to_fit(work, fixed)), None)
-    if best is None:
+    fitting = found[:1] if found[0].fits else ways_to_fit(work, fixed)[:1]
+    if not fitting:
         raise UserError("this video does not fit", fit_problems(work, fixed, found))
+    (best,) = after_images(work, fitting)
     machine = build_of(work.card, work.gpus_per_node, prices)
     flops = video_flops(work)
-    gpu_hours = best.phases.making * work.ranks / SECONDS_PER_HOUR
+    gpu_hours = best.making * work.ranks / SECONDS_PER_HOUR
     reached = flops / (gpu_hours * SECONDS_PER_HOUR)
     running = running_of(machine, reached, prices, priced=has_price(work.card, prices))
     return Subject(
@@ -64,7 +68,7 @@ def counted_subject(work: Workload, fixed: LayoutConfig, prices: EstimateConfig,
         cost=cost_of(gpu_hours, flops, running),
         running=running,
         card=str(work.card.name),
-        rate=f"{work.ranks} x {best.phases.making:.1f} s predicted",
+        rate=f"{work.ranks} x {best.making:.1f} s predicted",
     )
 
 
@@ -84,9 +88,11 @@ def _counted(work: Workload, best: Option, flops: float, reached: float) -> Iter
     share = f"{row.attention_share:.0%} of that is attention"
     yield Figure("flops_per_row", "FLOPs per row and step", row.flops, "FLOP", share)
     yield Figure("row_forwards", "row-forwards", rows, "", f"in {steps} steps")
-    yield Figure(
-        "flops", f"FLOPs per {'image' if size.num_frames == 1 else 'video'}", flops, "FLOP", f"{row.flops:.3e} x {rows}"
-    )
+    made, more = "image" if size.num_frames == 1 else "video", " and the first frame" if work.images else ""
+    yield Figure("flops", f"FLOPs per {made}", flops, "FLOP", f"{row.flops:.3e} x {rows}{more}")
+    if images := work.images:
+        of_image = f"{images.net.name}, {images.video.width_px} x {images.video.height_px}; in the FLOPs above"
+        yield Figure("image_flops", "FLOPs of the first frame", video_flops(images), "FLOP", of_image)
     placed = as_overrides(best.placement) if best.placement.streamed else ""
     yield Figure("layout", f"{work.ranks} x {work.card.name}", str(best.layout), "", placed)
     peak = (work.card.tflops(work.products) or 0.0) * 1e12

@@ -56,7 +56,7 @@ class Phases:
 
     @property
     def total(self) -> float:
-        """All seconds, with what happens once: reading weights from disk, encoding texts, and making first frames."""
+        """All seconds, with what happens once: weights from disk, texts, and first frames."""
         return self.load + self.text + self.image + self.making
 
     @property
@@ -76,6 +76,7 @@ class Option:
     limit_bytes: float
     efficiency: float  # compared with one GPU with unlimited memory
     energy_kwh: float
+    images: "Option | None" = None  # that of the image stage before it
 
     @property
     def layout(self) -> Layout:
@@ -83,17 +84,13 @@ class Option:
         return self.layouts[-1][1]
 
     @property
-    def from_host(self) -> bool:
-        return self.placement.offload is Offload.host
+    def fits(self) -> bool:
+        return self.memory.peak <= self.limit_bytes and (self.images is None or self.images.fits)
 
     @property
-    def fits(self) -> bool:
-        return self.memory.peak <= self.limit_bytes
-
-    def after_images(self, images: "Option") -> "Option":
-        """Return the same with the seconds and the energy of an image stage before it, whose option is `images`."""
-        phases = replace(self.phases, image=images.phases.load + images.phases.making)
-        return replace(self, phases=phases, energy_kwh=self.energy_kwh * phases.total / self.phases.total)
+    def making(self) -> float:
+        """Seconds for the images and the videos, with the weights loaded."""
+        return self.phases.making + (self.images.phases.making if self.images else 0.0)
 
 
 def options(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
@@ -110,7 +107,10 @@ def options(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
             break  # nothing is faster than whole weights on the GPU
     fitting = [ways for ways in found if ways and ways[0].fits]
     if fitting:
-        return min(fitting, key=lambda ways: ways[0].phases.making * (1 + HOST_PRICE * ways[0].from_host))
+        return min(
+            fitting,
+            key=lambda ways: ways[0].phases.making * (1 + HOST_PRICE * (ways[0].placement.offload is Offload.host)),
+        )
     return min(found, key=lambda ways: min((o.memory.peak for o in ways), default=math.inf))
 
 

@@ -52,5 +52,6 @@ def _notes(found: Sequence[Best], rent: bool) -> Iterator[str]:
         yield f"on {', '.join(count_text(work) for work, _ in same)}: {text}"
     before = sorted(one.phases.total - one.phases.making for _, one in found)
     seconds = " to ".join(dict.fromkeys(map(seconds_text, (before[0], before[-1]))))
-    yield f"before that, once: weights from disk and text, {seconds} s{', which the rent includes' * rent}"
+    images = ", and the images" if found[0][0].images else ""
+    yield f"before that, once: weights from disk and text{images}, {seconds} s{', which the rent includes' * rent}"
     yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how well"

@@ -9,6 +9,7 @@ from opensora_launch.plan.choose import Option, options
 from opensora_launch.plan.first_frames import first_frame_px, image_problems, image_requests, image_run
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
+from opensora_launch.plan.image_stage import after_images
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
 from opensora_launch.plan.memory import video_size
 from opensora_launch.plan.networks import TokenGrid, network_of
@@ -126,20 +127,12 @@ def _arranged(
 
 
 def predict(run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]) -> tuple[Workload, tuple[Option, ...]]:
-    """Return the workload of a run that has a plan, and its options, best first, with the time of its images."""
+    """Return the workload of a run that has a plan, and its options, best first. Both have those of its images."""
     geometry = geometry_of(run.video, run.model)
     work, _, found = _best_batch(run, machine, geometry, videos)
-    if images := predict_images(run, machine, videos):
-        found = tuple(option.after_images(images[1][0]) for option in found)
-    return work, found
-
-
-def predict_images(
-    run: RunConfig, machine: Machine, videos: Sequence[VideoRequest]
-) -> tuple[Workload, tuple[Option, ...]] | None:
-    """Return the same for the first frames that a run makes; None if it makes none."""
-    images = image_requests(run, videos)
-    return predict(image_run(run), machine, images) if images else None
+    if images := image_requests(run, videos):
+        work = replace(work, images=predict(image_run(run), machine, images)[0])
+    return work, after_images(work, found)
 
 
 def _best_batch(

@@ -117,7 +117,9 @@ def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iter
     phases, memory = best.phases, best.memory
     spent = (f"{part} {seconds_of(best, part)}" for part in PHASE_COLUMNS if seconds_of(best, part) != "0.0")
     yield f"seconds: {', '.join(spent)}"
-    yield f"before that, once: weights from disk {seconds_text(phases.load)}, text {seconds_text(phases.text)}"
+    images = f", images {seconds_text(phases.image)}" if best.images else ""
+    yield f"before that, once: weights from disk {seconds_text(phases.load)}, text {seconds_text(phases.text)}{images}"
+    yield from _images(work, best)
     price = "" if usd_per_gpu_hour is None else f", {cost_text(cost_usd(work, best, usd_per_gpu_hour))}"
     yield f"in total: {seconds_text(phases.total)} s, {best.energy_kwh:.3f} kWh{price}"
     yield (
@@ -126,6 +128,18 @@ def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iter
         f"{best.limit_bytes / GIB:.1f}"
     )
     yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how well"
+
+
+def _images(work: Workload, best: Option) -> Iterator[str]:
+    """Say how the first frames are made."""
+    if work.images is None or best.images is None:
+        return
+    how = best.images
+    yield (
+        f"  images by {what_is_made(work.images)}:\n  {layout_text(how.layout)}, {placement_text(how.placement)}, "
+        f"{seconds_text(how.phases.making)} s and weights from disk {seconds_text(how.phases.load)}, "
+        f"{how.memory.peak / GIB:.1f} GiB per GPU"
+    )
 
 
 def cost_usd(work: Workload, option: Option, usd_per_gpu_hour: float) -> float:
@@ -196,7 +210,23 @@ def plan_json(
                 "energy_kwh": option.energy_kwh,
                 "memory_bytes": vars(option.memory) | {"peak": option.memory.peak, "limit": option.limit_bytes},
                 "peak_phase": phase_of(option),
+                "images": _images_json(work, option),
             }
             for option in found
         ],
+    }
+
+
+def _images_json(work: Workload, option: Option) -> dict[str, Any] | None:
+    if work.images is None or option.images is None:
+        return None
+    how = option.images
+    return {
+        "model": work.images.net.name,
+        "images": work.images.videos,
+        "layouts": {str(rows): vars(layout) for rows, layout in how.layouts},
+        "placement": placement_json(how.placement),
+        "seconds": vars(how.phases) | {"making": how.phases.making, "total": how.phases.load + how.phases.making},
+        "memory_bytes": vars(how.memory) | {"peak": how.memory.peak, "limit": how.limit_bytes},
+        "fits": how.fits,
     }

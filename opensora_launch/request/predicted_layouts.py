@@ -14,6 +14,7 @@ from opensora_launch.media.prompts import PromptEntry, PromptSettings
 from opensora_launch.plan.checks import card_problems, prediction_problems
 from opensora_launch.plan.choose import Option, passed_over
 from opensora_launch.plan.fit import fit_problems
+from opensora_launch.plan.image_stage import image_fit_problems
 from opensora_launch.plan.make_plan import make_plan, predict
 from opensora_launch.plan.plan import Machine, VideoRequest
 from opensora_launch.plan.workload import Workload
@@ -60,7 +61,7 @@ def predict_layouts(parsed: Parsed) -> Prediction:
     problems.stop("this cannot be planned")
     work, options = predict(run, machine, videos)
     fixed = LayoutConfig(**vars(run.layout))
-    misfits = tuple(fit_problems(work, fixed, options))
+    misfits = tuple(image_fit_problems(work) or fit_problems(work, fixed, options))
     others = tuple(passed_over(work, fixed, options[0]))
     return Prediction(work, options, others, misfits, asked.found_here, asked.note, run.estimate.usd_per_gpu_hour)
 
