@@ -11,17 +11,23 @@ from opensora_launch.model.lora_files import LoraPair
 
 
 def lora_change(pairs: Sequence[LoraPair], device: torch.device) -> Float[Tensor, "outputs inputs"]:
-    """Return what the pairs add to a weight, in fp32: the sum of scale * up @ down.
+    """Return what the pairs add to a weight, in fp32: the sum of scale * up @ down, each on its rows.
 
-    It is always computed whole. A part of a product, computed alone, could differ from it in the last bits.
+    A product is always computed whole. A part of it, computed alone, could differ from it in the last bits.
     """
-    changes = []
+    change: Tensor | None = None
     for pair in pairs:
         with safe_open(pair.file, framework="pt", device=str(device)) as file:
             down, up = file.get_tensor(pair.down).float(), file.get_tensor(pair.up).float()
             alpha = float(file.get_tensor(pair.alpha)) / down.shape[0] if pair.alpha else 1.0
-        changes.append((up @ down) * (pair.scale * alpha))
-    return torch.stack(changes).sum(0) if len(changes) > 1 else changes[0]
+        product = (up @ down) * (pair.scale * alpha)
+        change = product.new_zeros(pair.of, product.shape[1]) if change is None else change
+        for (first, stop), part in zip(
+            pair.rows, product.split([stop - first for first, stop in pair.rows]), strict=True
+        ):
+            change[first:stop] += part
+    assert change is not None, "a weight without changes is not asked for"
+    return change
 
 
 def merged(weight: Shaped[Tensor, "*n"], change: Float[Tensor, "*n"], dtype: torch.dtype) -> Shaped[Tensor, "*n"]:

@@ -7,12 +7,13 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opensora_launch.errors import UserError
+from opensora_launch.model.lora_names import lora_targets
 from opensora_launch.model.shapes import Shapes, first_names, mmdit_shapes
 from opensora_launch.model.weight_files import Stored, read_header
 from opensora_launch.schema.config import ModelConfig
@@ -23,7 +24,8 @@ DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.
 UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight")
 ALPHA = ".alpha"
 PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
-KOHYA = "lora_unet_"  # starts names in which every dot is an underscore
+FLAT = ("lora_unet_", "lora_transformer_")  # start names in which every dot is an underscore: kohya's, OneTrainer's
+METADATA = "lora_adapter_metadata"  # where diffusers keeps PEFT's config in a file, each key behind "transformer."
 # Keys of adapter_config.json that make the file something else than thin matrices for linear layers.
 OTHER_KINDS = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "use_qalora", "use_bdlora")
 
@@ -41,9 +43,10 @@ class LoraChoice:
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The matrices in a file that change one weight.
+    """The matrices in a file that change one weight, or some of its rows.
 
-    Their product counts `scale` times; where the file holds an alpha, alpha / r times that.
+    Their product counts `scale` times; where the file holds an alpha, alpha / r times that. Its rows are added to
+    `rows` of the weight, which has `of` rows.
     """
 
     file: Path
@@ -51,6 +54,8 @@ class LoraPair:
     up: str
     alpha: str | None
     scale: float
+    rows: tuple[tuple[int, int], ...]
+    of: int
 
 
 def parse_lora(text: str) -> LoraChoice:
@@ -85,35 +90,39 @@ def read_loras(model: ModelConfig) -> dict[str, tuple[LoraPair, ...]]:
     """
     pairs: defaultdict[str, tuple[LoraPair, ...]] = defaultdict(tuple)
     for text in model.lora:
-        for weight, pair in read_lora(parse_lora(text), mmdit_shapes(model.mmdit)).items():
-            pairs[weight] += (pair,)
+        for weight, of_file in read_lora(parse_lora(text), mmdit_shapes(model.mmdit)).items():
+            pairs[weight] += of_file
     return dict(pairs)
 
 
-def read_lora(asked: LoraChoice, shapes: Shapes) -> dict[str, LoraPair]:
-    """Return the pairs of a LoRA by the name of the weight that each changes. `shapes`: the weights of the model.
+def read_lora(asked: LoraChoice, shapes: Shapes) -> dict[str, tuple[LoraPair, ...]]:
+    """Return the pairs of a LoRA by the name of the weight that they change. `shapes`: the weights of the model.
 
     Raises UserError with everything that does not fit.
     """
     file, config = _file_and_config(asked.path)
     stored = read_header(file)
-    layers = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
-    found, strange = _by_layer(stored, layers)
+    targets = lora_targets(shapes)
+    found, strange = _by_layer(stored, targets)
     problems = [f"the model has no layers for {first_names(strange)}"] if strange else []
-    pairs = {}
+    pairs: defaultdict[str, tuple[LoraPair, ...]] = defaultdict(tuple)
     for layer, parts in found.items():
-        if wrong := list(_pair_problems(layer, parts, stored, shapes[f"{layer}.weight"])):
+        target = targets[layer]
+        weight = f"{target.layer}.weight"
+        outputs, inputs = shapes[weight]
+        if wrong := list(_pair_problems(layer, parts, stored, (target.count, inputs))):
             problems += wrong
             continue
         scale = asked.strength
         if config is not None and "alpha" not in parts:
             scale *= _peft_scale(config, layer, rank=stored[parts["down"]].shape[0])
-        pairs[f"{layer}.weight"] = LoraPair(file, parts["down"], parts["up"], parts.get("alpha"), scale)
+        alpha = parts.get("alpha")
+        pairs[weight] += (LoraPair(file, parts["down"], parts["up"], alpha, scale, target.rows, outputs),)
     if not stored:
         problems = ["it holds no tensors"]
     if problems:
         raise UserError(f"the LoRA {file} does not fit the model", [f"LoRA {file}: {line}" for line in problems])
-    return pairs
+    return dict(pairs)
 
 
 def _file_and_config(path: Path) -> tuple[Path, Mapping[str, Any] | None]:
@@ -123,10 +132,15 @@ def _file_and_config(path: Path) -> tuple[Path, Mapping[str, Any] | None]:
         what = f"the folder {path} holds no {PEFT_WEIGHTS}" if path.is_dir() else f"{path} does not exist"
         raise UserError(f"LoRA {what}; give a folder by PEFT or a safetensors file")
     place = file.with_name(PEFT_CONFIG)
-    if file.name != PEFT_WEIGHTS or (file == path and not place.is_file()):
+    apart = file.name == PEFT_WEIGHTS and (file != path or place.is_file())
+    inside = None if apart else _metadata(file)
+    if not apart and inside is None:
         return file, None
     try:
-        config = json.loads(place.read_text(encoding="utf-8"))
+        config = json.loads(place.read_text(encoding="utf-8") if inside is None else inside)
+        if inside is not None:
+            place = file
+            config = {key.removeprefix("transformer."): value for key, value in config.items()}
         for pattern in (*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
             re.compile(pattern)
         sound = float(config["lora_alpha"]) > 0
@@ -139,14 +153,27 @@ def _file_and_config(path: Path) -> tuple[Path, Mapping[str, Any] | None]:
     return file, config
 
 
-def _by_layer(names: Iterable[str], layers: set[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _metadata(file: Path) -> str | None:
+    """Return PEFT's config as diffusers keeps it in a file; None if there is none, or if the file cannot be read."""
+    from safetensors import SafetensorError, safe_open  # imports numpy, which most commands do not need
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            found: str | None = (opened.metadata() or {}).get(METADATA)
+            return found
+    except (SafetensorError, OSError):
+        return None  # read_header says why
+
+
+def _by_layer(names: Iterable[str], layers: Collection[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return the tensors by layer and part (down, up, alpha), and the names that belong to no layer."""
     flat = {layer.replace(".", "_"): layer for layer in layers}
     found: defaultdict[str, dict[str, str]] = defaultdict(dict)
     strange = []
     for name in names:
         part, short = _part_of(name)
-        layer = flat.get(short.removeprefix(KOHYA)) if short.startswith(KOHYA) else _known(short, layers)
+        start = next((start for start in FLAT if short.startswith(start)), None)
+        layer = flat.get(short.removeprefix(start)) if start else _known(short, layers)
         if layer is None or not part or part in found[layer]:
             strange.append(name)
         else:
@@ -163,7 +190,7 @@ def _part_of(name: str) -> tuple[str, str]:
     return "", name
 
 
-def _known(name: str, layers: set[str]) -> str | None:
+def _known(name: str, layers: Collection[str]) -> str | None:
     for prefix in ("", *PREFIXES):
         if name.startswith(prefix) and (layer := name.removeprefix(prefix)) in layers:
             return layer

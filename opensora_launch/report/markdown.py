@@ -32,7 +32,7 @@ def run_markdown(report: Mapping[str, Any]) -> str:
     blocks = [*_header(report), *_used(report), *_found(report)]
     for attempt in report["attempts"]:
         blocks += _attempt(attempt, alone=len(report["attempts"]) == 1)
-    blocks += [*link_table(report["links"]), *prediction_table(report["prediction"]), *_samples(report["samples"])]
+    blocks += [*link_table(report["links"]), *prediction_table(report["prediction"]), *_samples(report)]
     blocks += [f"## {label('unknown')}", md_list(_all_unknown(report))]
     return "\n\n".join(blocks) + "\n"
 
@@ -233,9 +233,10 @@ def _slowest(attempt: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    body = [[_file_cell(s), str(s["seed"]), _prompt(s["prompt"])] for s in samples]
-    return [f"## {label('samples')}", md_table(["file", "seed", "prompt"], body, (0, 2))] if body else []
+def _samples(report: Mapping[str, Any]) -> list[str]:
+    body = [[_file_cell(s), str(s["seed"]), _prompt(s["prompt"])] for s in report["samples"]]
+    title = label("samples" if report["work"]["num_frames"] > 1 else "sample_images")
+    return [f"## {title}", md_table(["file", "seed", "prompt"], body, (0, 2))] if body else []
 
 
 def _file_cell(sample: Mapping[str, Any]) -> str:

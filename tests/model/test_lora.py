@@ -41,7 +41,7 @@ def stored(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Lor
 
 
 def change_of(lora: LoraChoice, layer: str = LAYER) -> torch.Tensor:
-    return lora_change([read_lora(lora, SHAPES)[f"{layer}.weight"]], CPU)
+    return lora_change(read_lora(lora, SHAPES)[f"{layer}.weight"], CPU)
 
 
 def test_a_path_and_a_strength(tmp_path: Path) -> None:

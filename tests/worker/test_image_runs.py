@@ -80,6 +80,7 @@ def test_groups_of_ranks_make_images_and_resume_them(tmp_path: Path) -> None:
     record = json.loads((run / "samples" / "0001_0.json").read_text())
     assert (record["file"], record["text"], record["geometry"]["num_frames"]) == ("0001_0.png", "a dog", 1)
     assert record["model"]["name"] == "tiny_flux"
+    assert "## Images" in (run / "report.md").read_text()
     (run / "samples" / "0001_0.png").unlink()
     kept = (run / "samples" / "0000_0.png").stat().st_mtime_ns
     code, _, err = run_command(tmp_path / "2", "generate", "--resume", str(run))

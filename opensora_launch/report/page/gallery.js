@@ -39,6 +39,6 @@ function samples_of(r) {
   if (!r.samples.length) return null;
   const clips = r.samples.map((s) => clip_of(s, r)), rest = clips.slice(SHOWN_AT_ONCE);
   const grid = (some) => el("div", { class: `clips${clips.length === 1 ? " one" : ""}` }, ...some);
-  return section("samples", t("samples"), null, grid(clips.slice(0, SHOWN_AT_ONCE)),
+  return section("samples", t(r.work.num_frames > 1 ? "samples" : "sample_images"), null, grid(clips.slice(0, SHOWN_AT_ONCE)),
     rest.length ? el("details", {}, el("summary", {}, t("more_clips", { count: rest.length })), grid(rest)) : null);
 }

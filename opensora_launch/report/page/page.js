@@ -175,7 +175,7 @@ function run_page(data) {
   const shown = [r.approximate.length ? note("warn", t("approximate", { settings: r.approximate })) : null, verdict_of(r), tiles_of(r), e ? baseline_of(e) : null, e && e.fault ? note("bad", t("fault"), say(e.fault)) : null,
     e ? null : note("", t("no_efficiency"), say(r.efficiency_reason)), samples_of(r), previews_of(r), wait_of(r), findings_of(r), advice_of(r), curve_of(data.curve), waterfall_of(r), timeline_of(data.timeline, slow_ranks(r), last_attempt(r)?.gpus),
     gpus_of(last_attempt(r)), ranks_of(last_attempt(r), slow_ranks(r)), links_of(r), prediction_of(r), environment_of(r), files_of(data), unknown_of(r)];
-  return [shown, t("lead_run", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
+  return [shown, t(r.work.num_frames > 1 ? "lead_run" : "lead_images", { status: t("status_" + r.status), size: size_of(r.machine.ranks), device: r.machine.device_names.join(", ") || r.machine.device, ...r.videos })];
 }
 function sweep_page(data) {
   const amdahl = data.amdahl.map((a) => el("p", {}, el("b", {}, a.name + ": "), t(a.parallel_s ? "amdahl_about" : "amdahl_none", a)));
