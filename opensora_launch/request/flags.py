@@ -54,7 +54,6 @@ class Parsed:
 HELP = Flag(("--help", "-h"), "", "Show this text.")
 SETTINGS_HELP = Flag(("--help", "-h"), "GROUP", "Show this text, or a group's choices and keys.", default="all")
 CONFIG_DIR = Flag(("--config-dir", "-cd"), "FOLDER", "Your own choices: FOLDER/GROUP/CHOICE.yaml.")
-OUTPUT = Flag(("--output",), "DIR", "Folder for all files, new or empty [a new one in runs/].")
 PROMPTS = Flag(("--prompts",), "FILE", "File of prompts: csv, jsonl or txt. May be repeated.", repeats=True)
 # Needed to read the command line of a run again: by --resume, by a batch job, by ranks that were started by hand.
 GENERATE_FLAGS = (
@@ -67,10 +66,11 @@ GENERATE_FLAGS = (
         "Image or video to start from, or one per prompt.",
         repeats=True,
     ),
-    Flag(("--start",), "N", "First prompt of the list to make, counted from 0 [0]."),
-    Flag(("--end",), "N", "First prompt after those to make [all]: --start 0 --end 2 makes two."),
-    Flag(("--name",), "TEMPLATE", "Names of the videos [{index}_{sample}]; also {name}, {prompt}, {seed}."),
-    OUTPUT,
+    Flag(("--start",), "N", "Begin at prompt N of the list, counted from 0 [0]."),
+    Flag(("--end",), "N", "End before prompt N, counted from 0 [all]."),
+    Flag(("--name",), "TEMPLATE", "Names of videos, such as '{name}' or '{prompt}'."),
+    Flag(("--output",), "DIR", "The run's folder: new or empty [a new one in runs/]."),
+    Flag(("--refine-command",), "CMD", "Local program: prompt on stdin, better one on stdout."),
     Flag(("--lora",), "PATH", "LoRA to use: PATH or PATH@STRENGTH. May be repeated.", repeats=True),
     Flag(("--image-lora",), "PATH", "The same for the image model of image=. May be repeated.", repeats=True),
     Flag(("--images-only",), "", "Stop after the first frames of image=; --resume goes on."),
