@@ -70,7 +70,7 @@ GENERATE_FLAGS = (
     Flag(("--end",), "N", "End before prompt N, counted from 0 [all]."),
     Flag(("--name",), "TEMPLATE", "Names of videos, such as '{name}' or '{prompt}'."),
     Flag(("--output",), "DIR", "The run's folder: new or empty [a new one in runs/]."),
-    Flag(("--refine-command",), "CMD", "Local program: prompt on stdin, better one on stdout."),
+    Flag(("--refine-command",), "CMD", "Program that rewrites prompts, stdin to stdout."),
     Flag(("--lora",), "PATH", "LoRA to use: PATH or PATH@STRENGTH. May be repeated.", repeats=True),
     Flag(("--image-lora",), "PATH", "The same for the image model of image=. May be repeated.", repeats=True),
     Flag(("--images-only",), "", "Stop after the first frames of image=; --resume goes on."),
