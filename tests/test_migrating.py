@@ -10,7 +10,7 @@ from opensora_launch.media.prompts import COLUMNS, COND_TYPES
 from opensora_launch.schema.config import RunConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
-GROUPS = {"model", "video", "topology", "layout", "sampling", "launcher"}
+GROUPS = {"model", "image", "video", "topology", "layout", "sampling", "launcher"}
 # From configs/diffusion/inference, opensora/utils/config.py and the script itself, at commit 7ad6a96.
 THEIRS = re.findall(
     r"\S+",

@@ -72,8 +72,8 @@ GENERATE_FLAGS = (
     Flag(("--output",), "DIR", "The run's folder: new or empty [a new one in runs/]."),
     Flag(("--refine-command",), "CMD", "Program that rewrites prompts, stdin to stdout."),
     Flag(("--lora",), "PATH", "LoRA to use: PATH or PATH@STRENGTH. May be repeated.", repeats=True),
-    Flag(("--image-lora",), "PATH", "The same for the image model of image=. May be repeated.", repeats=True),
-    Flag(("--images-only",), "", "Stop after the first frames of image=; --resume goes on."),
+    Flag(("--image-lora",), "PATH", "LoRA for the model of image=. May be repeated.", repeats=True),
+    Flag(("--images-only",), "", "Stop after the first frames; --resume goes on."),
     Flag(("--strict",), "", "Refuse the list if a reference cannot be used."),
     Flag(("--resume",), "RUN", "Make what is missing in a run; latest is the newest."),
     Flag(("--multirun", "-m"), "", "Run a sweep: sampling.seed=1,2 or range(1,4)."),
@@ -144,7 +144,8 @@ def _unknown_flag(verb: str, name: str, known: Sequence[str]) -> str:
     """One line for a flag that does not exist. If a setting has its name, the line gives the setting's key."""
     leaf = name.lstrip("-").replace("-", "_")
     if found := [key.path for key in keys() if leaf in (key.path, key.path.rpartition(".")[2])]:
-        return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {found[0]}=..."
+        key = min(found, key=lambda path: path.startswith("image."))  # of first frames, which few runs have
+        return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {key}=..."
     flags = [flag for flag in known if flag.startswith("--")]
     hint = did_you_mean(name, [*flags, "--version"], 0.5) or f"the flags are {', '.join(flags)}"
     return f"{name} is not a flag of {verb}; {hint.replace('--version', 'opensora-launch --version')}"
