@@ -10,7 +10,7 @@ from opensora_launch.media.prompts import COLUMNS, COND_TYPES
 from opensora_launch.schema.config import RunConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
-GROUPS = {"model", "video", "topology", "layout", "sampling", "launcher"}
+GROUPS = {"model", "image", "video", "topology", "layout", "sampling", "launcher"}
 # From configs/diffusion/inference, opensora/utils/config.py and the script itself, at commit 7ad6a96.
 THEIRS = re.findall(
     r"\S+",
@@ -52,6 +52,15 @@ def exists(key: str) -> bool:
 def test_every_key_of_open_sora_is_in_the_left_column():
     named = {name for row in table_rows() for name in code(row[0])}
     assert [key for key in THEIRS if key not in named] == []
+
+
+def test_what_is_left_out_says_why():
+    """A row has an answer, or the reason why there is none."""
+    rows = [row for row in table_rows() if len(row) >= 3]
+    assert [row for row in rows if row[1] == "none"] == []
+    left_out = [row for row in rows if row[1].startswith("left out")]
+    assert len(left_out) > 5
+    assert [row for row in left_out if len(row[2].split()) < 5] == []
 
 
 def test_our_keys_are_the_configs_own():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, OUTPUT, PROMPTS, SETTINGS_HELP, Flag
+from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, PROMPTS, SETTINGS_HELP, Flag
 
 SETTINGS = "[GROUP=CHOICE ...] [KEY=VALUE ...]"
 RUN = "RUN is a folder; latest is the newest run in runs/, FOLDER/latest that of another folder."
@@ -81,7 +81,7 @@ VERBS = {
         (
             Flag(("--prompt",), "TEXT", "What the videos show; the times do not depend on it.", repeats=True),
             PROMPTS,
-            OUTPUT,
+            Flag(("--output",), "DIR", "The sweep's folder: new or empty [a new one in runs/]."),
             Flag(("--resume",), "FOLDER", "Continue a sweep that was interrupted."),
             CONFIG_DIR,
             SETTINGS_HELP,

@@ -73,7 +73,7 @@ class PromptSettings:
 class PromptEntry:
     """One prompt. `refs` are absolute paths, `source` says where it was written, `name` is Open-Sora's csv column.
 
-    `refined` is what the encoders read in place of `text`, if it is not None.
+    `refined` is what the encoders read in place of `text`, if it is not None; `refined_by` is the command that made it.
     """
 
     index: int
@@ -83,6 +83,7 @@ class PromptEntry:
     source: str
     name: str | None = None
     refined: str | None = None
+    refined_by: str | None = None
 
 
 SETTING_COLUMNS = tuple(field.name for field in fields(PromptSettings))

@@ -10,6 +10,7 @@ from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.plan.plan import Machine
 from opensora_launch.request.flags import GENERATE_FLAGS, parse
 from opensora_launch.request.prepare import PlannedRun, prepare_runs
+from opensora_launch.request.refine import FLAG
 from opensora_launch.request.resume import prepare_resume, start_resumed
 from opensora_launch.request.write_run import BY_HAND, new_attempt, write_run
 from opensora_launch.rundir import AttemptDir
@@ -25,6 +26,8 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
     parsed = parse("generate", GENERATE_FLAGS, argv)
     if wrong := [name for name in NOT_FOR_RANKS if parsed.has(name)]:
         raise UserError(f"{wrong[0]} is for opensora-launch generate; ranks started by hand make videos")
+    if parsed.has(FLAG):
+        raise UserError(f"{FLAG} is for opensora-launch generate; ranks take a prompt file with a column 'refined'")
     if parsed.has("--resume"):
         resumed = prepare_resume(parsed, machine)
         if not (resumed.plan.videos or resumed.plan.images):

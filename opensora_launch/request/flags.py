@@ -54,7 +54,6 @@ class Parsed:
 HELP = Flag(("--help", "-h"), "", "Show this text.")
 SETTINGS_HELP = Flag(("--help", "-h"), "GROUP", "Show this text, or a group's choices and keys.", default="all")
 CONFIG_DIR = Flag(("--config-dir", "-cd"), "FOLDER", "Your own choices: FOLDER/GROUP/CHOICE.yaml.")
-OUTPUT = Flag(("--output",), "DIR", "Folder for all files, new or empty [a new one in runs/].")
 PROMPTS = Flag(("--prompts",), "FILE", "File of prompts: csv, jsonl or txt. May be repeated.", repeats=True)
 # Needed to read the command line of a run again: by --resume, by a batch job, by ranks that were started by hand.
 GENERATE_FLAGS = (
@@ -67,13 +66,14 @@ GENERATE_FLAGS = (
         "Image or video to start from, or one per prompt.",
         repeats=True,
     ),
-    Flag(("--start",), "N", "First prompt of the list to make, counted from 0 [0]."),
-    Flag(("--end",), "N", "First prompt after those to make [all]: --start 0 --end 2 makes two."),
-    Flag(("--name",), "TEMPLATE", "Names of the videos [{index}_{sample}]; also {name}, {prompt}, {seed}."),
-    OUTPUT,
+    Flag(("--start",), "N", "Begin at prompt N of the list, counted from 0 [0]."),
+    Flag(("--end",), "N", "End before prompt N, counted from 0 [all]."),
+    Flag(("--name",), "TEMPLATE", "Names of videos, such as '{name}' or '{prompt}'."),
+    Flag(("--output",), "DIR", "The run's folder: new or empty [a new one in runs/]."),
+    Flag(("--refine-command",), "CMD", "Program that rewrites prompts, stdin to stdout."),
     Flag(("--lora",), "PATH", "LoRA to use: PATH or PATH@STRENGTH. May be repeated.", repeats=True),
-    Flag(("--image-lora",), "PATH", "The same for the image model of image=. May be repeated.", repeats=True),
-    Flag(("--images-only",), "", "Stop after the first frames of image=; --resume goes on."),
+    Flag(("--image-lora",), "PATH", "LoRA for the model of image=. May be repeated.", repeats=True),
+    Flag(("--images-only",), "", "Stop after the first frames; --resume goes on."),
     Flag(("--strict",), "", "Refuse the list if a reference cannot be used."),
     Flag(("--resume",), "RUN", "Make what is missing in a run; latest is the newest."),
     Flag(("--multirun", "-m"), "", "Run a sweep: sampling.seed=1,2 or range(1,4)."),
@@ -144,7 +144,8 @@ def _unknown_flag(verb: str, name: str, known: Sequence[str]) -> str:
     """One line for a flag that does not exist. If a setting has its name, the line gives the setting's key."""
     leaf = name.lstrip("-").replace("-", "_")
     if found := [key.path for key in keys() if leaf in (key.path, key.path.rpartition(".")[2])]:
-        return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {found[0]}=..."
+        key = min(found, key=lambda path: path.startswith("image."))  # of first frames, which few runs have
+        return f"{name} is not a flag of {verb}; settings are written KEY=VALUE: {key}=..."
     flags = [flag for flag in known if flag.startswith("--")]
     hint = did_you_mean(name, [*flags, "--version"], 0.5) or f"the flags are {', '.join(flags)}"
     return f"{name} is not a flag of {verb}; {hint.replace('--version', 'opensora-launch --version')}"

@@ -13,7 +13,6 @@ from opensora_launch.errors import Problems
 from opensora_launch.launch.command import launch_problems
 from opensora_launch.machine.choose_gpus import Picked
 from opensora_launch.machine.find_machine import NOTHING, find_machine, found_gpus
-from opensora_launch.media.prompts import PromptEntry, PromptSettings, read_prompts
 from opensora_launch.media.reference_files import unreadable
 from opensora_launch.plan.first_frames import image_problems, image_run
 from opensora_launch.plan.make_plan import make_plan
@@ -21,8 +20,15 @@ from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.compose import Composed, ConfigPoint, compose
 from opensora_launch.request.final_config import absolute_lora, final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.prompt_rows import PromptRows, bad_row_lines, check_rows, chosen_rows, left_out_notes
-from opensora_launch.request.video_names import needs_names, template_problems
+from opensora_launch.request.prompt_rows import (
+    PromptRows,
+    bad_row_lines,
+    check_rows,
+    left_out_notes,
+    name_problems,
+    read_list,
+)
+from opensora_launch.request.refine import FLAG, refine_entries, refine_words
 from opensora_launch.request.videos import RequestedVideos, request_videos
 from opensora_launch.request.write_run import RunRecord
 from opensora_launch.rundir import output_problems
@@ -42,7 +48,6 @@ NOT_A_NODE = (
     "launcher=srun: this host is no node of the allocation, so its GPUs tell nothing about the ranks' card, and "
     "layouts are chosen by rule: name the card with hardware=NAME"
 )
-NO_PROMPT = 'no prompt: give one, as in: opensora-launch generate --prompt "raining, sea"; or a file by --prompts'
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,17 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     composed: Composed | None = None
     with problems.collect():
         composed = compose(parsed.rest, multirun=parsed.has("--multirun"), config_dir=parsed.path("--config-dir"))
-    entries, chosen = _entries(parsed, composed, problems)
+    dry_run = composed is not None and all(point.run.dry_run for point in composed.points)
+    entries, chosen = read_list(parsed, problems, dry_run=dry_run)
     problems.add(unreadable(entries[chosen.start : chosen.stop]) if composed is None else ())
-    problems.add(_name_problems(parsed.one("--name"), entries))
+    problems.add(name_problems(parsed.one("--name"), entries))
     merged_points = _merge(composed.points) if composed else []
     problems.add(_folder_problems(parsed, len(merged_points)))
-    planned, notes = [], [composed.model_note] if composed and composed.model_note else []
+    with problems.collect():
+        if (command := parsed.one(FLAG)) is not None:
+            refine_words(command)
+    each = list[tuple[PromptRows, RanksMachine]]()
+    notes = [composed.model_note] if composed and composed.model_note else []
     bad, refuse_all = dict[tuple[str, str], None](), parsed.has("--strict")
     for merged in merged_points:
         points, here = _final(merged, parsed, machine, problems)
@@ -110,12 +120,18 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
         rows = check_rows(entries, chosen, points, problems)
         bad |= dict.fromkeys(rows.bad)
         refuse_all |= rows.none_is_good
-        planned.append((rows, *_plan_run(rows, found, parsed.one("--name"), problems)))
+        each.append((rows, found))
+    planned = [(rows, *_plan_run(rows, found, parsed.one("--name"), problems)) for rows, found in each]
     if parsed.has("--images-only") and not all(plan and plan.images for _, _, plan, _ in planned):
         problems.add(["--images-only: this makes no first frames; choose a model for them: image=flux"])
     refused = bad_row_lines(bad)
     problems.add(refused if refuse_all or problems.lines else ())
     problems.stop("this run cannot start")
+    if command is not None and not dry_run:
+        entries = refine_entries(command, entries, set[int]().union(*(rows.good for rows, _ in each)))
+        each = [(replace(rows, entries=entries), found) for rows, found in each]
+        planned = [(rows, *_plan_run(rows, found, parsed.one("--name"), problems)) for rows, found in each]
+        problems.stop("this run cannot start")
     return Prepared(tuple(_planned(parsed, *one) for one in planned), (*notes, *left_out_notes(refused)))
 
 
@@ -190,34 +206,6 @@ def weight_problems(run: RunConfig) -> list[str]:
         image = image_run(run).model
         problems += [line for line in check_files(image) or lora_problems(image) if line not in problems]
     return problems
-
-
-def _entries(parsed: Parsed, composed: Composed | None, problems: Problems) -> tuple[tuple[PromptEntry, ...], range]:
-    """The whole list of prompts, and which of them to make."""
-    texts, files = parsed.all("--prompt"), parsed.paths("--prompts")
-    if not texts and not files:
-        if composed and all(point.run.dry_run for point in composed.points):
-            return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),), range(1)
-        problems.add([NO_PROMPT])
-        return (), range(0)
-    wrong = len(problems.lines)
-    entries = read_prompts(texts, files, parsed.all("--ref"), problems)
-    chosen = range(len(entries))
-    if (parsed.has("--start") or parsed.has("--end")) and len(problems.lines) == wrong:
-        with problems.collect():
-            chosen = chosen_rows(parsed.one("--start"), parsed.one("--end"), len(entries))
-    return entries, chosen
-
-
-def _name_problems(template: str | None, entries: Sequence[PromptEntry]) -> list[str]:
-    """One line if --name cannot be used for these prompts."""
-    if template is None:
-        return []
-    if problems := template_problems(template):
-        return problems
-    if needs_names(template) and entries and not any(entry.name for entry in entries):
-        return [f"--name {template}: no prompt has a name; prompt files may have a column 'name', or use {{prompt}}"]
-    return []
 
 
 def _folder_problems(parsed: Parsed, runs: int) -> list[str]:

@@ -5,11 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opensora_launch.errors import Problems, UserError
-from opensora_launch.media.prompts import PromptEntry, cond_type_of
+from opensora_launch.media.prompts import PromptEntry, PromptSettings, cond_type_of, read_prompts
 from opensora_launch.media.reference_files import ReferenceCheck, unreadable
 from opensora_launch.request.compose import ConfigPoint
+from opensora_launch.request.flags import Parsed
+from opensora_launch.request.video_names import needs_names, template_problems
 from opensora_launch.request.videos import RequestedVideos, makes_image, prompt_setting_problems, with_condition_types
 from opensora_launch.schema.config import ModelConfig
+
+NO_PROMPT = 'no prompt: give one, as in: opensora-launch generate --prompt "raining, sea"; or a file by --prompts'
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class PromptRows:
     @property
     def none_is_good(self) -> bool:
         return len(self.reasons) == len(self.points) * len(self.chosen)
+
+    @property
+    def good(self) -> set[int]:
+        """The numbers in the list of the prompts that can be made at a point at least."""
+        every = {(position, index) for position in range(len(self.points)) for index in self.chosen}
+        return {index for position, index in every if position * len(self.entries) + index not in self.reasons}
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -63,7 +73,35 @@ def check_rows(
     return PromptRows(entries, chosen, points, reasons)
 
 
-def chosen_rows(start: str | None, end: str | None, count: int) -> range:
+def read_list(parsed: Parsed, problems: Problems, *, dry_run: bool) -> tuple[tuple[PromptEntry, ...], range]:
+    """The whole list of prompts of a command line, and which of them to make. A dry run needs none."""
+    texts, files = parsed.all("--prompt"), parsed.paths("--prompts")
+    if not texts and not files:
+        if dry_run:
+            return (PromptEntry(0, "(no prompt given)", (), PromptSettings(), "dry_run=true"),), range(1)
+        problems.add([NO_PROMPT])
+        return (), range(0)
+    wrong = len(problems.lines)
+    entries = read_prompts(texts, files, parsed.all("--ref"), problems)
+    chosen = range(len(entries))
+    if (parsed.has("--start") or parsed.has("--end")) and len(problems.lines) == wrong:
+        with problems.collect():
+            chosen = _chosen(parsed.one("--start"), parsed.one("--end"), len(entries))
+    return entries, chosen
+
+
+def name_problems(template: str | None, entries: Sequence[PromptEntry]) -> list[str]:
+    """One line if --name cannot be used for these prompts."""
+    if template is None:
+        return []
+    if problems := template_problems(template):
+        return problems
+    if needs_names(template) and entries and not any(entry.name for entry in entries):
+        return [f"--name {template}: no prompt has a name; prompt files may have a column 'name', or use {{prompt}}"]
+    return []
+
+
+def _chosen(start: str | None, end: str | None, count: int) -> range:
     """The slice of a list that --start and --end choose. Raises UserError if it is not within the list's `count`."""
     ends = {"--start": start, "--end": end}
     numbers = [re.fullmatch("[0-9]{1,18}", text) for text in ends.values() if text is not None]

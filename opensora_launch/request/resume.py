@@ -38,7 +38,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 NEW_RUN_FLAGS = (
     "--prompt", "--prompts", "--ref", "--lora", "--image-lora", "--negative-prompt", "--multirun", "--config-dir",
-    "--start", "--end", "--name",
+    "--start", "--end", "--name", "--refine-command",
 )  # fmt: skip
 
 

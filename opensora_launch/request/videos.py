@@ -118,6 +118,7 @@ def _line(prompt: _RequestedPrompt, videos: Sequence[VideoRequest]) -> dict[str,
     line = {"index": prompt.index, "text": entry.text, "refs": list(entry.refs), "source": entry.source}
     line |= {"name": entry.name} if entry.name else {}
     line |= {"refined": entry.refined} if entry.refined else {}
+    line |= {"refined_by": entry.refined_by} if entry.refined_by else {}
     line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
     line |= {"seed": videos[0].seed, "videos": [video.name for video in videos]}
     return line | (_choice_of_point(prompt.number, prompt.point) if prompt.point.swept else {})

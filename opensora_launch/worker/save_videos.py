@@ -66,7 +66,8 @@ def _about(ctx: RankContext, video: VideoRequest) -> dict[str, str]:
         "precision": plan.precision,
         "opensora_launch": plan.version,
     }
-    about = {"title": video.prompt, "description": json.dumps(settings)}
+    settings |= {"refined": video.refined} if video.refined is not None else {}
+    about = {"title": video.prompt, "description": json.dumps(settings, ensure_ascii=False)}
     command = remake_command(ctx.run_dir, video)
     return about | ({"comment": command} if command else {})
 
