@@ -55,6 +55,8 @@ def start_run(kind: LauncherKind, plan: Plan, attempt: AttemptDir, made: Profile
     summary, last = _report(run_dir, since_s) if outcome.code == exit_codes.DONE and run_dir.plan.exists() else ([], [])
     print_lines(map(summary_line, summary))
     print_samples(run_dir, plan)
+    if not plan.videos and code == exit_codes.DONE:
+        last.append(f"these are first frames; the videos: opensora-launch generate --resume {run_dir}")
     print_lines(map(summary_line, [*last, f"run: {run_dir}"]))
     return code
 

@@ -75,6 +75,7 @@ class RecordedVideo:
     cond_type: str
     sheet: str | None = None  # its contact sheet, relative to the run
     failure: str | None = None  # why it could not be made, while others could
+    image: str | None = None  # its first frame that was made by image=, relative to the run
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
     videos, failed = [], failed_videos(folder)
     for video in plan.videos:
         file = sample_file(folder, video.name)
-        sheet = folder.sheet(video.name)
+        sheet, image = folder.sheet(video.name), sample_file(folder.images, video.name) if video.image else None
         videos.append(
             RecordedVideo(
                 video.name,
@@ -183,6 +184,7 @@ def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
                 video.cond_type,
                 f"{folder.samples.name}/{sheet.name}" if file and sheet.exists() else None,
                 failed.get(video.name),
+                str(image.relative_to(folder.path)) if image else None,
             )
         )
     return tuple(videos)

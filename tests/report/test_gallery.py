@@ -1,5 +1,6 @@
 """The videos on the page, in a real browser: by relative paths, loaded when they come near, and missing ones named."""
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -119,3 +120,19 @@ def test_paper_shows_contact_sheets(page: Page, many: RunDir) -> None:
     page.open(many.report_page, media="print")
     assert page.run("[...document.querySelectorAll('.clip video')].filter((v) => v.offsetParent).length") == 0
     wait_for(page, "document.querySelector('.clip .paper').naturalWidth === 144")
+
+
+def test_a_first_frame_is_linked_and_stands_for_a_video_that_is_not_made(page: Page, tmp_path: Path) -> None:
+    plan = a_plan(2, prompts=["rain", "snow"])
+    plan = replace(plan, videos=tuple(replace(video, image=True) for video in plan.videos))
+    run = RunDir(write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"]))
+    for name in ("0000_0", "0001_0"):
+        run.images.samples.mkdir(parents=True, exist_ok=True)
+        save_video(run.images.samples / name, noise(1, 32, 48, 3), 24)
+        run.images.record(name).write_text(json.dumps({"file": f"{name}.png"}))
+    build(run.path)
+    page.open(run.report_page)
+    links = "[...document.querySelectorAll('.clip a')].map((a) => a.getAttribute('href')).join()"
+    assert page.run(links) == "samples/0000_0.mp4,images/samples/0000_0.png,images/samples/0001_0.png"
+    page.run("document.querySelectorAll('.clip')[1].scrollIntoView()")
+    wait_for(page, "document.querySelector('.clip img[src$=\"images/samples/0001_0.png\"]')?.naturalWidth === 48")

@@ -21,8 +21,11 @@ function clip_missing(clip, file) {
 function clip_of(s, r) {
   const file = s.files[0], size = { width: r.work.width_px, height: r.work.height_px };
   const about = t(r.work.num_frames > 1 ? "clip_about" : "image_about", { ...s, size: t("size_px", r.work) });
-  const said = el("figcaption", {}, el("b", {}, s.prompt), el("span", {}, about), file ? el("a", { href: href_of(file) }, file) : null, el("span", { class: "missing", role: "status", hidden: "" }));
-  if (!file) return el("figure", { class: "clip" }, el("div", { class: "none", style: `aspect-ratio:${size.width}/${size.height}` }, `${s.name}: ${s.failure || t("not_made")}`), said);
+  const said = el("figcaption", {}, el("b", {}, s.prompt), el("span", {}, about), file ? el("a", { href: href_of(file) }, file) : null, s.image ? el("a", { href: href_of(s.image) }, t("first_frame")) : null, el("span", { class: "missing", role: "status", hidden: "" }));
+  if (!file) {
+    const why = el("div", { class: "none", style: s.image ? null : `aspect-ratio:${size.width}/${size.height}` }, `${s.name}: ${s.failure || t("not_made")}`);
+    return el("figure", { class: "clip" }, s.image ? el("img", { src: href_of(s.image), loading: "lazy", alt: s.prompt }) : "", why, said);
+  }
   const shape = { ...size, style: `aspect-ratio:${size.width}/${size.height}` };
   const clip = el("figure", { class: "clip", "data-sheet": s.sheet, "data-file": file });
   const fails = { onerror: () => clip_missing(clip, file) };
