@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.plan.plan import Plan, VideoRequest
+from opensora_launch.rundir import RunDir
 from tests.fake_cuda.workers import on_cuda, run_workers, waits
 from tests.worker.plans import small_plan, video
 
@@ -23,6 +24,7 @@ def make(
     """Make the videos of a plan; the bytes of each file, and the ledger of each rank."""
     folder = run_dir / "attempts" / str(attempt)
     folder.mkdir(parents=True)
+    RunDir(run_dir).images.path.mkdir(exist_ok=True)
     for place in (run_dir, folder):
         (place / "plan.json").write_text(json.dumps(asdict(on_cuda(plan) if fake else plan)))
     ledgers = run_workers(plan.machine.ranks, run_dir, ["--attempt", str(folder)], fake=fake, **options)
@@ -56,4 +58,5 @@ def plan_of(
 ) -> Plan:
     """Plan few steps of few frames: one step is like another. No text is remembered from another test."""
     plan = small_plan(ranks, videos or [video(steps=2)], frames=frames, **options)
-    return replace(plan, precision=precision, text_cache=None)
+    images = plan.images and replace(plan.images, precision=precision)
+    return replace(plan, precision=precision, text_cache=None, images=images)

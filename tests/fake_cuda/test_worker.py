@@ -14,6 +14,7 @@ from tests.fake_cuda.making import assert_same, make, on_both, plan_of
 from tests.fake_cuda.workers import run_workers, waits
 from tests.media.clips import noise, write_clip
 from tests.worker.plans import video
+from tests.worker.test_first_frames import TINY_IMAGE
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -119,3 +120,11 @@ def test_previews(tmp_path):
         {"to_frames:"},
         set(),
     ]
+
+
+def test_first_frames(tmp_path):
+    """Two images by two GPUs, then a video from each."""
+    videos = [replace(v, cond_type="i2v_head", image=True) for v in BOTH]
+    on_both(plan_of(2, videos, layout=LayoutConfig(dp=1, ulysses=2), image=TINY_IMAGE), tmp_path)
+    for where in ("cpu", "cuda"):
+        assert len(list((tmp_path / where / "images" / "samples").glob("*.png"))) == 2

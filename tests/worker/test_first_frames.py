@@ -33,8 +33,8 @@ TINY_IMAGE = ImageConfig(
         name="tiny_image",
         init=Init.random,
         mmdit=MmditConfig(
-            in_channels=16, vec_in_dim=24, context_in_dim=32, hidden_size=40, num_heads=2, depth=1,
-            depth_single_blocks=1, axes_dim=[4, 8, 8], guidance_embed=True, fused_qkv=True, use_liger_rope=False,
+            in_channels=16, vec_in_dim=24, context_in_dim=32, hidden_size=32, num_heads=2, depth=1,
+            depth_single_blocks=1, axes_dim=[4, 6, 6], guidance_embed=True, fused_qkv=True, use_liger_rope=False,
             cond_embed=False,
         ),
         vae=VaeConfig(
