@@ -22,7 +22,7 @@ from opensora_launch.model.vae import Autoencoder, decode_latents
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import RunDir, aside
 from opensora_launch.sampling.latents import unpack
-from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 
 SEED, CLIPS, FRAMES, SIDE = 0, 8, 2, 8  # of the latents that the projection is fitted to
 MOST_FRAMES = 4  # of a preview, side by side
@@ -37,13 +37,13 @@ def fit_projection(vae: Autoencoder, cfg: VaeConfig) -> Projection:
     Noise fits better than smooth latents do: measured on clips of the demo model.
     """
     generator = torch.Generator().manual_seed(SEED)
-    latents = torch.randn(CLIPS, cfg.latent_channels, FRAMES, SIDE, SIDE, generator=generator)
+    frames = 1 if cfg.kind is VaeKind.image else FRAMES
+    latents = torch.randn(CLIPS, cfg.latent_channels, frames, SIDE, SIDE, generator=generator)
     pixels = decode_latents(vae, cfg, latents.to(vae.like.device), tiles_of(cfg))
     assert pixels is not None, "all tiles are decoded here"
-    own = (
-        pixels[:, :, :: (pixels.shape[2] - 1) // (FRAMES - 1)].float().cpu()
-    )  # one frame of pixels for each of latents
-    means = functional.adaptive_avg_pool3d(own, (FRAMES, SIDE, SIDE))
+    apart = max(1, (pixels.shape[2] - 1) // max(1, frames - 1))
+    own = pixels[:, :, ::apart].float().cpu()  # one frame of pixels for each of latents
+    means = functional.adaptive_avg_pool3d(own, (frames, SIDE, SIDE))
     colours = means.movedim(1, -1).reshape(-1, 3).double()
     channels = latents.movedim(1, -1).reshape(-1, cfg.latent_channels).double()
     solution: Tensor = torch.linalg.lstsq(functional.pad(channels, (0, 1), value=1.0), colours).solution

@@ -64,12 +64,12 @@ def test_groups_of_ranks_make_images_and_resume_them(tmp_path: Path) -> None:
         folder = tmp_path / str(ranks)
         folder.mkdir()
         prompts = [word for text in ("a cat", "a dog", "a cat") for word in ("--prompt", text)]
-        code, out, err = run_command(
-            folder, "generate", *TINY, *prompts, f"topology=cpu{ranks}", f"layout.dp={ranks}", "text_cache=null"
-        )
+        words = (f"topology=cpu{ranks}", f"layout.dp={ranks}", "text_cache=null", f"preview_every_steps={2 - ranks}")
+        code, out, err = run_command(folder, "generate", *TINY, *prompts, *words)
         assert code == 0, err
         assert out.startswith("making 3 images in ")
         made[ranks] = images(folder)
+    assert len([*tmp_path.glob("1/runs/*/previews/0000_0/step*.png")]) == 1  # not of the last step
     assert sorted(made[2]) == ["0000_0", "0001_0", "0002_0"]
     assert made[2]["0000_0"].shape == (64, 96, 3)
     assert all(np.abs(made[2][name] - made[1][name]).max() <= 1 for name in made[1])
