@@ -109,9 +109,9 @@ def _chosen(start: str | None, end: str | None, count: int) -> range:
     if found and found.stop <= count:
         return found
     said = " ".join(f"{flag} {text}" for flag, text in ends.items() if text is not None)
+    has = f"{count} prompts, numbered from 0 to {count - 1}" if count > 1 else "1 prompt, number 0"
     raise UserError(
-        f"{said}: the list has {count} prompts, numbered from 0 to {count - 1}; --start must be one of these numbers, "
-        f"and --end a larger one, at most {count}"
+        f"{said}: the list has {has}; --start must be the number of a prompt, and --end a larger one, at most {count}"
     )
 
 

@@ -49,6 +49,6 @@ def _key(override: str) -> str:
 
 
 def _decides(override: str) -> bool:
-    """Whether an override decides the video. A group of the user's own may."""
+    """Whether an override decides the video."""
     key = _key(override)
     return key == STORAGE or key.partition(".")[0] in KEYS

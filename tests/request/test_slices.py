@@ -76,7 +76,7 @@ def test_a_slice_outside_of_the_list_is_one_line(
     assert main(["generate", *listed, *ends]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: this run cannot start:",
-        f"  - {' '.join(ends)}: the list has 6 prompts, numbered from 0 to 5; --start must be one of these numbers, "
+        f"  - {' '.join(ends)}: the list has 6 prompts, numbered from 0 to 5; --start must be the number of a prompt, "
         "and --end a larger one, at most 6",
     ]
 
