@@ -17,23 +17,26 @@ def percent(share: float) -> str:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Return the evaluation's figures as a table, one line per kind of condition."""
-    results = figures["results"]
-    drawn, kept = results["judge"], results["vae"]
+    """Return the evaluation's figures as a table, one line per model and kind of condition."""
+    drawn = figures["judge"]
     lines = [
-        "| clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
-        "|---|---|---|---|---|---|---|",
-        f"| true clips, as drawn | {drawn['count']} | | | | {percent(drawn['true_clips_right'])} | |",
-        f"| true clips, encoded and decoded by the VAE | {kept['count']} | | | | {percent(kept['round_trip_right'])} "
-        f"| {kept['round_trip_psnr_db']:.1f} dB (all frames) |",
+        "| model | clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| | true clips, as drawn | {drawn['count']} | | | | {percent(drawn['true_clips_right'])} | |",
     ]
-    for name, row in results.items():
-        if name in ("judge", "vae"):
-            continue
-        shares = " | ".join(percent(row[key]) for key in ("colour", "shape", "direction", "all_three"))
-        mean = row["psnr_mean_db"]
-        psnr = "" if mean is None else f"{mean:.1f} / {row['psnr_worst_db']:.1f} dB"
-        lines.append(f"| {name}, held-out combinations | {row['count']} | {shares} | {psnr} |")
+    for model, rows in figures["models"].items():
+        for name, row in rows.items():
+            if name == "vae":
+                right, psnr = percent(row["round_trip_right"]), f"{row['round_trip_psnr_db']:.1f} dB (all frames)"
+                what = "true clips, encoded and decoded"
+                lines.append(f"| {model} | {what} | {row['count']} | | | | {right} | {psnr} |")
+                continue
+            keys = ("colour", "shape", "direction", "all_three")
+            shares = [percent(row[key]) if key != "direction" or name != "t2i" else "" for key in keys]
+            mean = row["psnr_mean_db"]
+            psnr = "" if mean is None else f"{mean:.1f} / {row['psnr_worst_db']:.1f} dB"
+            what = f"{name}, held-out combinations"
+            lines.append(f"| {model} | {what} | {row['count']} | {' | '.join(shares)} | {psnr} |")
     return "\n".join(lines)
 
 
@@ -67,6 +70,7 @@ def fill(page: Path, name: str, text: str) -> None:
 
 def save_strips(made: Tensor, path: Path) -> None:
     """Save clips [N, 3, T, H, W] in [-1, 1] as one PNG: one strip per clip, with its STRIP_FRAMES."""
-    rows = made[:, :, list(STRIP_FRAMES)].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
+    chosen = [min(frame, made.shape[2] - 1) for frame in STRIP_FRAMES]
+    rows = made[:, :, chosen].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(((rows + 1) * 127.5).round().byte().numpy()).save(path)
