@@ -68,8 +68,15 @@ class Conv(nn.Module):
         self.norm = Rms(outputs) if norm else None
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        out: Tensor = self.conv(x)
+        out = self.conv(x) if x.shape[2] > 1 else self._of_one_frame(x)
         return out if self.norm is None else self.norm(out)
+
+    def _of_one_frame(self, x: Float[Tensor, "B C 1 H W"]) -> Float[Tensor, "B D 1 h w"]:
+        """Convolve with the one tap in time that meets the frame. With all, torch 2.13 errs in bf16 on CPUs with AMX."""
+        conv, middle = self.conv, self.conv.kernel_size[0] // 2
+        strides, padding = conv.stride[1:], conv.padding[1:]
+        out = F.conv2d(x[:, :, 0], conv.weight[:, :, middle], conv.bias, strides, padding, groups=conv.groups)
+        return out[:, :, None]
 
 
 class Residual(nn.Module):
@@ -273,7 +280,7 @@ class Decoder(nn.Module):
 
 
 class VideoDcAe(nn.Module):
-    """Encodes B 3 T H W pixels into B C t h w latents and decodes them; T is 1 or a multiple of 4, H and W of the stride."""
+    """Encodes B 3 T H W pixels into B C t h w latents and back; T is 1 or a multiple of 4, H and W of the stride."""
 
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()

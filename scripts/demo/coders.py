@@ -1,15 +1,17 @@
 """The demo's three autoencoders, as training sees them: clips [B, 3, T, H, W] to latents [B, C, t, h, w] and back."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
+from diffusers import AutoencoderKLHunyuanVideo
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo import clips
+from opensora_launch.model.image_vae import ImageVae
 from opensora_launch.model.video_dc_ae import Conv, VideoDcAe
 from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig, VaeKind
 
@@ -34,6 +36,12 @@ IMAGE: dict[str, Any] = {**CAUSAL, "kind": "image"}
 SMALL = 0.2  # first weight of the DC-AE's norms; with 1, its latents grow without end
 LOG_VARIANCE = -3.0  # of the DC-AE's latents in training: it has no posterior of its own
 SHIPPED = Path(__file__).resolve().parents[2] / "opensora_launch" / "demo" / "ckpts" / "hunyuan_vae.safetensors"
+
+
+def vae_config(config: Mapping[str, Any]) -> VaeConfig:
+    """Return the package's config of an autoencoder."""
+    kind, stages = VaeKind(config.get("kind", "causal")), DcAeConfig(**config.get("dc_ae", {}))
+    return VaeConfig(**{**config, "kind": kind, "dc_ae": stages})
 
 
 class Coder:
@@ -72,7 +80,10 @@ class Causal(Coder):
         torch.manual_seed(7)
         vae = AutoencoderKLHunyuanVideo(**CAUSAL)
         vae.use_framewise_encoding = vae.use_framewise_decoding = False
-        narrow(vae.quant_conv, CAUSAL["latent_channels"])
+        channels = CAUSAL["latent_channels"]
+        with torch.no_grad():
+            vae.quant_conv.weight[channels:] *= 0.1
+            vae.quant_conv.bias[channels:] = -4.0
         self.network, self.frames = vae.bfloat16(), clips.FRAMES
 
     def posterior(self, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,8 +104,7 @@ class DcAe(Coder):
 
     def __init__(self) -> None:
         torch.manual_seed(17)
-        stages = DcAeConfig(**DC_AE["dc_ae"])
-        self.network = VideoDcAe(VaeConfig(VaeKind.dc_ae, stages, latent_channels=DC_AE["latent_channels"])).bfloat16()
+        self.network = VideoDcAe(vae_config(DC_AE)).bfloat16()
         self.frames = clips.FRAMES - 1
         for module in self.network.modules():
             if isinstance(module, Conv) and module.norm is not None:  # of what is added to a residual stream
@@ -111,36 +121,33 @@ class DcAe(Coder):
     def draw(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         return self.mean(clip)
 
+    @cached_property
+    def teacher(self) -> Causal:
+        """Return the shipped VAE, whose latents the encoder learns to make."""
+        vae = Causal()
+        vae.network.load_state_dict(load_file(SHIPPED))
+        return vae
+
 
 class Image(Coder):
-    """A narrow version of Flux's autoencoder, for clips of one frame. It starts as the shipped VAE of a single frame."""
+    """A narrow version of Flux's autoencoder, for clips of one frame. It starts as the shipped VAE of one frame."""
 
     def __init__(self) -> None:
-        blocks = len(IMAGE["block_out_channels"])
-        vae = AutoencoderKL(
-            **{key: value for key, value in IMAGE.items() if key != "kind"},
-            down_block_types=["DownEncoderBlock2D"] * blocks,
-            up_block_types=["UpDecoderBlock2D"] * blocks,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-        vae.load_state_dict(of_one_frame(load_file(SHIPPED)))
+        vae = ImageVae(vae_config(IMAGE))
+        vae.layers.load_state_dict(of_one_frame(load_file(SHIPPED)))
         self.network, self.frames = vae.bfloat16(), 1
 
     def posterior(self, clip: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.network.encode(clip[:, :, 0].bfloat16()).latent_dist
-        return latents.mean.float()[:, :, None], latents.logvar.float()[:, :, None]
+        mean, log_variance = self.network.encode(clip.bfloat16()).float().chunk(2, dim=1)
+        return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:
-        out: Tensor = self.network.decode(latent[:, :, 0].bfloat16()).sample
-        return out.float()[:, :, None]
+        out: Tensor = self.network.decode(latent.bfloat16())
+        return out.float()
 
-
-@torch.no_grad()
-def narrow(last: nn.Module, channels: int) -> None:
-    """Let posteriors start narrow: the layer's outputs after `channels` are their log variances."""
-    last.weight[channels:] *= 0.1  # type: ignore[index, operator]
-    last.bias[channels:] = -4.0  # type: ignore[index, operator]
+    @property
+    def decoder(self) -> list[nn.Module]:
+        return [self.network.layers.decoder]
 
 
 def of_one_frame(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,8 @@ from demo.generate import DEFAULTS, FLOW_SHIFT
 from demo.mmdit import Recipe
 from demo.text import CLIP_TOKENS, T5_TOKENS, TextEncoders
 from demo.training import Schedule
-from opensora_launch.model.image_vae import public_names
+from opensora_launch.model.image_vae import image_vae_names
 from opensora_launch.model.shapes import vae_shapes
-from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig, VaeKind
 from opensora_launch.schema.config import MmditConfig, ModelConfig, TextConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "opensora_launch" / "demo" / "ckpts"
@@ -78,7 +77,6 @@ VIDEO = Model(
     mmdit_file="Open_Sora_v2.safetensors",
     vae_file="hunyuan_vae.safetensors",
 )
-SHIPPED = load_file(FOLDER / VIDEO.mmdit_file)  # the other models start from it
 DC_AE = Model(
     name="demo_dc_ae",
     coder=coders.DcAe,
@@ -88,12 +86,14 @@ DC_AE = Model(
     recipe=Recipe(
         "mmdit",
         mmdit.DC_AE,
-        Schedule(steps=2000, batch=32, peak_rate=1.3e-3, warmup=100),
+        Schedule(steps=600, batch=32, peak_rate=5e-4, warmup=50),
         seed=19,
-        start=mmdit.other_latents(SHIPPED),
+        clips=20,
+        matrix_rate=0.004,
+        start=lambda: mmdit.without_patches(load_file(FOLDER / VIDEO.mmdit_file)),
         keep_text=True,
     ),
-    decoder=Schedule(steps=60, batch=4, peak_rate=5e-4),
+    decoder=Schedule(steps=300, batch=4, peak_rate=1e-3, warmup=20),
     frames=16,
     gates=(Gate("t2v", 5, "all_three", 0.80),),
     mmdit_file="Open_Sora_v2_Video_DC_AE.safetensors",
@@ -110,8 +110,9 @@ IMAGE = Model(
         mmdit.IMAGE,
         Schedule(steps=600, batch=32, peak_rate=5e-4, warmup=50),
         seed=29,
+        clips=20,
         matrix_rate=0.004,
-        start=mmdit.in_flux_layout(SHIPPED, mmdit.IMAGE),
+        start=lambda: mmdit.in_flux_layout(load_file(FOLDER / VIDEO.mmdit_file), mmdit.IMAGE),
         keep_text=True,
     ),
     decoder=Schedule(steps=50, batch=24, peak_rate=5e-4, warmup=10),
@@ -163,9 +164,9 @@ def coder_weights(model: Model, coder: coders.Coder) -> dict[str, Tensor]:
     own = weights(coder.network)
     if model.coder is not coders.Image:
         return own
-    cfg = vae_config(model.coder_config)
-    names, shapes = public_names(cfg), vae_shapes(cfg)
-    return {names[f"layers.{name}"]: x.reshape(shapes[names[f"layers.{name}"]]) for name, x in own.items()}
+    cfg = coders.vae_config(model.coder_config)
+    names, shapes = image_vae_names(cfg), vae_shapes(cfg)
+    return {names[name]: x.reshape(shapes[names[name]]) for name, x in own.items()}
 
 
 def export(
@@ -189,12 +190,6 @@ def export(
     return total_bytes()
 
 
-def vae_config(config: dict[str, Any]) -> VaeConfig:
-    """Return the package's config of an autoencoder."""
-    known = {**config, "kind": VaeKind(config.get("kind", "causal")), "dc_ae": DcAeConfig(**config.get("dc_ae", {}))}
-    return VaeConfig(**known)
-
-
 def model_config(model: Model = VIDEO) -> ModelConfig:
     """Return the package's config of the model's files."""
     config = json.loads(model.config_path.read_text())
@@ -205,6 +200,6 @@ def model_config(model: Model = VIDEO) -> ModelConfig:
         mmdit_file=config["mmdit_file"],
         vae_file=config["vae_file"],
         mmdit=MmditConfig(**config["mmdit"]),
-        vae=vae_config(config["vae"]),
+        vae=coders.vae_config(config["vae"]),
         text=TextConfig(**config["text"]),
     )

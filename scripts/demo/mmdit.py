@@ -4,7 +4,7 @@ Shapes: B clips, C latent channels, T latent frames, h = w latents, S video toke
 h = w = 8 and p = 2; with the DC-AE, T = 4, h = w = 4 and p = 1; an image has T = 1, h = w = 8 and p = 2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,6 @@ IMAGE: dict[str, Any] = {
     "fused_qkv": True,
     "use_liger_rope": False,
 }
-CLIPS_PER_COMBINATION = 60
 AVERAGE = 0.995
 DROP_TEXT = 0.12
 CONDITIONS = {"t2v": 0.5, "i2v_head": 0.26, "i2v_tail": 0.12, "i2v_loop": 0.12}
@@ -64,9 +63,10 @@ class Recipe:
     config: dict[str, Any]
     schedule: Schedule
     seed: int = 9
+    clips: int = 60  # per combination
     conditions: Mapping[str, float] = field(default_factory=lambda: CONDITIONS)  # kinds and their shares
     matrix_rate: float = 0.012
-    start: Mapping[str, Tensor] = field(default_factory=dict)  # the first values of these weights
+    start: Callable[[], Mapping[str, Tensor]] = dict  # gives the first values of these weights
     keep_text: bool = False  # the encoders stay as they are
 
 
@@ -95,15 +95,15 @@ class Latents:
 
 
 @torch.no_grad()
-def encode_clips(coder: Coder, path: Path, log: Log) -> Latents:
-    """Encode CLIPS_PER_COMBINATION clips of every trained combination once, and keep them in a file."""
+def encode_clips(coder: Coder, count: int, path: Path, log: Log) -> Latents:
+    """Encode `count` clips of every trained combination once, and keep them in a file."""
     if path.exists():
         saved = torch.load(path)
         combos = [clips.Combination(*words) for words in saved["combos"]]
         return Latents(saved["video"], saved["first"], saved["last"], combos, LatentScale(*saved["scale"]))
     scale = measure_scale(coder)
     generator = torch.Generator().manual_seed(2)
-    combos = list(clips.TRAINED) * CLIPS_PER_COMBINATION
+    combos = list(clips.TRAINED) * count
     parts: dict[str, list[Tensor]] = {"video": [], "first": [], "last": []}
     for begin in range(0, len(combos), 8):
         part = combos[begin : begin + 8]
@@ -130,17 +130,18 @@ def build_mmdit(recipe: Recipe) -> MMDiT:
             else:
                 nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    mmdit.load_state_dict({**mmdit.state_dict(), **recipe.start})
+    mmdit.load_state_dict({**mmdit.state_dict(), **recipe.start()})
     return mmdit.bfloat16()
 
 
-def other_latents(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of an MMDiT that do not depend on its latents."""
-    return {k: v for k, v in tensors.items() if not k.startswith(("img_in.", "cond_in.", "final_layer.linear."))}
+def without_patches(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an MMDiT's weights for tokens of one latent: the four equal channels of a token's mask become one."""
+    mask, given = tensors["cond_in.weight"].tensor_split([4], dim=1)
+    return {**tensors, "cond_in.weight": torch.cat([mask.sum(1, keepdim=True), given], dim=1)}
 
 
 def in_flux_layout(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the demo's weights, of its first blocks, as Flux's layout has them: without conditions, fused, pairs 2k, 2k + 1."""
+    """Return the weights of the demo's first blocks in Flux's layout: no conditions, q, k and v fused, other pairs."""
     size = config["hidden_size"] // config["num_heads"]
     pairs = torch.arange(size).unflatten(0, (2, -1)).T.flatten()  # from channels d, d + half a head
     out: dict[str, Tensor] = {}

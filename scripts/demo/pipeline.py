@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from demo import files
+from demo import clips, files
 from demo.generate import load
 from demo.mmdit import encode_clips, train_mmdit
 from demo.score import Score, score
 from demo.text import shipped_text_encoders, train_text
 from demo.training import Log, StageFailed, gate
-from demo.vae import train_coder, train_decoder
+from demo.vae import check_coder, train_coder, train_decoder
 
 STAGES = ("vae", "text", "latents", "mmdit", "decoder", "export")
 
@@ -29,7 +29,9 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     log = Log(folder / "log.jsonl")
     last = max(STAGES.index(stage) for stage in stages)
     coder, recipe, decoder = model.coder(), model.recipe, model.decoder
-    train_coder(coder, model.coder_stages, model.coder_name, folder, log)
+    train_coder(coder, model.coder_stages, folder, log)
+    if model.frames != clips.FRAMES - 1:  # the DC-AE's decoder learns last
+        check_coder(coder, model.coder_name, log)
     if last < STAGES.index("text"):
         return
     shipped = recipe.keep_text
@@ -37,9 +39,10 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     encoders = encoders or train_text(folder, log)
     if last < STAGES.index("latents"):
         return
-    latents = encode_clips(coder, folder / "latents.pt", log)
+    latents = encode_clips(coder, recipe.clips, folder / "latents.pt", log)
     if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
         train_decoder(coder, model.coder_name, folder, log, decoder)
+        check_coder(coder, model.coder_name, log)
         return
     if last < STAGES.index("mmdit"):
         return
@@ -50,6 +53,7 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     if last < STAGES.index("decoder"):
         return
     train_decoder(coder, model.coder_name, folder, log, decoder)
+    check_coder(coder, model.coder_name, log)
     if last < STAGES.index("export"):
         return
     size = files.export(model, mmdit, coder, encoders, latents.scale)

@@ -1,6 +1,6 @@
 """Train the demo's autoencoders, narrow versions of the public classes: the VAE on images, then 5 frames, then 17."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,22 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from demo import clips, judge
-from demo.coders import Coder
+from demo.coders import Coder, DcAe
 from demo.training import Learner, Log, Schedule, Stage, gate, run_stage
+from opensora_launch.model.folding import fold
 
-Stages = dict[str, tuple[int, int, Schedule]]  # frames, side in pixels of the cut-out around the shape, schedule
-STAGES: Stages = {
-    "vae_images": (1, 64, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
-    "vae_5_frames": (5, 32, Schedule(steps=350, batch=16, peak_rate=2e-3)),
-    "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
-    "vae_17_frames_whole": (17, 64, Schedule(steps=800, batch=4, peak_rate=1e-3)),
-}
-DC_AE_STAGES: Stages = {
-    "dc_ae_4_frames": (4, 64, Schedule(steps=300, batch=8, peak_rate=1e-3)),
-    "dc_ae_16_frames": (16, 32, Schedule(steps=350, batch=8, peak_rate=1e-3)),
-    "dc_ae_16_frames_whole": (16, 64, Schedule(steps=350, batch=4, peak_rate=8e-4)),
-}
-IMAGE_STAGES: Stages = {"flux_ae": (1, 64, Schedule(steps=250, batch=24, peak_rate=1e-3, warmup=20))}
 DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder is fixed, so latents do not change
 KL_WEIGHT = 1e-4
 BALANCE_WEIGHT = 0.03  # see imbalance()
@@ -78,7 +66,7 @@ def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -
     return Batch(cut[:, :3], cut[:, 3:], weight)
 
 
-def batch_loss(coder: Coder, frames: int, side: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+def batch_loss(coder: Coder, count: int, generator: torch.Generator, *, frames: int, side: int) -> dict[str, Tensor]:
     """Return the reconstruction loss of newly drawn clips plus the KL term."""
     batch = draw_batch(frames, side, count, generator)
     mean, logvar = coder.posterior(batch.clip)
@@ -98,6 +86,20 @@ def batch_loss(coder: Coder, frames: int, side: int, count: int, generator: torc
         "posterior_std": (0.5 * logvar).exp().mean().detach(),
         "latent_std": mean.std().detach(),
     }
+
+
+def imitation_loss(coder: DcAe, count: int, generator: torch.Generator, *, side: int) -> dict[str, Tensor]:
+    """Return the error of the latents, of 16 frames and of the first one alone, against those of the shipped VAE.
+
+    The VAE has a frame more before them, and its 2 x 2 latents are one here. So the shipped MMDiT knows these latents.
+    """
+    clip = draw_batch(clips.FRAMES, side, count, generator).clip
+    first = clip[:, :, 1:2]
+    with torch.no_grad():
+        wanted = fold(torch.cat([coder.teacher.mean(first), coder.teacher.mean(clip)[:, :, 1:]], dim=2), 1)
+    got = torch.cat([coder.mean(first), coder.mean(clip[:, :, 1:])], dim=2)
+    loss = (got - wanted).square().mean() / wanted.var()
+    return {"loss": loss}
 
 
 def decoder_loss(coder: Coder, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -187,22 +189,37 @@ def inflate(network: nn.Module) -> None:
             module.weight[:, :, -1] = whole
 
 
-def train_coder(coder: Coder, stages: Stages, name: str, folder: Path, log: Log) -> None:
-    """Run the autoencoder's stages and the gate."""
-    for part, (frames, side, schedule) in stages.items():
-        if part == "vae_5_frames":
+Loss = Callable[..., dict[str, Tensor]]  # of the coder, the batch's size and a generator
+Stages = Mapping[str, tuple[Loss, Schedule]]
+STAGES: Stages = {
+    "vae_images": (partial(batch_loss, frames=1, side=64), Schedule(steps=1000, batch=32, peak_rate=2e-3)),
+    "vae_5_frames": (partial(batch_loss, frames=5, side=32), Schedule(steps=350, batch=16, peak_rate=2e-3)),
+    "vae_17_frames": (partial(batch_loss, frames=17, side=32), Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
+    "vae_17_frames_whole": (partial(batch_loss, frames=17, side=64), Schedule(steps=800, batch=4, peak_rate=1e-3)),
+}
+DC_AE_STAGES: Stages = {
+    "dc_ae_4_frames": (partial(batch_loss, frames=4, side=64), Schedule(steps=300, batch=8, peak_rate=1e-3)),
+    "dc_ae_imitation": (partial(imitation_loss, side=32), Schedule(steps=200, batch=8, peak_rate=1.5e-3, warmup=20)),
+    "dc_ae_imitation_whole": (partial(imitation_loss, side=64), Schedule(steps=60, batch=4, peak_rate=1e-3, warmup=10)),
+}
+IMAGE_STAGES: Stages = {
+    "flux_ae": (partial(batch_loss, frames=1, side=64), Schedule(steps=400, batch=24, peak_rate=1e-3, warmup=20))
+}
+
+
+def train_coder(coder: Coder, stages: Stages, folder: Path, log: Log) -> None:
+    """Run the autoencoder's stages."""
+    for name, (loss, schedule) in stages.items():
+        if name == "vae_5_frames":
             inflate(coder.network)
         learner = Learner([coder.network])  # starts from the weights of the previous stage
-        stage = Stage(part, folder, schedule)
-        run_stage(stage, learner, partial(batch_loss, coder, frames, side, schedule.batch), log)
-    check_coder(coder, name, log)
+        run_stage(Stage(name, folder, schedule), learner, partial(loss, coder, schedule.batch), log)
 
 
 def train_decoder(coder: Coder, name: str, folder: Path, log: Log, schedule: Schedule = DECODER) -> None:
     """Train only the decoder further, so that the latents that the MMDiT learns from do not change."""
     stage = Stage(f"{name}_decoder", folder, schedule)
     run_stage(stage, Learner(coder.decoder), partial(decoder_loss, coder, schedule.batch), log)
-    check_coder(coder, name, log)
 
 
 def check_coder(coder: Coder, name: str, log: Log) -> None:

@@ -14,7 +14,7 @@ from opensora_launch.media.video import save_png
 from opensora_launch.model.shapes import config_problems, vae_shapes
 from opensora_launch.model.tiles import Tiles, decode_grid, encode_grid, tiles_of
 from opensora_launch.model.vae import decode_latents, empty_vae, encode_pixels, load_vae, posterior_sample
-from opensora_launch.model.video_dc_ae import Rms
+from opensora_launch.model.video_dc_ae import Conv, Rms
 from opensora_launch.plan.geometry import geometry_problems
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
@@ -59,6 +59,17 @@ def test_it_is_the_references(name: str) -> None:
 @pytest.mark.parametrize("cfg", [CFG, FIVE, FOUR, OPEN_SORA_2_DC_AE.vae], ids=["tiny", "five", "four", "public"])
 def test_shapes_are_the_modules(cfg: VaeConfig) -> None:
     assert {name: tuple(x.shape) for name, x in empty_vae(cfg).state_dict().items()} == vae_shapes(cfg)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_one_frame_meets_the_middle_tap(dtype: torch.dtype, stride: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    conv, x = Conv(3, 16, stride=stride), torch.randn(8, 3, 1, 16, 16).to(dtype)
+    wanted = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 1, 1))  # a frame more on both sides, of zeros
+    wanted = torch.nn.functional.conv3d(wanted, conv.conv.weight, conv.conv.bias, stride, (0, 1, 1))
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(conv.to(dtype)(x).float(), wanted, **close)
 
 
 @pytest.mark.parametrize(("cfg", "stride"), [(FIVE, 16), (FOUR, 8)])
