@@ -72,7 +72,7 @@ class Conv(nn.Module):
         return out if self.norm is None else self.norm(out)
 
     def _of_one_frame(self, x: Float[Tensor, "B C 1 H W"]) -> Float[Tensor, "B D 1 h w"]:
-        """Convolve with the one tap in time that meets the frame. With all, torch 2.13 errs in bf16 on CPUs with AMX."""
+        """Convolve with the one tap in time that meets the frame. With all, torch 2.13 errs in bf16 on AMX CPUs."""
         conv, middle = self.conv, self.conv.kernel_size[0] // 2
         strides, padding = conv.stride[1:], conv.padding[1:]
         out = F.conv2d(x[:, :, 0], conv.weight[:, :, middle], conv.bias, strides, padding, groups=conv.groups)

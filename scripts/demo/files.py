@@ -43,7 +43,7 @@ class Model:
     coder_config: dict[str, Any]
     coder_stages: vae.Stages
     recipe: Recipe
-    decoder: Schedule
+    decoder_stages: vae.Stages
     frames: int
     gates: tuple[Gate, ...]
     mmdit_file: str
@@ -67,7 +67,7 @@ VIDEO = Model(
     coder_config=coders.CAUSAL,
     coder_stages=vae.STAGES,
     recipe=mmdit.RECIPE,
-    decoder=vae.DECODER,
+    decoder_stages=vae.DECODER,
     frames=17,
     gates=(
         Gate("t2v", 5, "all_three", 0.90),
@@ -93,7 +93,7 @@ DC_AE = Model(
         start=lambda: mmdit.without_patches(load_file(FOLDER / VIDEO.mmdit_file)),
         keep_text=True,
     ),
-    decoder=Schedule(steps=300, batch=4, peak_rate=1e-3, warmup=20),
+    decoder_stages=vae.DC_AE_DECODER,
     frames=16,
     gates=(Gate("t2v", 5, "all_three", 0.80),),
     mmdit_file="Open_Sora_v2_Video_DC_AE.safetensors",
@@ -115,7 +115,7 @@ IMAGE = Model(
         start=lambda: mmdit.in_flux_layout(load_file(FOLDER / VIDEO.mmdit_file), mmdit.IMAGE),
         keep_text=True,
     ),
-    decoder=Schedule(steps=50, batch=24, peak_rate=5e-4, warmup=10),
+    decoder_stages=vae.IMAGE_DECODER,
     frames=1,
     gates=(
         Gate("t2i", 5, "all_three", 0.90),

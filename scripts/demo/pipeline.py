@@ -14,7 +14,7 @@ from demo.mmdit import encode_clips, train_mmdit
 from demo.score import Score, score
 from demo.text import shipped_text_encoders, train_text
 from demo.training import Log, StageFailed, gate
-from demo.vae import check_coder, train_coder, train_decoder
+from demo.vae import check_coder, train_coder
 
 STAGES = ("vae", "text", "latents", "mmdit", "decoder", "export")
 
@@ -28,8 +28,8 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder / "log.jsonl")
     last = max(STAGES.index(stage) for stage in stages)
-    coder, recipe, decoder = model.coder(), model.recipe, model.decoder
-    train_coder(coder, model.coder_stages, folder, log)
+    coder, recipe, decoder = model.coder(), model.recipe, model.decoder_stages
+    train_coder(coder, [coder.network], model.coder_stages, folder, log)
     if model.frames != clips.FRAMES - 1:  # the DC-AE's decoder learns last
         check_coder(coder, model.coder_name, log)
     if last < STAGES.index("text"):
@@ -41,18 +41,18 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
         return
     latents = encode_clips(coder, recipe.clips, folder / "latents.pt", log)
     if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
-        train_decoder(coder, model.coder_name, folder, log, decoder)
+        train_coder(coder, coder.decoder, decoder, folder, log)
         check_coder(coder, model.coder_name, log)
         return
     if last < STAGES.index("mmdit"):
         return
     if stages == ["export"]:
         recipe = replace(recipe, schedule=replace(recipe.schedule, steps=0))
-        decoder = replace(decoder, steps=0)
+        decoder = {name: (loss, replace(schedule, steps=0)) for name, (loss, schedule) in decoder.items()}
     mmdit = train_mmdit(folder, log, encoders, latents, recipe)
     if last < STAGES.index("decoder"):
         return
-    train_decoder(coder, model.coder_name, folder, log, decoder)
+    train_coder(coder, coder.decoder, decoder, folder, log)
     check_coder(coder, model.coder_name, log)
     if last < STAGES.index("export"):
         return

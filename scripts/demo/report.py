@@ -43,10 +43,12 @@ def table(figures: Mapping[str, Any]) -> str:
 def training_table(log: Path) -> str:
     """Return steps, last loss and CPU minutes of every stage, and its gates, from the training's log."""
     stages: dict[str, dict[str, Any]] = {}
-    gates, before = [], 0.0
+    gates, before = list[str](), dict[int | None, float]()
     for record in map(json.loads, log.read_text().splitlines()):
-        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # smaller: a new process
-        before = record["cpu_s"]
+        process, total = record.get("process"), record["cpu_s"]
+        known = before.get(process, 0.0)
+        spent = total - known if total >= known else total  # smaller: a new process
+        before[process] = total
         stage = stages.setdefault(record["stage"], {"cpu_s": 0.0, "steps": 0, "loss": None})
         stage["cpu_s"] += spent
         if "loss" in record:

@@ -13,7 +13,6 @@ from demo.coders import Coder, DcAe
 from demo.training import Learner, Log, Schedule, Stage, gate, run_stage
 from opensora_launch.model.folding import fold
 
-DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder is fixed, so latents do not change
 KL_WEIGHT = 1e-4
 BALANCE_WEIGHT = 0.03  # see imbalance()
 LATENT_NOISE = 0.1  # deviation of the noise on latents in training, so that near latents decode alike
@@ -102,9 +101,9 @@ def imitation_loss(coder: DcAe, count: int, generator: torch.Generator, *, side:
     return {"loss": loss}
 
 
-def decoder_loss(coder: Coder, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+def decoder_loss(coder: Coder, count: int, generator: torch.Generator, *, side: int = clips.SIDE) -> dict[str, Tensor]:
     """Return the reconstruction loss from slightly noisy latents of whole clips; some ends are frames encoded alone."""
-    batch = draw_batch(coder.frames, clips.SIDE, count, generator)
+    batch = draw_batch(coder.frames, side, count, generator)
     with torch.no_grad():
         latent = coder.mean(batch.clip)
         if coder.frames > 1:
@@ -199,27 +198,29 @@ STAGES: Stages = {
 }
 DC_AE_STAGES: Stages = {
     "dc_ae_4_frames": (partial(batch_loss, frames=4, side=64), Schedule(steps=300, batch=8, peak_rate=1e-3)),
-    "dc_ae_imitation": (partial(imitation_loss, side=32), Schedule(steps=200, batch=8, peak_rate=1.5e-3, warmup=20)),
-    "dc_ae_imitation_whole": (partial(imitation_loss, side=64), Schedule(steps=60, batch=4, peak_rate=1e-3, warmup=10)),
+    "dc_ae_imitation": (partial(imitation_loss, side=32), Schedule(steps=140, batch=8, peak_rate=1.5e-3, warmup=20)),
+    "dc_ae_imitation_whole": (partial(imitation_loss, side=64), Schedule(steps=30, batch=4, peak_rate=1e-3, warmup=10)),
 }
 IMAGE_STAGES: Stages = {
     "flux_ae": (partial(batch_loss, frames=1, side=64), Schedule(steps=400, batch=24, peak_rate=1e-3, warmup=20))
 }
 
 
-def train_coder(coder: Coder, stages: Stages, folder: Path, log: Log) -> None:
-    """Run the autoencoder's stages."""
+DECODER: Stages = {"vae_decoder": (decoder_loss, Schedule(steps=200, batch=4, peak_rate=8e-4))}
+DC_AE_DECODER: Stages = {
+    "dc_ae_decoder": (partial(decoder_loss, side=32), Schedule(steps=150, batch=8, peak_rate=1e-3, warmup=20)),
+    "dc_ae_decoder_whole": (decoder_loss, Schedule(steps=80, batch=4, peak_rate=8e-4, warmup=20)),
+}
+IMAGE_DECODER: Stages = {"flux_ae_decoder": (decoder_loss, Schedule(steps=50, batch=24, peak_rate=5e-4, warmup=10))}
+
+
+def train_coder(coder: Coder, parts: Sequence[nn.Module], stages: Stages, folder: Path, log: Log) -> None:
+    """Run stages in which these parts of the autoencoder learn: all of it, or its decoder, which changes no latents."""
     for name, (loss, schedule) in stages.items():
         if name == "vae_5_frames":
             inflate(coder.network)
-        learner = Learner([coder.network])  # starts from the weights of the previous stage
+        learner = Learner(parts)  # starts from the weights of the previous stage
         run_stage(Stage(name, folder, schedule), learner, partial(loss, coder, schedule.batch), log)
-
-
-def train_decoder(coder: Coder, name: str, folder: Path, log: Log, schedule: Schedule = DECODER) -> None:
-    """Train only the decoder further, so that the latents that the MMDiT learns from do not change."""
-    stage = Stage(f"{name}_decoder", folder, schedule)
-    run_stage(stage, Learner(coder.decoder), partial(decoder_loss, coder, schedule.batch), log)
 
 
 def check_coder(coder: Coder, name: str, log: Log) -> None:
