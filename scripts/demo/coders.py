@@ -47,7 +47,7 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
 class Coder:
     """An autoencoder in bf16 whose clips have `frames` frames."""
 
-    network: nn.Module
+    network: Any  # nn.Module
     frames: int
 
     def posterior(self, clip: Tensor) -> tuple[Tensor, Tensor]:

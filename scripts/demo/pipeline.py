@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from demo import clips, files
+from demo import files
 from demo.generate import load
 from demo.mmdit import encode_clips, train_mmdit
 from demo.score import Score, score
@@ -30,20 +30,21 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     last = max(STAGES.index(stage) for stage in stages)
     coder, recipe, decoder = model.coder(), model.recipe, model.decoder_stages
     train_coder(coder, [coder.network], model.coder_stages, folder, log)
-    if model.frames != clips.FRAMES - 1:  # the DC-AE's decoder learns last
+    if model is not files.DC_AE:  # its decoder learns last
         check_coder(coder, model.coder_name, log)
     if last < STAGES.index("text"):
         return
-    shipped = recipe.keep_text
-    encoders = shipped_text_encoders(files.FOLDER / files.T5, files.FOLDER / files.CLIP) if shipped else None
-    encoders = encoders or train_text(folder, log)
-    if last < STAGES.index("latents"):
-        return
-    latents = encode_clips(coder, recipe.clips, folder / "latents.pt", log)
     if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
         train_coder(coder, coder.decoder, decoder, folder, log)
         check_coder(coder, model.coder_name, log)
         return
+    if recipe.keep_text:
+        encoders = shipped_text_encoders(files.FOLDER / files.T5, files.FOLDER / files.CLIP)
+    else:
+        encoders = train_text(folder, log)
+    if last < STAGES.index("latents"):
+        return
+    latents = encode_clips(coder, recipe.clips, folder / "latents.pt", log)
     if last < STAGES.index("mmdit"):
         return
     if stages == ["export"]:
