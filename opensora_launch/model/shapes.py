@@ -11,7 +11,6 @@ from opensora_launch.schema.config import MmditConfig, ModelConfig
 from opensora_launch.schema.model_constants import (
     DC_AE_CONV_STAGES,
     DC_AE_HEAD,
-    DC_AE_STAGES,
     DC_AE_WIDENED,
     TIME_CHANNELS,
 )
@@ -246,12 +245,12 @@ def _block_problems(cfg: VaeConfig) -> Iterator[str]:
 
 def _dc_ae_problems(cfg: VaeConfig) -> Iterator[str]:
     stages, widths, latent = cfg.dc_ae, cfg.dc_ae.widths, cfg.latent_channels
-    counts = {"widths": widths, "encoder_depths": stages.encoder_depths, "decoder_depths": stages.decoder_depths}
-    for name, values in counts.items():
-        if len(values) != DC_AE_STAGES or min(values) < 1:
-            yield f"model.vae.dc_ae.{name}={values} must have {DC_AE_STAGES} entries of at least 1"
-    if len(widths) != DC_AE_STAGES or min(widths) < 1:
+    if len(widths) < 3 or min(widths) < 1:
+        yield f"model.vae.dc_ae.widths={widths} must have 3 or more entries of at least 1"
         return
+    for name, values in {"encoder_depths": stages.encoder_depths, "decoder_depths": stages.decoder_depths}.items():
+        if len(values) != len(widths) or min(values) < 1:
+            yield f"model.vae.dc_ae.{name}={values} must have {len(widths)} entries of at least 1, as widths has"
     if odd := sorted({w for w in widths[DC_AE_CONV_STAGES:] if w % DC_AE_HEAD}):
         yield f"model.vae.dc_ae.widths={widths}: {odd} are not multiples of {DC_AE_HEAD}, the size of a head"
     if widths[-1] % latent:

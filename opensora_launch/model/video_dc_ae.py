@@ -2,6 +2,8 @@
 
     B videos   C channels   T frames   H height   W width, all at the level of the layer
 
+Space is halved between two stages: 32 by the public model's six stages, less by a model with fewer.
+
 It is neither causal nor random: convolutions look to both sides in time, and a video has one latent. A single frame
 stays a single frame. Attention is linear in the number of positions, and global within a tile, so memory grows with a
 tile alone (hpcaitech/Open-Sora, models/dc_ae; Chen et al. 2024, https://arxiv.org/abs/2410.10733).
@@ -19,7 +21,6 @@ from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig
 from opensora_launch.schema.model_constants import (
     DC_AE_CONV_STAGES,
     DC_AE_HEAD,
-    DC_AE_TIME_STAGES,
     DC_AE_WIDENED,
 )
 
@@ -67,8 +68,15 @@ class Conv(nn.Module):
         self.norm = Rms(outputs) if norm else None
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        out: Tensor = self.conv(x)
+        out = self.conv(x) if x.shape[2] > 1 else self._of_one_frame(x)
         return out if self.norm is None else self.norm(out)
+
+    def _of_one_frame(self, x: Float[Tensor, "B C 1 H W"]) -> Float[Tensor, "B D 1 h w"]:
+        """Convolve with the one tap in time that meets the frame. With all, torch 2.13 errs in bf16 on AMX CPUs."""
+        conv, middle = self.conv, self.conv.kernel_size[0] // 2
+        strides, padding = conv.stride[1:], conv.padding[1:]
+        out = F.conv2d(x[:, :, 0], conv.weight[:, :, middle], conv.bias, strides, padding, groups=conv.groups)
+        return out[:, :, None]
 
 
 class Residual(nn.Module):
@@ -238,7 +246,7 @@ class Encoder(nn.Module):
             _blocks(i, width, depth) for i, (width, depth) in enumerate(zip(widths, cfg.encoder_depths, strict=True))
         ]
         for i, (width, smaller) in enumerate(pairwise(widths)):
-            stages[i].append(Down(width, smaller, i in DC_AE_TIME_STAGES))
+            stages[i].append(Down(width, smaller, cfg.halves_time(i)))
         self.stages = nn.ModuleList(map(DcAeStage, stages))
         self.project_out = ToLatent(widths[-1], latent)
 
@@ -259,7 +267,7 @@ class Decoder(nn.Module):
             _blocks(i, width, depth) for i, (width, depth) in enumerate(zip(widths, cfg.decoder_depths, strict=True))
         ]
         for i, (width, smaller) in enumerate(pairwise(widths)):
-            stages[i].insert(0, Up(smaller, width, i in DC_AE_TIME_STAGES))
+            stages[i].insert(0, Up(smaller, width, cfg.halves_time(i)))
         self.stages = nn.ModuleList(map(DcAeStage, stages))
         self.project_out = ToPixels(widths[0], pixels)
 
@@ -272,7 +280,7 @@ class Decoder(nn.Module):
 
 
 class VideoDcAe(nn.Module):
-    """Encodes B 3 T H W pixels into B C t h w latents and decodes them; T is 1 or a multiple of 4, H and W of 32."""
+    """Encodes B 3 T H W pixels into B C t h w latents and back; T is 1 or a multiple of 4, H and W of the stride."""
 
     def __init__(self, cfg: VaeConfig) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from opensora_launch.schema.settings import key, settings
 
 class VaeKind(StrEnum):
     causal = "causal"  # Hunyuan's: 8 in space, 4 in time, of which the first frame is a latent of its own
-    dc_ae = "dc_ae"  # the high-compression one: 32 in space, 4 in time
+    dc_ae = "dc_ae"  # the high-compression one: 32 in space (2 between two stages), 4 in time
     image = "image"  # Flux's: 8 in space, for one frame
 
 
@@ -19,6 +19,10 @@ class DcAeConfig:
     widths: list[int] = key([128, 256, 512, 512, 1024, 1024], "channels of each stage")
     encoder_depths: list[int] = key([2, 2, 2, 3, 3, 3], "blocks of each stage of the encoder")
     decoder_depths: list[int] = key([3, 3, 3, 3, 3, 3], "blocks of each stage of the decoder")
+
+    def halves_time(self, stage: int) -> bool:
+        """Whether the step between this stage and the next one halves time too: the last two do; all halve space."""
+        return stage >= len(self.widths) - 3
 
 
 @settings
@@ -47,7 +51,7 @@ class VaeConfig:
     @property
     def stride_px(self) -> int:
         """Pixels per latent."""
-        return 32 if self.kind is VaeKind.dc_ae else 8
+        return 2 ** (len(self.dc_ae.widths) - 1) if self.kind is VaeKind.dc_ae else 8
 
     @property
     def stride_frames(self) -> int:

@@ -4,8 +4,6 @@ TIME_CHANNELS = 256  # channels of the timestep embedding
 # rows x tokens that a block widens at once: a few hundred MB of activations, and products large enough for any GPU
 TOKENS_AT_ONCE = 8192
 VAE_CHUNK_NUMBERS = 2**27  # numbers in the input or output of a VAE layer that are processed at once
-DC_AE_STAGES = 6  # of the Video DC-AE; space is halved between them
-# Counted from the pixels: so many of them convolve (the others attend), and these halve time.
-DC_AE_CONV_STAGES, DC_AE_TIME_STAGES = 3, (3, 4)
+DC_AE_CONV_STAGES = 3  # stages of the Video DC-AE that convolve, counted from the pixels; the others attend
 DC_AE_HEAD = 32  # channels of an attention head
 DC_AE_WIDENED = 4  # the factor by which a gated convolution widens its channels

@@ -1,6 +1,6 @@
 """Generate clips on one rank with the package's own networks, noise, times, guidance and loop.
 
-Shapes: V videos, C latent channels, T latent frames, H = W = 64 pixels.
+Shapes: V videos, C latent channels, T latent frames, H = W = 64 pixels. An image is a video of one frame.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,16 @@ from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
 from opensora_launch.model.tiles import tiles_of
 from opensora_launch.model.weights import read_tensors
+from opensora_launch.plan.geometry import geometry_of
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
 from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
-from opensora_launch.schema.config import ModelConfig
+from opensora_launch.schema.config import ModelConfig, VideoConfig
 
 CPU = torch.device("cpu")
 POSTERIOR_SEED = 1
-LATENT_FRAMES = (clips.FRAMES - 1) // 4 + 1
-LATENT_SIDE = clips.SIDE // 8
 FLOW_SHIFT = 0.6  # faint colours are settled late: half of the steps are below t = 0.375
 
 
@@ -81,23 +80,26 @@ def decode(networks: Networks, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance = DEFAULTS) -> Tensor:
-    """Generate clips [V, 3, 17, H, W] in [-1, 1] as one batch; the requests share one condition type."""
+    """Generate clips [V, 3, frames, H, W] in [-1, 1] as one batch; the requests share one condition type."""
     kind = requests[0].cond_type
     assert all(request.cond_type == kind for request in requests), "one condition type a batch"
-    patch = networks.config.mmdit.patch_size
-    side = LATENT_SIDE // patch
-    shape = (networks.config.vae.latent_channels, LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE)
+    config, patch = networks.config, networks.config.mmdit.patch_size
+    video = VideoConfig(None, height_px=clips.SIDE, width_px=clips.SIDE, num_frames=config.trained_frames)
+    size = geometry_of(video, config)
+    frames, height, width = size.latent_frames, size.latent_height, size.latent_width
+    shape = (config.vae.latent_channels, frames, height, width)
     noise = draw_noise([r.seed for r in requests], shape, device=CPU, dtype=torch.float32)
     refs = [[encode(networks, image[None, :, None])[0] for image in r.images] for r in requests]
     conds = torch.stack([pack_condition(*condition(kind, ref, noise[0]), patch) for ref in refs])
-    text = networks.text.encode([*(with_suffixes(r.prompt, 24, "4") for r in requests), ""])
+    of_video = config.trained_frames > 1
+    text = networks.text.encode([*(with_suffixes(r.prompt, 24, "4") if of_video else r.prompt for r in requests), ""])
     negative = (text.t5[-1], text.clip[-1])
     branches = [
         ((text.t5[i], text.clip[i], cond), (*negative, cond), (*negative, torch.zeros_like(cond)))
         for i, cond in enumerate(conds)
     ]
-    equal = [equal_inputs(of_video) for of_video in branches]
-    ids = position_ids(LATENT_FRAMES, side, side, CPU)
+    equal = [equal_inputs(each) for each in branches]
+    ids = position_ids(frames, height // patch, width // patch, CPU)
 
     def predict(step: int, latents: Tensor, t: float, rows: Sequence[StepRow]) -> Tensor:
         count = len(rows)
@@ -109,14 +111,14 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
             txt_ids=torch.zeros(count, texts.shape[1], 3),
             timesteps=torch.full((count,), t),
             y_vec=vectors,
-            cond=given,
+            cond=given if config.mmdit.cond_embed else None,
         )
         return out.float()
 
-    times = timesteps(guidance.num_steps, side**2, LATENT_FRAMES, shift=True, flow_shift=FLOW_SHIFT)
-    rows_at = [step_rows(guidance, step, LATENT_FRAMES, equal, prune=True) for step in range(guidance.num_steps)]
+    times = timesteps(guidance.num_steps, size.tokens_per_frame, frames, shift=True, flow_shift=FLOW_SHIFT)
+    rows_at = [step_rows(guidance, step, frames, equal, prune=True) for step in range(guidance.num_steps)]
     tokens = denoise(pack(noise, patch), times, lambda step: rows_at[step], predict)
-    latents = unpack(tokens, LATENT_FRAMES, LATENT_SIDE, LATENT_SIDE, patch)
+    latents = unpack(tokens, frames, height, width, patch)
     return decode(networks, torch.stack([restore_given(x, kind, ref) for x, ref in zip(latents, refs, strict=True)]))
 
 

@@ -1,7 +1,8 @@
 """Judge colour, shape and direction of a clip from its pixels alone, with classical image analysis.
 
 The border gives the background, and the shape is what differs from it. The shape's name is the ideal drawing that
-overlaps it most; its direction is the direction in which its centre moves. Anything unclear is "none".
+overlaps it most; its direction is the direction in which its centre moves. Anything unclear is "none". A clip of one
+frame, an image, has no direction: it is STILL.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ MIN_OVERLAP = 0.60  # intersection over union with the best ideal drawing, avera
 MAX_COLOUR_DISTANCE = 0.60
 MIN_TRAVEL_PX = 8.0
 MIN_STRAIGHT = 2.0  # travel along the direction / travel across it
+STILL = "still"
 MIN_STEADY = 0.75  # share of the quarters of the path that go in its direction
 
 
@@ -32,8 +34,9 @@ class Verdict:
     travel_px: float
 
     def agrees(self, wanted: clips.Combination) -> bool:
-        """Return whether all three are as requested."""
-        return (self.colour, self.shape, self.direction) == (wanted.colour, wanted.shape, wanted.direction)
+        """Return whether all three are as requested; of an image, colour and shape."""
+        direction = wanted.direction if self.direction == STILL else self.direction
+        return (self.colour, self.shape, direction) == (wanted.colour, wanted.shape, wanted.direction)
 
 
 def background(frame: Tensor) -> Tensor:
@@ -99,6 +102,8 @@ def nearest_colour(rgb: Tensor) -> str:
 
 def direction_of(centres: Tensor) -> tuple[str, float]:
     """Return name and length in pixels of the path of the centres [T, 2]."""
+    if len(centres) == 1:
+        return STILL, 0.0
     edge = max(1, len(centres) // 6)
     way = centres[-edge:].mean(0) - centres[:edge].mean(0)
     axis = int(way.abs().argmax())

@@ -1,29 +1,30 @@
-"""Train the demo's MMDiT with rectified flow on cached latents, together with the text encoders.
+"""Train the demo's MMDiTs with rectified flow on cached latents; the first one together with the text encoders.
 
-Shapes: B clips, C latent channels, T = 5 latent frames, h = w = 8 latents, S video tokens, p = 2 the patch.
+Shapes: B clips, C latent channels, T latent frames, h = w latents, S video tokens, p the patch. The demo has T = 5,
+h = w = 8 and p = 2; with the DC-AE, T = 4, h = w = 4 and p = 1; an image has T = 1, h = w = 8 and p = 2.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor, nn
 
-from demo import clips, text
-from demo.generate import FLOW_SHIFT, LATENT_FRAMES, LATENT_SIDE
+from demo import clips, coders, text
+from demo.coders import Coder
+from demo.generate import FLOW_SHIFT
 from demo.training import Learner, Log, Schedule, Stage, run_stage
-from demo.vae import VAE_CONFIG, LatentScale, measure_scale
+from demo.vae import LatentScale, measure_scale
 from opensora_launch.model.load import mmdit_config
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.sampling.conditions import condition
 from opensora_launch.sampling.latents import pack, position_ids
 from opensora_launch.sampling.schedule import shift_timesteps
 
-PATCH = 2
-MMDIT_CONFIG: dict[str, Any] = {
-    "in_channels": VAE_CONFIG["latent_channels"] * PATCH**2,
+VIDEO: dict[str, Any] = {
+    "in_channels": coders.CAUSAL["latent_channels"] * 4,
     "vec_in_dim": text.CLIP_WIDTH,
     "context_in_dim": text.T5_WIDTH,
     "hidden_size": 160,
@@ -38,14 +39,38 @@ MMDIT_CONFIG: dict[str, Any] = {
     "cond_embed": True,
     "fused_qkv": False,
     "use_liger_rope": True,
-    "patch_size": PATCH,
+    "patch_size": 2,
 }
-CLIPS_PER_COMBINATION = 60
-SCHEDULE = Schedule(steps=8000, batch=32, peak_rate=1.3e-3, warmup=150)
-MATRIX_RATE = 0.012
+DC_AE: dict[str, Any] = {**VIDEO, "in_channels": coders.DC_AE["latent_channels"], "patch_size": 1}
+IMAGE: dict[str, Any] = {
+    **VIDEO,
+    "in_channels": coders.IMAGE["latent_channels"] * 4,
+    "depth_single_blocks": 4,
+    "cond_embed": False,
+    "fused_qkv": True,
+    "use_liger_rope": False,
+}
 AVERAGE = 0.995
 DROP_TEXT = 0.12
 CONDITIONS = {"t2v": 0.5, "i2v_head": 0.26, "i2v_tail": 0.12, "i2v_loop": 0.12}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how an MMDiT trains."""
+
+    stage: str
+    config: dict[str, Any]
+    schedule: Schedule
+    seed: int = 9
+    clips: int = 60  # per combination
+    conditions: Mapping[str, float] = field(default_factory=lambda: CONDITIONS)  # kinds and their shares
+    matrix_rate: float = 0.012
+    start: Callable[[], Mapping[str, Tensor]] = dict  # gives the first values of these weights
+    keep_text: bool = False  # the encoders stay as they are
+
+
+RECIPE = Recipe("mmdit", VIDEO, Schedule(steps=8000, batch=32, peak_rate=1.3e-3, warmup=150))
 
 
 @dataclass(frozen=True)
@@ -70,22 +95,21 @@ class Latents:
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLHunyuanVideo, path: Path, log: Log) -> Latents:
-    """Encode CLIPS_PER_COMBINATION clips of every trained combination once, and keep them in a file."""
+def encode_clips(coder: Coder, count: int, path: Path, log: Log) -> Latents:
+    """Encode `count` clips of every trained combination once, and keep them in a file."""
     if path.exists():
         saved = torch.load(path)
         combos = [clips.Combination(*words) for words in saved["combos"]]
         return Latents(saved["video"], saved["first"], saved["last"], combos, LatentScale(*saved["scale"]))
-    scale = measure_scale(vae)
+    scale = measure_scale(coder)
     generator = torch.Generator().manual_seed(2)
-    combos = list(clips.TRAINED) * CLIPS_PER_COMBINATION
+    combos = list(clips.TRAINED) * count
     parts: dict[str, list[Tensor]] = {"video": [], "first": [], "last": []}
     for begin in range(0, len(combos), 8):
         part = combos[begin : begin + 8]
-        clip, _ = clips.render(part, clips.draw_paths(part, generator), range(clips.FRAMES))
+        clip, _ = clips.render(part, clips.draw_paths(part, generator), range(coder.frames))
         for name, pixels in (("video", clip), ("first", clip[:, :, :1]), ("last", clip[:, :, -1:])):
-            mean = vae.encode(pixels.to(vae.dtype)).latent_dist.mean.float()
-            parts[name].append(scale.factor * (mean - scale.shift))
+            parts[name].append(scale.factor * (coder.mean(pixels) - scale.shift))
     joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
     log.write(
         stage="latents", clips=len(combos), scale=scale.factor, shift=scale.shift, std=float(joined["video"].std())
@@ -95,10 +119,10 @@ def encode_clips(vae: AutoencoderKLHunyuanVideo, path: Path, log: Log) -> Latent
     return Latents(joined["video"], joined["first"], joined["last"], combos, scale)
 
 
-def build_mmdit() -> MMDiT:
+def build_mmdit(recipe: Recipe) -> MMDiT:
     """Return new seeded weights in bf16; modulations and the last layer are zero, so that each block adds nothing."""
-    torch.manual_seed(9)
-    mmdit = MMDiT(mmdit_config(MMDIT_CONFIG))
+    torch.manual_seed(recipe.seed)
+    mmdit = MMDiT(mmdit_config(recipe.config))
     for name, module in mmdit.named_modules():
         if isinstance(module, nn.Linear):
             if "mod.lin" in name or "modulation" in name or name == "final_layer.linear":
@@ -106,7 +130,41 @@ def build_mmdit() -> MMDiT:
             else:
                 nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+    mmdit.load_state_dict({**mmdit.state_dict(), **recipe.start()})
     return mmdit.bfloat16()
+
+
+def without_patches(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an MMDiT's weights for tokens of one latent: the four equal channels of a token's mask become one."""
+    mask, given = tensors["cond_in.weight"].tensor_split([4], dim=1)
+    return {**tensors, "cond_in.weight": torch.cat([mask.sum(1, keepdim=True), given], dim=1)}
+
+
+def in_flux_layout(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of the demo's first blocks in Flux's layout: no conditions, q, k and v fused, other pairs."""
+    size = config["hidden_size"] // config["num_heads"]
+    pairs = torch.arange(size).unflatten(0, (2, -1)).T.flatten()  # from channels d, d + half a head
+    out: dict[str, Tensor] = {}
+    for name, x in tensors.items():
+        if name.startswith("single_blocks.") and int(name.split(".")[1]) >= config["depth_single_blocks"]:
+            continue
+        head, _, kind = name.rpartition(".")
+        block, _, part = head.rpartition(".")
+        if part in ("q_proj", "k_proj"):
+            x = x.unflatten(0, (-1, size))[:, pairs].flatten(0, 1)
+        if part in ("query_norm", "key_norm"):
+            x = x[pairs]
+        if part == "q_proj":
+            fused = "linear1" if block.startswith("single_blocks.") else "qkv"
+            out[f"{block}.{fused}.{kind}"] = x
+        out[name] = x
+    for name in [n for n in out if ".linear1." in n or ".qkv." in n]:
+        block, part, kind = name.rsplit(".", 2)
+        last = "v_mlp" if part == "linear1" else "v_proj"
+        out[name] = torch.cat([out.pop(f"{block}.{each}.{kind}") for each in ("q_proj", "k_proj", last)])
+    out["img_in.bias"] = out["img_in.bias"] + out.pop("cond_in.bias")
+    del out["cond_in.weight"]
+    return out
 
 
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
@@ -117,17 +175,19 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
     return shift_timesteps(chosen, FLOW_SHIFT)
 
 
-def draw_conditions(latents: Latents, numbers: list[int], generator: torch.Generator) -> Tensor:
-    """Return image conditions [B, S, 4 + 4C] of mixed kinds, packed as in generation."""
-    names = list(CONDITIONS)
-    chances = torch.tensor(list(CONDITIONS.values()))
+def draw_conditions(
+    latents: Latents, numbers: list[int], shares: Mapping[str, float], patch: int, generator: torch.Generator
+) -> Tensor:
+    """Return image conditions [B, S, pp + ppC] of mixed kinds, packed as in generation."""
+    names = list(shares)
+    chances = torch.tensor(list(shares.values()))
     kinds = torch.multinomial(chances, len(numbers), replacement=True, generator=generator).tolist()
     parts = []
     for number, kind in zip(numbers, kinds, strict=True):
         first, last = latents.first[number], latents.last[number]
         refs = {"t2v": [], "i2v_head": [first], "i2v_tail": [last], "i2v_loop": [first, last]}[names[kind]]
         parts.append(torch.cat(condition(names[kind], refs, latents.video[number])))
-    return pack(torch.stack(parts), PATCH)
+    return pack(torch.stack(parts), patch)
 
 
 def attend_small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -143,43 +203,46 @@ def flow_loss(
     encoders: text.TextEncoders,
     latents: Latents,
     weights: Tensor,
-    batch: int,
+    recipe: Recipe,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Compute the loss of rectified flow: x = t noise + (1 - t) latent, and the model predicts noise - latent."""
+    batch, patch = recipe.schedule.batch, mmdit.cfg.patch_size
     numbers = torch.randint(len(latents.combos), (batch,), generator=generator).tolist()
     dropped = (torch.rand(batch, generator=generator) < DROP_TEXT).tolist()
     prompts = [
         "" if drop else text.training_prompt(latents.combos[n], generator)
         for n, drop in zip(numbers, dropped, strict=True)
     ]
-    txt, y_vec = encoders(prompts)
-    clean = pack(latents.video[numbers], PATCH)
+    with torch.set_grad_enabled(not recipe.keep_text):
+        txt, y_vec = encoders(prompts)
+    video = latents.video[numbers]
+    clean = pack(video, patch)
     noise = torch.randn(clean.shape, generator=generator)
     t = draw_times(batch, generator)
-    side = LATENT_SIDE // PATCH
+    frames, height, width = video.shape[2], video.shape[3] // patch, video.shape[4] // patch
+    shares = recipe.conditions
     predicted = mmdit(
         img=t[:, None, None] * noise + (1 - t[:, None, None]) * clean,
-        img_ids=position_ids(LATENT_FRAMES, side, side, torch.device("cpu")).expand(batch, -1, -1),
+        img_ids=position_ids(frames, height, width, torch.device("cpu")).expand(batch, -1, -1),
         txt=txt,
         txt_ids=torch.zeros(batch, txt.shape[1], 3),
         timesteps=t,
         y_vec=y_vec,
-        cond=draw_conditions(latents, numbers, generator),
+        cond=draw_conditions(latents, numbers, shares, patch, generator) if mmdit.cfg.cond_embed else None,
         attend=attend_small,
     )
     error = (predicted.float() - (noise - clean)).square().mean((1, 2))
     return {"loss": (weights[numbers] * error).mean(), "mse": error.mean().detach()}
 
 
-def train_mmdit(
-    folder: Path, log: Log, encoders: text.TextEncoders, latents: Latents, schedule: Schedule = SCHEDULE
-) -> MMDiT:
-    """Train the MMDiT and the encoders; return both with their averaged weights."""
-    mmdit = build_mmdit()
-    learner = Learner([mmdit, *encoders.networks], decay=AVERAGE, matrix_rate=MATRIX_RATE)
+def train_mmdit(folder: Path, log: Log, encoders: text.TextEncoders, latents: Latents, recipe: Recipe) -> MMDiT:
+    """Train the MMDiT, and the encoders unless they are kept; return them with their averaged weights."""
+    mmdit = build_mmdit(recipe)
+    networks = [mmdit] if recipe.keep_text else [mmdit, *encoders.networks]
+    learner = Learner(networks, decay=AVERAGE, matrix_rate=recipe.matrix_rate)
     weights = latents.weights()
-    stage = Stage("mmdit", folder, schedule, save_every=200, log_every=100)
-    run_stage(stage, learner, lambda g: flow_loss(mmdit, encoders, latents, weights, schedule.batch, g), log)
+    stage = Stage(recipe.stage, folder, recipe.schedule, save_every=200, log_every=100)
+    run_stage(stage, learner, lambda g: flow_loss(mmdit, encoders, latents, weights, recipe, g), log)
     learner.put(learner.average)
     return mmdit

@@ -1,28 +1,25 @@
-"""Run the training's stages in order."""
+"""Run the stages of a model's training in order."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from demo import files
-from demo import mmdit as flow
 from demo.generate import load
 from demo.mmdit import encode_clips, train_mmdit
-from demo.score import score
-from demo.text import train_text
+from demo.score import Score, score
+from demo.text import shipped_text_encoders, train_text
 from demo.training import Log, StageFailed, gate
-from demo.vae import DECODER, train_decoder, train_vae
+from demo.vae import check_coder, train_coder
 
 STAGES = ("vae", "text", "latents", "mmdit", "decoder", "export")
-LEAST_ALL_RIGHT = 0.90
-LEAST_DIRECTION = 0.90
-LEAST_PSNR_DB = 28.0
 
 
-def run(stages: Sequence[str], folder: Path, threads: int) -> None:
+def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -> None:
     """Run up to the last of these stages; finished stages are loaded from their checkpoints.
 
     ["export"] alone trains no MMDiT and no decoder: it writes what their checkpoints hold.
@@ -31,43 +28,56 @@ def run(stages: Sequence[str], folder: Path, threads: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder / "log.jsonl")
     last = max(STAGES.index(stage) for stage in stages)
-    vae = train_vae(folder, log)
+    coder, recipe, decoder = model.coder(), model.recipe, model.decoder_stages
+    train_coder(coder, [coder.network], model.coder_stages, folder, log)
+    if model is not files.DC_AE:  # its decoder learns last
+        check_coder(coder, model.coder_name, log)
     if last < STAGES.index("text"):
         return
-    encoders = train_text(folder, log)
+    if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
+        train_coder(coder, coder.decoder, decoder, folder, log)
+        check_coder(coder, model.coder_name, log)
+        return
+    if recipe.keep_text:
+        encoders = shipped_text_encoders(files.FOLDER / files.T5, files.FOLDER / files.CLIP)
+    else:
+        encoders = train_text(folder, log)
     if last < STAGES.index("latents"):
         return
-    latents = encode_clips(vae, folder / "latents.pt", log)
-    if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
-        train_decoder(vae, folder, log)
-        return
+    latents = encode_clips(coder, recipe.clips, folder / "latents.pt", log)
     if last < STAGES.index("mmdit"):
         return
-    only = stages == ["export"]
-    mmdit = train_mmdit(folder, log, encoders, latents, replace(flow.SCHEDULE, steps=0) if only else flow.SCHEDULE)
+    if stages == ["export"]:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, steps=0))
+        decoder = {name: (loss, replace(schedule, steps=0)) for name, (loss, schedule) in decoder.items()}
+    mmdit = train_mmdit(folder, log, encoders, latents, recipe)
     if last < STAGES.index("decoder"):
         return
-    train_decoder(vae, folder, log, replace(DECODER, steps=0) if only else DECODER)
+    train_coder(coder, coder.decoder, decoder, folder, log)
+    check_coder(coder, model.coder_name, log)
     if last < STAGES.index("export"):
         return
-    encoders.copy_cases()
-    size = files.export(mmdit, vae, encoders, latents.scale)
+    size = files.export(model, mmdit, coder, encoders, latents.scale)
     if size > files.MAX_BYTES:
         raise StageFailed(f"export: the files have {size} bytes, but at most {files.MAX_BYTES} are allowed")
     log.write(stage="export", bytes=size)
     try:
-        final_gates(log)
+        final_gates(model, log)
     finally:
-        shutil.copy(log.path, files.FOLDER.parents[2] / "docs" / "benchmarks" / "train_demo.jsonl")
+        shutil.copy(log.path, model.log_path)
 
 
-def final_gates(log: Log) -> None:
+def final_gates(model: files.Model, log: Log) -> None:
     """Judge held-out combinations from the files alone, in fp32."""
-    networks = load(files.model_config())
-    text, _ = score(networks, "t2v", repeats=5)
-    log.write(stage="export", t2v_colour=text.colour, t2v_shape=text.shape, t2v_direction=text.direction)
-    gate(log, "export", "t2v all three right", text.all_three, LEAST_ALL_RIGHT)
-    image, _ = score(networks, "i2v_head", repeats=2)
-    gate(log, "export", "i2v_head direction right", image.direction, LEAST_DIRECTION)
-    log.write(stage="export", i2v_head_worst_psnr_db=image.psnr_worst_db)
-    gate(log, "export", "i2v_head first frame, mean PSNR in dB", image.psnr_mean_db or 0.0, LEAST_PSNR_DB)
+    networks = load(files.model_config(model))
+
+    @cache
+    def scored(cond_type: str, repeats: int) -> Score:
+        video = load(files.model_config(files.VIDEO)) if cond_type == "t2i2v" else None
+        got, _ = score(networks, cond_type, repeats, then=video)
+        log.write(stage="export", **got.figures())
+        return got
+
+    for each in model.gates:
+        value = getattr(scored(each.cond_type, each.repeats), each.figure) or 0.0
+        gate(log, "export", f"{each.cond_type} {each.figure}", value, each.least)

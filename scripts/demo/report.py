@@ -17,33 +17,38 @@ def percent(share: float) -> str:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Return the evaluation's figures as a table, one line per kind of condition."""
-    results = figures["results"]
-    drawn, kept = results["judge"], results["vae"]
+    """Return the evaluation's figures as a table, one line per model and kind of condition."""
+    drawn = figures["judge"]
     lines = [
-        "| clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
-        "|---|---|---|---|---|---|---|",
-        f"| true clips, as drawn | {drawn['count']} | | | | {percent(drawn['true_clips_right'])} | |",
-        f"| true clips, encoded and decoded by the VAE | {kept['count']} | | | | {percent(kept['round_trip_right'])} "
-        f"| {kept['round_trip_psnr_db']:.1f} dB (all frames) |",
+        "| model | clips | number | colour | shape | direction | all three | PSNR of given frames, mean / worst |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| | true clips, as drawn | {drawn['count']} | | | | {percent(drawn['true_clips_right'])} | |",
     ]
-    for name, row in results.items():
-        if name in ("judge", "vae"):
-            continue
-        shares = " | ".join(percent(row[key]) for key in ("colour", "shape", "direction", "all_three"))
-        mean = row["psnr_mean_db"]
-        psnr = "" if mean is None else f"{mean:.1f} / {row['psnr_worst_db']:.1f} dB"
-        lines.append(f"| {name}, held-out combinations | {row['count']} | {shares} | {psnr} |")
+    for model, rows in figures["models"].items():
+        for name, row in rows.items():
+            if name == "vae":
+                right, psnr = percent(row["round_trip_right"]), f"{row['round_trip_psnr_db']:.1f} dB (all frames)"
+                what = "true clips, encoded and decoded"
+                lines.append(f"| {model} | {what} | {row['count']} | | | | {right} | {psnr} |")
+                continue
+            keys = ("colour", "shape", "direction", "all_three")
+            shares = [percent(row[key]) if key != "direction" or name != "t2i" else "" for key in keys]
+            mean = row["psnr_mean_db"]
+            psnr = "" if mean is None else f"{mean:.1f} / {row['psnr_worst_db']:.1f} dB"
+            what = f"{name}, held-out combinations"
+            lines.append(f"| {model} | {what} | {row['count']} | {' | '.join(shares)} | {psnr} |")
     return "\n".join(lines)
 
 
 def training_table(log: Path) -> str:
     """Return steps, last loss and CPU minutes of every stage, and its gates, from the training's log."""
     stages: dict[str, dict[str, Any]] = {}
-    gates, before = [], 0.0
+    gates, before = list[str](), dict[int | None, float]()
     for record in map(json.loads, log.read_text().splitlines()):
-        spent = record["cpu_s"] - before if record["cpu_s"] >= before else record["cpu_s"]  # smaller: a new process
-        before = record["cpu_s"]
+        process, total = record.get("process"), record["cpu_s"]
+        known = before.get(process, 0.0)
+        spent = total - known if total >= known else total  # smaller: a new process
+        before[process] = total
         stage = stages.setdefault(record["stage"], {"cpu_s": 0.0, "steps": 0, "loss": None})
         stage["cpu_s"] += spent
         if "loss" in record:
@@ -67,6 +72,7 @@ def fill(page: Path, name: str, text: str) -> None:
 
 def save_strips(made: Tensor, path: Path) -> None:
     """Save clips [N, 3, T, H, W] in [-1, 1] as one PNG: one strip per clip, with its STRIP_FRAMES."""
-    rows = made[:, :, list(STRIP_FRAMES)].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
+    chosen = [min(frame, made.shape[2] - 1) for frame in STRIP_FRAMES]
+    rows = made[:, :, chosen].permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(((rows + 1) * 127.5).round().byte().numpy()).save(path)

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ IMAGES = {"i2v_head": (0,), "i2v_tail": (-1,), "i2v_loop": (0, -1)}  # given fra
 class Score:
     """Hold the shares of `count` clips judged right, and mean and worst PSNR in dB of the given frames, or None."""
 
-    cond_type: str
+    cond_type: str  # or t2i, an image; or t2i2v, a clip from it
     count: int
     colour: float
     shape: float
@@ -28,6 +29,11 @@ class Score:
     psnr_mean_db: float | None
     psnr_worst_db: float | None
     mistakes: tuple[str, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures that there are, by their names and the condition's."""
+        named = {k: v for k, v in asdict(self).items() if k not in ("cond_type", "count", "mistakes")}
+        return {f"{self.cond_type}_{name}": value for name, value in named.items() if value is not None}
 
 
 def requests_of(cond_type: str, repeats: int) -> tuple[list[Request], list[clips.Combination]]:
@@ -38,24 +44,47 @@ def requests_of(cond_type: str, repeats: int) -> tuple[list[Request], list[clips
         seed = FIRST_SEED + number
         clip = true_clip(combination, seed)
         images = tuple(clip[:, frame] for frame in IMAGES.get(cond_type, ()))
-        requests.append(Request(clips.caption(combination), seed, cond_type, images))
+        requests.append(Request(clips.caption(combination), seed, cond_type if images else "t2v", images))
     return requests, combos
 
 
 def score(
-    networks: Networks, cond_type: str, repeats: int, guidance: Guidance = DEFAULTS, batch: int = 24
+    networks: Networks,
+    cond_type: str,
+    repeats: int,
+    *,
+    guidance: Guidance = DEFAULTS,
+    batch: int = 24,
+    then: Networks | None = None,
 ) -> tuple[Score, Tensor]:
-    """Return the score over 24 * repeats clips, and the clips [N, 3, 17, H, W]."""
+    """Return the score over 24 * repeats clips, and the clips [N, 3, frames, H, W].
+
+    t2i scores the networks' images; t2i2v the clips that the networks `then` make from these as first frames.
+    """
     requests, combos = requests_of(cond_type, repeats)
     settings = replace(guidance, temporal_osci=guidance.temporal_osci and cond_type.startswith("i2v"))
-    made = torch.cat([generate(networks, requests[b : b + batch], settings) for b in range(0, len(requests), batch)])
+    made = make(networks, requests, settings, batch)
+    if then is not None:
+        images = eight_bits(made[:, :, 0])
+        requests = [replace(r, cond_type="i2v_head", images=(i,)) for r, i in zip(requests, images, strict=True)]
+        made = make(then, requests, settings, batch)
     verdicts = [judge.judge(clip) for clip in made]
     psnrs = [
         judge.psnr(clip[:, frame], image)
         for clip, request in zip(made, requests, strict=True)
-        for frame, image in zip(IMAGES.get(cond_type, ()), request.images, strict=True)
+        for frame, image in zip(IMAGES.get(request.cond_type, ()), request.images, strict=True)
     ]
     return summary(cond_type, verdicts, combos, psnrs), made
+
+
+def make(networks: Networks, requests: Sequence[Request], guidance: Guidance, batch: int) -> Tensor:
+    """Generate the clips of these requests, `batch` at once."""
+    return torch.cat([generate(networks, requests[b : b + batch], guidance) for b in range(0, len(requests), batch)])
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Round pixels in [-1, 1] as a PNG file does."""
+    return (images * 127.5 + 128).floor().clamp(0, 255) / 127.5 - 1
 
 
 def summary(

@@ -124,6 +124,15 @@ def build_text_encoders() -> TextEncoders:
     return TextEncoders(t5.bfloat16(), clip.bfloat16(), t5_tokenizer, clip_tokenizer)
 
 
+def shipped_text_encoders(t5: Path, clip: Path) -> TextEncoders:
+    """Return the encoders in these folders, in bf16."""
+    networks = (
+        T5EncoderModel.from_pretrained(t5, dtype=torch.bfloat16),
+        CLIPTextModel.from_pretrained(clip, dtype=torch.bfloat16),
+    )
+    return TextEncoders(*networks, T5Tokenizer.from_pretrained(t5), CLIPTokenizer.from_pretrained(clip))
+
+
 def training_prompt(combination: clips.Combination, generator: torch.Generator) -> str:
     """Draw a caption of the combination: mostly with the suffix, sometimes with words unknown to T5."""
     chance = torch.rand(3, generator=generator).tolist()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ class Log:
 
     def write(self, **record: Any) -> None:
         """Add a record, with the time and the CPU seconds that this process has used."""
-        record = {"time": time.strftime("%H:%M:%S"), "cpu_s": round(time.process_time(), 1), **record}
+        spent = {"process": os.getpid(), "cpu_s": round(time.process_time(), 1)}
+        record = {"time": time.strftime("%H:%M:%S"), **spent, **record}
         line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
         with self.path.open("a") as file:
             file.write(line + "\n")

@@ -1,37 +1,22 @@
-"""Train the demo's VAE, a narrow version of the public class, on single images, then 5 frames, then 17."""
+"""Train the demo's autoencoders, narrow versions of the public classes: the VAE on images, then 5 frames, then 17."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor, nn
 
 from demo import clips, judge
+from demo.coders import Coder, DcAe
 from demo.training import Learner, Log, Schedule, Stage, gate, run_stage
+from opensora_launch.model.folding import fold
 
-VAE_CONFIG: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 8,
-    "block_out_channels": [16, 16, 32, 48],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-}
-STAGES = {  # frames, side in pixels of the cut-out around the shape, schedule
-    "vae_images": (1, 64, Schedule(steps=1000, batch=32, peak_rate=2e-3)),
-    "vae_5_frames": (5, 32, Schedule(steps=350, batch=16, peak_rate=2e-3)),
-    "vae_17_frames": (17, 32, Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
-    "vae_17_frames_whole": (17, 64, Schedule(steps=800, batch=4, peak_rate=1e-3)),
-}
-DECODER = Schedule(steps=200, batch=4, peak_rate=8e-4)  # the encoder is fixed, so latents do not change
 KL_WEIGHT = 1e-4
 BALANCE_WEIGHT = 0.03  # see imbalance()
 LATENT_NOISE = 0.1  # deviation of the noise on latents in training, so that near latents decode alike
-SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # clips of 17 frames whose end latents come from the frame encoded alone
+SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # whole clips whose end latents come from the frame encoded alone
 SHAPE_WEIGHT = 4.0  # weight of a pixel of the moving shape: 1 + this; background: 1
 LEAST_JUDGED_RIGHT = 0.98
 
@@ -52,18 +37,6 @@ class LatentScale:
 
     factor: float
     shift: float
-
-
-def build_vae() -> AutoencoderKLHunyuanVideo:
-    """Return the network with new seeded weights in bf16, without temporal tiling and with narrow posteriors."""
-    torch.manual_seed(7)
-    vae = AutoencoderKLHunyuanVideo(**VAE_CONFIG)
-    vae.use_framewise_encoding = vae.use_framewise_decoding = False
-    channels = VAE_CONFIG["latent_channels"]
-    with torch.no_grad():
-        vae.quant_conv.weight[channels:] *= 0.1
-        vae.quant_conv.bias[channels:] = -4.0
-    return vae.bfloat16()
 
 
 @dataclass(frozen=True)
@@ -92,20 +65,17 @@ def draw_batch(frames: int, side: int, count: int, generator: torch.Generator) -
     return Batch(cut[:, :3], cut[:, 3:], weight)
 
 
-def batch_loss(
-    vae: AutoencoderKLHunyuanVideo, frames: int, side: int, count: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+def batch_loss(coder: Coder, count: int, generator: torch.Generator, *, frames: int, side: int) -> dict[str, Tensor]:
     """Return the reconstruction loss of newly drawn clips plus the KL term."""
     batch = draw_batch(frames, side, count, generator)
-    posterior = vae.encode(batch.clip.bfloat16()).latent_dist
-    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    mean, logvar = coder.posterior(batch.clip)
     noise = torch.randn(mean.shape, generator=generator)
     latent = mean + ((0.5 * logvar).exp() + LATENT_NOISE) * noise
-    if frames == clips.FRAMES:
-        latent = swap_ends(vae, latent, batch.clip, generator)
-    rebuilt, mse = rebuild(vae, latent, batch)
+    if frames == coder.frames > 1:
+        latent = swap_ends(coder, latent, batch.clip, generator)
+    rebuilt, mse = rebuild(coder, latent, batch)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    uneven = imbalance(vae, mean, batch)
+    uneven = imbalance(coder, mean, batch)
     return {
         "loss": rebuilt + KL_WEIGHT * kl + BALANCE_WEIGHT * uneven,
         "rebuilt": rebuilt.detach(),
@@ -117,17 +87,33 @@ def batch_loss(
     }
 
 
-def decoder_loss(vae: AutoencoderKLHunyuanVideo, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the reconstruction loss from slightly noisy latents of whole clips; some ends are frames encoded alone."""
-    batch = draw_batch(clips.FRAMES, clips.SIDE, count, generator)
+def imitation_loss(coder: DcAe, count: int, generator: torch.Generator, *, side: int) -> dict[str, Tensor]:
+    """Return the error of the latents, of 16 frames and of the first one alone, against those of the shipped VAE.
+
+    The VAE has a frame more before them, and its 2 x 2 latents are one here. So the shipped MMDiT knows these latents.
+    """
+    clip = draw_batch(clips.FRAMES, side, count, generator).clip
+    first = clip[:, :, 1:2]
     with torch.no_grad():
-        latent = swap_ends(vae, vae.encode(batch.clip.bfloat16()).latent_dist.mean.float(), batch.clip, generator)
+        wanted = fold(torch.cat([coder.teacher.mean(first), coder.teacher.mean(clip)[:, :, 1:]], dim=2), 1)
+    got = torch.cat([coder.mean(first), coder.mean(clip[:, :, 1:])], dim=2)
+    loss = (got - wanted).square().mean() / wanted.var()
+    return {"loss": loss}
+
+
+def decoder_loss(coder: Coder, count: int, generator: torch.Generator, *, side: int = clips.SIDE) -> dict[str, Tensor]:
+    """Return the reconstruction loss from slightly noisy latents of whole clips; some ends are frames encoded alone."""
+    batch = draw_batch(coder.frames, side, count, generator)
+    with torch.no_grad():
+        latent = coder.mean(batch.clip)
+        if coder.frames > 1:
+            latent = swap_ends(coder, latent, batch.clip, generator)
     latent = latent + LATENT_NOISE * torch.randn(latent.shape, generator=generator)
-    rebuilt, mse = rebuild(vae, latent, batch)
+    rebuilt, mse = rebuild(coder, latent, batch)
     return {"loss": rebuilt, "mse": mse}
 
 
-def imbalance(vae: AutoencoderKLHunyuanVideo, mean: Tensor, batch: Batch) -> Tensor:
+def imbalance(coder: Coder, mean: Tensor, batch: Batch) -> Tensor:
     """Return the variance over the clips of the latents' log energy relative to the empty background's.
 
     mean is [B, C, t, h, w]; energy is per covered pixel. Without this term, an encoder gives each colour latents as
@@ -136,21 +122,21 @@ def imbalance(vae: AutoencoderKLHunyuanVideo, mean: Tensor, batch: Batch) -> Ten
     """
     blank = clips.pixels(clips.BACKGROUND)[None, :, None, None, None].expand(1, *batch.clip.shape[1:])
     with torch.no_grad():
-        empty = vae.encode(blank.bfloat16()).latent_dist.mean.float()
+        empty = coder.mean(blank)
     energy = (mean - empty).square().mean((1, 2, 3, 4)) / batch.cover.mean((1, 2, 3, 4)).clamp(min=0.01)
     variance: Tensor = energy.log().var()
     return variance
 
 
-def rebuild(vae: AutoencoderKLHunyuanVideo, latent: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def rebuild(coder: Coder, latent: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the weighted reconstruction error, which is minimised, and the plain mean square."""
-    error = vae.decode(latent.bfloat16()).sample.float() - batch.clip
+    error = coder.decode(latent) - batch.clip
     touched = torch.nn.functional.max_pool3d(batch.cover, (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
     weight = batch.weight[:, None, None, None, None] * (1 + SHAPE_WEIGHT * touched)
     return (weight * (error.abs() + error.square())).mean() / weight.mean(), error.square().mean().detach()
 
 
-def swap_ends(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, generator: torch.Generator) -> Tensor:
+def swap_ends(coder: Coder, latent: Tensor, clip: Tensor, generator: torch.Generator) -> Tensor:
     """In some clips, replace the first or last latent by that of the frame encoded alone.
 
     Generation decodes such latents if images are given, and the decoder must make the true frames from them.
@@ -160,74 +146,87 @@ def swap_ends(vae: AutoencoderKLHunyuanVideo, latent: Tensor, clip: Tensor, gene
     for place, frame, share in ((0, 0, SWAP_FIRST), (2, -1, SWAP_LAST)):
         chosen = chances[place // 2] < share
         if chosen.any():
-            alone = vae.encode(clip[:, :, [frame]].bfloat16()).latent_dist.mean.float()
+            alone = coder.mean(clip[:, :, [frame]])
             parts[place] = torch.where(chosen, alone, parts[place])
     return torch.cat(parts, dim=2)
 
 
 @torch.no_grad()
-def round_trip(vae: AutoencoderKLHunyuanVideo, combos: Sequence[clips.Combination], seed: int) -> tuple[float, float]:
+def round_trip(coder: Coder, combos: Sequence[clips.Combination], seed: int) -> tuple[float, float]:
     """Return the share of true clips judged right after encoding (with a draw) and decoding, and the mean PSNR."""
     generator = torch.Generator().manual_seed(seed)
     right, psnr = 0, 0.0
     for begin in range(0, len(combos), 8):
         part = combos[begin : begin + 8]
-        clip, _ = clips.render(part, clips.draw_paths(part, generator), range(clips.FRAMES))
-        latent = vae.encode(clip.to(vae.dtype)).latent_dist.sample(generator)
-        back = vae.decode(latent).sample.float().clamp(-1, 1)
+        clip, _ = clips.render(part, clips.draw_paths(part, generator), range(coder.frames))
+        back = coder.decode(coder.draw(clip, generator)).clamp(-1, 1)
         right += sum(judge.judge(got).agrees(wanted) for got, wanted in zip(back, part, strict=True))
         psnr += sum(judge.psnr(got, wanted) for got, wanted in zip(back, clip, strict=True))
     return right / len(combos), psnr / len(combos)
 
 
 @torch.no_grad()
-def measure_scale(vae: AutoencoderKLHunyuanVideo) -> LatentScale:
+def measure_scale(coder: Coder) -> LatentScale:
     """Return mean and deviation of the posterior means over clips of every trained combination."""
     generator = torch.Generator().manual_seed(99)
-    clip, _ = clips.render(clips.TRAINED, clips.draw_paths(clips.TRAINED, generator), range(clips.FRAMES))
-    latent = torch.cat([vae.encode(part.to(vae.dtype)).latent_dist.mean.float() for part in clip.split(8)])
+    clip, _ = clips.render(clips.TRAINED, clips.draw_paths(clips.TRAINED, generator), range(coder.frames))
+    latent = torch.cat([coder.mean(part) for part in clip.split(8)])
     return LatentScale(round(1 / float(latent.std()), 5), round(float(latent.mean()), 5))
 
 
 @torch.no_grad()
-def inflate(vae: AutoencoderKLHunyuanVideo) -> None:
+def inflate(network: nn.Module) -> None:
     """Move each convolution's whole weight to the newest frame, which does not change images.
 
     Training on images changes the three taps in time together, and repeated first frames then dominate the rest of a
     clip. After this move, a frame starts from its own latent, and motion is learned from there.
     """
-    for module in vae.modules():
+    for module in network.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
             whole = module.weight.float().sum(dim=2)
             module.weight.zero_()
             module.weight[:, :, -1] = whole
 
 
-def train_vae(folder: Path, log: Log) -> AutoencoderKLHunyuanVideo:
-    """Run all three stages and the gate; return the network in bf16."""
-    vae = build_vae()
-    for name, (frames, side, schedule) in STAGES.items():
+Loss = Callable[..., dict[str, Tensor]]  # of the coder, the batch's size and a generator
+Stages = Mapping[str, tuple[Loss, Schedule]]
+STAGES: Stages = {
+    "vae_images": (partial(batch_loss, frames=1, side=64), Schedule(steps=1000, batch=32, peak_rate=2e-3)),
+    "vae_5_frames": (partial(batch_loss, frames=5, side=32), Schedule(steps=350, batch=16, peak_rate=2e-3)),
+    "vae_17_frames": (partial(batch_loss, frames=17, side=32), Schedule(steps=200, batch=6, peak_rate=1.2e-3)),
+    "vae_17_frames_whole": (partial(batch_loss, frames=17, side=64), Schedule(steps=800, batch=4, peak_rate=1e-3)),
+}
+DC_AE_STAGES: Stages = {
+    "dc_ae_4_frames": (partial(batch_loss, frames=4, side=64), Schedule(steps=300, batch=8, peak_rate=1e-3)),
+    "dc_ae_imitation": (partial(imitation_loss, side=32), Schedule(steps=140, batch=8, peak_rate=1.5e-3, warmup=20)),
+    "dc_ae_imitation_whole": (partial(imitation_loss, side=64), Schedule(steps=30, batch=4, peak_rate=1e-3, warmup=10)),
+}
+IMAGE_STAGES: Stages = {
+    "flux_ae": (partial(batch_loss, frames=1, side=64), Schedule(steps=400, batch=24, peak_rate=1e-3, warmup=20))
+}
+
+
+DECODER: Stages = {"vae_decoder": (decoder_loss, Schedule(steps=200, batch=4, peak_rate=8e-4))}
+DC_AE_DECODER: Stages = {
+    "dc_ae_decoder": (partial(decoder_loss, side=32), Schedule(steps=150, batch=8, peak_rate=1e-3, warmup=20)),
+    "dc_ae_decoder_whole": (decoder_loss, Schedule(steps=80, batch=4, peak_rate=8e-4, warmup=20)),
+}
+IMAGE_DECODER: Stages = {"flux_ae_decoder": (decoder_loss, Schedule(steps=50, batch=24, peak_rate=5e-4, warmup=10))}
+
+
+def train_coder(coder: Coder, parts: Sequence[nn.Module], stages: Stages, folder: Path, log: Log) -> None:
+    """Run stages in which these parts of the autoencoder learn: all of it, or its decoder, which changes no latents."""
+    for name, (loss, schedule) in stages.items():
         if name == "vae_5_frames":
-            inflate(vae)
-        learner = Learner([vae])  # starts from the weights of the previous stage
-        stage = Stage(name, folder, schedule)
-        run_stage(stage, learner, partial(batch_loss, vae, frames, side, schedule.batch), log)
-    check_vae(vae, log)
-    return vae
+            inflate(coder.network)
+        learner = Learner(parts)  # starts from the weights of the previous stage
+        run_stage(Stage(name, folder, schedule), learner, partial(loss, coder, schedule.batch), log)
 
 
-def train_decoder(vae: AutoencoderKLHunyuanVideo, folder: Path, log: Log, schedule: Schedule = DECODER) -> None:
-    """Train only the decoder further, so that the latents that the MMDiT learns from do not change."""
-    learner = Learner([vae.decoder, vae.post_quant_conv])
-    stage = Stage("vae_decoder", folder, schedule)
-    run_stage(stage, learner, partial(decoder_loss, vae, schedule.batch), log)
-    check_vae(vae, log)
-
-
-def check_vae(vae: AutoencoderKLHunyuanVideo, log: Log) -> None:
+def check_coder(coder: Coder, name: str, log: Log) -> None:
     """Check the gate once."""
-    if log.passed("vae"):
+    if log.passed(name):
         return
-    right, psnr = round_trip(vae, clips.all_combinations() * 2, seed=5)
-    log.write(stage="vae", round_trip_psnr_db=psnr)
-    gate(log, "vae", "true clips judged right after the round trip", right, LEAST_JUDGED_RIGHT)
+    right, psnr = round_trip(coder, clips.all_combinations() * 2, seed=5)
+    log.write(stage=name, round_trip_psnr_db=psnr)
+    gate(log, name, "true clips judged right after the round trip", right, LEAST_JUDGED_RIGHT)

@@ -14,12 +14,13 @@ from opensora_launch.media.video import save_png
 from opensora_launch.model.shapes import config_problems, vae_shapes
 from opensora_launch.model.tiles import Tiles, decode_grid, encode_grid, tiles_of
 from opensora_launch.model.vae import decode_latents, empty_vae, encode_pixels, load_vae, posterior_sample
-from opensora_launch.model.video_dc_ae import Rms
+from opensora_launch.model.video_dc_ae import Conv, Rms
+from opensora_launch.plan.geometry import geometry_problems
 from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
 from opensora_launch.request.compose import compose
 from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig, VaeKind
-from opensora_launch.schema.config import MmditConfig, ModelConfig
+from opensora_launch.schema.config import MmditConfig, ModelConfig, VideoConfig
 from tests.ranks import run_command
 from tests.worker.test_generate import frames_of
 
@@ -28,6 +29,10 @@ SPEC = json.loads(CASE.read_text())["vae"]
 TENSORS = load_file(CASE.with_suffix(".safetensors"))
 STAGES = DcAeConfig([8, 16, 16, 32, 32, 32], [1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1])
 CFG = VaeConfig(VaeKind.dc_ae, STAGES, latent_channels=8, scale_factor=1.0)
+FIVE = VaeConfig(
+    VaeKind.dc_ae, DcAeConfig([8, 16, 16, 32, 32], [1, 1, 2, 1, 1], [1] * 5), latent_channels=8, tile_px=64
+)
+FOUR = VaeConfig(VaeKind.dc_ae, DcAeConfig([8, 16, 16, 32], [1] * 4, [1] * 4), latent_channels=8, tile_px=None)
 UNCUT = Tiles(space=32, lead=0)
 SPATIAL = Tiles(sample_px=128, latent=4, space=32, lead=0)
 TEMPORAL = Tiles(sample_frames=16, latent_frames=4, space=32, lead=0)
@@ -51,9 +56,38 @@ def test_it_is_the_references(name: str) -> None:
     torch.testing.assert_close(got, TENSORS[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("cfg", [CFG, OPEN_SORA_2_DC_AE.vae], ids=["tiny", "public"])
+@pytest.mark.parametrize("cfg", [CFG, FIVE, FOUR, OPEN_SORA_2_DC_AE.vae], ids=["tiny", "five", "four", "public"])
 def test_shapes_are_the_modules(cfg: VaeConfig) -> None:
     assert {name: tuple(x.shape) for name, x in empty_vae(cfg).state_dict().items()} == vae_shapes(cfg)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_one_frame_meets_the_middle_tap(dtype: torch.dtype, stride: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    conv, x = Conv(3, 16, stride=stride), torch.randn(8, 3, 1, 16, 16).to(dtype)
+    wanted = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 1, 1))  # a frame more on both sides, of zeros
+    wanted = torch.nn.functional.conv3d(wanted, conv.conv.weight, conv.conv.bias, stride, (0, 1, 1))
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(conv.to(dtype)(x).float(), wanted, **close)
+
+
+@pytest.mark.parametrize(("cfg", "stride"), [(FIVE, 16), (FOUR, 8)])
+def test_fewer_stages_compress_less_in_space_and_as_much_in_time(cfg: VaeConfig, stride: int) -> None:
+    """The videos' sizes, the tiles and the module all follow the number of stages."""
+    assert (cfg.stride_px, tiles_of(cfg).space) == (stride, stride)
+    vae = load_vae(cfg, {name: torch.full(shape, 0.01) for name, shape in vae_shapes(cfg).items()})
+    latent = encode_pixels(vae, torch.ones(1, 3, 8, 96, 64), tiles_of(cfg))
+    assert latent is not None
+    assert latent.shape == (1, 8, 2, 96 // stride, 64 // stride)
+    back = decode_latents(vae, cfg, latent, tiles_of(cfg))
+    assert back is not None
+    assert back.shape == (1, 3, 8, 96, 64)
+    model = ModelConfig(mmdit=MmditConfig(in_channels=8, patch_size=1), vae=cfg)
+    assert config_problems(model) == []
+    assert geometry_problems(VideoConfig(None, height_px=96, width_px=64, num_frames=8), model) == []
+    (problem,) = geometry_problems(VideoConfig(None, height_px=96 - stride // 2, width_px=64, num_frames=8), model)
+    assert f"must be a multiple of {stride}" in problem
 
 
 def test_the_files_config_is_the_catalogues() -> None:
@@ -85,11 +119,16 @@ def test_a_norm_in_parts_is_the_same_but_for_rounding(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("stages", "latent", "problem"),
     [
-        (DcAeConfig(widths=[8, 8]), 8, "model.vae.dc_ae.widths=[8, 8] must have 6 entries of at least 1"),
+        (DcAeConfig(widths=[8, 8]), 8, "model.vae.dc_ae.widths=[8, 8] must have 3 or more entries of at least 1"),
         (
             DcAeConfig(decoder_depths=[0] * 6),
             8,
             "model.vae.dc_ae.decoder_depths=[0, 0, 0, 0, 0, 0] must have 6 entries",
+        ),
+        (
+            DcAeConfig(widths=[8, 16, 32, 32, 32]),
+            8,
+            "model.vae.dc_ae.encoder_depths=[2, 2, 2, 3, 3, 3] must have 5 entries of at least 1, as widths has",
         ),
         (DcAeConfig(widths=[8, 16, 16, 32, 40, 32]), 8, "[40] are not multiples of 32, the size of a head"),
         (DcAeConfig(widths=[8, 16, 16, 32, 32, 32]), 7, "the last is not a multiple of model.vae.latent_channels=7"),
