@@ -86,7 +86,7 @@ DC_AE = Model(
     recipe=Recipe(
         "mmdit",
         mmdit.DC_AE,
-        Schedule(steps=600, batch=32, peak_rate=5e-4, warmup=50),
+        Schedule(steps=400, batch=32, peak_rate=5e-4, warmup=50),
         seed=19,
         clips=20,
         matrix_rate=0.004,

@@ -48,10 +48,18 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.float()
 
 
+def is_matrix(name: str, p: Tensor) -> bool:
+    """Return whether Muon may update the parameter: one inside a transformer block, or a convolution in 3D."""
+    if p.ndim == 5:
+        return p.shape[1] > 1  # depthwise ones mix no channels
+    return p.ndim == 2 and "_blocks." in name and "mod" not in name
+
+
 class Learner:
     """Run AdamW on fp32 copies of bf16 weights, and keep their average (EMA). The networks always compute in bf16.
 
-    With `matrix_rate`, Muon updates the matrices inside transformer blocks, at matrix_rate times the schedule.
+    With `matrix_rate`, Muon updates the matrices in transformer blocks, and those of convolutions in three dimensions,
+    at matrix_rate times the schedule.
     """
 
     def __init__(self, networks: Iterable[nn.Module], decay: float = 0.0, matrix_rate: float = 0.0) -> None:
@@ -59,11 +67,7 @@ class Learner:
         self.working = [parameter for _, parameter in named]
         self.exact = [p.detach().float().clone() for p in self.working]
         self.matrix_rate = matrix_rate
-        self.matrices = [
-            number
-            for number, (name, p) in enumerate(named)
-            if matrix_rate and p.ndim == 2 and "_blocks." in name and "mod" not in name
-        ]
+        self.matrices = [n for n, (name, p) in enumerate(named) if matrix_rate and is_matrix(name, p)]
         self.momentum = [torch.zeros_like(self.exact[number]) for number in self.matrices]
         self.average = [p.clone() for p in self.exact]
         self.decay = decay
@@ -103,12 +107,13 @@ class Learner:
         shapes: dict[tuple[int, ...], list[int]] = {}
         for place, number in enumerate(self.matrices):
             self.momentum[place].lerp_(grads[number], 0.05)
-            shapes.setdefault(tuple(grads[number].shape), []).append(place)
+            shapes.setdefault((len(grads[number]), grads[number][0].numel()), []).append(place)
         for (rows, columns), places in shapes.items():
-            ahead = torch.stack([grads[self.matrices[p]].lerp(self.momentum[p], 0.95) for p in places])
+            ahead = torch.stack([grads[self.matrices[p]].lerp(self.momentum[p], 0.95).flatten(1) for p in places])
             moved = orthogonal(ahead.mT).mT if rows > columns else orthogonal(ahead)
             for place, update in zip(places, moved, strict=True):
-                self.exact[self.matrices[place]].sub_(update, alpha=rate * max(1.0, rows / columns) ** 0.5)
+                exact = self.exact[self.matrices[place]]
+                exact.sub_(update.view_as(exact), alpha=rate * max(1.0, rows / columns) ** 0.5)
 
     @torch.no_grad()
     def put(self, values: list[Tensor]) -> None:

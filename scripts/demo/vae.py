@@ -190,6 +190,7 @@ def inflate(network: nn.Module) -> None:
 
 Loss = Callable[..., dict[str, Tensor]]  # of the coder, the batch's size and a generator
 Stages = Mapping[str, tuple[Loss, Schedule]]
+DECODER_MATRIX_RATE = 0.02  # of the DC-AE's
 STAGES: Stages = {
     "vae_images": (partial(batch_loss, frames=1, side=64), Schedule(steps=1000, batch=32, peak_rate=2e-3)),
     "vae_5_frames": (partial(batch_loss, frames=5, side=32), Schedule(steps=350, batch=16, peak_rate=2e-3)),
@@ -208,8 +209,8 @@ IMAGE_STAGES: Stages = {
 
 DECODER: Stages = {"vae_decoder": (decoder_loss, Schedule(steps=200, batch=4, peak_rate=8e-4))}
 DC_AE_DECODER: Stages = {
-    "dc_ae_decoder": (partial(decoder_loss, side=32), Schedule(steps=150, batch=8, peak_rate=1e-3, warmup=20)),
-    "dc_ae_decoder_whole": (decoder_loss, Schedule(steps=80, batch=4, peak_rate=8e-4, warmup=20)),
+    "dc_ae_decoder": (partial(decoder_loss, side=32), Schedule(steps=700, batch=4, peak_rate=1e-3, warmup=20)),
+    "dc_ae_decoder_whole": (decoder_loss, Schedule(steps=60, batch=4, peak_rate=5e-4, warmup=10)),
 }
 IMAGE_DECODER: Stages = {"flux_ae_decoder": (decoder_loss, Schedule(steps=50, batch=24, peak_rate=5e-4, warmup=10))}
 
@@ -219,7 +220,8 @@ def train_coder(coder: Coder, parts: Sequence[nn.Module], stages: Stages, folder
     for name, (loss, schedule) in stages.items():
         if name == "vae_5_frames":
             inflate(coder.network)
-        learner = Learner(parts)  # starts from the weights of the previous stage
+        rate = DECODER_MATRIX_RATE if stages is DC_AE_DECODER else 0.0
+        learner = Learner(parts, matrix_rate=rate)  # starts from the weights of the previous stage
         run_stage(Stage(name, folder, schedule), learner, partial(loss, coder, schedule.batch), log)
 
 
