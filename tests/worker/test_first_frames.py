@@ -10,14 +10,17 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir, RunDir
 from opensora_launch.runs.finished_videos import failed_videos, record_failed
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
-from opensora_launch.schema.config import ImageConfig, Init, LayoutConfig, MmditConfig, ModelConfig
+from opensora_launch.schema.config import ImageConfig, Init, LayoutConfig, MmditConfig, ModelConfig, Shard
 from opensora_launch.telemetry.events import IMAGE, RankEvents, read_events
 from opensora_launch.worker import load_networks
 from opensora_launch.worker import run as run_module
@@ -165,6 +168,27 @@ def test_the_image_model_is_gone_before_the_video_model_loads(tmp_path: Path) ->
     """Without the help of the garbage collector, which may come too late for a GPU."""
     plan = plan_on(1)
     assert run_ranks(1, tmp_path, weights_left, str(prepare(plan, tmp_path)), plan) == [[0, 0]]
+
+
+def test_a_lora_of_the_image_model_changes_the_images(
+    by_one_rank: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """The same ones on one rank and on two that share the weights."""
+    generator = torch.Generator().manual_seed(5)
+    down, up = (torch.randn(shape, generator=generator) for shape in ((2, 32), (96, 2)))
+    layer = "transformer.double_blocks.0.img_attn.qkv"
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    image = replace(TINY_IMAGE, model=replace(TINY_IMAGE.model, lora=[f"{tmp_path}/lora.safetensors@0.5"]))
+    made = []
+    for ranks in (1, 2):
+        plan = small_plan(ranks, VIDEOS[:1], layout=LayoutConfig(dp=1), image=image, batch_size=1)
+        assert plan.images
+        plan = replace(plan, videos=(), images=replace(plan.images, placement=Placement(shard=Shard.node)))
+        run = tmp_path / str(ranks)
+        run_ranks(ranks, tmp_path, on_rank, str(prepare(plan, run)), plan)
+        made.append(images_of(run)["0000_0"])
+    assert np.abs(made[0] - made[1]).max() <= 1
+    assert np.abs(made[0] - images_of(by_one_rank[0])["0000_0"]).max() > 5
 
 
 def test_the_plan_of_the_images() -> None:
