@@ -9,10 +9,12 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from string import Formatter
 
 FIELDS = ("name", "prompt", "index", "sample", "seed")
 NAME_BYTES = 200  # a file's name has 255 at most; the rest is for its suffix and for what a user may add
+MOST_CHARS = 5 * NAME_BYTES  # of a prompt that are looked at
 _DIGITS = 4  # of a prompt's number, at least: then the files are in order
 _SPECS = re.compile(r"|0?[0-9]{1,2}d?|\.[0-9]{1,3}s?")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # on Windows; the slash everywhere
@@ -97,13 +99,14 @@ def _filled(parts: Sequence[_Part], video: Nameable, widths: Mapping[str, int]) 
 
 
 def _joined(parts: Sequence[_Part], values: Mapping[str, str]) -> str:
-    return _plain("".join(text + (values[f"{field}:{spec}"] if field else "") for text, field, spec, _ in parts))
+    return "".join(text + (values[f"{field}:{spec}"] if field else "") for text, field, spec, _ in parts)
 
 
 def _value(field: str, spec: str, video: Nameable, widths: Mapping[str, int]) -> str:
     number = f"{video.index:0{widths['index']}d}"
     if field in ("name", "prompt"):
-        return _plain(format(video.prompt if field == "prompt" else video.name or number, spec)).strip()
+        text = video.prompt if field == "prompt" else video.name or number
+        return _plain(format(text[:MOST_CHARS], spec)).strip()
     value = getattr(video, field)
     return format(value, spec or (f"0{widths[field]}d" if field in widths else ""))
 
@@ -136,16 +139,18 @@ def safe_name(text: str) -> str:
 
 def _plain(text: str) -> str:
     """A text without what no file's name can hold: one blank for white space, "_" for forbidden characters."""
-    kept = []
-    for char in text:
-        kind = unicodedata.category(char)
-        if kind in ("Cc", "Zl", "Zp", "Zs"):
-            kept.append(" ")
-        elif kind == "Cf" and char not in _JOINERS:  # turns the order of letters, or is not seen
-            continue
-        else:
-            kept.append("_" if kind in ("Cn", "Cs") or _FORBIDDEN.match(char) else char)
-    return unicodedata.normalize("NFC", re.sub(" +", " ", "".join(kept)))
+    return unicodedata.normalize("NFC", re.sub(" +", " ", "".join(map(_kept, text))))
+
+
+@lru_cache(maxsize=8192)
+def _kept(char: str) -> str:
+    """What stays of a character."""
+    kind = unicodedata.category(char)
+    if kind in ("Cc", "Zl", "Zp", "Zs"):
+        return " "
+    if kind == "Cf" and char not in _JOINERS:  # turns the order of letters, or is not seen
+        return ""
+    return "_" if kind in ("Cn", "Cs") or _FORBIDDEN.match(char) else char
 
 
 def cut_to(text: str, most_bytes: int) -> str:

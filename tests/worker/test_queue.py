@@ -50,6 +50,19 @@ def settled(asked: Queue, within_s: float = 120.0) -> int | None:
     return found
 
 
+def test_claims_of_names_that_look_alike_are_told_apart(tmp_path: Path, clock: HandClock) -> None:  # noqa: F811
+    """A name by --name may begin with another one and a dot, end in a number, and hold what a pattern would."""
+    names = ["a", "a.0", "a. b", "[a]", "a.0.0"]
+    batches = [[video(name)] for name in names]
+    first, second = (Queue(RunDir(tmp_path), batches, Owner("0", rank, "", HERE, OURS)) for rank in (0, 1))
+    for rank in (0, 1):
+        beat(tmp_path, "0", replace(ALIVE, rank=rank))
+    taken = [asked.take() for asked in (first, second, first, second, first)]
+    assert taken == [0, 1, 2, 3, 4]
+    assert [first.take(), second.take()] == [None, None]
+    assert sorted(p.name for p in (tmp_path / "claims").iterdir()) == sorted(f"{name}.0.json" for name in names)
+
+
 def test_a_claim_that_is_being_written_is_waited_for(tmp_path: Path, clock: HandClock) -> None:  # noqa: F811
     """Where a file system has no links, a claim is there before its owner stands in it."""
     claim = tmp_path / "claims/0000_0.0.json"
