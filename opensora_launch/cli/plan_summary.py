@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from opensora_launch.cli.terminal import short_name
 from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.rows import NUM_ROWS
@@ -73,7 +74,7 @@ def _videos(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     for video in plan.videos[:4]:
         text = video.prompt if len(video.prompt) <= 60 else f"{video.prompt[:57]}..."
-        yield f"  {video.name}", f"{text!r}, seed {video.seed}, {video.guidance.num_steps} steps"
+        yield f"  {short_name(video.name)}", f"{text!r}, seed {video.seed}, {video.guidance.num_steps} steps"
     if len(plan.videos) > 4:
         yield "  ...", f"{len(plan.videos) - 4} more"
 

@@ -61,6 +61,11 @@ def elapsed(words: str) -> Iterator[None]:
         yield
 
 
+def short_name(name: str, most: int = 24) -> str:
+    """The name of a video where there is little room. Its end stays: it may be the number."""
+    return name if len(name) <= most else f"{name[: most - 11]}...{name[-8:]}"
+
+
 def print_errors(lines: Iterable[str]) -> None:
     """Print lines to stderr; "error:", "hint:" and the like stand out."""
     print_lines(map(_marked, lines), sys.stderr)

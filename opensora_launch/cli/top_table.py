@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opensora_launch.cli.terminal import short_name
 from opensora_launch.cli.view import RunView, step_text
 from opensora_launch.runs.live import DeviceUse, stuck_s, totals
 from opensora_launch.telemetry.stall import Beat
@@ -78,7 +79,7 @@ def _doing(beat: Beat, state: str) -> str:
     if state == "done":
         return "ended"
     words = f"{state} in {beat.phase}" if state in ("lost", "suspended") else state
-    return f"{beat.phase if state == 'running' else words} {beat.video or ''}".strip()
+    return f"{beat.phase if state == 'running' else words} {short_name(beat.video or '')}".strip()
 
 
 def _readings(use: DeviceUse) -> dict[str, str]:

@@ -149,3 +149,12 @@ def test_every_file_of_a_longest_name_can_be_written(tmp_path: Path) -> None:
         assert path.read_text() == "x"
     assert create_once(run.claims / f"{name}.0.json", "x")
     assert sorted(os.listdir(run.samples)) == [run.record(name).name, run.sheet(name).name]
+
+
+def test_a_long_name_is_short_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its end tells it from its twin, and the plan stays aligned."""
+    long = "a very long prompt about waves that break on a beach"
+    words = ["generate", "--prompt", long, "--prompt", long, "--name", "{prompt}", "model=tiny", "dry_run=true"]
+    assert main(words) == 0
+    names = [line.split("  ")[2] for line in capsys.readouterr().out.splitlines() if f"'{long}'" in line]
+    assert names == ["a very long p...h_0000_0", "a very long p...h_0001_0"]
