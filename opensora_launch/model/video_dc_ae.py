@@ -73,10 +73,9 @@ class Conv(nn.Module):
 
     def _of_one_frame(self, x: Float[Tensor, "B C 1 H W"]) -> Float[Tensor, "B D 1 h w"]:
         """Convolve with the one tap in time that meets the frame. With all, torch 2.13 errs in bf16 on AMX CPUs."""
-        conv, middle = self.conv, self.conv.kernel_size[0] // 2
-        strides, padding = conv.stride[1:], conv.padding[1:]
-        out = F.conv2d(x[:, :, 0], conv.weight[:, :, middle], conv.bias, strides, padding, groups=conv.groups)
-        return out[:, :, None]
+        conv, stride, padding = self.conv, self.conv.stride[1:], self.conv.padding[1:]
+        middle = conv.weight[:, :, conv.kernel_size[0] // 2]
+        return F.conv2d(x[:, :, 0], middle, conv.bias, stride, padding, groups=conv.groups)[:, :, None]
 
 
 class Residual(nn.Module):

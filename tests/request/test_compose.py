@@ -132,7 +132,7 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
         ("video.num_frames=many", "video.num_frames takes a whole number"),
         ("sampling.seed=1.5", "sampling.seed takes a whole number or null"),
         ("sampling.guidance=high", "sampling.guidance takes a number"),
-        ("model=dem", "model=dem is not known; did you mean demo?"),
+        ("model=demmo", "model=demmo is not known; did you mean demo"),
         ("attention=flash", "attention=flash is not known; did you mean flash4, flash3 or flash2?"),
         ("precision=fp8", "precision takes one of auto, bf16, fp16, fp32"),
         ("profile=perhaps", "profile takes true or false"),
