@@ -73,7 +73,7 @@ def test_groups_and_globs_can_be_swept() -> None:
         "srun",
         "torchrun",
     ]
-    assert [job.plan.geometry.num_frames for job in jobs_of("video=256px,tiny")] == [129, 17]
+    assert [job.plan.geometry.height_px for job in jobs_of("video=256px,tiny")] == [192, 64]
 
 
 def test_a_sweep_of_one_point_is_a_run() -> None:
