@@ -13,6 +13,7 @@ from opensora_launch.plan.times import rates_of, uses_nvlink
 from opensora_launch.plan.workload import Workload
 
 SHOWN = 12  # rows of the table
+NARROW = 80  # characters of a line
 PHASE_COLUMNS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
 
 
@@ -106,7 +107,10 @@ def _placed(best: Option, others: Sequence[Option], wide: bool) -> Iterator[str]
     for option in others:
         if option not in same:
             why = reason(option, best)
-            yield f"not chosen: {placement_text(option.placement)} ({why if wide else why.split(':')[0]})"
+            line = f"not chosen: {placement_text(option.placement)}"
+            reason_text = f"({why if wide else why.split(':')[0]})"
+            fits = wide or len(line) + len(reason_text) < NARROW
+            yield f"{line} {reason_text}" if fits else f"{line}\n  {reason_text}"
     if same and wide:
         yield f"as fast: {'; '.join(placement_text(option.placement) for option in same)}"
     elif same:
@@ -135,11 +139,10 @@ def _images(work: Workload, best: Option) -> Iterator[str]:
     if work.images is None or best.images is None:
         return
     how = best.images
-    yield (
-        f"  images by {what_is_made(work.images)}:\n  {layout_text(how.layout)}, {placement_text(how.placement)}, "
-        f"{seconds_text(how.phases.making)} s and weights from disk {seconds_text(how.phases.load)}, "
-        f"{how.memory.peak / GIB:.1f} GiB per GPU"
-    )
+    yield f"  images by {what_is_made(work.images)}:"
+    yield f"  {layout_text(how.layout)}, {placement_text(how.placement)};"
+    load, making = seconds_text(how.phases.load), seconds_text(how.phases.making)
+    yield f"  {making} s after {load} for weights from disk, {how.memory.peak / GIB:.1f} GiB per GPU"
 
 
 def cost_usd(work: Workload, option: Option, usd_per_gpu_hour: float) -> float:

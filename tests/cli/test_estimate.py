@@ -87,6 +87,15 @@ def test_a_video_is_counted_and_predicted(capsys: pytest.CaptureFixture[str]) ->
     assert rent["usd"] == pytest.approx(4 * got["gpu_hours"])
 
 
+def test_a_first_frame_is_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("video", "video=256px", "hardware=rtx4090", "topology=2gpu")
+    alone, both = values(capsys, *words, "sampling.cond_type=t2v"), values(capsys, *words, "image=flux")
+    image = values(capsys, *words[:1], *words[2:], "model=flux")
+    assert both["image_flops"] == pytest.approx(image["flops"])
+    assert both["flops"] > alone["flops"] + 0.99 * image["flops"]
+    assert both["gpu_hours"] > alone["gpu_hours"] + 0.9 * image["gpu_hours"]
+
+
 def test_rent_includes_electricity(capsys: pytest.CaptureFixture[str]) -> None:
     rented = values(capsys, "video", "hardware=h100_sxm")  # no list price: the cloud's
     assert rented["usd"] == pytest.approx(2.0 * rented["gpu_hours"])

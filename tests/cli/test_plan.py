@@ -51,6 +51,29 @@ def test_the_wide_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("as fast: weights spread over a node; weights in host memory") for line in lines)
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
+def test_first_frames_are_a_stage_of_their_own(gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """On 24 GB cards neither stage needs more than the card has: the two models are never there together."""
+    words = ["plan", "video=256px", "hardware=rtx4090", f"topology.gpus_per_node={gpus}", "image=flux"]
+    code, out, _ = asked(capsys, *words)
+    assert code == 0
+    assert "  images by flux1_dev: 1 image, 1024 x 576 pixels, 2,816 tokens:" in out.splitlines()
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    best = json.loads(asked(capsys, *words, "--json")[1])["options"][0]
+    seconds, images = best["seconds"], best["images"]
+    assert best["fits"]
+    assert images["fits"]
+    assert images["memory_bytes"]["peak"] <= images["memory_bytes"]["limit"]
+    assert seconds["image"] == images["seconds"]["load"] + images["seconds"]["making"]
+    assert seconds["total"] == pytest.approx(sum(seconds[part] for part in ("load", "text", "image", "making")))
+
+
+def test_images_that_do_not_fit_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = asked(capsys, *H100, "topology=1gpu", "image=flux", "fit=strict", "hardware.memory_gib=20")
+    assert code == 1
+    assert "nothing fits: the images: replicated weights: VAE needs" in out
+
+
 @pytest.mark.parametrize("hardware", ["h100_sxm", "rtx4090", "v100"])
 @pytest.mark.parametrize("topology", [["topology=1gpu"], ["topology=8gpu"], ["topology=2x8"], ["gpus=[1,3,2x8]"]])
 def test_80_columns_are_enough(hardware: str, topology: list[str], capsys: pytest.CaptureFixture[str]) -> None:
