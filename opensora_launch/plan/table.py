@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence, Set
+from textwrap import fill
 from typing import Any
 
 from opensora_launch.plan.choose import Option
@@ -98,7 +99,12 @@ def _about(work: Workload, placement: Placement) -> Iterator[str]:
     link = f", {kind} at {speed:.0f} GB/s" if work.ranks > 1 else ""
     where = f" on {nodes} nodes" if nodes > 1 else ""
     yield f"{work.ranks} x {card.name}{where}{link}, {card.memory_gib:.1f} GiB each"
-    yield f"{placement_text(placement)}; products in {work.products}"
+    yield _narrow(f"{placement_text(placement)}; products in {work.products}")
+
+
+def _narrow(line: str) -> str:
+    """Break a line that is too long for a narrow terminal."""
+    return fill(line, NARROW, subsequent_indent="  ")
 
 
 def _placed(best: Option, others: Sequence[Option], wide: bool) -> Iterator[str]:
@@ -107,10 +113,8 @@ def _placed(best: Option, others: Sequence[Option], wide: bool) -> Iterator[str]
     for option in others:
         if option not in same:
             why = reason(option, best)
-            line = f"not chosen: {placement_text(option.placement)}"
-            reason_text = f"({why if wide else why.split(':')[0]})"
-            fits = wide or len(line) + len(reason_text) < NARROW
-            yield f"{line} {reason_text}" if fits else f"{line}\n  {reason_text}"
+            line = f"not chosen: {placement_text(option.placement)} ({why if wide else why.split(':')[0]})"
+            yield line if wide else _narrow(line)
     if same and wide:
         yield f"as fast: {'; '.join(placement_text(option.placement) for option in same)}"
     elif same:
@@ -140,7 +144,7 @@ def _images(work: Workload, best: Option) -> Iterator[str]:
         return
     how = best.images
     yield f"  images by {what_is_made(work.images)}:"
-    yield f"  {layout_text(how.layout)}, {placement_text(how.placement)};"
+    yield _narrow(f"  {layout_text(how.layout)}, {placement_text(how.placement)};")
     load, making = seconds_text(how.phases.load), seconds_text(how.phases.making)
     yield f"  {making} s after {load} for weights from disk, {how.memory.peak / GIB:.1f} GiB per GPU"
 
