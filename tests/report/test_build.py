@@ -72,7 +72,8 @@ def test_a_good_run(tmp_path: Path) -> None:
     assert report["efficiency"]["job"]["efficiency"] == pytest.approx(43 / 24.75 / 2, abs=1e-6)
     assert report["samples"] == [
         {"name": "0000_0", "prompt": "raining, sea | *waves*\nat night", "seed": 42, "files": ["samples/0000_0.mp4"],
-         "fps": 24, "num_steps": 50, "guidance": 7.5, "cond_type": "t2v", "sheet": None, "failure": None}
+         "fps": 24, "num_steps": 50, "guidance": 7.5, "cond_type": "t2v", "sheet": None, "failure": None,
+         "image": None}
     ]  # fmt: skip
 
 
