@@ -37,7 +37,7 @@ def test_every_reference_case_was_run_on_every_layout(monkeypatch):
     correctness = script(monkeypatch, "correctness")
     result = json.loads((RESULTS / "correctness.json").read_text())
     cases = correctness.reference_cases()
-    assert len(cases) == 15
+    assert len(cases) == 16
     assert result["tolerances"] == correctness.bounds(cases)
     assert list(result["layouts"]) == list(correctness.LAYOUTS)
     compared = {(case, tensor) for case, tensors in result["tolerances"].items() for tensor in tensors}
