@@ -199,3 +199,18 @@ def test_the_plan_of_the_images() -> None:
     assert [image.text for image in plan.images.videos] == ["rain"] * 3  # without the suffixes
     assert plan.images.model.text == TINY.text
     assert Plan.from_dict(json.loads(json.dumps(asdict(plan)))) == plan
+
+
+def test_after_memory_ran_out_each_stage_goes_on_with_what_is_missing() -> None:
+    plan = plan_on(2, dp=2)
+    assert plan.images
+    assert plan.with_less(VIDEOS) is None  # neither stage has a smaller placement
+    smaller = replace(plan, images=replace(plan.images, smaller=Placement(shard=Shard.node)))
+    less = smaller.with_less(VIDEOS[1:], smaller.images.videos[2:] if smaller.images else ())
+    assert less
+    assert less.images
+    assert (less.images.placement.shard, less.placement) == (Shard.node, plan.placement)
+    assert ([v.name for v in less.images.videos], len(less.videos)) == (["0002_0"], 2)
+    done = smaller.with_less(VIDEOS[2:])
+    assert done
+    assert done.images is None
