@@ -202,9 +202,11 @@ def test_the_plan_of_the_images() -> None:
 
 
 def test_after_memory_ran_out_each_stage_goes_on_with_what_is_missing() -> None:
-    plan = plan_on(2, dp=2)
+    plan = replace(plan_on(2, dp=2), smaller=None)
     assert plan.images
+    plan = replace(plan, images=replace(plan.images, smaller=None))
     assert plan.with_less(VIDEOS) is None  # neither stage has a smaller placement
+    assert plan.images
     smaller = replace(plan, images=replace(plan.images, smaller=Placement(shard=Shard.node)))
     less = smaller.with_less(VIDEOS[1:], smaller.images.videos[2:] if smaller.images else ())
     assert less
