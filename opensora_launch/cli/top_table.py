@@ -78,8 +78,9 @@ def _rows(view: RunView) -> Iterator[_RankRow]:
 def _doing(beat: Beat, state: str) -> str:
     if state == "done":
         return "ended"
-    words = f"{state} in {beat.phase}" if state in ("lost", "suspended") else state
-    return f"{beat.phase if state == 'running' else words} {short_name(beat.video or '')}".strip()
+    phase = f"{beat.phase}, image" if beat.images else beat.phase
+    words = f"{state} in {phase}" if state in ("lost", "suspended") else state
+    return f"{phase if state == 'running' else words} {short_name(beat.video or '')}".strip()
 
 
 def _readings(use: DeviceUse) -> dict[str, str]:
