@@ -1,9 +1,9 @@
 """Where the time of all ranks was lost in an attempt, and the verdict: the largest loss, its owner and its cause.
 
 Findings compare ranks with one another, so they see nothing where all ranks lose alike. Losses are absolute: seconds of
-all ranks together, as a share of the ranks' number times the wall time. Compute, text, images, VAE and save are work. A core
-that was missing, or a clock that was held down, takes time within the work, so these losses may overlap with others.
-What the other ranks lose because one had no core counts as a loss by missing cores, not as waiting or exchange.
+all ranks together, as a share of the ranks' number times the wall time. Compute, text, images, VAE and save are work. A
+core that was missing, or a clock that was held down, takes time within the work, so these losses may overlap with
+others. What the other ranks lose because one had no core counts as a loss by missing cores, not as waiting or exchange.
 """
 
 from collections import defaultdict
