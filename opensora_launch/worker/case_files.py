@@ -85,7 +85,7 @@ class Case:
         of_images = {name.removeprefix("t2i."): x for name, x in self.tensors.items() if name.startswith("t2i.")}
         return replace(self, data=images, tensors=of_images), replace(self, data={**self.data, "kind": "sampling"})
 
-    def weights(self, where: Mapping[str, str]) -> dict[str, Tensor]:
+    def weights(self, where: Mapping[str, Any]) -> dict[str, Tensor]:
         """Read the tensors of {file, prefix}, named without the prefix. The file is relative to the case.
 
         Raises UserError if the file does not exist.

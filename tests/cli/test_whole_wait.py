@@ -32,7 +32,7 @@ def test_what_a_run_says_first_and_last(empty_folder: Path) -> None:
     code, out, err = run_command(empty_folder, "generate", *words, "--prompt", "x")
     (run,) = (empty_folder / "runs").iterdir()
     lines = out.splitlines()
-    assert (code, lines[0]) == (0, f"making 1 video in {os.path.realpath(run)}"), err
+    assert (code, lines[0]) == (0, f"making 1 image in {os.path.realpath(run)}"), err
     assert lines[1] == f"watch it: opensora-launch top {os.path.realpath(run)}"
     assert lines[-4] == f"{os.path.realpath(run)}/samples/0000_0.png"
     assert lines[-3] == f"report: {os.path.realpath(run)}/report.html"
