@@ -116,7 +116,7 @@ def test_a_missing_image_model_tells_its_download(empty_folder: Path, capsys: py
 @pytest.mark.slow
 def test_killed_after_the_second_image_and_resumed(tmp_path: Path) -> None:
     """Three prompts on two ranks: the same files as without the kill."""
-    words = [*WORDS, "topology=cpu2", "image.num_steps=150", "sampling.num_steps=2", "video.num_frames=5"]
+    words = [*WORDS, "topology=cpu2", "image.num_steps=80", "sampling.num_steps=2", "video.num_frames=5"]
     words += ["sampling.batch_size=1", "image.model.mmdit.depth_single_blocks=12"]
     words += [word for text in ("a", "b", "c") for word in ("--prompt", text)]
     command = [sys.executable, "-m", "opensora_launch.cli", "generate"]

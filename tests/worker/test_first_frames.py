@@ -76,7 +76,12 @@ def by_one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
 @pytest.mark.parametrize(
     ("ranks", "layout"),
-    [(2, {"ulysses": 2}), (2, {"dp": 2}), (3, {"ring": 3}), pytest.param(5, {"ring": 5}, marks=pytest.mark.slow)],
+    [
+        (2, {"ulysses": 2}),
+        pytest.param(2, {"dp": 2}, marks=pytest.mark.slow),
+        pytest.param(3, {"ring": 3}, marks=pytest.mark.slow),
+        pytest.param(5, {"ring": 5}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_images_on_any_ranks(
     ranks: int, layout: dict[str, int], by_one_rank: tuple[Path, dict[str, bytes]], tmp_path: Path
@@ -112,6 +117,7 @@ def test_every_image_comes_before_any_video(by_one_rank: tuple[Path, dict[str, b
     assert sum(rank["parts"].values()) == pytest.approx(rank["wall_s"])
 
 
+@pytest.mark.slow
 def test_another_start_makes_no_image_again(by_one_rank: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     """As after a job was requeued with the same plan, when images are there and videos are not."""
     plan = plan_on(2, ulysses=2)
@@ -127,6 +133,7 @@ def test_another_start_makes_no_image_again(by_one_rank: tuple[Path, dict[str, b
     assert not [span for span in events_of(again).spans if span.phase == IMAGE]
 
 
+@pytest.mark.slow
 def test_an_image_that_failed_fails_its_video_alone(tmp_path: Path) -> None:
     record_failed(RunDir(tmp_path).images, {"0001_0": "its pixels are not finite"})
     plan = plan_on(1)
@@ -137,6 +144,7 @@ def test_an_image_that_failed_fails_its_video_alone(tmp_path: Path) -> None:
     assert failed["0001_0"].startswith("its first frame could not be made: its pixels are not finite")
 
 
+@pytest.mark.slow
 def test_images_alone(tmp_path: Path) -> None:
     """The attempt of --images-only: the video model is not even loaded."""
     plan = replace(plan_on(2, dp=2), videos=())
@@ -164,12 +172,14 @@ def weights_left(attempt: str, plan: Plan) -> list[int]:
     return alive
 
 
+@pytest.mark.slow
 def test_the_image_model_is_gone_before_the_video_model_loads(tmp_path: Path) -> None:
     """Without the help of the garbage collector, which may come too late for a GPU."""
     plan = plan_on(1)
     assert run_ranks(1, tmp_path, weights_left, str(prepare(plan, tmp_path)), plan) == [[0, 0]]
 
 
+@pytest.mark.slow
 def test_a_lora_of_the_image_model_changes_the_images(
     by_one_rank: tuple[Path, dict[str, bytes]], tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_the_same_videos_on_any_ranks(ranks, layout, picture, by_one_rank, tmp_p
     assert_same(pixels(small_plan(ranks, both(picture), layout=layout), tmp_path), by_one_rank)
 
 
+@pytest.mark.slow
 def test_the_same_videos_of_every_mode(tmp_path):
     """On two ranks as on one: each condition takes its frames from the start, the end or both."""
     clip = str(write_clip(tmp_path / "a clip.mkv", noise(40, 48, 80, 3)))

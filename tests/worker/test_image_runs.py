@@ -57,6 +57,7 @@ def images(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: np.asarray(Image.open(path)).astype(int) for path in folder.glob("runs/*/samples/*.png")}
 
 
+@pytest.mark.slow
 def test_groups_of_ranks_make_images_and_resume_them(tmp_path: Path) -> None:
     """Three prompts: on two groups of one rank each, then one is deleted and made again."""
     made = {}
