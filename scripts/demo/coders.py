@@ -1,5 +1,6 @@
 """The demo's three autoencoders, as training sees them: clips [B, 3, T, H, W] to latents [B, C, t, h, w] and back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -44,19 +45,19 @@ def vae_config(config: Mapping[str, Any]) -> VaeConfig:
     return VaeConfig(**{**config, "kind": kind, "dc_ae": stages})
 
 
-class Coder:
+class Coder(ABC):
     """An autoencoder in bf16 whose clips have `frames` frames."""
 
     network: Any  # nn.Module
     frames: int
 
+    @abstractmethod
     def posterior(self, clip: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the latents, in fp32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Return the clip, in fp32."""
-        raise NotImplementedError
 
     @property
     def decoder(self) -> list[nn.Module]:
