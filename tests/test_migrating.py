@@ -3,7 +3,7 @@
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 from opensora_launch.media.prompt_files import IGNORED_COLUMNS
 from opensora_launch.media.prompts import COLUMNS, COND_TYPES
@@ -45,7 +45,8 @@ def exists(key: str) -> bool:
     for part in key.split("."):
         if not is_dataclass(kind) or part not in {field.name for field in fields(kind)}:
             return False
-        kind = get_type_hints(kind)[part]
+        hint: type = get_type_hints(kind)[part]
+        kind = next((one for one in get_args(hint) if is_dataclass(one)), hint)  # of a part that may be null
     return True
 
 

@@ -107,7 +107,7 @@ def untested_problems(run: RunConfig) -> list[str]:
     kind = run.model.vae.kind
     parts = {
         "LoRAs": bool(run.model.lora),
-        "image=": run.image.make,
+        "image=": run.image.model is not None,
         "the Video DC-AE": kind is VaeKind.dc_ae,
         "image models": kind is VaeKind.image,
     }

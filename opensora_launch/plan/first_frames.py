@@ -17,7 +17,7 @@ from opensora_launch.schema.config import ImageConfig, LayoutConfig, PlacementCo
 def image_problems(run: RunConfig) -> list[str]:
     """Return what keeps a request from making first frames; the video itself has no problems."""
     image, problems = run.image, list[str]()
-    if not image.make:
+    if image.model is None:
         return []
     if run.video.num_frames == 1:
         problems.append("image= makes the first frame of a video, but video.num_frames=1 is an image: leave image= out")
@@ -41,6 +41,7 @@ def image_run(run: RunConfig) -> RunConfig:
     The planner is free to choose its layout and where its weights are kept.
     """
     image, text = run.image, Path(run.model.folder)
+    assert image.model, "call image_problems() first"
     height, width = _image_px(run)
     return replace(
         run,
@@ -70,6 +71,7 @@ def image_run(run: RunConfig) -> RunConfig:
 def image_requests(run: RunConfig, videos: Sequence[VideoRequest]) -> tuple[VideoRequest, ...]:
     """Return the images to make: of the prompt without the suffixes of videos, with the video's seed."""
     image = run.image
+    distilled = image.model is not None and image.model.mmdit.guidance_embed
     return tuple(
         replace(
             video,
@@ -84,7 +86,7 @@ def image_requests(run: RunConfig, videos: Sequence[VideoRequest]) -> tuple[Vide
                 text_osci=False,
                 image_osci=False,
                 temporal_osci=False,
-                distilled=image.model.mmdit.guidance_embed,
+                distilled=distilled,
             ),
         )
         for video in videos

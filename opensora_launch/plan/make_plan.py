@@ -70,7 +70,7 @@ def make_plan(
         videos=tuple(videos),
         engine=run.engine,
         images=images,
-        first_frame_px=first_frame_px(run) if run.image.make else None,
+        first_frame_px=first_frame_px(run) if run.image.model else None,
     )
 
 
@@ -78,7 +78,7 @@ def _plan_images(
     run: RunConfig, machine: Machine, videos: Sequence[VideoRequest], version: str, by_rule: bool
 ) -> Plan | None:
     """Plan the first frames of these videos; None if they need none. The images' problems are told as theirs."""
-    if not run.image.make:
+    if not run.image.model:
         return None
     try:
         plan = make_plan(image_run(run), machine, image_requests(run, videos), version, by_rule=by_rule)

@@ -83,7 +83,7 @@ def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[Key]:
     hints = get_type_hints(schema)
     made = schema()
     for item in fields(schema):
-        hint, path = hints[item.name], f"{prefix}{item.name}"
+        hint, path = _required(hints[item.name]), f"{prefix}{item.name}"
         if is_dataclass(hint) and isinstance(hint, type):
             yield from keys(hint, f"{path}.")
         else:
@@ -94,7 +94,7 @@ def about_section(path: str) -> str:
     """The meaning of a part of the schema that holds keys, such as "sampling" or "model.vae"; "" if there is none."""
     schema: Any = RunConfig
     for name in path.split("."):
-        schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
+        schema = _required(get_type_hints(schema).get(name)) if is_dataclass(schema) else None
     return " ".join((schema.__doc__ or "").split("\n\n")[0].split()) if is_dataclass(schema) else ""
 
 
@@ -122,6 +122,12 @@ def _about(path: Path) -> str:
 
 def _subfolders(folders: Sequence[Path]) -> set[str]:
     return {sub.name for folder in folders for sub in folder.iterdir() if sub.is_dir() and any(sub.glob("*.yaml"))}
+
+
+def _required(hint: Any) -> Any:
+    """The part of the schema that a key holds which may be null; other hints stay."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return next((part for part in parts if is_dataclass(part)), hint)
 
 
 def _in_words(hint: Any) -> str:

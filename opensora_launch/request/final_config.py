@@ -55,13 +55,19 @@ def final_config(
         topology = replace(topology, device=Device.cuda)
     if negative_prompt is not None:
         sampling = replace(sampling, negative_prompt=negative_prompt)
+    image_model = composed.image.model and _with_paths(composed.image.model, image_loras)
+    if image_loras and image_model is None:
+        problems = (
+            *problems,
+            "--image-lora needs a model for first frames to change: choose one, as image=flux",
+        )
     run = replace(
         composed,
         hardware=card,
         topology=topology,
         sampling=sampling,
         model=_with_paths(composed.model, loras),
-        image=replace(composed.image, model=_with_paths(composed.image.model, image_loras)),
+        image=replace(composed.image, model=image_model),
         runs_dir=absolute(composed.runs_dir),
         text_cache=None if composed.text_cache is None else absolute(composed.text_cache),
     )

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opensora_launch.errors import did_you_mean
 from opensora_launch.request.catalogue import Key, default_choices, keys
-from opensora_launch.schema.config import RunConfig
+from opensora_launch.schema.config import ImageConfig, ModelConfig, RunConfig
 
 FEW = 4  # values of a key, which are all named besides the one that was probably meant
 PROMPT_KEYS = ("prompt", "prompts", "negative_prompt", "ref", "lora", "resume")  # these are flags: free text and paths
@@ -146,7 +146,8 @@ def _wrong_choices(group: str, override: Override, values: list[str] | None, all
 def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
     """A line for a value that the schema's type refuses. An interpolation is checked when it is resolved."""
     try:
-        OmegaConf.update(OmegaConf.structured(RunConfig), path, value, merge=True)
+        whole = RunConfig(image=ImageConfig(model=ModelConfig()))  # with the part that may be null
+        OmegaConf.update(OmegaConf.structured(whole), path, value, merge=True)
     except OmegaConfBaseException:
         known = _by_path().get(path)
         near = did_you_mean(str(value), known.allowed) if known and len(known.allowed) > FEW else ""

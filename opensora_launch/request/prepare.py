@@ -202,7 +202,7 @@ def weight_problems(run: RunConfig) -> list[str]:
     from opensora_launch.model.weight_files import check_files
 
     problems = check_files(run.model) or lora_problems(run.model)
-    if run.image.make and not image_problems(run):
+    if run.image.model and not image_problems(run):
         image = image_run(run).model
         problems += [line for line in check_files(image) or lora_problems(image) if line not in problems]
     return problems

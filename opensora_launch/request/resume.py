@@ -120,7 +120,9 @@ def _with_recorded_folders(run: RunConfig, config: Mapping[str, Any], new: Set[s
     """
     old = dict(flat(config))
     text_cache = run.text_cache if "text_cache" in new else old.get("text_cache", run.text_cache)
-    image = replace(run.image, model=_with_recorded_paths(run.image.model, "image.model", old, new))
+    image = run.image
+    if image.model:
+        image = replace(image, model=_with_recorded_paths(image.model, "image.model", old, new))
     return replace(run, model=_with_recorded_paths(run.model, "model", old, new), image=image, text_cache=text_cache)
 
 

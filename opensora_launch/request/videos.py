@@ -46,7 +46,7 @@ def with_condition_types(entries: Sequence[PromptEntry], run: RunConfig) -> tupl
 
 def makes_image(entry: PromptEntry, run: RunConfig) -> bool:
     """Whether the image model makes the first frame of a prompt's videos."""
-    return run.image.make and not entry.refs and _chosen_cond_type(entry, run) in (None, "i2v_head")
+    return run.image.model is not None and not entry.refs and _chosen_cond_type(entry, run) in (None, "i2v_head")
 
 
 def _chosen_cond_type(entry: PromptEntry, run: RunConfig) -> str | None:

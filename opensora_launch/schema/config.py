@@ -154,8 +154,7 @@ class ImageConfig:
     It reads the text embeddings of the video model.
     """
 
-    make: bool = key(False, "make the first frames; image=flux and the other choices of the group set it")
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | None = key(None, "the networks and their files, as in model; null: no first frames are made")
     resolution: str | None = key(None, "area of the images, as 768px, with the video's shape; null: the video's size")
     num_steps: int | None = key(None, "denoising steps of an image; null: sampling.num_steps")
     guidance: float = key(4.0, "an input of a distilled model; of another, as sampling.guidance; 1: no guidance")

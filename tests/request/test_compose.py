@@ -43,7 +43,7 @@ def test_all_keys_and_their_defaults(request: pytest.FixtureRequest) -> None:
     for key in keys():
         value: object = run
         for part in key.path.split("."):
-            value = getattr(value, part)
+            value = getattr(value, part, None)
         lines.append(f"{key.path} = {value if value is not None else 'null'}  ({key.kind})")
     text = "\n".join(lines) + "\n"
     if request.config.getoption("--update-golden"):

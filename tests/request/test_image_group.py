@@ -95,6 +95,7 @@ def test_a_resume_makes_only_the_images_that_are_missing(empty_folder: Path) -> 
         (["image=none", "--images-only"], "--images-only: this makes no first frames; choose a model for them: image="),
         (["image.model.init=checkpoint", "image.model.folder=/gone"], "/gone/"),
         (["--image-lora", "gone"], "LoRA {here}/gone does not exist"),
+        (["image=none", "--image-lora", "gone"], "--image-lora needs a model for first frames to change: choose one"),
     ],
 )
 def test_mistakes_are_one_line(

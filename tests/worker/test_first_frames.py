@@ -29,7 +29,6 @@ from tests.worker.plans import TINY, small_plan, video
 from tests.worker.test_generate import make, on_rank, prepare
 
 TINY_IMAGE = ImageConfig(
-    make=True,
     resolution="96px",
     num_steps=3,
     model=ModelConfig(
@@ -188,6 +187,7 @@ def test_a_lora_of_the_image_model_changes_the_images(
     down, up = (torch.randn(shape, generator=generator) for shape in ((2, 32), (96, 2)))
     layer = "transformer.double_blocks.0.img_attn.qkv"
     save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    assert TINY_IMAGE.model
     image = replace(TINY_IMAGE, model=replace(TINY_IMAGE.model, lora=[f"{tmp_path}/lora.safetensors@0.5"]))
     made = []
     for ranks in (1, 2):
