@@ -3,7 +3,7 @@
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from opensora_launch.media.prompt_files import IGNORED_COLUMNS
 from opensora_launch.media.prompts import COLUMNS, COND_TYPES
@@ -41,11 +41,11 @@ def code(text: str) -> list[str]:
 
 def exists(key: str) -> bool:
     """Whether a dotted name is a field of the run's config."""
-    kind: type = RunConfig
+    kind: Any = RunConfig
     for part in key.split("."):
         if not is_dataclass(kind) or part not in {field.name for field in fields(kind)}:
             return False
-        hint: type = get_type_hints(kind)[part]
+        hint = get_type_hints(kind)[part]
         kind = next((one for one in get_args(hint) if is_dataclass(one)), hint)  # of a part that may be null
     return True
 
