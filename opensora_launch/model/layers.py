@@ -6,6 +6,7 @@ Shapes, here and in every file of model/:
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,17 +52,21 @@ class Rotary(nn.Module):
         super().__init__()
         self.axes_dim, self.theta, self.rotate_half = axes_dim, theta, rotate_half
 
-    def forward(self, ids: Float[Tensor, "B S A"]) -> Float[Tensor, "2 B S 1 half"]:
+    def forward(self, ids: Float[Tensor, "R S A"]) -> tuple[Float[Tensor, "R S 1 D"], Float[Tensor, "R S 1 D"]]:
+        """Return cos and sin of each channel's angle; sin is negative for the first channel of a pair."""
         angles = rope_angles(ids, self.axes_dim, self.theta, torch.float32 if self.rotate_half else torch.float64)
-        return torch.stack([angles.cos(), angles.sin()]).float().unsqueeze(3)
+        cos, sin = angles.cos().float(), angles.sin().float()
+        dim = -2 if self.rotate_half else -1
+        both = torch.stack([cos, cos], dim), torch.stack([-sin, sin], dim)
+        return both[0].flatten(-2).unsqueeze(2), both[1].flatten(-2).unsqueeze(2)
 
-    def rotate(self, x: Float[Tensor, "B S N D"], table: Float[Tensor, "2 B S 1 half"]) -> Float[Tensor, "B S N D"]:
-        cos, sin = table.unbind(0)
-        if self.rotate_half:
-            first, second = x.float().chunk(2, dim=-1)
-            return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-        first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2).to(x.dtype)
+    def rotate(
+        self, x: Float[Tensor, "B S N D"], table: Sequence[Float[Tensor, "R S 1 D"]]
+    ) -> Float[Tensor, "B S N D"]:
+        """Return x cos + its partners sin, in fp32. R is 1 if all rows have the same positions, else B."""
+        cos, sin = table
+        partners = x.roll(x.shape[-1] // 2, -1) if self.rotate_half else x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return (x * cos).addcmul_(partners, sin)
 
 
 class RMSNorm(nn.Module):
@@ -70,9 +75,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
-        wide = x.float()
-        rstd = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + _NORM_EPS)
-        return (wide * rstd).to(x.dtype) * self.scale
+        return F.rms_norm(x, (x.shape[-1],), eps=_NORM_EPS) * self.scale  # rounds twice, like the reference
 
 
 class QKNorm(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.parallel.split import share_sizes, share_slices
+from opensora_launch.schema.even_shares import share_sizes, share_slices
 
 # Mesh, tokens of the whole sequence, kernel -> the `attend` for this rank's share of the tokens, in every block.
 SequenceAttention = Callable[[Mesh, int, KernelCall], Attend]

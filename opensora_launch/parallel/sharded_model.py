@@ -11,7 +11,8 @@ from opensora_launch.model.kernels import KernelCall
 from opensora_launch.parallel.collectives import all_gather_padded
 from opensora_launch.parallel.mesh import Mesh
 from opensora_launch.parallel.sequence_attention import SequenceAttention, sharded_attention
-from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
+from opensora_launch.parallel.split import TokenShare
+from opensora_launch.schema.even_shares import share_sizes, share_slices
 
 Forward = Callable[..., Tensor]  # MMDiT.forward
 
@@ -63,17 +64,17 @@ class ShardedModel:
         return _gather(part, latents, mesh, (num_text, len(rows)))
 
     def _share(self, mesh: Mesh, latents: Tensor, img_ids: Tensor, rows: Sequence[RowInputs]) -> Float[Tensor, "r s C"]:
-        count, num_text = len(rows), rows[0].txt.shape[0]
+        num_text = rows[0].txt.shape[0]
         total = num_text + latents.shape[1]
         share = TokenShare.of(num_text, total, mesh.sequence_index, mesh.layout.sequence)
         txt = share.cut_text(torch.stack([row.txt for row in rows]))
-        img, ids = share.cut_video(latents), share.cut_video(img_ids).expand(count, -1, -1)
+        img, ids = share.cut_video(latents), share.cut_video(img_ids)
         conds = [row.cond for row in rows if row.cond is not None]
         return self.forward(
             img=torch.stack([img[row.video] for row in rows]),
             img_ids=ids,
             txt=txt,
-            txt_ids=ids.new_zeros(count, txt.shape[1], ids.shape[2]),
+            txt_ids=ids.new_zeros(1, txt.shape[1], ids.shape[2]),
             timesteps=_on_device([row.t for row in rows], latents.device),
             y_vec=torch.stack([row.y_vec for row in rows]),
             cond=share.cut_video(torch.stack(conds)) if conds else None,

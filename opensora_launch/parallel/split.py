@@ -1,23 +1,11 @@
 """Split a whole into shares, one per rank. Sizes differ by at most one; nothing is padded and nothing must divide."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from jaxtyping import Shaped
 from torch import Tensor
 
-
-def share_sizes(total: int, ranks: int) -> tuple[int, ...]:
-    """Return the sizes of `ranks` consecutive shares of `total` things; the first shares are the larger ones."""
-    base, extra = divmod(total, ranks)
-    return tuple(base + (index < extra) for index in range(ranks))
-
-
-def share_slices(total: int, ranks: int) -> tuple[slice, ...]:
-    stops = [0]
-    for size in share_sizes(total, ranks):
-        stops.append(stops[-1] + size)
-    return tuple(slice(a, b) for a, b in pairwise(stops))
+from opensora_launch.schema.even_shares import share_slices
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from opensora_launch.model.cuts import Segment
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.parallel.split import share_sizes, share_slices
+from opensora_launch.schema.even_shares import share_sizes, share_slices
 
 
 def own_channels(segments: Sequence[Segment], axis: Axis) -> tuple[slice, ...]:

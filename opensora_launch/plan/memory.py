@@ -18,6 +18,7 @@ from opensora_launch.plan.rank_sets import gathers_on_node
 from opensora_launch.plan.set_aside import RESERVED_BYTES, set_aside_bytes
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import Engine, Offload, Shard, Storage
+from opensora_launch.schema.even_shares import chunk_counts
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
 
 GIB = 2.0**30
@@ -98,18 +99,20 @@ def activation_bytes(
     In units U of one activation, with m = F/H, the share c of the tokens that is widened at once, and the rank's part p
     of the heads and the feed-forward (1 if weights are whole, about 1/tp if they are divided):
 
-    projecting   x, normed x, q, k, v so far and those of one chunk, rotated in fp32: 1 + c + (3 (1 - c) + 11.1 c) p
-                 (7 c instead of 11.1 c in fp32)
+    projecting   x, q, k, v, and those of a chunk while one is rotated in fp32: 1 + 3 p + 7.5 c p (6 c p in fp32)
     attending    x, q, k, v and the result: 1 + 4.2 p. Ulysses 1 + 9.1 p (sent, received, joined; 1 p more for
                  several rows). A ring 1 + 11.1 p (two blocks of keys and values in transit, results in fp32), 2 p more
                  for more than two hops, 3 p more with Ulysses
-    finishing    x, attention output, finished tokens and one chunk widened twice: 2 + c + (1 + 2 m c) p; or its sum and
-                 the second product: 2 (1 + c) + (1 + m c) p; at the end the finished tokens twice: 3 + c + p
+    finishing    x, attention output, and of a chunk: its sum, normed, and widened twice: 1 + p + 2 c + 2 m c p, and
+                 c p more if the chunk has several rows; or widened once and the second product: 1 + p + 3 c + m c p
+    at the ends  three activations: two and their sum, or the last ones, normed and modulated: 3
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
     tokens = math.ceil(grid.total_tokens / layout.sequence)
-    c, p = min(1.0, at_once / (rows * tokens)), uneven(net.heads, layout.tp) / layout.tp
+    parts = chunk_counts(rows, tokens, at_once)
+    c = math.ceil(rows / parts[0]) / rows * math.ceil(tokens / parts[1]) / tokens
+    p = uneven(net.heads, layout.tp) / layout.tp
     heads = 4.2
     if layout.sequence > 1:
         heads = max(heads, 9.1 + (layout.ulysses > 1 and rows > 1))
@@ -117,14 +120,14 @@ def activation_bytes(
         both, many = layout.ulysses > 1, layout.ring > 2
         heads = max(heads, 11.1 + 2 * many + 3 * both if narrow else 8.2 + 3.1 * (many + both))
     units = max(
+        3.0,
         1 + heads * p,
-        1 + c + (3 * (1 - c) + (11.1 if narrow else 7.0) * c) * p,
-        2 + c + (1 + 2 * wide * c) * p,
-        2 + 2 * c + (1 + wide * c) * p,
-        3 + c + p if c < 1 else 0.0,
+        1 + 3 * p + (7.5 if narrow else 6.0) * c * p,
+        1 + p + 2 * c + (2 * wide + (rows > parts[0])) * c * p,
+        1 + p + 3 * c + wide * c * p,
     )
-    table = 4.0 * net.head_dim  # cos and sin of half the channels, fp32
-    return rows * tokens * (units * net.hidden * element_bytes + table)
+    table = 8.0 * net.head_dim  # cos and sin of all channels in fp32, for all rows
+    return tokens * (rows * units * net.hidden * element_bytes + table)
 
 
 def memory_of(

@@ -19,11 +19,11 @@ import torch.distributed as dist
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.kernels import attend_alone
 from opensora_launch.parallel.mesh import Groups, build_meshes
-from opensora_launch.parallel.split import share_slices
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.plan import Machine
 from opensora_launch.plan.verify_spec import VerifySpec
 from opensora_launch.schema.config import Engine, LayoutConfig
+from opensora_launch.schema.even_shares import share_slices
 from tests.engines import WITH_COLOSSALAI
 from tests.ranks import run_ranks
 from tests.worker.test_verify import CASES, on_rank

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.parallel.mesh import Groups, Mesh, build_meshes
 from opensora_launch.parallel.sequence_attention import merge, ring_attention, sharded_attention
-from opensora_launch.parallel.split import TokenShare, share_sizes, share_slices
+from opensora_launch.parallel.split import TokenShare
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.rank_sets import coordinates, ranks_along
+from opensora_launch.schema.even_shares import share_sizes, share_slices
 from tests.ranks import run_ranks
 
 B, D = 2, 8

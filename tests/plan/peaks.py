@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from opensora_launch.engines.native import cut_transformer
 from opensora_launch.engines.placed_weights import place_transformer
 from opensora_launch.engines.weight_source import WeightSource
-from opensora_launch.model import mmdit
+from opensora_launch.model import block_parts
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.parallel.mesh import Axis, Groups, build_meshes
@@ -77,7 +77,7 @@ def forward_peak(case: dict[str, Any]) -> int:
         hidden_size=192, num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[4, 2, 2], mlp_ratio=case["mlp_ratio"]
     )
     layout, dtype, rows = Layout(**case["layout"]), getattr(torch, case["dtype"]), case["rows"]
-    vars(mmdit)["TOKENS_AT_ONCE"] = case["at_once"]
+    vars(block_parts)["TOKENS_AT_ONCE"] = case["at_once"]
     mesh = build_meshes([layout], 0, Groups(timedelta(seconds=60)), lambda *_: nullcontext())[layout]
     own = -(-TOKENS // layout.sequence)
     text, video = min(TEXT, own), max(0, own - TEXT)
@@ -87,9 +87,9 @@ def forward_peak(case: dict[str, Any]) -> int:
     model = cut_transformer(cfg, lambda name: torch.zeros(shapes[name]), mesh.tp, cpu, dtype, lambda nbytes: None)
     inputs = {
         "img": torch.zeros(rows, video, cfg.in_channels),
-        "img_ids": torch.zeros(rows, video, 3),
+        "img_ids": torch.zeros(1, video, 3),
         "txt": torch.zeros(rows, text, cfg.context_in_dim, dtype=dtype),
-        "txt_ids": torch.zeros(rows, text, 3),
+        "txt_ids": torch.zeros(1, text, 3),
         "timesteps": torch.zeros(rows),
         "y_vec": torch.zeros(rows, cfg.vec_in_dim, dtype=dtype),
         "cond": torch.zeros(rows, video, cfg.in_channels + 4, dtype=dtype),
@@ -106,7 +106,7 @@ def placed_peak(case: dict[str, Any]) -> int:
     """
     cfg = MmditConfig(hidden_size=192, num_heads=24, depth=2, depth_single_blocks=8, axes_dim=[4, 2, 2])
     placement, ranks, rows = msgspec.convert(case["placement"], Placement), case["ranks"], 1
-    vars(mmdit)["TOKENS_AT_ONCE"] = 512
+    vars(block_parts)["TOKENS_AT_ONCE"] = 512
     axis = Axis("weights", tuple(range(ranks)), 0, dist.new_group(list(range(ranks))), lambda *_: nullcontext())
     source = WeightSource(ModelConfig(init=Init.random, mmdit=cfg), torch.device("cpu"), torch.bfloat16)
     loaded = place_transformer(source, placement, axis, axis, lambda nbytes: None)

@@ -99,7 +99,7 @@ def test_activations_are_what_a_forward_holds(index: int) -> None:
     net = network_of(ModelConfig(mmdit=cfg, text=TextConfig(8)))
     grid, layout = TokenGrid(1, 2040, 8), Layout(**case["layout"])
     found = activation_bytes(net, grid, layout, case["rows"], size, case["at_once"])
-    assert found == pytest.approx(measured()["forward"][index], rel=0.05)
+    assert found == pytest.approx(measured()["forward"][index], rel=0.04)
 
 
 @pytest.mark.slow
@@ -115,7 +115,8 @@ def test_placed_weights_and_a_forward_are_what_is_held(index: int) -> None:
         staging = 2 * block_weight_bytes(net) / ranks
     want = weights.held + weights.buffers - staging
     want += activation_bytes(net, TokenGrid(1, 2040, 8), Layout(), 1, 2, at_once=512)
-    assert want == pytest.approx(measured()["placed"][index], rel=0.05)
+    unpacked = placement.storage is Storage.fp8  # a copy of the largest weight, which is not counted
+    assert want == pytest.approx(measured()["placed"][index], rel=0.06 if unpacked else 0.01)
 
 
 @pytest.mark.slow
@@ -164,11 +165,12 @@ def test_weights_by_placement() -> None:
 
 def test_phases_of_one_gpu() -> None:
     memory = large(Layout(), gpus_per_node=1)
-    two_rows = 2 * 5.283 * 76544 * 3072 * 2  # would be twenty activations if all tokens were widened at once
-    assert memory.activations == pytest.approx(two_rows, rel=1e-3)
-    assert memory.denoise > memory.weights + two_rows + RESERVED_BYTES
+    one_row = 5.2 * 76544 * 3072 * 2  # would be twenty activations if all tokens were widened at once
+    angles = 76544 * 128 * 8
+    assert memory.activations == pytest.approx(2 * one_row + angles)
+    assert memory.denoise > memory.weights + memory.activations + RESERVED_BYTES
     assert memory.peak == max(memory.text, memory.denoise, memory.decode)
-    assert large(Layout(cfg=2), gpus_per_node=2).activations == pytest.approx(two_rows / 2, rel=1e-3)
+    assert large(Layout(cfg=2), gpus_per_node=2).activations == pytest.approx(one_row + angles)
 
 
 def test_divided_weights_and_t5_shrink_with_the_axis() -> None:
@@ -178,7 +180,7 @@ def test_divided_weights_and_t5_shrink_with_the_axis() -> None:
     assert large(Layout(tp=5), gpus_per_node=5).weights == pytest.approx(
         whole - blocks * 4 / 5 + heads * (5 / 24 - 1 / 5)
     )
-    assert large(Layout(tp=4, ulysses=2)).activations < large(Layout(tp=4), gpus_per_node=4).activations / 1.8
+    assert large(Layout(tp=4, ulysses=2)).activations < large(Layout(tp=4), gpus_per_node=4).activations / 1.7
     halves, quarters = (large(Layout(tp=4), t5_parts=parts).text for parts in (2, 4))
     assert halves - quarters == pytest.approx((9.1 - 0.5) / 4 * 1.02 * GIB)
 

@@ -13,8 +13,8 @@ from colossalai.shardformer.policies.base_policy import ModulePolicyDescription,
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from opensora_launch.model.blocks import DoubleBlock, SingleBlock
 from opensora_launch.model.cuts import Cut, CutKind, mmdit_cuts
-from opensora_launch.model.mmdit import DoubleBlock, SingleBlock
 from opensora_launch.parallel.mesh import Axis
 
 

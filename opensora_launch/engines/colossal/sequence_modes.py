@@ -16,7 +16,7 @@ from torch import Tensor
 from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.sequence_attention import merge
-from opensora_launch.parallel.split import share_sizes
+from opensora_launch.schema.even_shares import share_sizes
 
 
 def colossal_attention(mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
