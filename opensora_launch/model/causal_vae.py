@@ -10,6 +10,7 @@ no mask of (T H W)^2 is ever built. (The class of diffusers has the same weights
 The cut depends on shapes alone, so a tile has the same bits wherever it is computed.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -157,16 +158,6 @@ class MidBlock(nn.Module):
         return out
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int, stride: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.conv = CausalConv3d(channels, channels, stride=stride)
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C t h w"]:
-        out: Tensor = self.conv(x)
-        return out
-
-
 class Upsample(nn.Module):
     """Repeat pixels, and all frames but the first: T frames become 1 + (T - 1) * factor. Then convolve."""
 
@@ -211,20 +202,20 @@ class Stage(nn.Module):
             yield from layers.children()
 
 
-def down_block(in_channels: int, out_channels: int, level: int, cfg: VaeConfig) -> Stage:
-    widths = [in_channels] + [out_channels] * cfg.layers_per_block
-    if level not in SPACE_LEVELS:
-        return Stage(widths, cfg.norm_num_groups)
-    stride = (2 if level in TIME_LEVELS else 1, 2, 2)
-    return Stage(widths, cfg.norm_num_groups, downsamplers=Downsample(out_channels, stride))
-
-
-def up_block(in_channels: int, out_channels: int, level: int, cfg: VaeConfig) -> Stage:
-    widths = [in_channels] + [out_channels] * (cfg.layers_per_block + 1)
-    if level not in SPACE_LEVELS:
-        return Stage(widths, cfg.norm_num_groups)
-    factor = (2 if level in TIME_LEVELS else 1, 2, 2)
-    return Stage(widths, cfg.norm_num_groups, upsamplers=Upsample(out_channels, factor))
+def resampling_stages(widths: list[int], cfg: VaeConfig, *, up: bool) -> nn.ModuleList:
+    """Return the stages of these widths, each with the change of resolution that follows it."""
+    made = nn.ModuleList()
+    for level, (before, width) in enumerate(pairwise([widths[0], *widths])):
+        resampling: dict[str, nn.Module] = {}
+        if level in SPACE_LEVELS:
+            ratio = (2 if level in TIME_LEVELS else 1, 2, 2)
+            if up:
+                resampling["upsamplers"] = Upsample(width, ratio)
+            else:
+                resampling["downsamplers"] = nn.Sequential(OrderedDict(conv=CausalConv3d(width, width, stride=ratio)))
+        layers = cfg.layers_per_block + up
+        made.append(Stage([before] + [width] * layers, cfg.norm_num_groups, **resampling))
+    return made
 
 
 def layers_of(stages: nn.ModuleList) -> Iterator[nn.Module]:
@@ -238,8 +229,7 @@ class VaeEncoder(nn.Module):
         super().__init__()
         widths = cfg.block_out_channels
         self.conv_in = CausalConv3d(cfg.in_channels, widths[0])
-        pairs = pairwise([widths[0], *widths])
-        self.down_blocks = nn.ModuleList(down_block(a, b, level, cfg) for level, (a, b) in enumerate(pairs))
+        self.down_blocks = resampling_stages(widths, cfg, up=False)
         self.mid_block = MidBlock(widths[-1], cfg.norm_num_groups)
         self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[-1], eps=_NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 2 * cfg.latent_channels)
@@ -257,8 +247,7 @@ class VaeDecoder(nn.Module):
         widths = cfg.block_out_channels[::-1]
         self.conv_in = CausalConv3d(cfg.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], cfg.norm_num_groups)
-        pairs = pairwise([widths[0], *widths])
-        self.up_blocks = nn.ModuleList(up_block(a, b, level, cfg) for level, (a, b) in enumerate(pairs))
+        self.up_blocks = resampling_stages(widths, cfg, up=True)
         self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[-1], eps=_NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], cfg.out_channels)
 

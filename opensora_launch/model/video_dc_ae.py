@@ -9,6 +9,7 @@ stays a single frame. Attention is linear in the number of positions, and global
 tile alone (hpcaitech/Open-Sora, models/dc_ae; Chen et al. 2024, https://arxiv.org/abs/2410.10733).
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -18,11 +19,7 @@ from torch import Tensor, nn
 
 from opensora_launch.model.folding import averaged, fold, repeated_channels, unfold
 from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig
-from opensora_launch.schema.model_constants import (
-    DC_AE_CONV_STAGES,
-    DC_AE_HEAD,
-    DC_AE_WIDENED,
-)
+from opensora_launch.schema.model_constants import DC_AE_CONV_STAGES, DC_AE_HEAD, DC_AE_WIDENED
 
 _NORM_EPS, _DIVISION_EPS = 1e-5, 1e-15
 _NORM_NUMBERS = 2**24  # numbers that a norm widens to fp32 at once
@@ -78,16 +75,29 @@ class Conv(nn.Module):
         return F.conv2d(x[:, :, 0], middle, conv.bias, stride, padding, groups=conv.groups)[:, :, None]
 
 
-class Residual(nn.Module):
-    """x + main(x). The sum needs no memory of its own."""
+class Plus(nn.Module):
+    """main(x) + shortcut(x). The sum needs no memory of its own."""
 
-    def __init__(self, main: nn.Module) -> None:
+    def __init__(self, main: nn.Module, shortcut: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
-        self.main = main
+        self.main, self.shortcut = main, shortcut
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
         out: Tensor = self.main(x)
-        return out.add_(x)
+        return out.add_(self.shortcut(x))
+
+
+class OpList(nn.Module):
+    """Layers one after another, under their public name."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.op_list = nn.ModuleList(layers)
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
+        for layer in self.op_list:
+            x = layer(x)
+        return x
 
 
 class TwoConvs(nn.Module):
@@ -143,97 +153,53 @@ class GluConv(nn.Module):
 class AttentionBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.context_module = Residual(LinearAttention(channels))
-        self.local_module = Residual(GluConv(channels))
+        self.context_module = Plus(LinearAttention(channels))
+        self.local_module = Plus(GluConv(channels))
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
         out: Tensor = self.local_module(self.context_module(x))
         return out
 
 
-class Main(nn.Module):
-    """Holds a layer under the name `main`, as the public names have it."""
-
-    def __init__(self, main: nn.Module) -> None:
-        super().__init__()
-        self.main = main
-
-
-class Down(Main):
-    """Halve space, and time if asked for: a convolution, plus positions folded into channels and averaged."""
+class UpConv(nn.Module):
+    """Double space by nearest positions, and time if asked for, and convolve."""
 
     def __init__(self, inputs: int, outputs: int, in_time: bool) -> None:
-        super().__init__(Conv(inputs, outputs, stride=(1 + in_time, 2, 2)))
-        self.in_time, self.outputs = in_time, outputs
+        super().__init__()
+        self.conv, self.in_time = Conv(inputs, outputs), in_time
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        folded = fold(x, 1 + (self.in_time and x.shape[2] > 1))
-        out: Tensor = self.main(x) + averaged(folded, self.outputs)
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=(_times(x, self.in_time), 2, 2), mode="nearest"))
         return out
 
 
-class Up(Main):
+def _times(x: Tensor, in_time: bool) -> int:
+    """Return by how much a step between two stages changes time: a single frame stays one."""
+    return 1 + (in_time and x.shape[2] > 1)
+
+
+def down(inputs: int, outputs: int, in_time: bool) -> Plus:
+    """Halve space, and time if asked for: a convolution, plus positions folded into channels and averaged."""
+    conv = Conv(inputs, outputs, stride=(1 + in_time, 2, 2))
+    return Plus(conv, lambda x: averaged(fold(x, _times(x, in_time)), outputs))
+
+
+def up(inputs: int, outputs: int, in_time: bool) -> Plus:
     """Double space, and time if asked for: nearest positions and a convolution, plus channels repeated and unfolded."""
 
-    def __init__(self, inputs: int, outputs: int, in_time: bool) -> None:
-        super().__init__(nn.ModuleDict({"conv": Conv(inputs, outputs)}))
-        self.in_time, self.outputs = in_time, outputs
+    def shortcut(x: Tensor) -> Tensor:
+        times = _times(x, in_time)
+        return unfold(repeated_channels(x, outputs * times * 4), times)
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        times = 1 + (self.in_time and x.shape[2] > 1)
-        out: Tensor = self.main["conv"](F.interpolate(x, scale_factor=(times, 2, 2), mode="nearest"))  # type: ignore[index]
-        return out.add_(unfold(repeated_channels(x, self.outputs * times * 4), times))
+    return Plus(UpConv(inputs, outputs, in_time), shortcut)
 
 
-class ToLatent(Main):
-    """A convolution plus averaged channels."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(nn.ModuleDict({"op_list": nn.ModuleList([Conv(inputs, outputs)])}))
-        self.outputs = outputs
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D T H W"]:
-        out: Tensor = self.main["op_list"][0](x) + averaged(x, self.outputs)  # type: ignore[index]
-        return out
-
-
-class FromLatent(Main):
-    """A convolution plus repeated channels."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(Conv(inputs, outputs))
-        self.outputs = outputs
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D T H W"]:
-        out: Tensor = self.main(x) + repeated_channels(x, self.outputs)
-        return out
-
-
-class ToPixels(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.op_list = nn.ModuleList([Rms(inputs), nn.ReLU(), Conv(inputs, outputs)])
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D T H W"]:
-        for layer in self.op_list:
-            x = layer(x)
-        return x
-
-
-class DcAeStage(nn.Module):
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.op_list = nn.ModuleList(layers)
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        for layer in self.op_list:
-            x = layer(x)
-        return x
-
-
-def _blocks(stage: int, channels: int, depth: int) -> list[nn.Module]:
-    convolve = stage < DC_AE_CONV_STAGES
-    return [Residual(TwoConvs(channels)) if convolve else AttentionBlock(channels) for _ in range(depth)]
+def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[list[nn.Module]]:
+    """Return the blocks of each stage."""
+    return [
+        [Plus(TwoConvs(width)) if stage < DC_AE_CONV_STAGES else AttentionBlock(width) for _ in range(depth)]
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True))
+    ]
 
 
 class Encoder(nn.Module):
@@ -241,13 +207,11 @@ class Encoder(nn.Module):
         super().__init__()
         widths = cfg.widths
         self.project_in = Conv(pixels, widths[0])
-        stages = [
-            _blocks(i, width, depth) for i, (width, depth) in enumerate(zip(widths, cfg.encoder_depths, strict=True))
-        ]
+        stages = _stages(widths, cfg.encoder_depths)
         for i, (width, smaller) in enumerate(pairwise(widths)):
-            stages[i].append(Down(width, smaller, cfg.halves_time(i)))
-        self.stages = nn.ModuleList(map(DcAeStage, stages))
-        self.project_out = ToLatent(widths[-1], latent)
+            stages[i].append(down(width, smaller, cfg.halves_time(i)))
+        self.stages = nn.ModuleList(map(OpList, stages))
+        self.project_out = Plus(OpList([Conv(widths[-1], latent)]), lambda x: averaged(x, latent))
 
     def forward(self, x: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B C t h w"]:
         x = self.project_in(x)
@@ -261,14 +225,12 @@ class Decoder(nn.Module):
     def __init__(self, cfg: DcAeConfig, latent: int, pixels: int) -> None:
         super().__init__()
         widths = cfg.widths
-        self.project_in = FromLatent(latent, widths[-1])
-        stages = [
-            _blocks(i, width, depth) for i, (width, depth) in enumerate(zip(widths, cfg.decoder_depths, strict=True))
-        ]
+        self.project_in = Plus(Conv(latent, widths[-1]), lambda x: repeated_channels(x, widths[-1]))
+        stages = _stages(widths, cfg.decoder_depths)
         for i, (width, smaller) in enumerate(pairwise(widths)):
-            stages[i].insert(0, Up(smaller, width, cfg.halves_time(i)))
-        self.stages = nn.ModuleList(map(DcAeStage, stages))
-        self.project_out = ToPixels(widths[0], pixels)
+            stages[i].insert(0, up(smaller, width, cfg.halves_time(i)))
+        self.stages = nn.ModuleList(map(OpList, stages))
+        self.project_out = OpList([Rms(widths[0]), nn.ReLU(), Conv(widths[0], pixels)])
 
     def forward(self, x: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B 3 T H W"]:
         x = self.project_in(x)

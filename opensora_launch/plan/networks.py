@@ -4,11 +4,12 @@ Transformers that can be run come from their config (`network_of`). The others c
 from the published config files or papers named below.
 """
 
+import math
 from dataclasses import dataclass, replace
 
+from opensora_launch.model.shapes import mmdit_shapes
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.config import MmditConfig, ModelConfig
-from opensora_launch.schema.model_constants import TIME_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Network:
     @property
     def attention_width(self) -> int:
         return self.heads * self.head_dim
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the matrices of a block with one stream: 4 H A for attention, m H F for the feed-forward."""
+        return 4 * self.hidden * self.attention_width + self.feed_forward_matrices * self.hidden * self.feed_forward
 
     @property
     def blocks(self) -> int:
@@ -94,31 +100,10 @@ def network_of(model: ModelConfig) -> Network:
         rows=1 if cfg.guidance_embed else 3,
         vae={VaeKind.causal: "hunyuan", VaeKind.dc_ae: "dcae", VaeKind.image: "flux"}[vae.kind],
         text_gib=9.1,
-        parameters=float(mmdit_parameters(cfg)),
+        parameters=float(sum(map(math.prod, mmdit_shapes(cfg).values()))),
         tokens_in=cfg.in_channels,
         text_width=cfg.context_in_dim,
     )
-
-
-def mmdit_parameters(cfg: MmditConfig) -> int:
-    """Count the parameters of Open-Sora's transformer: 11,891,390,528 with the released config. Tests compare it with
-    the modules.
-    """
-    width, wide, head = cfg.hidden_size, int(cfg.hidden_size * cfg.mlp_ratio), cfg.hidden_size // cfg.num_heads
-
-    def linear(inputs: int, outputs: int, bias: bool = True) -> int:
-        return inputs * outputs + bias * outputs
-
-    mlp = linear(width, wide) + linear(wide, width)
-    stream = linear(width, 6 * width) + linear(width, width) + mlp + 2 * head
-    double = 2 * (stream + (linear(width, 3 * width, cfg.qkv_bias)))
-    single = linear(width, 3 * width + wide) + linear(width + wide, width) + linear(width, 3 * width) + 2 * head
-    embedders = [TIME_CHANNELS, cfg.vec_in_dim, *([TIME_CHANNELS] if cfg.guidance_embed else [])]
-    ends = sum(linear(inputs, width) + linear(width, width) for inputs in embedders)
-    ends += linear(cfg.in_channels, width) + linear(cfg.context_in_dim, width)
-    ends += linear(cfg.in_channels + cfg.patch_size**2, width) if cfg.cond_embed else 0
-    ends += linear(width, cfg.in_channels) + linear(width, 2 * width)
-    return cfg.depth * double + cfg.depth_single_blocks * single + ends
 
 
 OPEN_SORA_2 = network_of(ModelConfig())
@@ -243,9 +228,8 @@ VAES = {
     "hunyuan": Vae(246_478_803, 17.2e6, tile_px=256),  # 145 TFLOP per tile of 129 frames; bytes: memory.tile_bytes
     "sd": Vae(83_653_863, 9.5e6, live_per_frame=768, frames=14),  # frames per batch in Latte's pipeline
     "flux": Vae(83_819_683, 9.5e6, live_per_frame=768),
-    "wan": Vae(
-        126_892_531, 8.5e6, live=5060, reach=0.85
-    ),  # four frames at a time, and what each layer keeps of earlier ones
+    # four frames at a time, and what each layer keeps of earlier ones
+    "wan": Vae(126_892_531, 8.5e6, live=5060, reach=0.85),
     "wan2.2": Vae(704_688_668, 18.5e6, live=5390, reach=3.0),
     "cogvideox": Vae(215_583_907, 18.6e6, live=22_800, tile_px=256),  # eight frames at a time
     "mochi": Vae(459_748_611, 17.4e6, live_per_frame=710, tile_px=256),
