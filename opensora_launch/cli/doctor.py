@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from opensora_launch import __version__, exit_codes
 from opensora_launch.cli.plan_picture import Bar, picture_file, write_bars
@@ -38,7 +39,7 @@ def _as_json(found: Sequence[CheckResult]) -> dict[str, object]:
         "schema": 1,
         "version": __version__,
         "worst": worst(found).value,
-        "findings": [finding.to_dict() for finding in found],
+        "findings": [asdict(finding) for finding in found],
     }
 
 

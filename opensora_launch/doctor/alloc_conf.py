@@ -6,7 +6,7 @@ Sources: torch's c10/core/AllocatorConfig and c10/cuda/CUDAAllocatorConfig, and 
 import re
 from collections.abc import Iterator, Mapping
 
-from opensora_launch.doctor.check_result import NEXT_START, CheckResult, Level
+from opensora_launch.doctor.check_result import CheckResult, Level, bad_variable
 
 VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # in the order in which torch for CUDA reads them
 PYTORCH_ALLOC_CONF_SINCE = (2, 9)
@@ -62,16 +62,13 @@ def _parts(text: str) -> Iterator[str]:
 
 def _names(env: Mapping[str, str], given: list[str], torch: tuple[int, int] | None) -> Iterator[CheckResult]:
     if "PYTORCH_ALLOC_CONF" in given and torch and torch < PYTORCH_ALLOC_CONF_SINCE:
-        yield _warn(
-            f"PYTORCH_ALLOC_CONF={env['PYTORCH_ALLOC_CONF']}: torch {torch[0]}.{torch[1]} ignores this name",
-            "use PYTORCH_CUDA_ALLOC_CONF",
-        )
+        what = f"PYTORCH_ALLOC_CONF={env['PYTORCH_ALLOC_CONF']}: torch {torch[0]}.{torch[1]} ignores this name"
+        yield bad_variable(what, "use PYTORCH_CUDA_ALLOC_CONF")
     if len(given) == 2 and env[VARIABLES[0]] != env[VARIABLES[1]]:
-        yield _warn(
-            f"{VARIABLES[1]} is ignored, because {VARIABLES[0]} is also set and takes precedence", "unset one of them"
-        )
+        what = f"{VARIABLES[1]} is ignored, because {VARIABLES[0]} is also set and takes precedence"
+        yield bad_variable(what, "unset one of them")
     if env.get("PYTORCH_HIP_ALLOC_CONF"):
-        yield _warn("PYTORCH_HIP_ALLOC_CONF is only read by torch for AMD GPUs", f"use {VARIABLES[0]}")
+        yield bad_variable("PYTORCH_HIP_ALLOC_CONF is only read by torch for AMD GPUs", f"use {VARIABLES[0]}")
 
 
 def _options(name: str, options: Mapping[str, str], uncached: bool) -> Iterator[CheckResult]:
@@ -79,42 +76,35 @@ def _options(name: str, options: Mapping[str, str], uncached: bool) -> Iterator[
     least = int(segment) if segment.isdigit() else LEAST_SPLIT_MB
     for key, value in options.items():
         if not value:
-            yield _fail(f"{name}: {key!r} has no value, so torch stops", "write options as key:value")
-        elif key not in KNOWN:
-            yield _fail(f"{name}: torch has no option {key!r}, so it stops", f"remove {key}")
-        elif key in WHOLE_NUMBERS and not value.isdigit() and re.match(r"[+-]?\d", value):
-            yield _warn(
-                f"{name}: {key}:{value} is not a whole number; torch only reads the first digits", f"remove {key}"
+            yield bad_variable(
+                f"{name}: {key!r} has no value, so torch stops", "write options as key:value", Level.fail
             )
+        elif key not in KNOWN:
+            yield bad_variable(f"{name}: torch has no option {key!r}, so it stops", f"remove {key}", Level.fail)
+        elif key in WHOLE_NUMBERS and not value.isdigit() and re.match(r"[+-]?\d", value):
+            what = f"{name}: {key}:{value} is not a whole number; torch only reads the first digits"
+            yield bad_variable(what, f"remove {key}")
         elif why := _wrong_value(key, value, least):
-            yield _fail(f"{name}: {key}:{value} {why}, so torch stops", f"use a valid value, or remove {key}")
+            what = f"{name}: {key}:{value} {why}, so torch stops"
+            yield bad_variable(what, f"use a valid value, or remove {key}", Level.fail)
+    better = "remove it; expandable_segments:True handles fragmentation better"
     if split.isdigit() and int(split) < least:
-        yield _fail(
-            f"{name}: max_split_size_mb:{split} is below {least}, so torch raises at the first tensor",
-            "remove it; expandable_segments:True handles fragmentation better",
-        )
+        what = f"{name}: max_split_size_mb:{split} is below {least}, so torch raises at the first tensor"
+        yield bad_variable(what, better, Level.fail)
     elif split.isdigit() and int(split) < SMALL_SPLIT_MB:
-        yield _warn(
-            f"{name}: max_split_size_mb:{split} keeps larger blocks from being reused for smaller tensors: more "
-            "memory, more cudaMalloc",
-            "remove it; expandable_segments:True handles fragmentation better",
-        )
+        kept = "keeps larger blocks from being reused for smaller tensors: more memory, more cudaMalloc"
+        yield bad_variable(f"{name}: max_split_size_mb:{split} {kept}", better)
     on = {key for key in NATIVE_ONLY if key in options and options[key].lower() != "false"}
     if options.get("backend") == "cudaMallocAsync" and on:
-        yield _warn(
-            f"{name}: backend:cudaMallocAsync excludes {', '.join(sorted(on))}: the driver's allocator ignores them",
-            "remove one or the other; expandable_segments:True alone is right here",
-        )
+        what = f"{name}: backend:cudaMallocAsync excludes {', '.join(sorted(on))}: the driver's allocator ignores them"
+        yield bad_variable(what, "remove one or the other; expandable_segments:True alone is right here")
     elif {"expandable_segments", "max_split_size_mb"} <= on:
-        yield _warn(
-            f"{name}: max_split_size_mb and expandable_segments:True both handle fragmentation, and the limit keeps "
-            "segments from being reused",
-            "remove max_split_size_mb",
-        )
+        both = "max_split_size_mb and expandable_segments:True both handle fragmentation"
+        what = f"{name}: {both}, and the limit keeps segments from being reused"
+        yield bad_variable(what, "remove max_split_size_mb")
     if uncached and "expandable_segments" in on:
-        yield _warn(
-            f"{name}: PYTORCH_NO_CUDA_MEMORY_CACHING disables all of it", "unset PYTORCH_NO_CUDA_MEMORY_CACHING"
-        )
+        what = f"{name}: PYTORCH_NO_CUDA_MEMORY_CACHING disables all of it"
+        yield bad_variable(what, "unset PYTORCH_NO_CUDA_MEMORY_CACHING")
 
 
 def _wrong_value(key: str, value: str, least: int) -> str:
@@ -156,11 +146,3 @@ def _wrong_count(key: str, value: str, segment_mb: int) -> str:
 
 def _is_power_of_2(number: int) -> bool:
     return number > 0 and number & (number - 1) == 0
-
-
-def _warn(what: str, fix: str) -> CheckResult:
-    return CheckResult(Level.warn, "env", what, fix, NEXT_START)
-
-
-def _fail(what: str, fix: str) -> CheckResult:
-    return CheckResult(Level.fail, "env", what, fix, NEXT_START)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from opensora_launch.doctor.check_result import CheckResult, Level, ok
+from opensora_launch.doctor.check_result import CheckResult, failure, ok, warning
 from opensora_launch.doctor.torch_facts import TorchFacts, version_number
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus
 
@@ -17,9 +17,7 @@ KERNEL_NEEDS = {"flash-attn 2": (8, 0), "flash-attn 3": (9, 0)}  # compute capab
 def check_builds(host: HostGpus, torch: TorchFacts | None, why_not: str, *, wants_gpu: bool) -> list[CheckResult]:
     """Check that driver, torch, NCCL and kernels fit each other and the GPUs. `why_not`: why torch is None."""
     if torch is None:
-        return [
-            CheckResult(Level.fail, "torch", f"cannot be imported: {why_not}", "run scripts/bootstrap", "minutes, 1 GB")
-        ]
+        return [failure("torch", f"cannot be imported: {why_not}", "run scripts/bootstrap", "minutes, 1 GB")]
     found = [*_torch(host, torch, wants_gpu=wants_gpu)]
     if not host.gpus:
         return found
@@ -35,7 +33,7 @@ def check_trials(problems: Mapping[str, str] | None, why_not: str) -> Iterator[C
     """Report how each attention kernel did when it ran on a GPU. `why_not`: why the trial gave no answer."""
     if problems is None:
         fix = "name a kernel that works: attention=sdpa_flash or attention=reference"
-        yield CheckResult(Level.warn, "kernels", f"the trial of the attention kernels ended: {why_not}", fix, "no cost")
+        yield warning("kernels", f"the trial of the attention kernels ended: {why_not}", fix, "no cost")
         return
     if fine := [name for name, problem in problems.items() if not problem]:
         yield ok("kernels", f"{', '.join(fine)}: equal to the reference on this GPU")
@@ -43,31 +41,23 @@ def check_trials(problems: Mapping[str, str] | None, why_not: str) -> Iterator[C
         if problem:
             what = f"{name} fails on this GPU: {problem}; attention=auto does not use it"
             fix = "install a build for this torch and this GPU, or leave it"
-            yield CheckResult(Level.warn, "kernels", what, fix, "slower attention without it")
+            yield warning("kernels", what, fix, "slower attention without it")
 
 
 def _torch(host: HostGpus, torch: TorchFacts, *, wants_gpu: bool) -> Iterator[CheckResult]:
     built = f"for CUDA {torch.cuda}" if torch.cuda else f"for ROCm {torch.hip}" if torch.hip else "for the CPU only"
     what = f"{torch.version}, built {built}" + (f", NCCL {torch.nccl}" if torch.nccl else "")
     if torch.number and torch.number < LEAST_TORCH:
-        yield CheckResult(Level.fail, "torch", f"{what}: too old", "pip install 'torch>=2.6'", "minutes, 3 GB")
+        yield failure("torch", f"{what}: too old", "pip install 'torch>=2.6'", "minutes, 3 GB")
     elif host.gpus and wants_gpu and not torch.cuda:
         cuda = f"cu{host.cuda[0]}{host.cuda[1]}" if host.cuda else "cu126"
-        yield CheckResult(
-            Level.fail,
-            "torch",
-            f"{what}, but this host has {len(host.gpus)} {'GPU' if len(host.gpus) == 1 else 'GPUs'}",
-            f"install torch from the index of a CUDA build that the driver can run (up to {cuda})",
-            "minutes, 3 GB",
-        )
+        what += f", but this host has {len(host.gpus)} {'GPU' if len(host.gpus) == 1 else 'GPUs'}"
+        fix = f"install torch from the index of a CUDA build that the driver can run (up to {cuda})"
+        yield failure("torch", what, fix, "minutes, 3 GB")
     elif host.gpus and wants_gpu and not torch.available:
-        yield CheckResult(
-            Level.fail,
-            "torch",
-            f"{what}; it sees no GPU, but the driver shows {len(host.gpus)}",
-            "check CUDA_VISIBLE_DEVICES and the driver line below, or use docker run --gpus all",
-            "nothing, or a reboot",
-        )
+        what += f"; it sees no GPU, but the driver shows {len(host.gpus)}"
+        fix = "check CUDA_VISIBLE_DEVICES and the driver line below, or use docker run --gpus all"
+        yield failure("torch", what, fix, "nothing, or a reboot")
     else:
         yield ok("torch", what)
 
@@ -79,21 +69,12 @@ def _driver(host: HostGpus, torch: TorchFacts) -> Iterator[CheckResult]:
     driver = version_number(host.driver or "")
     least = LEAST_DRIVER.get(cuda[0]) if cuda else None
     if cuda and driver and least and driver < least:
-        yield CheckResult(
-            Level.fail,
-            "driver",
-            f"{what}; torch's CUDA {torch.cuda} needs {least[0]}.{least[1]} or newer",
-            f"install a newer driver, or torch for CUDA {runs}",
-            "root and a reboot, or 3 GB",
-        )
+        what += f"; torch's CUDA {torch.cuda} needs {least[0]}.{least[1]} or newer"
+        fix = f"install a newer driver, or torch for CUDA {runs}"
+        yield failure("driver", what, fix, "root and a reboot, or 3 GB")
     elif cuda and host.cuda and cuda > host.cuda:
-        yield CheckResult(
-            Level.warn,
-            "driver",
-            f"{what}; torch is built for CUDA {torch.cuda}: it works, but kernels compiled at run time (PTX) may not",
-            "install a newer driver",
-            "root and a reboot",
-        )
+        what += f"; torch is built for CUDA {torch.cuda}: it works, but kernels compiled at run time (PTX) may not"
+        yield warning("driver", what, "install a newer driver", "root and a reboot")
     else:
         yield ok("driver", what)
 
@@ -104,13 +85,9 @@ def _cards(gpus: Sequence[GpuFacts], torch: TorchFacts) -> Iterator[CheckResult]
         if capability is None or not torch.archs or _runs(capability, torch.archs):
             continue
         code = f"sm_{capability[0]}{capability[1]}"
-        yield CheckResult(
-            Level.fail,
-            "torch",
-            f"{torch.version} has no code for {name} ({code}); it has {', '.join(torch.archs)}",
-            "install a torch build for this card: a newer one for new cards, an older CUDA for old ones",
-            "minutes, 3 GB",
-        )
+        what = f"{torch.version} has no code for {name} ({code}); it has {', '.join(torch.archs)}"
+        fix = "install a torch build for this card: a newer one for new cards, an older CUDA for old ones"
+        yield failure("torch", what, fix, "minutes, 3 GB")
 
 
 def _runs(capability: tuple[int, int], archs: Sequence[str]) -> bool:
@@ -120,9 +97,7 @@ def _runs(capability: tuple[int, int], archs: Sequence[str]) -> bool:
         if not digits.isdigit():
             continue
         built = divmod(int(digits), 10)
-        if (kind == "sm" and built[0] == capability[0] and built <= capability) or (
-            kind == "compute" and built <= capability
-        ):
+        if built <= capability and (kind == "compute" or (kind == "sm" and built[0] == capability[0])):
             return True
     return False
 
@@ -132,43 +107,32 @@ def _cudnn(torch: TorchFacts) -> Iterator[CheckResult]:
 
     fp32 as TF32 is wrong too, and torch 2.9.1 and newer turns that off (pytorch#167024).
     """
-    if torch.cudnn is None or not torch.cuda:
+    if torch.cudnn is None or torch.cuda is None:
         return
     version = f"{torch.cudnn // 10000}.{torch.cudnn // 100 % 100}.{torch.cudnn % 100}"
     if torch.cudnn not in WRONG_CUDNN:
         yield ok("cudnn", version)
         return
-    yield CheckResult(
-        Level.warn,
-        "cudnn",
+    what = (
         f"{version} with torch {torch.version}: large 3D convolutions of 16-bit tensors are wrong, or take 17 times "
-        "the memory, unless their channels lie last, as the VAE's do; fp32 is wrong with numerics.tf32=true",
-        f"pip install 'nvidia-cudnn-cu{torch.cuda.partition('.')[0]}>=9.15', after torch",
-        "minutes, 0.4 GB",
+        "the memory, unless their channels lie last, as the VAE's do; fp32 is wrong with numerics.tf32=true"
     )
+    fix = f"pip install 'nvidia-cudnn-cu{torch.cuda.partition('.')[0]}>=9.15', after torch"
+    yield warning("cudnn", what, fix, "minutes, 0.4 GB")
 
 
 def _kernels(gpus: Sequence[GpuFacts], torch: TorchFacts) -> Iterator[CheckResult]:
     oldest = min((gpu.capability for gpu in gpus if gpu.capability), default=None)
-    for name, problem in torch.kernels:
+    for name, problem in torch.kernels.items():
         needs = KERNEL_NEEDS.get(name)
         if problem:
-            yield CheckResult(
-                Level.warn,
-                "kernels",
-                f"{name} is installed but cannot be loaded: {problem}; it was built for another torch",
-                f"pip install --no-build-isolation --force-reinstall --no-deps {name.split()[0]}",
-                "a build of 5 to 60 minutes; SDPA is used without it",
-            )
+            what = f"{name} is installed but cannot be loaded: {problem}; it was built for another torch"
+            fix = f"pip install --no-build-isolation --force-reinstall --no-deps {name.split()[0]}"
+            yield warning("kernels", what, fix, "a build of 5 to 60 minutes; SDPA is used without it")
         elif needs and oldest and oldest < needs:
-            yield CheckResult(
-                Level.warn,
-                "kernels",
-                f"{name} needs compute capability {needs[0]}.{needs[1]}, but the oldest card here has "
-                f"{oldest[0]}.{oldest[1]}",
-                "use attention=auto, which does not use it",
-                "no cost",
-            )
+            here = f"the oldest card here has {oldest[0]}.{oldest[1]}"
+            what = f"{name} needs compute capability {needs[0]}.{needs[1]}, but {here}"
+            yield warning("kernels", what, "use attention=auto, which does not use it", "no cost")
         else:
             yield ok("kernels", f"{name} loads")
     if not torch.kernels:

@@ -1,9 +1,8 @@
 """The results of `doctor`: one line per result, with the fix and its cost."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 NEXT_START = "no cost; takes effect at the next start"
 
@@ -27,12 +26,22 @@ class CheckResult:
     value: float | None = None  # measured
     unit: str = ""  # of `value`: "GiB free", "GB/s"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "level": self.level.value}
-
 
 def ok(check: str, what: str) -> CheckResult:
     return CheckResult(Level.ok, check, what)
+
+
+def warning(check: str, what: str, fix: str, cost: str) -> CheckResult:
+    return CheckResult(Level.warn, check, what, fix, cost)
+
+
+def failure(check: str, what: str, fix: str = "", cost: str = "") -> CheckResult:
+    return CheckResult(Level.fail, check, what, fix, cost)
+
+
+def bad_variable(what: str, fix: str, level: Level = Level.warn) -> CheckResult:
+    """Report an environment variable that does harm."""
+    return CheckResult(level, "env", what, fix, NEXT_START)
 
 
 def with_free_bytes(result: CheckResult, count: int) -> CheckResult:

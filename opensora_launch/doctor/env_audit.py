@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from opensora_launch.doctor.alloc_conf import check_allocator
-from opensora_launch.doctor.check_result import NEXT_START, CheckResult, Level
+from opensora_launch.doctor.check_result import CheckResult, Level, bad_variable
 from opensora_launch.doctor.interfaces import Interface, check_socket_names
 
 ON = ("1", "true", "on", "yes")
@@ -62,17 +62,14 @@ def _on(env: Mapping[str, str], name: str) -> bool:
 
 
 def _harm(name: str, env: Mapping[str, str], why: str, fix: str = "") -> CheckResult:
-    return CheckResult(Level.warn, "env", f"{name}={env[name]}: {why}", fix or f"unset {name}", NEXT_START)
+    return bad_variable(f"{name}={env[name]}: {why}", fix or f"unset {name}")
 
 
 def _links(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
     if here.gpus > 1 and _on(env, "NCCL_P2P_DISABLE"):
-        yield _harm(
-            "NCCL_P2P_DISABLE",
-            env,
-            "GPUs exchange data through host memory and leave NVLink idle, 2 to 20 times slower; it only helps if peer "
-            "access hangs (the links line says whether the driver offers it)",
-        )
+        why = "GPUs exchange data through host memory and leave NVLink idle, 2 to 20 times slower"
+        hint = "it only helps if peer access hangs (the links line says whether the driver offers it)"
+        yield _harm("NCCL_P2P_DISABLE", env, f"{why}; {hint}")
     if here.gpus > 1 and _on(env, "NCCL_SHM_DISABLE"):
         yield _harm("NCCL_SHM_DISABLE", env, "GPUs of one machine without peer access use the network stack")
     if here.infiniband and _on(env, "NCCL_IB_DISABLE"):
@@ -83,47 +80,33 @@ def _links(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
 
 def _kernels(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
     if here.gpus and _on(env, "CUDA_LAUNCH_BLOCKING"):
-        yield _harm(
-            "CUDA_LAUNCH_BLOCKING",
-            env,
-            "the CPU waits for every kernel, so launches and communication do not overlap; only for debugging",
-        )
+        why = "the CPU waits for every kernel, so launches and communication do not overlap; only for debugging"
+        yield _harm("CUDA_LAUNCH_BLOCKING", env, why)
     if here.gpus and "PYTORCH_NO_CUDA_MEMORY_CACHING" in env:
-        yield _harm(
-            "PYTORCH_NO_CUDA_MEMORY_CACHING",
-            env,
-            "every tensor costs a cudaMalloc and a cudaFree, which stop the GPU; any value turns it on",
-        )
+        why = "every tensor costs a cudaMalloc and a cudaFree, which stop the GPU; any value turns it on"
+        yield _harm("PYTORCH_NO_CUDA_MEMORY_CACHING", env, why)
     if "CUDA_MEMORY_FRACTION" in env:
-        yield _harm(
-            "CUDA_MEMORY_FRACTION",
-            env,
-            "neither CUDA nor torch reads it",
-            "unset it; for a limit, use PYTORCH_CUDA_ALLOC_CONF=per_process_memory_fraction:0.9 (torch 2.7 or newer)",
-        )
+        limit = "PYTORCH_CUDA_ALLOC_CONF=per_process_memory_fraction:0.9 (torch 2.7 or newer)"
+        fix = f"unset it; for a limit, use {limit}"
+        yield _harm("CUDA_MEMORY_FRACTION", env, "neither CUDA nor torch reads it", fix)
 
 
 def _threads(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
     each = here.cpus // max(here.ranks_per_node, 1)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         if env.get(name) == "1" and each > 1 and not here.gpus:
-            yield _harm(
-                name,
-                env,
+            why = (
                 f"CPU ranks use one core each, though there are {each} per rank; the launcher gives its ranks their "
-                "share, but other programs (ranks started by hand, tokenizers, ffmpeg filters) stay on one core",
-                f"unset {name}, or set launcher.threads_per_rank={each}",
+                "share, but other programs (ranks started by hand, tokenizers, ffmpeg filters) stay on one core"
             )
+            yield _harm(name, env, why, f"unset {name}, or set launcher.threads_per_rank={each}")
 
 
 def _waits(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
     for name in ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"):
         if here.gpus and _on(env, name):
-            yield _harm(
-                name,
-                env,
-                "the CPU blocks in every collective, so it launches nothing ahead; hangs are detected without it",
-            )
+            why = "the CPU blocks in every collective, so it launches nothing ahead; hangs are detected without it"
+            yield _harm(name, env, why)
 
 
 def _logs(env: Mapping[str, str]) -> Iterator[CheckResult]:

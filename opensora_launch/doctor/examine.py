@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opensora_launch.doctor import build_checks, gpu_checks, host_checks
-from opensora_launch.doctor.check_result import CheckResult, Level, ok
+from opensora_launch.doctor.check_result import CheckResult, Level, failure, ok
 from opensora_launch.doctor.env_audit import Surroundings, audit, audit_taken
 from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.doctor.interfaces import infiniband_up, interfaces
@@ -48,7 +48,7 @@ def quick_checks(target: CheckTarget) -> list[CheckResult]:
     found = [*_environment(target), *host_checks.check_memory_and_disk(host, target.needs)]
     if target.needs.on_gpu:
         found += _seen(gpus, setting, target)
-        found += [CheckResult(Level.fail, "torch", line) for line in torch_problems(len(seen))]
+        found += [failure("torch", line) for line in torch_problems(len(seen))]
     found += gpu_checks.check_gpu_memory(seen, target.needs, _ours(), host.available_bytes)
     return [result for result in found if result.level is not Level.ok]
 
@@ -108,7 +108,7 @@ def _seen(gpus: HostGpus, setting: str | None, target: CheckTarget) -> Iterator[
         yield ok("gpus", f"{there}; {wanted} ranks on {target.machine.cpus_per_node} CPUs")
         return
     if fault := no_gpus_problem(gpus, setting):
-        yield CheckResult(Level.fail, "gpus", fault)
+        yield failure("gpus", fault)
         return
     lost = gpus.visible_lost(setting)
     yield from (CheckResult(Level.warn, "gpus", f"GPU {gpu.index} is left out: {gpu.why}") for gpu in lost)
@@ -121,7 +121,7 @@ def _seen(gpus: HostGpus, setting: str | None, target: CheckTarget) -> Iterator[
         return
     why = f": {gpus.problem}" if gpus.problem else "".join(f"; GPU {gpu.index}: {DIVIDED}" for gpu in divided)
     fix = "check CUDA_VISIBLE_DEVICES and the driver (nvidia-smi), or use docker run --gpus all, or topology=cpu2"
-    yield CheckResult(Level.fail, "gpus", what + why, fix, "nothing, or a reboot")
+    yield failure("gpus", what + why, fix, "nothing, or a reboot")
 
 
 def _ours() -> set[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from opensora_launch.doctor.check_result import CheckResult, Level, ok, size_text, with_free_bytes
+from opensora_launch.doctor.check_result import CheckResult, failure, ok, size_text, warning, with_free_bytes
 from opensora_launch.doctor.host_checks import Needs
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus, PairFacts
 from opensora_launch.machine.visible import MIG
@@ -39,16 +39,16 @@ def check_gpu_state(gpus: Sequence[GpuFacts]) -> list[CheckResult]:
 
 def _healthy(gpu: GpuFacts) -> str:
     """What the sensors of a GPU without problems say, and which of them do not answer."""
-    said = {
-        "no errors": gpu.ecc_errors is not None,
-        "not throttled": gpu.throttled is not None,
-        "full power limit": gpu.power_limit_w is not None and gpu.power_default_w is not None,
-    }
-    names = {"no errors": "memory errors", "not throttled": "throttling", "full power limit": "the power limit"}
-    silent = [names[text] for text, known in said.items() if not known]
-    unknown = [f"the driver does not report {', '.join(silent)}"] if silent else []
-    mig = [] if gpu.uuid.startswith(MIG) else ["MIG off"]
-    return ", ".join([*(text for text, known in said.items() if known), *mig, *unknown])
+    sensors = (
+        ("no errors", "memory errors", gpu.ecc_errors is not None),
+        ("not throttled", "throttling", gpu.throttled is not None),
+        ("full power limit", "the power limit", gpu.power_limit_w is not None and gpu.power_default_w is not None),
+    )
+    said = [good for good, _, known in sensors if known]
+    said += [] if gpu.uuid.startswith(MIG) else ["MIG off"]
+    if silent := [name for _, name, known in sensors if not known]:
+        said.append(f"the driver does not report {', '.join(silent)}")
+    return ", ".join(said)
 
 
 def check_links(host: HostGpus, visible: Collection[int]) -> list[CheckResult]:
@@ -71,24 +71,12 @@ def _memory(gpu: GpuFacts, free: int, needs: Needs, ours: Collection[int], *, al
     less = "use placement.storage=fp8" if gpu.shares_memory else "use placement.offload=host"
     if free < needs.gpu_weight_bytes:
         what = f"{room}; the weights alone need {size_text(needs.gpu_weight_bytes)}"
-        yield CheckResult(
-            Level.fail,
-            "gpu memory",
-            what,
-            fix if held else f"{less}, or more GPUs",
-            "that work stops",
-        )
+        yield failure("gpu memory", what, fix if held else f"{less}, or more GPUs", "that work stops")
     elif free < needs.gpu_bytes:
         what = f"{room}; the predicted peak is {size_text(needs.gpu_bytes)}"
-        yield CheckResult(
-            Level.warn,
-            "gpu memory",
-            what,
-            fix if held else f"{less}, or a smaller video",
-            "that work stops",
-        )
+        yield warning("gpu memory", what, fix if held else f"{less}, or a smaller video", "that work stops")
     elif held:
-        yield CheckResult(Level.warn, "gpu memory", f"{room}; the run shares the GPU with it", fix, "that work stops")
+        yield warning("gpu memory", f"{room}; the run shares the GPU with it", fix, "that work stops")
     else:
         yield ok("gpu memory", room)
 
@@ -99,34 +87,28 @@ def _state(gpu: GpuFacts) -> Iterator[CheckResult]:
         errors = f"{gpu.ecc_errors} uncorrected memory {'error' if gpu.ecc_errors == 1 else 'errors'}"
         what = f"{name}: {errors} since the driver was loaded; results may be wrong"
         fix = f"exclude GPU {gpu.index}, then nvidia-smi -r -i {gpu.index}"
-        yield CheckResult(Level.fail, "ecc", what, fix, "root and an idle GPU")
+        yield failure("ecc", what, fix, "root and an idle GPU")
     if gpu.remap_failed:
         what = f"{name}: a bad memory row could not be replaced; results may be wrong"
-        yield CheckResult(Level.fail, "ecc", what, "replace the card (RMA); a reset does not mend it", "a new card")
+        yield failure("ecc", what, "replace the card (RMA); a reset does not mend it", "a new card")
     if gpu.remap_pending:
-        yield CheckResult(
-            Level.warn, "ecc", f"{name}: a bad memory row is waiting to be replaced",
-            f"nvidia-smi -r -i {gpu.index}, or a reboot", "root and an idle GPU",
-        )  # fmt: skip
+        what = f"{name}: a bad memory row is waiting to be replaced"
+        yield warning("ecc", what, f"nvidia-smi -r -i {gpu.index}, or a reboot", "root and an idle GPU")
     if gpu.throttled:
         hot = [reason for reason in gpu.throttled if reason not in CHOSEN]
         fix = "check air flow, dust, fans, a free slot between cards" if hot else f"nvidia-smi -rgc -rmc -i {gpu.index}"
-        yield CheckResult(
-            Level.warn, "throttled", f"{name}: clocks are reduced ({', '.join(gpu.throttled)})", fix, "root"
-        )
+        yield warning("throttled", f"{name}: clocks are reduced ({', '.join(gpu.throttled)})", fix, "root")
     limit, own = gpu.power_limit_w, gpu.power_default_w
     if limit and own and limit < LOW_POWER * own:
         what = f"{name}: power is limited to {limit:.0f} of {own:.0f} W"
-        yield CheckResult(
-            Level.warn, "power", what, f"nvidia-smi -pl {own:.0f} -i {gpu.index}", "root; more power draw"
-        )
+        yield warning("power", what, f"nvidia-smi -pl {own:.0f} -i {gpu.index}", "root; more power draw")
     if gpu.mig:
         what = f"{name}: MIG is on; a rank gets an instance, not the card, and instances have no peer access"
         fix = f"nvidia-smi -mig 0 -i {gpu.index}, or use one rank per instance"
-        yield CheckResult(Level.warn, "mig", what, fix, "root and a reset")
+        yield warning("mig", what, fix, "root and a reset")
     if gpu.pcie and gpu.pcie[2] < gpu.pcie[3]:
         what = f"{name}: {gpu.pcie[2]} of {gpu.pcie[3]} PCIe lanes; loading and exchange are slower in proportion"
-        yield CheckResult(Level.warn, "pcie", what, "use another slot, or reseat the card", "a shutdown")
+        yield warning("pcie", what, "use another slot, or reseat the card", "a shutdown")
 
 
 def _link(path: str, p2p: str, pairs: Sequence[PairFacts]) -> CheckResult:
@@ -135,14 +117,12 @@ def _link(path: str, p2p: str, pairs: Sequence[PairFacts]) -> CheckResult:
     if p2p == "ok":
         return ok("links", what)
     if p2p == "unknown":
-        return CheckResult(
-            Level.warn, "links", f"{what}; the driver does not report it", "see the bandwidth lines", "no cost"
-        )
+        return warning("links", f"{what}; the driver does not report it", "see the bandwidth lines", "no cost")
     why = "data goes through host memory; prefer ring and cfg to Ulysses, as layout=auto does"
     fix = "disable ACS and IOMMU in the BIOS" if "turned off" not in p2p else "use a driver that offers it"
     if "GPU not supported" in p2p:
         fix = "none; this kind of card has no peer access"
-    return CheckResult(Level.warn, "links", f"{what}; {why}", fix, "root and a reboot")
+    return warning("links", f"{what}; {why}", fix, "root and a reboot")
 
 
 def _name(gpu: GpuFacts) -> str:

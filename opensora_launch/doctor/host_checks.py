@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opensora_launch.doctor.check_result import CheckResult, Level, ok, size_text, with_free_bytes
+from opensora_launch.doctor.check_result import CheckResult, failure, ok, size_text, warning, with_free_bytes
 from opensora_launch.machine.host import Disk, HostFacts
 
 LEAST_SHM = 64 * 2**20  # a container's default, too little for NCCL and data loaders
@@ -31,7 +31,8 @@ class Needs:
 def check_memory_and_disk(host: HostFacts, needs: Needs) -> list[CheckResult]:
     """Check memory and disks. Takes milliseconds, so `generate` does it too."""
     available = host.available_bytes or 0
-    return [*(with_free_bytes(result, available) for result in _memory(host, needs)), *_disks(host, needs)]
+    disks = (with_free_bytes(_disk(disk, needs), disk.free_bytes) for disk in host.disks)
+    return [*(with_free_bytes(result, available) for result in _memory(host, needs)), *disks]
 
 
 def check_limits(host: HostFacts, needs: Needs) -> list[CheckResult]:
@@ -45,34 +46,25 @@ def _memory(host: HostFacts, needs: Needs) -> Iterator[CheckResult]:
     fix = "end other programs (ps aux --sort -rss), use fewer ranks, or raise the container's limit"
     if needs.host_weight_bytes > host.available_bytes:
         what = f"{room}, but the weights alone need {size_text(needs.host_weight_bytes)}"
-        yield CheckResult(Level.fail, "memory", what, fix, "other work stops")
+        yield failure("memory", what, fix, "other work stops")
     elif needs.host_bytes > host.available_bytes:
         what = f"{room}, but the run is predicted to need {size_text(needs.host_bytes)}"
-        yield CheckResult(Level.warn, "memory", what, fix, "other work stops")
+        yield warning("memory", what, fix, "other work stops")
     elif needs.host_bytes:
         yield ok("memory", f"{room}; the run needs {size_text(needs.host_bytes)}")
     else:
         yield ok("memory", room)
 
 
-def _disks(host: HostFacts, needs: Needs) -> Iterator[CheckResult]:
-    for disk in host.disks:
-        yield with_free_bytes(_disk(disk, needs), disk.free_bytes)
-
-
 def _disk(disk: Disk, needs: Needs) -> CheckResult:
     room = f"{disk.path}: {size_text(disk.free_bytes)} free"
     if not disk.writable:
-        return CheckResult(
-            Level.fail, "disk", f"{disk.path} cannot be written", "use chmod, or runs_dir=FOLDER", "no cost"
-        )
+        return failure("disk", f"{disk.path} cannot be written", "use chmod, or runs_dir=FOLDER", "no cost")
     if disk.free_bytes < needs.disk_bytes:
         what = f"{room}, but the videos need {size_text(needs.disk_bytes)}"
-        return CheckResult(Level.fail, "disk", what, "use runs_dir=FOLDER", "no cost")
+        return failure("disk", what, "use runs_dir=FOLDER", "no cost")
     if disk.free_bytes < LEAST_DISK:
-        return CheckResult(
-            Level.warn, "disk", f"{room}: traces and videos may fill it", "use runs_dir=FOLDER", "no cost"
-        )
+        return warning("disk", f"{room}: traces and videos may fill it", "use runs_dir=FOLDER", "no cost")
     return ok("disk", room)
 
 
@@ -82,14 +74,10 @@ def _shm(host: HostFacts, needs: Needs) -> Iterator[CheckResult]:
     least = max(LEAST_SHM, needs.ranks * SHM_PER_RANK)
     room = f"/dev/shm has {size_text(host.shm_bytes)} free"
     if needs.ranks > 1 and host.shm_bytes <= least:
-        yield CheckResult(
-            Level.warn,
-            "shm",
-            f"{room}; {needs.ranks} ranks of one machine exchange up to {size_text(least)} through it, and NCCL stops "
-            "with 'unhandled system error' when it is full",
-            "use docker run --ipc=host, or --shm-size=8g; in Kubernetes an emptyDir of medium Memory",
-            "restart of the container",
-        )
+        use = f"{needs.ranks} ranks of one machine exchange up to {size_text(least)} through it"
+        what = f"{room}; {use}, and NCCL stops with 'unhandled system error' when it is full"
+        fix = "use docker run --ipc=host, or --shm-size=8g; in Kubernetes an emptyDir of medium Memory"
+        yield warning("shm", what, fix, "restart of the container")
     else:
         yield ok("shm", room)
 
@@ -101,17 +89,11 @@ def _ulimits(host: HostFacts, needs: Needs) -> Iterator[CheckResult]:
     if 0 <= host.processes < LEAST_PROCESSES:
         bad.append(f"processes {host.processes} (ulimit -u unlimited)")
     if needs.nodes > 1 and host.locked_bytes >= 0:
-        bad.append(
-            f"locked memory {size_text(host.locked_bytes)}, but InfiniBand pins its buffers (ulimit -l unlimited)"
-        )
+        locked = size_text(host.locked_bytes)
+        bad.append(f"locked memory {locked}, but InfiniBand pins its buffers (ulimit -l unlimited)")
     if bad:
-        yield CheckResult(
-            Level.warn,
-            "limits",
-            f"too low: {'; '.join(bad)}",
-            "run these commands in the shell that starts the run; permanently in /etc/security/limits.conf",
-            "a new login",
-        )
+        fix = "run these commands in the shell that starts the run; permanently in /etc/security/limits.conf"
+        yield warning("limits", f"too low: {'; '.join(bad)}", fix, "a new login")
     else:
         yield ok("limits", f"open files {host.open_files}, processes {host.processes} (-1: no limit)")
 
@@ -120,13 +102,8 @@ def _clock(host: HostFacts, needs: Needs) -> Iterator[CheckResult]:
     if host.clock is None or needs.nodes == 1:
         return
     if not host.clock.synchronised or host.clock.error_s > CLOCK_ERROR_S:
-        yield CheckResult(
-            Level.warn,
-            "clock",
-            f"not synchronised (error up to {host.clock.error_s:.1f} s by the kernel); times of two nodes cannot be "
-            "compared, and certificates may fail",
-            "start chronyd or systemd-timesyncd",
-            "root and a minute",
-        )
+        error = f"error up to {host.clock.error_s:.1f} s by the kernel"
+        what = f"not synchronised ({error}); times of two nodes cannot be compared, and certificates may fail"
+        yield warning("clock", what, "start chronyd or systemd-timesyncd", "root and a minute")
     else:
         yield ok("clock", f"synchronised within {1e3 * host.clock.error_s:.0f} ms")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensora_launch.doctor.check_result import NEXT_START, CheckResult, Level
+from opensora_launch.doctor.check_result import CheckResult, Level, bad_variable
 
 SYS_NET, SYS_INFINIBAND = Path("/sys/class/net"), Path("/sys/class/infiniband")
 LOCAL = ("lo", "docker", "veth", "br-", "virbr")  # these reach no other host
@@ -58,32 +58,17 @@ def check_socket_names(
 def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface], nodes: int) -> list[CheckResult]:
     listed = ", ".join(interface.name for interface in here)
     if not matched:
-        return [
-            CheckResult(
-                Level.fail,
-                "env",
-                f"{name}={spec} matches no interface of this host ({listed}): ranks cannot connect",
-                f"unset {name}; the right interface is found automatically",
-                NEXT_START,
-            )
-        ]
+        what = f"{name}={spec} matches no interface of this host ({listed}): ranks cannot connect"
+        return [bad_variable(what, f"unset {name}; the right interface is found automatically", Level.fail)]
     down = [interface.name for interface in here if interface.name in matched and not interface.up]
     if len(down) == len(matched):
-        return [
-            _warn(
-                f"{name}={spec}: {', '.join(down)} {'is' if len(down) == 1 else 'are'} down",
-                f"unset {name}, or name one that is up",
-            )
-        ]
+        what = f"{name}={spec}: {', '.join(down)} {'is' if len(down) == 1 else 'are'} down"
+        return [bad_variable(what, f"unset {name}, or name one that is up")]
     if nodes > 1 and any(m.startswith(LOCAL) for m in matched):
         local = ", ".join(m for m in matched if m.startswith(LOCAL))
         what = f"{name}={spec}: it includes {local}, which reaches no other node"
-        return [_warn(what, f"unset {name}, or use ^lo,docker0")]
+        return [bad_variable(what, f"unset {name}, or use ^lo,docker0")]
     return []
-
-
-def _warn(what: str, fix: str) -> CheckResult:
-    return CheckResult(Level.warn, "env", what, fix, NEXT_START)
 
 
 def _is_up(path: Path) -> bool:

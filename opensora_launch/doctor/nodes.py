@@ -1,11 +1,12 @@
 """Run doctor on every node of a Slurm allocation: one task per node prints its results as JSON lines."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from opensora_launch.doctor.check_result import CheckResult, Level
+import msgspec
+
+from opensora_launch.doctor.check_result import CheckResult, failure
 
 NODE_TIMEOUT_S = 180.0
 HERE = "--here"  # the flag that makes doctor check this node only
@@ -33,27 +34,15 @@ def ask_nodes(nodes: int, words: Sequence[str], env: Mapping[str, str]) -> list[
         out, problem = done.stdout, done.stderr.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         out, problem = "", str(error)
-    found = [from_line(line) for line in out.splitlines() if line.startswith("{")]
+    found = [msgspec.json.decode(line, type=CheckResult) for line in out.splitlines() if line.startswith("{")]
     answered = len({result.host for result in found})
     if answered < nodes:
         last = problem.splitlines()[-1] if problem else "srun printed nothing"
-        found.append(
-            CheckResult(
-                Level.fail,
-                "nodes",
-                f"{answered} of {nodes} nodes answered: {last}",
-                "check with sinfo -R and srun hostname",
-                "no cost",
-            )
-        )
+        what = f"{answered} of {nodes} nodes answered: {last}"
+        found.append(failure("nodes", what, "check with sinfo -R and srun hostname", "no cost"))
     return sorted(found, key=lambda result: result.host)
 
 
 def to_line(result: CheckResult) -> str:
     """One line of JSON, short enough to arrive whole through srun."""
-    return json.dumps(result.to_dict(), ensure_ascii=False)
-
-
-def from_line(line: str) -> CheckResult:
-    data = json.loads(line)
-    return CheckResult(**{**data, "level": Level(data["level"])})
+    return msgspec.json.encode(result).decode()

@@ -3,19 +3,18 @@
 spec.json holds the request to the ranks, probe.json their measurements.
 """
 
-import json
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from opensora_launch.doctor.check_result import CheckResult, Level, ok
+from opensora_launch.doctor.check_result import CheckResult, failure, ok, warning
 from opensora_launch.launch.command import torchrun, without_others
 from opensora_launch.machine import processes
 from opensora_launch.plan.layout import Layout
@@ -90,7 +89,7 @@ def run_probe(
     env = without_others(env, LauncherKind.torchrun if machine.nodes == 1 else LauncherKind.srun)
     with tempfile.TemporaryDirectory(prefix=".opensora-doctor-", dir=shared) as name:
         folder = Path(name)
-        (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
+        (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
         with (folder / "torchrun.log").open("wb") as log:
             argv = probe_command(machine, folder)
             process = subprocess.Popen(
@@ -106,15 +105,8 @@ def run_probe(
 def check_probe(result: ProbeResult | None, why_not: str, expected: Mapping[str, float]) -> list[CheckResult]:
     """Judge the measurements. `expected` is GB/s by axis, for links that the catalogue knows."""
     if result is None:
-        return [
-            CheckResult(
-                Level.fail,
-                "ranks",
-                f"a short test of the ranks failed: {why_not}",
-                "see the driver, links and env lines; NCCL_DEBUG=INFO tells more",
-                "no cost",
-            )
-        ]
+        fix = "see the driver, links and env lines; NCCL_DEBUG=INFO tells more"
+        return [failure("ranks", f"a short test of the ranks failed: {why_not}", fix, "no cost")]
     return [*_ranks(result), *_clocks(result), *(_speed(speed, expected.get(speed.axis)) for speed in result.speeds)]
 
 
@@ -144,10 +136,8 @@ def _ranks(result: ProbeResult) -> Iterator[CheckResult]:
     shared = [f"{gpu} on {host}" for (host, gpu), count in gpus.items() if count > 1]
     hosts = len({rank.host for rank in result.ranks})
     if shared:
-        yield CheckResult(
-            Level.fail, "ranks", f"several ranks share a GPU: {', '.join(shared)}",
-            "check CUDA_VISIBLE_DEVICES; on Slurm, remove --gpus-per-task", "a new job",
-        )  # fmt: skip
+        fix = "check CUDA_VISIBLE_DEVICES; on Slurm, remove --gpus-per-task"
+        yield failure("ranks", f"several ranks share a GPU: {', '.join(shared)}", fix, "a new job")
     else:
         each = "each on its own GPU" if gpus else "on the CPU"
         yield ok("ranks", f"{len(result.ranks)} started on {hosts} host{'s' if hosts > 1 else ''}, {each}")
@@ -163,7 +153,7 @@ def _clocks(result: ProbeResult) -> Iterator[CheckResult]:
         yield ok("clock", what)
     else:
         off = max(ahead, key=lambda host: abs(ahead[host] or 0.0))
-        yield CheckResult(Level.warn, "clock", f"{what}; {off} is off most", "start chronyd there", "root and a minute")
+        yield warning("clock", f"{what}; {off} is off most", "start chronyd there", "root and a minute")
 
 
 def _speed(speed: AxisSpeed, expected: float | None) -> CheckResult:
@@ -174,5 +164,5 @@ def _speed(speed: AxisSpeed, expected: float | None) -> CheckResult:
     judged = ok("bandwidth", what)
     if expected is not None and speed.gb_s < _SLOW_SHARE * expected:
         fix = "see the links, pcie and env lines, nvidia-smi topo -m, and what else uses the link"
-        judged = CheckResult(Level.warn, "bandwidth", what, fix, "no cost")
+        judged = warning("bandwidth", what, fix, "no cost")
     return replace(judged, value=speed.gb_s, unit="GB/s")

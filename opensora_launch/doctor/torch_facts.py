@@ -1,7 +1,6 @@
 """What the installed torch is and sees. A short subprocess answers: the launcher itself never imports torch."""
 
 import importlib.metadata
-import json
 import re
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 TIMEOUT_S = 60.0
 # Prints one JSON line. A kernel library that was built for another torch fails when its own module is loaded.
@@ -58,7 +59,7 @@ class TorchFacts:
     archs: tuple[str, ...]  # sm_90, compute_90
     uuids: tuple[str, ...]  # of the GPUs that torch sees
     nccl: str | None
-    kernels: tuple[tuple[str, str], ...]  # (library, why it cannot be loaded, or "")
+    kernels: Mapping[str, str]  # why a library cannot be loaded, or ""
     cudnn: int | None = None  # 92000 is 9.20.0
 
     @property
@@ -66,23 +67,18 @@ class TorchFacts:
         return version_number(self.version)
 
 
-def ask_torch(env: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> tuple[TorchFacts | None, str]:
+def ask_torch(env: Mapping[str, str]) -> tuple[TorchFacts | None, str]:
     """The facts, or None and the reason. `env` is the ranks' environment, so that torch sees what they will see."""
-    data, why_not = _answer(f"import importlib.util\nKERNELS = {KERNELS!r}\n{ASK}", env, timeout_s)
-    if data is None:
-        return None, why_not
-    for name in ("archs", "uuids"):
-        data[name] = tuple(data[name])
-    return TorchFacts(**{**data, "kernels": tuple(data["kernels"].items())}), ""
+    return _answer(f"import importlib.util\nKERNELS = {KERNELS!r}\n{ASK}", env, TIMEOUT_S, TorchFacts)
 
 
-def ask_kernels(env: Mapping[str, str], timeout_s: float = TRY_TIMEOUT_S) -> tuple[dict[str, str] | None, str]:
+def ask_kernels(env: Mapping[str, str]) -> tuple[dict[str, str] | None, str]:
     """What is wrong with each attention kernel when it runs on the first GPU, or ""; or None and the reason."""
-    return _answer(TRY, env, timeout_s)
+    return _answer(TRY, env, TRY_TIMEOUT_S, dict[str, str])
 
 
-def _answer(code: str, env: Mapping[str, str], timeout_s: float) -> tuple[dict[str, Any] | None, str]:
-    """Run a program and read the line of JSON that it prints; or None and why there is none."""
+def _answer(code: str, env: Mapping[str, str], timeout_s: float, kind: Any) -> tuple[Any, str]:
+    """Run a program and decode the line of JSON that it prints; or None and why there is none."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], env=dict(env), capture_output=True, text=True, timeout=timeout_s
@@ -92,8 +88,7 @@ def _answer(code: str, env: Mapping[str, str], timeout_s: float) -> tuple[dict[s
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         return None, last[0]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found, ""
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=kind), ""
 
 
 def installed_torch() -> tuple[int, int] | None:
@@ -109,12 +104,10 @@ def torch_build(folder: Path | None = None) -> dict[str, str | None]:
 
     `folder` is torch's, and is found if it is not given.
     """
-    spec = None if folder else find_spec("torch")
-    file = (
-        folder / "version.py" if folder else Path(spec.origin).with_name("version.py") if spec and spec.origin else None
-    )
+    if folder is None and (spec := find_spec("torch")) and spec.origin:
+        folder = Path(spec.origin).parent
     try:
-        text = file.read_text(encoding="utf-8") if file else ""
+        text = (folder / "version.py").read_text(encoding="utf-8") if folder else ""
     except OSError:
         return {}
     found = re.findall(r"^(__version__|cuda|hip)\b.*= *(?:'(.*)'|None)$", text, re.MULTILINE)

@@ -20,6 +20,7 @@ from opensora_launch.runs.waited import Waited, read_waited
 from opensora_launch.schema.config import RunConfig
 from opensora_launch.telemetry.events import RankEvents, read_events
 from opensora_launch.telemetry.failure import Failure, read_failure
+from opensora_launch.telemetry.lines import read_json
 from opensora_launch.telemetry.samples import NodeSamples, read_samples
 
 REPORT_SCHEMA = 5
@@ -93,11 +94,11 @@ class RecordedRun:
 def read_recorded_run(folder: RunDir) -> RecordedRun:
     """Read everything that a report needs; UserError if `folder` is not a run."""
     plan = _read_plan(folder.plan)
-    overrides = _decoded(folder.overrides, list[str])
-    damaged = overrides is None and folder.overrides.exists()
+    command = _command(folder)
+    damaged = command is None and folder.overrides.exists()
     return RecordedRun(
         name=folder.path.resolve().name,
-        command=None if overrides is None else _command(folder, overrides),
+        command=command,
         plan=plan,
         attempts=tuple(_read_attempt(attempt) for attempt in folder.attempts() if attempt.plan.exists()),
         videos=_videos(folder, plan),
@@ -146,22 +147,17 @@ def _read_attempt(folder: AttemptDir) -> RecordedAttempt:
         events=tuple(sorted((e for e in found if e), key=lambda e: e.meta.rank)),
         failure=read_failure(folder),
         nodes=tuple(n for path in folder.all_samples() if (n := read_samples(path))),
-        environment=_decoded(folder.environment, RecordedEnvironment),
-        stopped_by=name_of_stop(launched.ended) if (launched := _decoded(folder.launcher, Launched)) else "",
+        environment=read_json(folder.environment, RecordedEnvironment),
+        stopped_by=name_of_stop(launched.ended) if (launched := read_json(folder.launcher, Launched)) else "",
         waited=read_waited(folder),
     )
 
 
-def _decoded(path: Path, kind: Any) -> Any:
-    """Decode a JSON file; None where it is missing, damaged or of another form."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _command(folder: RunDir, overrides: Sequence[str]) -> str:
+def _command(folder: RunDir) -> str | None:
     """The command that makes the run again: its prompts.jsonl is a prompt file too, and has the seeds."""
+    overrides = read_json(folder.overrides, list)
+    if overrides is None or not all(isinstance(word, str) for word in overrides):
+        return None
     prompts = folder.prompts.resolve()
     again = ["--prompts", str(prompts)] if prompts.exists() else []
     return shlex.join(["opensora-launch", "generate", *overrides, *again])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 
 from opensora_launch.machine import processes
-from opensora_launch.telemetry.heartbeat import read_beat
+from opensora_launch.telemetry.lines import read_json
 from opensora_launch.telemetry.stall import Beat
 
 ALIVE_S = 30.0  # sixty heartbeats: a shared disk may show them late
@@ -57,7 +57,7 @@ def find_alive(beats: Mapping[Path, Beat], ended: Set[Path]) -> set[Path]:
     while unknown and time.monotonic() < deadline:
         time.sleep(_LOOK_S)
         for path in list(unknown):
-            beat = read_beat(path)
+            beat = read_json(path, Beat)
             if beat and beat.time_s != beats[path].time_s:
                 unknown.remove(path)
                 alive |= {path} if beat.state == "running" else set()

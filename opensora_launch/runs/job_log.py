@@ -15,8 +15,8 @@ def job_log(attempts: Sequence[AttemptState], attempt: AttemptState) -> Path | N
     All starts of a job append to one file, in the folder of the attempt that was submitted. Slurm makes that file, so
     it is missing if the job never started, or started on a node that does not see the folder.
     """
-    job, _, task = (attempt.launched.job if attempt.launched else "").partition("_")
-    same = [a for a in attempts if job and a.launched and a.launched.job.partition("_")[0] == job]
+    job, _, task = attempt.job.partition("_")
+    same = [a for a in attempts if job and a.job.partition("_")[0] == job]
     submitted = next((a.folder for a in same if a.folder.batch_script.exists()), None)
     return submitted.logs / (f"job.{task}.log" if task else "job.log") if submitted else None
 

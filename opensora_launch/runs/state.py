@@ -15,6 +15,7 @@ from opensora_launch.runs.alive import find_alive
 from opensora_launch.slurm.query import JobState, NoAnswer, job_states, known_states, steps_named
 from opensora_launch.telemetry.failure import Failure, read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
+from opensora_launch.telemetry.lines import read_json
 from opensora_launch.telemetry.stall import Beat
 
 
@@ -50,6 +51,11 @@ class AttemptState:
     @property
     def ended(self) -> str:
         return self.launched.ended if self.launched else ""
+
+    @property
+    def job(self) -> str:
+        """The job, or the task of an array ("7_2"), that started it; "" where none did."""
+        return self.launched.job if self.launched else ""
 
     @property
     def stopped_by(self) -> str:
@@ -98,8 +104,7 @@ class RunState:
 
     def job_state(self, attempt: AttemptState) -> JobState | None:
         """The state of the job, or of the task of an array, that started an attempt."""
-        job = attempt.launched.job if attempt.launched else ""
-        return next((s for answer in self.jobs for s in answer.states if s.job == job), None)
+        return next((s for answer in self.jobs for s in answer.states if s.job == attempt.job), None)
 
     def failed_job(self, attempt: AttemptState) -> JobState | None:
         """The state of the job of an attempt if it failed with it, although no rank reports an error."""
@@ -123,8 +128,7 @@ def name_of_stop(ended: str) -> str:
 
 def has_later_start(attempt: AttemptState, attempts: Iterable[AttemptState]) -> bool:
     """Whether the job of an attempt has started a later one."""
-    job = attempt.launched.job if attempt.launched else ""
-    return any(job and a.number > attempt.number and a.launched and a.launched.job == job for a in attempts)
+    return bool(attempt.job) and any(a.number > attempt.number and a.job == attempt.job for a in attempts)
 
 
 def record_launch(attempt: AttemptDir, launched: Launched) -> None:
@@ -188,7 +192,7 @@ def _is_step_over(attempt: AttemptState) -> bool:
 
 def jobs_of(attempts: Sequence[AttemptState]) -> list[str]:
     """The id of each job, once: every start of a job has an attempt, and "7_2" is a task of array "7"."""
-    return list(dict.fromkeys(a.launched.job.partition("_")[0] for a in attempts if a.launched and a.launched.job))
+    return list(dict.fromkeys(a.job.partition("_")[0] for a in attempts if a.job))
 
 
 def _answers(jobs: Sequence[str]) -> Iterator[JobAnswer]:
@@ -234,8 +238,5 @@ def is_job_suspended(attempt: AttemptState) -> bool:
 
 
 def _read(folder: AttemptDir) -> AttemptState:
-    try:
-        launched = msgspec.json.decode(folder.launcher.read_bytes(), type=Launched)
-    except (OSError, msgspec.MsgspecError):
-        launched = None
-    return AttemptState(folder, launched, tuple(read_heartbeats(folder.heartbeats)), read_failure(folder))
+    beats = tuple(read_heartbeats(folder.heartbeats))
+    return AttemptState(folder, read_json(folder.launcher, Launched), beats, read_failure(folder))

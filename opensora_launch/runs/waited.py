@@ -1,11 +1,12 @@
 """Since when a user waits for an attempt, and until when: `waited.json` in its folder."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from opensora_launch.rundir import AttemptDir, write_whole
+from opensora_launch.telemetry.lines import read_json
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,12 @@ class Waited:
 
 
 def record_waited(attempt: AttemptDir, waited: Waited) -> None:
-    write_whole(attempt.waited, msgspec.json.encode(asdict(waited)).decode() + "\n")
+    write_whole(attempt.waited, msgspec.json.encode(waited).decode() + "\n")
 
 
 def read_waited(attempt: AttemptDir) -> Waited | None:
     """What is recorded; None where nothing is, as in runs of versions before, or where it is damaged."""
-    try:
-        return msgspec.json.decode(attempt.waited.read_bytes(), type=Waited)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return read_json(attempt.waited, Waited)
 
 
 def record_job_start(queued: AttemptDir, attempt: AttemptDir) -> None:

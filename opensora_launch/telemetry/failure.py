@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from opensora_launch.rundir import AttemptDir, create_once
+from opensora_launch.telemetry.lines import read_json
 from opensora_launch.telemetry.stall import Beat
 
 UNKNOWN_HOST = "unknown"
@@ -46,7 +47,4 @@ def record_failure(attempt: AttemptDir, failure: Failure) -> bool:
 
 def read_failure(attempt: AttemptDir) -> Failure | None:
     """The first failure of the attempt; None if there is none, or if it cannot be read."""
-    try:
-        return msgspec.json.decode(attempt.error.read_bytes(), type=Failure)
-    except (OSError, msgspec.MsgspecError):
-        return None
+    return read_json(attempt.error, Failure)

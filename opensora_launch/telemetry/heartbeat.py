@@ -17,6 +17,7 @@ import msgspec
 
 from opensora_launch.machine import processes
 from opensora_launch.rundir import write_whole
+from opensora_launch.telemetry.lines import read_json
 from opensora_launch.telemetry.moves import WATCHED_S, Moves
 from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, find_guilty
 
@@ -25,7 +26,6 @@ UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for lon
 LONGEST_S = 3600.0  # of such a phase; after it, a busy rank may be in an endless loop
 
 log = logging.getLogger("opensora_launch.worker")
-_BEAT = msgspec.json.Decoder(Beat)
 _Watch = tuple[float, Callable[[Verdict], None]]
 
 
@@ -55,9 +55,7 @@ class Heartbeat:
         self._interval_s = interval_s
         self._started = processes.start_ticks(os.getpid())
         self._epoch_s = time.time() - time.monotonic()  # a jump of the wall clock must not look like a stall
-        self._computes = time.pthread_getcpuclockid(
-            threading.get_ident()
-        )  # CPU time of this thread, which is the main one
+        self._computes = time.pthread_getcpuclockid(threading.get_ident())  # CPU time of this, the main thread
         self._phase = ("", 0.0)  # the phase, and since when
         self._last: tuple[Any, ...] = ()
         self._progress_s = self.now()
@@ -201,13 +199,5 @@ class Heartbeat:
 
 def read_heartbeats(folder: Path) -> list[Beat]:
     """The last beat of each rank, ordered by rank. Files that cannot be read are ignored."""
-    beats = [beat for path in folder.glob("rank*.json") if (beat := read_beat(path))]
+    beats = [beat for path in folder.glob("rank*.json") if (beat := read_json(path, Beat))]
     return sorted(beats, key=lambda b: b.rank)
-
-
-def read_beat(path: Path) -> Beat | None:
-    """The beat in one file; None if it cannot be read."""
-    try:
-        return _BEAT.decode(path.read_bytes())
-    except (OSError, msgspec.MsgspecError):
-        return None

@@ -1,12 +1,14 @@
-"""Read files of JSON lines that a killed process may have torn, or that somebody else wrote."""
+"""Read files of JSON, and of JSON lines, that a killed process may have torn, or that somebody else wrote."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from opensora_launch.errors import UserError
+
+_T = TypeVar("_T")
 
 
 class _Head(msgspec.Struct):
@@ -15,6 +17,14 @@ class _Head(msgspec.Struct):
 
 
 _HEAD = msgspec.json.Decoder(_Head)
+
+
+def read_json(path: Path, kind: type[_T]) -> _T | None:
+    """What a file of JSON holds; None where it is missing, damaged or of another form."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def read_lines(

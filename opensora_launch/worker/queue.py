@@ -18,8 +18,9 @@ from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, create_once
 from opensora_launch.runs.alive import ALIVE_S, is_long_ago, is_process_gone
 from opensora_launch.runs.finished_videos import is_settled
-from opensora_launch.telemetry.heartbeat import read_beat
+from opensora_launch.telemetry.lines import read_json
 from opensora_launch.telemetry.moves import Moves
+from opensora_launch.telemetry.stall import Beat
 
 QUEUE_POLL_S = 0.5  # between two looks at a heartbeat that must move or go stale
 WAIT = -1  # of `take`: ask again in a moment
@@ -101,7 +102,7 @@ class Queue:
 
     def _lives(self, owner: Claimant) -> bool | None:
         """Whether an owner is alive; None if only the next look can show it."""
-        beat = read_beat(self._run_dir.attempt(owner.attempt).heartbeat(owner.rank))
+        beat = read_json(self._run_dir.attempt(owner.attempt).heartbeat(owner.rank), Beat)
         if beat is None or beat.state != "running" or (beat.host, str(beat.pid)) != (owner.host, owner.pid):
             return False
         if owner.attempt == self._owner.attempt:

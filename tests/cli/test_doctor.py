@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from opensora_launch.cli import generate, main
 from opensora_launch.doctor import examine as launch_doctor
 from opensora_launch.doctor.check_result import CheckResult, Level
-from opensora_launch.doctor.nodes import from_line, node_command, nodes_of_job, to_line
+from opensora_launch.doctor.nodes import node_command, nodes_of_job, to_line
 from opensora_launch.doctor.torch_facts import torch_build
 from opensora_launch.launch.env_profile import Profiled
 from opensora_launch.plan.plan import Plan
@@ -77,7 +78,7 @@ def test_every_node_of_a_slurm_job(
     srun.parent.mkdir()
     srun.write_text(
         '#!/bin/sh\necho "$@" >srun.args\nwhile [ "${1#--}" != "$1" ]; do shift; done\n'
-        'for host in b a; do "$@" | sed "s/\\"host\\": \\"[^\\"]*\\"/\\"host\\": \\"$host\\"/"; done\n'
+        'for host in b a; do "$@" | sed "s/\\"host\\":\\"[^\\"]*\\"/\\"host\\":\\"$host\\"/"; done\n'
         "echo 'srun: error: c: node down' >&2; exit 1\n"
     )
     srun.chmod(0o755)
@@ -98,7 +99,7 @@ def test_nodes_of_a_job() -> None:
     assert nodes_of_job({"SLURM_JOB_NUM_NODES": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == 4
     assert node_command(2, ["--quick", "a=b c"])[-4:] == ["doctor", "--here", "--quick", "a=b c"]
     finding = CheckResult(Level.warn, "env", "é\n", "f", "c", "h")
-    assert from_line(to_line(finding)) == finding
+    assert msgspec.json.decode(to_line(finding), type=CheckResult) == finding
     assert "\n" not in to_line(finding)
 
 

@@ -19,7 +19,7 @@ GPU = GpuFacts(
     0, "GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0), True, 0, False, (), False, (), 700.0, 700.0,
     (5, 5, 16, 16),
 )  # fmt: skip
-TORCH = TorchFacts("2.13.0", "12.8", None, True, ("sm_80", "sm_90", "sm_120"), ("GPU-a",), "2.27.3", ())
+TORCH = TorchFacts("2.13.0", "12.8", None, True, ("sm_80", "sm_90", "sm_120"), ("GPU-a",), "2.27.3", {})
 MACHINE = HostGpus((GPU,), (), "570.86.10", (12, 8), None)
 
 
@@ -138,7 +138,7 @@ def test_links() -> None:
 
 def test_builds_that_fit() -> None:
     assert said(check_builds(MACHINE, TORCH, "", wants_gpu=True)) == ["ok torch", "ok driver", "ok kernels"]
-    cpu = TorchFacts("2.13.0+cpu", None, None, False, (), (), None, ())
+    cpu = TorchFacts("2.13.0+cpu", None, None, False, (), (), None, {})
     assert said(check_builds(HostGpus((), (), None, None, "no driver"), cpu, "", wants_gpu=False)) == ["ok torch"]
 
 
@@ -158,15 +158,15 @@ def test_builds_that_fit() -> None:
         (MACHINE, replace(TORCH, cuda="13.0"), "fail driver", "CUDA 13.0 needs 580.65"),
         (replace(MACHINE, driver="535.129.03", cuda=(12, 2)), TORCH, "warn driver", "PTX"),
         (replace(MACHINE, gpus=(replace(GPU, capability=(7, 0)),)), TORCH, "fail torch", "no code for NVIDIA H100"),
-        (MACHINE, replace(TORCH, kernels=(("flash-attn 2", "undefined symbol"),)), "warn kernels", "another torch"),
-        (MACHINE, replace(TORCH, kernels=(("flash-attn 3", ""),)), "ok kernels", "loads"),
+        (MACHINE, replace(TORCH, kernels={"flash-attn 2": "undefined symbol"}), "warn kernels", "another torch"),
+        (MACHINE, replace(TORCH, kernels={"flash-attn 3": ""}), "ok kernels", "loads"),
         (MACHINE, replace(TORCH, cudnn=91002), "warn cudnn", "9.10.2 with torch 2.13.0: large 3D convolutions"),
         (MACHINE, replace(TORCH, cudnn=90800), "warn cudnn", "9.8.0"),
         (MACHINE, replace(TORCH, cudnn=91500), "ok cudnn", "9.15.0"),
         (MACHINE, replace(TORCH, cudnn=90701), "ok cudnn", "9.7.1"),
         (
             replace(MACHINE, gpus=(replace(GPU, capability=(8, 9)),)),
-            replace(TORCH, kernels=(("flash-attn 3", ""),)),
+            replace(TORCH, kernels={"flash-attn 3": ""}),
             "warn kernels",
             "needs compute capability 9.0",
         ),

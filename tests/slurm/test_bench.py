@@ -15,7 +15,8 @@ from opensora_launch.report.compare import read_either
 from opensora_launch.report.wording import message
 from opensora_launch.rundir import SweepDir
 from opensora_launch.runs.sweep_state import read_sweep
-from opensora_launch.telemetry.heartbeat import read_beat
+from opensora_launch.telemetry.lines import read_json
+from opensora_launch.telemetry.stall import Beat
 from tests.slurm.conftest import TINY, Cluster, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -78,7 +79,7 @@ def running(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[subprocess.Popen
 
 def step_of(folder: Path, rank: int) -> int:
     """By its last heartbeat."""
-    beats = [read_beat(file) for file in folder.glob(f"runs/*/attempts/0/heartbeat/rank{rank}.json")]
+    beats = [read_json(file, Beat) for file in folder.glob(f"runs/*/attempts/0/heartbeat/rank{rank}.json")]
     return next((beat.step or 0 for beat in beats if beat), 0)
 
 
