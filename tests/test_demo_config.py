@@ -13,7 +13,7 @@ from opensora_launch.request.final_config import final_config
 from opensora_launch.schema.config import RunConfig
 
 CKPTS = Path(__file__).parent.parent / "opensora_launch/demo/ckpts"
-MODELS = ("demo", "demo_flux")
+MODELS = ("demo", "demo_dc_ae", "demo_flux")
 KEYS = ("trained_frames", "mmdit_file", "vae_file")
 
 

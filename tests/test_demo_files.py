@@ -19,7 +19,10 @@ from opensora_launch.sampling.latents import position_ids
 
 EXPECTED = {
     "Open_Sora_v2.safetensors",
+    "F16T4C32_AE.safetensors",
+    "Open_Sora_v2_Video_DC_AE.safetensors",
     "config.json",
+    "config_dc_ae.json",
     "config_flux.json",
     "flux1-demo-ae.safetensors",
     "flux1-demo.safetensors",
@@ -43,7 +46,7 @@ def networks():
 def test_layout_and_size():
     found = {str(path.relative_to(files.FOLDER)) for path in files.FOLDER.rglob("*") if path.is_file()}
     assert found == EXPECTED
-    assert files.total_bytes() <= 16_000_000
+    assert files.total_bytes() <= 28_000_000
 
 
 @pytest.mark.parametrize("name", sorted(name for name in EXPECTED if name.endswith(".safetensors")))
@@ -54,7 +57,7 @@ def test_weights_are_bf16_and_finite(name):
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
-@pytest.mark.parametrize("model", [files.VIDEO, files.IMAGE], ids=["video", "image"])
+@pytest.mark.parametrize("model", files.MODELS.values(), ids=list(files.MODELS))
 def test_the_config_is_what_training_used(model):
     config = json.loads(model.config_path.read_text())
     scale = vae.LatentScale(config["vae"]["scale_factor"], config["vae"]["shift_factor"])
@@ -62,7 +65,7 @@ def test_the_config_is_what_training_used(model):
 
 
 def test_case_and_unknown_words(networks):
-    plain, shouted, strange = networks.text.encode(["a red circle moving up.", "A RED Circle moving up.", "zebra."]).t5
+    plain, shouted, strange = (each.t5 for each in networks.text.encode(["a red circle moving up.", "A RED Circle moving up.", "zebra."]))
     assert torch.equal(plain, shouted)
     assert bool(strange.isfinite().all())
     assert not torch.allclose(plain, strange, atol=0.1)
@@ -76,6 +79,14 @@ def test_a_true_clip_survives_the_vae(networks):
     assert scaled.shape == (1, 8, 5, 8, 8)
     assert 0.5 < float(scaled.std()) < 2
     assert float((back - clip).square().mean()) < 0.01
+
+
+def test_the_dc_ae_model_draws_what_a_new_caption_says():
+    combination = clips.HELD_OUT[1]
+    networks = generate.load(files.model_config(files.DC_AE))
+    (clip,) = generate.generate(networks, [generate.Request(clips.caption(combination), seed=3)])
+    assert clip.shape == (3, 16, 64, 64)
+    assert judge.judge(clip).agrees(combination)
 
 
 def test_an_image_of_a_new_caption_becomes_the_first_frame_of_its_video(networks):

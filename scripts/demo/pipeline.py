@@ -31,12 +31,12 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     coder, recipe, decoder = model.coder(), model.recipe, model.decoder_stages
     train_coder(coder, [coder.network], model.coder_stages, folder, log)
     if model is not files.DC_AE:  # its decoder learns last
-        check_coder(coder, model.coder_name, log)
+        check_coder(coder, model.coder_name, model.least_round_trip, log)
     if last < STAGES.index("text"):
         return
     if stages == ["decoder"]:  # needs nothing from the MMDiT: both may run at the same time
         train_coder(coder, coder.decoder, decoder, folder, log)
-        check_coder(coder, model.coder_name, log)
+        check_coder(coder, model.coder_name, model.least_round_trip, log)
         return
     if recipe.keep_text:
         encoders = shipped_text_encoders(files.FOLDER / files.T5, files.FOLDER / files.CLIP)
@@ -54,7 +54,7 @@ def run(model: files.Model, stages: Sequence[str], folder: Path, threads: int) -
     if last < STAGES.index("decoder"):
         return
     train_coder(coder, coder.decoder, decoder, folder, log)
-    check_coder(coder, model.coder_name, log)
+    check_coder(coder, model.coder_name, model.least_round_trip, log)
     if last < STAGES.index("export"):
         return
     size = files.export(model, mmdit, coder, encoders, latents.scale)

@@ -18,7 +18,6 @@ BALANCE_WEIGHT = 0.03  # see imbalance()
 LATENT_NOISE = 0.1  # deviation of the noise on latents in training, so that near latents decode alike
 SWAP_FIRST, SWAP_LAST = 0.3, 0.3  # whole clips whose end latents come from the frame encoded alone
 SHAPE_WEIGHT = 4.0  # weight of a pixel of the moving shape: 1 + this; background: 1
-LEAST_JUDGED_RIGHT = 0.98
 
 
 def _error_weights() -> dict[str, float]:
@@ -199,8 +198,11 @@ STAGES: Stages = {
 }
 DC_AE_STAGES: Stages = {
     "dc_ae_4_frames": (partial(batch_loss, frames=4, side=64), Schedule(steps=300, batch=8, peak_rate=1e-3)),
-    "dc_ae_imitation": (partial(imitation_loss, side=32), Schedule(steps=140, batch=8, peak_rate=1.5e-3, warmup=20)),
-    "dc_ae_imitation_whole": (partial(imitation_loss, side=64), Schedule(steps=30, batch=4, peak_rate=1e-3, warmup=10)),
+    "dc_ae_imitation": (partial(imitation_loss, side=32), Schedule(steps=500, batch=8, peak_rate=1.5e-3, warmup=20)),
+    "dc_ae_imitation_whole": (
+        partial(imitation_loss, side=64),
+        Schedule(steps=150, batch=4, peak_rate=1e-3, warmup=10),
+    ),
 }
 IMAGE_STAGES: Stages = {
     "flux_ae": (partial(batch_loss, frames=1, side=64), Schedule(steps=400, batch=24, peak_rate=1e-3, warmup=20))
@@ -209,8 +211,8 @@ IMAGE_STAGES: Stages = {
 
 DECODER: Stages = {"vae_decoder": (decoder_loss, Schedule(steps=200, batch=4, peak_rate=8e-4))}
 DC_AE_DECODER: Stages = {
-    "dc_ae_decoder": (partial(decoder_loss, side=32), Schedule(steps=700, batch=4, peak_rate=1e-3, warmup=20)),
-    "dc_ae_decoder_whole": (decoder_loss, Schedule(steps=60, batch=4, peak_rate=5e-4, warmup=10)),
+    "dc_ae_decoder": (partial(decoder_loss, side=32), Schedule(steps=3000, batch=4, peak_rate=1e-3, warmup=20)),
+    "dc_ae_decoder_whole": (decoder_loss, Schedule(steps=1500, batch=4, peak_rate=8e-4, warmup=10)),
 }
 IMAGE_DECODER: Stages = {"flux_ae_decoder": (decoder_loss, Schedule(steps=50, batch=24, peak_rate=5e-4, warmup=10))}
 
@@ -225,10 +227,10 @@ def train_coder(coder: Coder, parts: Sequence[nn.Module], stages: Stages, folder
         run_stage(Stage(name, folder, schedule), learner, partial(loss, coder, schedule.batch), log)
 
 
-def check_coder(coder: Coder, name: str, log: Log) -> None:
-    """Check the gate once."""
+def check_coder(coder: Coder, name: str, least: float, log: Log) -> None:
+    """Check once that so many true clips are judged right after the round trip."""
     if log.passed(name):
         return
     right, psnr = round_trip(coder, clips.all_combinations() * 2, seed=5)
     log.write(stage=name, round_trip_psnr_db=psnr)
-    gate(log, name, "true clips judged right after the round trip", right, LEAST_JUDGED_RIGHT)
+    gate(log, name, "true clips judged right after the round trip", right, least)
