@@ -9,6 +9,7 @@ from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.schema.autoencoder import VaeKind
+from opensora_launch.schema.kernel_kinds import Compile
 
 
 def plan_summary(plan: Plan) -> str:
@@ -36,8 +37,9 @@ def _rows(plan: Plan, index: int) -> tuple[int, ...]:
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     g, machine, model = plan.geometry, plan.machine, plan.model
+    compiled = "" if plan.compile is Compile.off else ", compiled blocks"
     kind = ", random weights" if model.init == "random" else ""
-    yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}, engine={plan.engine}"
+    yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}, engine={plan.engine}{compiled}"
     seconds = g.num_frames / g.fps
     frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
     yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"

@@ -27,6 +27,7 @@ from opensora_launch.schema.model_constants import TOKENS_AT_ONCE
 
 QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
 Place = tuple[slice, slice]  # some rows, and some of their tokens
+RECOMPILES = 32  # of a function: for two models, one row or several, one token or several, and each kind of block
 
 
 @runtime_checkable
@@ -126,7 +127,9 @@ EAGER = Parts()
 
 
 def compiled() -> Parts:
-    """Compile the functions for any number of tokens."""
+    """Compile the functions for any number of tokens. What was compiled before, for another model, is forgotten."""
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = RECOMPILES
     return Parts(
         project=_compiled(project), finish_double=_compiled(finish_double), finish_single=_compiled(finish_single)
     )

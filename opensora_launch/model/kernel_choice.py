@@ -13,7 +13,7 @@ from torch import Tensor
 from opensora_launch.errors import UserError, must_be_one_of
 from opensora_launch.model import kernels
 from opensora_launch.model.kernels import KernelCall
-from opensora_launch.schema.config import AttentionKind
+from opensora_launch.schema.kernel_kinds import AttentionKind
 
 HALF = (torch.bfloat16, torch.float16)
 LOADERS: dict[str, Callable[[], tuple[KernelCall, str]]] = {

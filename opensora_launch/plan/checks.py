@@ -10,7 +10,6 @@ from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import (
     MAX_COUNT,
     MAX_SEED,
-    AttentionKind,
     Engine,
     LauncherConfig,
     Link,
@@ -20,6 +19,7 @@ from opensora_launch.schema.config import (
     SamplingConfig,
     TopologyConfig,
 )
+from opensora_launch.schema.kernel_kinds import AttentionKind
 
 ANYWHERE = (AttentionKind.auto, AttentionKind.reference)
 ENDLESS = 2**62  # tokens

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from opensora_launch.plan.compile_choice import COMPILE_S
 from opensora_launch.plan.layout import Layout, Rules, all_layouts, configured_degrees, layout_problem, with_fewer_rows
 from opensora_launch.plan.memory import FP8_BYTES, FRAGMENTS, GIB, USABLE, Memory, blocks_bytes, memory_of_run
 from opensora_launch.plan.networks import VAES
@@ -41,6 +42,7 @@ class Phases:
     vae: float
     save: float
     image: float = 0.0  # the image stage, with the loading of its model
+    compile: float = 0.0  # the blocks, once
 
     @property
     def denoise(self) -> float:
@@ -49,7 +51,7 @@ class Phases:
     @property
     def total(self) -> float:
         """All seconds, with what happens once: weights from disk, texts, and first frames."""
-        return self.load + self.text + self.image + self.making
+        return self.load + self.text + self.image + self.compile + self.making
 
     @property
     def making(self) -> float:
@@ -226,7 +228,7 @@ class _Predictor:
                 work.net, work.grid, rows, layout, work.gpus_per_node,
                 sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
                 rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
-                tokens_at_once=TOKENS_AT_ONCE, element_bytes=work.element_bytes,
+                tokens_at_once=TOKENS_AT_ONCE, element_bytes=work.element_bytes, compiled=work.compiled,
                 packed=FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0,
             )
         )  # fmt: skip
@@ -265,7 +267,7 @@ class _Predictor:
         own_videos = math.ceil(work.videos / dp)
         own_tiles = math.ceil(work.video.tiles / max(1, work.ranks // dp))  # the ranks of a video share its tiles
         vae, save = own_videos * own_tiles * self._tile_s(self.rates), own_videos * self._save_s()
-        return Phases(load=load, text=TEXT_S, **parts, vae=vae, save=save)
+        return Phases(load=load, text=TEXT_S, **parts, vae=vae, save=save, compile=COMPILE_S * work.compiled)
 
     def _tile_s(self, rates: Rates) -> float:
         """Return the seconds of a tile: at the VAE's own rate, but no faster than products."""

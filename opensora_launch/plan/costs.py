@@ -69,16 +69,18 @@ def _ends_flops(net: Network, grid: TokenGrid) -> float:
     return ends
 
 
-def elementwise_bytes(net: Network, tokens: int, tp: int = 1, element_bytes: int = BF16) -> float:
-    """Count the bytes per row that the kernels between the products read and write in eager mode.
+def elementwise_bytes(
+    net: Network, tokens: int, tp: int = 1, element_bytes: int = BF16, *, compiled: bool = False
+) -> float:
+    """Count the bytes per row that the kernels between the products read and write (scripts/count_kernels).
 
-    Per token and block, in units of H: two norms with modulation (8 each) and two gated additions (3 each), on every
-    rank of the tp axis; and for a rank's own heads and feed-forward norm and rotation of q and k (4 reads or writes in
-    fp32 and 4 in the run's type each, 24 in total in bf16), the activation (2 F/H) and copies (6).
+    Per token and block, in units of H: norms, modulation and gates on every rank of the tp axis; and for a rank's own
+    heads and feed-forward norm and rotation of q and k, copies, and the activation (2 F/H). Eager mode computes norm
+    and rotation in several kernels, most of them in fp32.
     """
-    rotation = 2 * 4 * (1 + 4 / element_bytes)
-    own = uneven(net.heads, tp) * (rotation + 6) * net.hidden + 2.0 * net.feed_forward
-    return element_bytes * tokens * net.blocks * (net.hidden * 22 + own / tp)
+    every, rotation, copies = (8.7, 8.2, 4.3) if compiled else (13.0, 64.0 * BF16 / element_bytes, 7.7)
+    own = uneven(net.heads, tp) * (rotation + copies) * net.hidden + 2.0 * net.feed_forward
+    return element_bytes * tokens * net.blocks * (net.hidden * every + own / tp)
 
 
 def weight_count(net: Network) -> float:

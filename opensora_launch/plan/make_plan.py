@@ -6,6 +6,7 @@ from dataclasses import replace
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
 from opensora_launch.plan.choose import Option, options
+from opensora_launch.plan.compile_choice import compile_choice, compile_problems
 from opensora_launch.plan.first_frames import first_frame_px, image_problems, image_requests, image_run
 from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
@@ -18,6 +19,7 @@ from opensora_launch.plan.placement_by_rule import placement_by_rule
 from opensora_launch.plan.plan import SCHEMA, Machine, Plan, VideoRequest, batches, rows_per_step
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import LauncherConfig, LauncherKind, Precision, RunConfig
+from opensora_launch.schema.kernel_kinds import Compile
 
 BATCH_SIZES = (2, 4, 8)
 BATCH_GAIN = 0.98  # a larger batch must reduce the time to this share to be worth its memory
@@ -40,6 +42,7 @@ def make_plan(
     """
     problems = geometry_problems(run.video, run.model) + placement_problems(run.placement)
     problems += early_problems(run, machine.device, machine.ranks, machine.gpus_per_node)
+    problems += compile_problems(run)
     problems += image_problems(run) if not problems else []
     if problems:
         raise UserError("this run cannot be planned", problems)
@@ -69,6 +72,9 @@ def make_plan(
         layouts=layouts,
         videos=tuple(videos),
         engine=run.engine,
+        compile=compile_choice(run, workload_of(run, machine, geometry, videos, batch), machine.device)
+        if videos
+        else Compile.off,
         images=images,
         first_frame_px=first_frame_px(run) if run.image.model else None,
     )
@@ -158,7 +164,7 @@ def workload_of(
 ) -> Workload:
     """Describe a request for the cost functions. The batch with the most rows stands for all batches."""
     groups = batches(videos, batch_size)
-    return Workload(
+    work = Workload(
         net=network_of(run.model),
         grid=TokenGrid(geometry.latent_frames, geometry.tokens_per_frame, geometry.text_tokens),
         video=video_size(geometry, run.model.vae),
@@ -174,6 +180,7 @@ def workload_of(
         topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
         engine=run.engine,
     )
+    return replace(work, compiled=compile_choice(run, work, machine.device) is not Compile.off)
 
 
 def _steps(groups: Sequence[Sequence[VideoRequest]], geometry: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:

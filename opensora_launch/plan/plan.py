@@ -15,6 +15,7 @@ from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance, row_counts
 from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import Engine, ModelConfig, NumericsConfig, SamplingConfig, Storage
+from opensora_launch.schema.kernel_kinds import Compile
 from opensora_launch.schema.plain import unknown_keys
 
 SCHEMA = 1
@@ -74,6 +75,7 @@ class Plan:
     layouts: tuple[tuple[int, Layout], ...]  # (number of rows in a step, layout of such steps), rows ascending from 1
     videos: tuple[VideoRequest, ...]
     engine: Engine = Engine.native
+    compile: Compile = Compile.off  # auto: it pays, so all ranks compile if all of them can
     preview_every_steps: int = 0  # denoising steps; 0: no previews
     images: "Plan | None" = None  # of the image stage, if first frames are still to be made
     first_frame_px: tuple[int, int] | None = None  # (height, width) to which an image is rescaled, before it is read

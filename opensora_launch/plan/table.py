@@ -6,12 +6,14 @@ from textwrap import fill
 from typing import Any
 
 from opensora_launch.plan.choose import Option
+from opensora_launch.plan.compile_choice import COMPILE_S, saved_s
 from opensora_launch.plan.fit import phase_of, reason
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.times import rates_of, uses_nvlink
 from opensora_launch.plan.workload import Workload
+from opensora_launch.schema.config import Engine
 
 SHOWN = 12  # rows of the table
 NARROW = 80  # characters of a line
@@ -126,7 +128,9 @@ def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iter
     spent = (f"{part} {seconds_of(best, part)}" for part in PHASE_COLUMNS if seconds_of(best, part) != "0.0")
     yield f"seconds: {', '.join(spent)}"
     images = f", images {seconds_text(phases.image)}" if best.images else ""
+    images += f", compiling {seconds_text(phases.compile)}" if phases.compile else ""
     yield f"before that, once: weights from disk {seconds_text(phases.load)}, text {seconds_text(phases.text)}{images}"
+    yield from _compiling(work)
     yield from _images(work, best)
     price = "" if usd_per_gpu_hour is None else f", {cost_text(cost_usd(work, best, usd_per_gpu_hour))}"
     yield f"in total: {seconds_text(phases.total)} s, {best.energy_kwh:.3f} kWh{price}"
@@ -136,6 +140,13 @@ def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iter
         f"{best.limit_bytes / GIB:.1f}"
     )
     yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how well"
+
+
+def _compiling(work: Workload) -> Iterator[str]:
+    """Say what compiled blocks save, or would."""
+    if work.engine is Engine.native:
+        saves = "compiled blocks save" if work.compiled else "compile=on would save"
+        yield f"{saves} about {seconds_text(saved_s(work))} s of the steps, for {COMPILE_S:.0f} s once"
 
 
 def _images(work: Workload, best: Option) -> Iterator[str]:

@@ -6,7 +6,7 @@ compute        products / their rate + attention / its rate + elementwise bytes 
 communication  Ulysses bytes / link, and ring bytes / link minus what the ring hides behind its own attention; sums of
                products with divided weights (tp), which nothing hides; sharded weights gathered ahead of use, minus
                what compute hides
-launch         CPU time to start the kernels of every block: the lower limit of eager mode with few tokens
+launch         CPU time to start the kernels of every block: the lower limit with few tokens
 
 Rates are peaks from data sheets times efficiencies fitted to published tables (docs/prediction.md).
 """
@@ -31,8 +31,10 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import Network, TokenGrid
 from opensora_launch.schema.cards import LINK_EFFICIENCY, Card, default_efficiency
 from opensora_launch.schema.config import Link, TopologyConfig
+from opensora_launch.schema.even_shares import chunk_counts
 
-MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.417, 0.847, 0.0498  # fitted over all cards
+MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.61, 0.872, 0.0481  # fitted over all cards
+COMPILED_LAUNCH = 0.4  # CPU time to start a compiled block, over an eager one: its share of kernels (count_kernels)
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Rates:
     link_bytes: float  # from one GPU to others of its node, one way
     crowd: float = 1.0  # share of `link_bytes` that remains if more than two GPUs exchange over PCIe
     node_link_bytes: float = 25e9  # to a GPU of another node
-    call_s: float = 32e-6  # latency of a collective or hop
-    ring_hidden: float = 0.926  # share of a hop's attention that hides the hop's transfer
-    gather_hidden: float = 0.877  # share of compute that hides the gathering of sharded weights
-    block_launch_s: float = 2.3e-3  # CPU time to start the kernels of a block in eager mode
+    call_s: float = 28.6e-6  # latency of a collective or hop
+    ring_hidden: float = 0.809  # share of a hop's attention that hides the hop's transfer
+    gather_hidden: float = 1.0  # share of compute that hides the gathering of sharded weights
+    block_launch_s: float = 2.29e-3  # CPU time to start the kernels of a block in eager mode
     hop_launch_s: float = 0.5e-3  # additional CPU time with a ring
     host_bytes: float = 20e9  # from host memory to a GPU
     copy_hidden: float = 0.8  # share of compute that hides copies of weights from the host
@@ -118,6 +120,7 @@ class StepLoad:
     packed: float = 1.0  # bytes of transferred weights, relative to `element_bytes`
     tokens_at_once: int = 0  # tokens that a block processes between its sums; 0: all
     element_bytes: int = 2
+    compiled: bool = False  # weights that tp divides are never compiled: their sums lie between the kernels
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class StepCounts:
     weight_bytes: float  # gathered, if weights are sharded
     copied_bytes: float  # from host memory, if weights are offloaded
     launches: int  # of blocks
+    compiled: bool
     wide: bool  # whether more than two GPUs exchange
     wide_ulysses: bool
     wide_tensor: bool
@@ -177,9 +181,10 @@ def step_counts(load: StepLoad) -> StepCounts:
     heads = uneven(net.heads, layout.tp) * uneven(math.ceil(net.heads / layout.tp), layout.ulysses)
     forwards = math.ceil(rows / load.rows_at_once) if load.rows_at_once else 1
     moved = forwards * weight_bytes(net, size) * load.away * load.packed
-    elementwise = elementwise_bytes(net, work.tokens, layout.tp, size) / layout.sequence
-    at_once = rows / forwards * work.tokens / layout.sequence
-    pieces = math.ceil(at_once / load.tokens_at_once) if load.tokens_at_once else 1
+    compiled = load.compiled and layout.tp == 1
+    elementwise = elementwise_bytes(net, work.tokens, layout.tp, size, compiled=compiled) / layout.sequence
+    here = math.ceil(rows / forwards), math.ceil(work.tokens / layout.sequence)
+    pieces = math.prod(chunk_counts(*here, load.tokens_at_once)) if load.tokens_at_once else 1
     return StepCounts(
         matmul_flops=rows * work.matmul_flops / split * uneven_products(net, layout.tp),
         attention_flops=rows * work.attention_flops / split * heads,
@@ -195,6 +200,7 @@ def step_counts(load: StepLoad) -> StepCounts:
         weight_bytes=moved * (load.sharded - 1) / load.sharded,
         copied_bytes=moved / load.sharded * load.offloaded,
         launches=forwards * net.blocks,
+        compiled=compiled,
         wide=max(ranks, load.sharded) > 2,
         wide_ulysses=layout.ulysses > 2,
         wide_tensor=layout.tp > 2,
@@ -218,7 +224,8 @@ def step_time(counts: StepCounts, rates: Rates) -> StepTime:
     tensor += counts.tensor_bytes / _link(rates, counts.tensor_leaves, counts.wide_tensor)
     gather = counts.latent_bytes / wire
     gather += sum(exposed for _, exposed in weight_transfers(counts, rates, compute))
-    launch = counts.launches * (rates.block_launch_s + (counts.ring_calls > 0) * rates.hop_launch_s)
+    block = rates.block_launch_s * (COMPILED_LAUNCH if counts.compiled else 1.0)
+    launch = counts.launches * (block + (counts.ring_calls > 0) * rates.hop_launch_s)
     late = max(0.0, launch - compute - ulysses - ring - tensor - gather)
     return StepTime(compute, ulysses, ring, tensor, gather, late)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.schema.config import Engine, LayoutConfig
+from opensora_launch.schema.kernel_kinds import Compile
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class VerifySpec:
     plan: Plan | None = None  # if there are no cases
     placement: Placement = field(default_factory=Placement)  # for the cases' transformers
     engine: Engine = Engine.native  # for the cases
+    compile: Compile = Compile.off  # for the cases
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Workload:
     card: Card
     topology: TopologyConfig
     engine: Engine = Engine.native
+    compiled: bool = False
     images: "Workload | None" = None  # of the image stage before it, whose machine is this one
 
     @property

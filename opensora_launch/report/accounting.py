@@ -16,7 +16,9 @@ from typing import NamedTuple
 from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.events import IMAGE, Collective, RankEvents
 
-WALL_PARTS = ("setup", "load", "text", "image", "compute", "communication", "waiting", "idle", "vae", "save", "other")
+WALL_PARTS = (
+    "setup", "load", "text", "compile", "image", "compute", "communication", "waiting", "idle", "vae", "save", "other",
+)  # fmt: skip
 COMPUTE_KINDS = ("attention", "double", "single", "other")  # other: in a step, outside the network's blocks
 SAME_HOST_S = 0.5  # clocks that differ by more are not of one host
 

@@ -103,7 +103,7 @@ def engine_of(report: Mapping[str, Any]) -> str:
 def predicted_baseline(run: str, ranks: Sequence[RankAccount]) -> Baseline:
     """Estimate the time on one rank from a run on several."""
     shared = sum(r.parts[part] for r in ranks for part in ("compute", "text", "image", "vae", "save"))
-    serial = sum(max(r.parts[part] for r in ranks) for part in ("setup", "load", "other"))
+    serial = sum(max(r.parts[part] for r in ranks) for part in ("setup", "load", "compile", "other"))
     times = Times(1, shared + serial, sum(r.parts["compute"] for r in ranks))
     return Baseline(PREDICTED, run, message("how_predicted", run=run), times)
 

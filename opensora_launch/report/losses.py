@@ -29,6 +29,7 @@ DOING = {
     "setup": message("doing_setup"),
     "load": message("doing_load"),
     "text": message("doing_text"),
+    "compile": message("doing_compile"),
     "image": message("doing_image"),
     "compute": message("doing_compute"),
     "communication": HELD_UP,
@@ -43,6 +44,7 @@ DOING = {
 LOST_PARTS = {
     "idle": message("lost_idle"),
     "load": message("lost_load"),
+    "compile": message("lost_compile"),
     "setup": message("lost_setup"),
     "other": message("lost_other"),
     "preview": message("lost_preview"),

@@ -58,6 +58,7 @@ def beside_measured(ran: PredictedRun, accounts: Accounts) -> list[dict[str, Any
     pairs = {
         "load": (phases.load, most["load"]),
         "text": (phases.text, most["text"]),
+        **({"compile": (phases.compile, max(r.parts["compile"] for r in accounts.ranks))} if phases.compile else {}),
         **({"image": (phases.image, max(r.image_s for r in accounts.ranks))} if phases.image else {}),
         "denoise": (phases.denoise, max(r.denoise_s for r in accounts.ranks)),
         "vae": (phases.vae, most["vae"]),

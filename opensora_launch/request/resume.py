@@ -28,8 +28,8 @@ from opensora_launch.schema.plain import flat, plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
 MAY_CHANGE = (
-    "topology", "layout", "launcher", "env", "estimate", "attention", "profile", "preview_every_steps", "dry_run",
-    "follow", "runs_dir",
+    "topology", "layout", "launcher", "env", "estimate", "attention", "compile", "profile", "preview_every_steps",
+    "dry_run", "follow", "runs_dir",
     "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
     "image.model.folder", "image.model.download", "image.model.mmdit_prefix", "image.model.vae_prefix",
     "model.trained_frames",
@@ -70,7 +70,7 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
     )
     if (output := parsed.path("--output")) is not None and os.path.abspath(output) != str(run_dir):
         problems.add([f"--output {output} does not go with --resume {run_dir}: a run stays in its own folder"])
-    plan, config, argv = read_request(run_dir)
+    before, config, argv = read_request(run_dir)
     problems.add(still_running(run_dir))
     words = _merged_words(argv, parsed.rest)
     with problems.collect():
@@ -79,17 +79,17 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
         new = {_key(text) for text in parsed.rest}
         composed = _with_recorded_folders(composed, config, new)
         if not any(key.startswith("topology") for key in new):
-            composed = replace(composed, topology=_recorded_topology(composed, plan.machine))
+            composed = replace(composed, topology=_recorded_topology(composed, before.machine))
         here = gpus_of_run(composed, machine)
         final = final_config(composed, here, folder, negative_prompt=words.one("--negative-prompt"))
         run = final.run
         problems.add([*final.problems, *_changes(config, plain(run))])
         found = ranks_machine(run, here, machine)
-        missing = missing_videos(run_dir, plan.videos)
+        missing = missing_videos(run_dir, before.videos)
         unfit = (*found.problems, *(weight_problems(run) if missing else []))
         if missing and not run.dry_run:
             problems.add(unfit)
-        check = ReferenceCheck(plan.geometry.num_frames)
+        check = ReferenceCheck(before.geometry.num_frames)
         reasons = {v.name: [] if v.image else check.problems(v.refs, v.cond_type) for v in missing}
         refused = {name: "; ".join(wrong) for name, wrong in reasons.items() if wrong}
         lines = bad_row_lines((name, reason) for name, wrong in reasons.items() for reason in wrong)
@@ -99,6 +99,8 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
         notes = (*found.notes, *left_out_notes(lines))
         made = {video.name for video in good if sample_file(run_dir.images, video.name)}
         plan = make_plan(run, found.machine, good, __version__, made_images=made)
+        if "compile" not in new and before.machine.device == plan.machine.device:
+            plan = replace(plan, compile=before.compile)  # a video keeps the kernels that it began with
         plan = replace(plan, videos=()) if parsed.has("--images-only") else plan
         resumed = ResumedRun(run_dir, run, plan, refused, unfit, notes)
     problems.stop(f"{run_dir} cannot be resumed")

@@ -59,6 +59,7 @@ def prepare_verify(parsed: Parsed) -> VerifyRequest:
         cases=cases,
         plan=None if cases else small_plan(run, machine),
         engine=run.engine,
+        compile=run.compile,
     )
     return VerifyRequest(run, spec, found.notes)
 

@@ -6,7 +6,7 @@ from opensora_launch.schema.settings import key, settings
 
 # Efficiency of a card for which none was fitted: the share of its peak up to EFFICIENT_TFLOPS. Larger cards reach less.
 EFFICIENCY, EFFICIENT_TFLOPS = 0.8, 300.0
-LINK_EFFICIENCY = {"nvlink": 0.45, "pcie": 0.629}
+LINK_EFFICIENCY = {"nvlink": 0.444, "pcie": 0.586}
 PCIE_GB_S = {1: 4.0, 2: 8.0, 3: 15.75, 4: 31.5, 5: 63.0, 6: 121.0}  # per generation: 16 lanes, one way
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.cards import Card
+from opensora_launch.schema.kernel_kinds import AttentionKind, Compile
 from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.schema.ranks_env import EnvConfig
 from opensora_launch.schema.settings import key, settings
@@ -77,20 +78,6 @@ class Storage(StrEnum):
 class Fit(StrEnum):
     auto = "auto"  # if memory runs out, continue once with a smaller placement
     strict = "strict"  # if memory runs out, fail
-
-
-class AttentionKind(StrEnum):
-    """Kernels that compute softmax(q k^T) v; `auto` takes the fastest one that supports the GPU, dtype and shape."""
-
-    auto = "auto"
-    flash4 = "flash4"
-    flash3 = "flash3"
-    flash2 = "flash2"
-    cudnn = "cudnn"
-    sdpa_flash = "sdpa_flash"
-    xformers = "xformers"
-    cpu_flash = "cpu_flash"
-    reference = "reference"
 
 
 @settings
@@ -288,6 +275,7 @@ class RunConfig:
     attention: AttentionKind = key(
         AttentionKind.auto, "kernel; auto: the fastest one that supports GPU, type and shape"
     )
+    compile: Compile = key(Compile.auto, "make the kernels of the blocks by torch.compile; auto: on GPUs where it pays")
     preview_every_steps: int = key(0, "denoising steps between previews, small images in the run's folder; 0: none")
     profile: bool = key(False, "write one Chrome trace per rank; Perfetto opens it")
     text_cache: str | None = key(

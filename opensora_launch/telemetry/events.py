@@ -18,7 +18,7 @@ from opensora_launch.telemetry.lines import read_lines
 EVENTS_SCHEMA = 2
 READABLE = (1, 2)  # schema 1 has no work events, process ids, device ids and clock offsets
 IMAGE = "image"  # the phase of the image stage, which holds phases and steps of its own
-PHASES = ("setup", "load", "text", IMAGE, "denoise", "vae", "save")
+PHASES = ("setup", "load", "text", "compile", IMAGE, "denoise", "vae", "save")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
 from opensora_launch.media.video import to_uint8
+from opensora_launch.model.block_parts import EAGER, Parts
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
 from opensora_launch.model.vae import Autoencoder, decode_latents, encode_pixels, load_vae, posterior_mean
@@ -42,6 +44,7 @@ class Ranks:
     placement: Placement
     kernel: Callable[[torch.dtype, int], KernelCall]  # by dtype and head size
     engine: Engine = Engine.native
+    parts: Parts = EAGER
 
 
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
@@ -83,7 +86,7 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
     loaded = engine.load_transformer(source, ranks.placement, ranks.node, mesh, lambda nbytes: None)
     kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
     sit_out = loaded.blocks.pass_through if loaded.blocks else None
-    forward, at_once = loaded.module.forward, ranks.placement.rows_at_once
+    forward, at_once = partial(loaded.module.forward, parts=ranks.parts), ranks.placement.rows_at_once
     return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, engine.attention), loaded.blocks
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from opensora_launch.model.block_parts import EAGER, Parts
 from opensora_launch.model.kernel_choice import Kernel
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.plan.layout import Layout
@@ -35,6 +36,7 @@ class RankContext:
     set_aside_bytes: int | None  # taken on the GPU before anything was loaded: by CUDA, NCCL and others
     previews: Previews | None = None  # on the first rank of a group, if there are to be any
     checkpoints: Checkpoints | None = None  # None for a comparison, which leaves nothing behind
+    parts: Parts = EAGER  # what the blocks compute around attention
     images: "RankContext | None" = None  # of the image stage, if first frames are to be made
 
     @property

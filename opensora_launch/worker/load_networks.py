@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from opensora_launch.engines.base import BlockEngine, Tick
@@ -63,4 +64,5 @@ def shard_model(ctx: RankContext, networks: Networks, layouts: Mapping[int, Layo
     sit_out = networks.blocks.pass_through if networks.blocks else None
     attention = choose_engine(ctx.plan.engine).attention
     at_once = ctx.plan.placement.rows_at_once
-    return ShardedModel(networks.mmdit.forward, ctx.kernel.call, meshes, sit_out, at_once, attention)
+    forward = partial(networks.mmdit.forward, parts=ctx.parts)
+    return ShardedModel(forward, ctx.kernel.call, meshes, sit_out, at_once, attention)

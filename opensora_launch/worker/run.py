@@ -23,6 +23,7 @@ from opensora_launch.telemetry.events import IMAGE
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
+from opensora_launch.worker.compiled_parts import compile_ahead
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.encode_texts import encode_on_team, share_embeddings
 from opensora_launch.worker.failures import is_out_of_memory
@@ -84,6 +85,7 @@ def _make_images(ctx: RankContext, attempt: AttemptDir, me: Rank) -> Mapping[str
         networks = load_as_planned(images)
         texts = share_embeddings(ctx, encoded)
         model = shard_model(images, networks, dict(images.plan.layouts))
+        compile_ahead(images, model)
         batches = _batches(images, attempt, me, until_settled=True)
         _, preempted = _make_until_stopped(images, networks, model, texts, batches)
         del networks, model
@@ -106,6 +108,7 @@ def _make_videos(
     watch.watch_blocks(networks.mmdit, ctx.recorder, streamed=networks.blocks is not None)
     ctx = replace(ctx, previews=_previews(ctx, networks))
     model = shard_model(ctx, networks, dict(ctx.plan.layouts))
+    compile_ahead(ctx, model)
     done, preempted = _make_until_stopped(ctx, networks, model, texts, _batches(ctx, attempt, me))
     with ctx.recorder.span("setup"):
         if _any(ctx, preempted):

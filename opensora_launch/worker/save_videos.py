@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from opensora_launch.media.contact_sheet import contact_sheet
 from opensora_launch.media.video import save_png, save_video
+from opensora_launch.model.block_parts import EAGER
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, write_whole
 from opensora_launch.runs.remake import remake_command
@@ -48,6 +49,7 @@ def save_with_record(
             "ranks": plan.machine.ranks,
             "threads_per_rank": plan.threads_per_rank,
             **ctx.facts,
+            "compiled": ctx.parts is not EAGER,
         }
         write_whole(ctx.run_dir.record(video.name), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
         save_sheet(ctx.run_dir, video.name, frames)

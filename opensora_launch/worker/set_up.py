@@ -5,11 +5,13 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.kernel_choice import Kernel, Offer, choose_kernel
+from opensora_launch.model.block_parts import Parts
+from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.parallel.mesh import Axis, Groups, build_meshes, node_axis, world_axis
 from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout
@@ -20,8 +22,10 @@ from opensora_launch.plan.rank_sets import Uses, device_sets, gathers_on_node
 from opensora_launch.plan.resident import fitting_placement, needed_bytes
 from opensora_launch.plan.set_aside import LATER_BYTES
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.schema.kernel_kinds import Compile
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
+from opensora_launch.worker.compiled_parts import chosen_parts, may_be_compiled
 from opensora_launch.worker.context import DTYPES, RankContext
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.numerics import set_numerics
@@ -36,6 +40,8 @@ from opensora_launch.worker.rank_facts import (
     telemetry_header,
 )
 from opensora_launch.worker.watch import clock_offset, watch_kernel
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -69,11 +75,7 @@ def set_up(
     set_numerics(plan.threads_per_rank, plan.numerics)
     device = own_device(plan.machine.device, me)
     kernel = _kernel(plan, device)
-    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    chosen = f"{kernel.name} {kernel.version}"
-    log.info("%s, %s, attention by %s, CPUs %s", device_name(device), plan.precision, chosen, cpus)
-    for line in kernel.passed_over:
-        log.log(logging.WARNING if line in kernel.refused else logging.INFO, "%s", line)
+    _log(plan, device, kernel)
     header = telemetry_header(plan, me, device, kernel, started)
     header["clock_offset_s"], header["clock_offset_error_s"] = clock_offset(me)
     recorder = Recorder(attempt.events(me.rank), header, device=device.type, heartbeat=beat)
@@ -100,6 +102,7 @@ def set_up(
         recorder=recorder,
         set_aside_bytes=left and left[1],
         facts=record_facts(plan.engine, device, kernel),
+        parts=_parts(plan, device),
     )
     if plan.images is None:
         return ctx
@@ -108,15 +111,29 @@ def set_up(
         plan=replace(plan.images, placement=placements[1]),
         run_dir=attempt.run.images,
         kernel=_kernel(plan.images, device),
+        parts=_parts(plan.images, device),
         mesh=meshes[plan.images.layouts[-1][1]],
         node=nodes[1],
     )
     return replace(ctx, images=images)
 
 
+def _log(plan: Plan, device: torch.device, kernel: Kernel) -> None:
+    """Say what computes on this rank, and which faster kernels do not."""
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    chosen = f"{kernel.name} {kernel.version}"
+    log.info("%s, %s, attention by %s, CPUs %s", device_name(device), plan.precision, chosen, cpus)
+    for line in kernel.passed_over:
+        log.log(logging.WARNING if line in kernel.refused else logging.INFO, "%s", line)
+
+
 def _kernel(plan: Plan, device: torch.device) -> Kernel:
     head_dim, dtype = plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads, DTYPES[plan.precision]
-    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_offers)
+    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_answers)
+
+
+def _parts(plan: Plan, device: torch.device) -> Parts:
+    return chosen_parts(plan.compile if may_be_compiled(plan) else Compile.off, device, all_answers)
 
 
 def _device_sets(stages: Sequence[Plan], me: Rank) -> dict[tuple[int, ...], Uses]:
@@ -148,8 +165,8 @@ def agreed_placement(plan: Plan, free_bytes: int, set_aside_bytes: int, world: A
     return placement
 
 
-def all_offers(mine: Offer) -> list[Offer]:
-    """Return the kernels that the ranks would take: hosts may differ in what is installed and what works."""
-    offers: list[Offer] = [mine] * dist.get_world_size()
-    dist.all_gather_object(offers, mine)
-    return offers
+def all_answers(mine: Answer) -> list[Answer]:
+    """Return the answers of all ranks: hosts may differ in what is installed and what works."""
+    answers = [mine] * dist.get_world_size()
+    dist.all_gather_object(answers, mine)
+    return answers

@@ -33,6 +33,7 @@ from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.case_files import Case, read_case
 from opensora_launch.worker.cases import Ranks, compare_case, distance, run_case, within
+from opensora_launch.worker.compiled_parts import chosen_parts
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.decode_videos import decode_latent
 from opensora_launch.worker.denoise_videos import denoise_videos
@@ -43,7 +44,7 @@ from opensora_launch.worker.numerics import set_numerics
 from opensora_launch.worker.process_group import BACKSTOP
 from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import load_networks_and_texts
-from opensora_launch.worker.set_up import all_offers, own_device, set_up
+from opensora_launch.worker.set_up import all_answers, own_device, set_up
 
 # Layouts may differ only in rounding, which guidance amplifies over the steps.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
@@ -87,14 +88,15 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     @cache
     def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
         """Choose on all ranks together; rank 0, which alone makes the comparison, then has it."""
-        chosen = choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim, agree=all_offers)
+        chosen = choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim, agree=all_answers)
         return chosen.call
 
     by_rows = {rows: meshes[layout] for rows, layout in layouts}
     node = node_axis(by_rows[case.rows], me.local_world, me.world, groups)
     on_node = gathers_on_node(spec.engine, steps[-1], spec.placement)
     warm_up(device_sets(steps, me.rank, me.local_world, on_node=on_node), me.rank, groups, unrecorded, case.device)
-    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine), unrecorded)
+    parts = chosen_parts(spec.compile, case.device, all_answers)
+    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine, parts), unrecorded)
     if me.rank != 0:
         return []
     by_one = got

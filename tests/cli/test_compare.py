@@ -10,7 +10,8 @@ from opensora_launch.cli import main
 from opensora_launch.report.build import build_sweep
 from opensora_launch.report.sweep import SweepPoint, sweep_report
 from opensora_launch.report.wording import say
-from opensora_launch.schema.config import AttentionKind, Offload, Precision
+from opensora_launch.schema.config import Offload, Precision
+from opensora_launch.schema.kernel_kinds import AttentionKind
 from tests.cli.runs import made_run
 from tests.report.browser import browser
 from tests.report.sweeps import read_sweep_report

@@ -36,6 +36,7 @@ from opensora_launch.schema.config import (
     TopologyConfig,
     VideoConfig,
 )
+from opensora_launch.schema.kernel_kinds import Compile
 from tests.configs import changed
 from tests.speed import here, times_slower
 
@@ -152,7 +153,7 @@ def test_the_refusal_says_what_would_fit() -> None:
     with pytest.raises(UserError) as e:
         make_plan(run_of("rtx4090", fit=Fit.strict, layout=LayoutConfig(tp=1)), machine(8), videos(), "0")
     (line,) = e.value.problems
-    assert line.startswith("replicated weights: VAE needs 31.8 of 23.6 GiB on rtx4090; placement.shard=node fits in ")
+    assert line.startswith("replicated weights: VAE needs 32.3 of 23.6 GiB on rtx4090; placement.shard=node fits in ")
     many = run_of("rtx4090", placement=PlacementConfig(offload=Offload.host, resident_blocks=57))
     with pytest.raises(UserError, match=r"; placement\.offload=host placement\.resident_blocks=\d+ fits in"):
         make_plan(many, machine(1), videos(), "0")
@@ -219,12 +220,15 @@ def test_an_unknown_card_follows_the_rule() -> None:
 
 def test_parts_of_a_prediction_add_up() -> None:
     for gpus in (2, 8):
-        best, alone = planned("h100_sxm", gpus)[1][0], planned("h100_sxm", 1)[1][0]
+        best, alone = (planned("h100_sxm", n, compile=Compile.off)[1][0] for n in (gpus, 1))
         assert alone.efficiency == pytest.approx(1.0)
-        parts = {name: seconds for name, seconds in vars(best.phases).items() if name not in ("load", "text")}
+        parts = {
+            name: seconds for name, seconds in vars(best.phases).items() if name not in ("load", "text", "compile")
+        }
         assert sum(parts.values()) == pytest.approx(best.phases.making)
         assert best.efficiency == pytest.approx(alone.phases.making / (gpus * best.phases.making))
-        assert best.phases.total == pytest.approx(best.phases.making + best.phases.load + best.phases.text)
+        once = best.phases.load + best.phases.text + best.phases.compile
+        assert best.phases.total == pytest.approx(best.phases.making + once)
         assert best.energy_kwh == pytest.approx(gpus * 700 * best.phases.total / 3.6e6)
 
 
@@ -243,7 +247,7 @@ def test_the_time_of_one_gpu_is_flops_over_rates() -> None:
     rates = rates_of(work.card, work.topology, work.products)
     flops = 80 * 5.09e15
     assert flops / 989.4e12 < alone.phases.compute < 2.5 * flops / 989.4e12
-    assert rates.attention_flops == pytest.approx(0.527 * 989.4e12)
+    assert rates.attention_flops == pytest.approx(0.526 * 989.4e12)
 
 
 def test_bridges_connect_only_pairs() -> None:
@@ -257,7 +261,7 @@ def test_the_work_depends_on_the_rows() -> None:
     pruned = planned("h100_sxm", 1)[1][0]
     whole = planned("h100_sxm", 1, sampling=SamplingConfig(prune_rows=False))[1][0]
     assert whole.phases.denoise / pruned.phases.denoise == pytest.approx(150 / 80, rel=1e-3)
-    assert whole.memory.activations == pytest.approx(1.5 * pruned.memory.activations)
+    assert whole.memory.activations == pytest.approx(1.5 * pruned.memory.activations, rel=0.01)  # angles do not grow
 
 
 def test_offload_and_shards_cost_time() -> None:

@@ -15,7 +15,8 @@ from opensora_launch.report.efficiency import (
     refuse_other_work,
 )
 from opensora_launch.report.wording import message, say
-from opensora_launch.schema.config import AttentionKind, Offload, Precision, Shard, Storage
+from opensora_launch.schema.config import Offload, Precision, Shard, Storage
+from opensora_launch.schema.kernel_kinds import AttentionKind
 from tests.report.synthetic import a_plan, plain_simulation, random_simulation
 
 

@@ -1,5 +1,5 @@
 // Elements, numbers and colours.
-const PARTS = ["setup", "load", "text", "image", "compute", "communication", "waiting", "idle", "vae", "save", "other"];
+const PARTS = ["setup", "load", "text", "compile", "image", "compute", "communication", "waiting", "idle", "vae", "save", "other"];
 const KINDS = ["attention", "double", "single", "other"];
 const LINE_INKS = 16, DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]]; // 64 lines before two look the same
 function el(name, attributes = {}, ...children) {
