@@ -56,7 +56,7 @@ def attempt_document(analysis: AttemptAnalysis) -> dict[str, Any]:
         "placement": placement_message(attempt.plan.placement),
         "ranks": [_rank(r) for r in ranks],
         "missing_ranks": list(attempt.missing_ranks),
-        "steps": [asdict(s) for s in step_times(attempt.events, ranks)],
+        "steps": step_times(attempt.events, ranks),
         "waited_for": [
             {
                 "rank": w.rank,

@@ -17,22 +17,8 @@ from opensora_launch.report.efficiency import (
     refuse_other_work,
 )
 from opensora_launch.report.losses import verdict
-from opensora_launch.report.prediction import (
-    PredictedRun,
-    beside_measured,
-    faster_settings,
-    predict_run,
-)
-from opensora_launch.report.rates import (
-    Prices,
-    Used,
-    compute_rates,
-    cost,
-    energy,
-    imbalance,
-    karp_flatt,
-    link_rates,
-)
+from opensora_launch.report.prediction import PredictedRun, beside_measured, faster_settings, predict_run
+from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
 from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedEnvironment, RecordedRun
 from opensora_launch.report.steps import count_row_forwards
 from opensora_launch.report.whole_wait import whole_wait
@@ -185,7 +171,7 @@ def _add_efficiency(
         first = analyses[0].accounts
         assert first is not None, "there are times"
         found = predicted_baseline(report["run"], first.ranks)
-    report["efficiency"] = asdict(efficiency(Times(**report["times"]), found))
+    report["efficiency"] = efficiency(Times(**report["times"]), found)
 
 
 def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[AttemptAnalysis], prices: Prices) -> None:
@@ -202,7 +188,7 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
     known = ran if isinstance(ran, PredictedRun) else None
     advice = advise(plan, accounts, last.findings, faster_settings(known, plan) if known else None)
     videos = report["videos"]["done"]
-    used = [Used(len(a["ranks"]), a["wall_s"], a["gpus"]) for a in report["attempts"] if a["ranks"]]
+    used = [attempt for attempt in report["attempts"] if attempt["ranks"]]
     usd_per_gpu_hour = prices.usd_per_gpu_hour
     if usd_per_gpu_hour is None and run.config:
         usd_per_gpu_hour = run.config.estimate.usd_per_gpu_hour
@@ -212,7 +198,7 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
         "energy": energy(used, videos, prices.usd_per_kwh),
         "cost": cost(used, videos, usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
-        "advice": [asdict(a) for a in advice],
+        "advice": advice,
         "prediction": beside_measured(known, accounts) if known else None,
         "prediction_reason": None if isinstance(ran, PredictedRun) else ran,
     }
