@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from opensora_launch.report.advice import advise
-from opensora_launch.report.attempts import AttemptAnalysis, attempt_document
+from opensora_launch.report.attempts import AttemptAnalysis, attempt_document, last_with_events
 from opensora_launch.report.efficiency import (
     STORED,
     Times,
@@ -119,7 +119,7 @@ def _verdict(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -
             return message("run_stopped", asked=len(run.videos), done=done, by=last_one.stopped_by)
         done_of = {"asked": len(run.videos), "done": done}
         return message("run_failed" if status == "failed" else "run_incomplete", **done_of, why=why)
-    last = next((a for a in reversed(analyses) if a.accounts), None)
+    last = last_with_events(analyses)
     return verdict(last.losses) if last else message("verdict_unknown")
 
 

@@ -38,29 +38,28 @@ class Baseline:
 
 
 def efficiency(times: Times, baseline: Baseline) -> dict[str, Any]:
-    """Compare the job and its denoising with one baseline, as the report says it.
+    """Compare both scopes with one baseline, as the report says it.
 
-    An efficiency above 1 is a measurement error until shown otherwise: `fault` says so, or is None.
+    Above 1 is a measurement error until shown otherwise: `fault` says so, or is None.
     """
     base = baseline.times
-    scopes = {
-        scope: {
-            "t_base_s": t_base_s,
-            "gpus_base": base.gpus,
-            "t_s": t_s,
-            "gpus": times.gpus,
-            "speedup": t_base_s / t_s,
-            "efficiency": t_base_s * base.gpus / (t_s * times.gpus),
-        }
-        for scope, t_base_s, t_s in (
-            ("job", base.job_s, times.job_s),
-            ("denoise", base.denoise_s, times.denoise_s),
-        )
-    }
-    shares = {scope: found["efficiency"] for scope, found in scopes.items()}
-    above = [message(f"{scope}_above", efficiency=share) for scope, share in shares.items() if share > 1]
+    job = _scaling(base.job_s, times.job_s, base.gpus, times.gpus)
+    denoise = _scaling(base.denoise_s, times.denoise_s, base.gpus, times.gpus)
+    above = [message("job_above", efficiency=job["efficiency"])] if job["efficiency"] > 1 else []
+    above += [message("denoise_above", efficiency=denoise["efficiency"])] if denoise["efficiency"] > 1 else []
     fault = message("above_one", scopes=above) if above else None
-    return {"baseline": asdict(baseline), **scopes, "fault": fault}
+    return {"baseline": asdict(baseline), "job": job, "denoise": denoise, "fault": fault}
+
+
+def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> dict[str, float]:
+    return {
+        "t_base_s": t_base_s,
+        "gpus_base": gpus_base,
+        "t_s": t_s,
+        "gpus": gpus,
+        "speedup": t_base_s / t_s,
+        "efficiency": t_base_s * gpus_base / (t_s * gpus),
+    }
 
 
 def measured_baseline(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseline:
