@@ -51,7 +51,7 @@ def efficiency(times: Times, baseline: Baseline) -> dict[str, Any]:
     return {"baseline": asdict(baseline), "job": job, "denoise": denoise, "fault": fault}
 
 
-def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> dict[str, float]:
+def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> dict[str, Any]:
     return {
         "t_base_s": t_base_s,
         "gpus_base": gpus_base,
