@@ -23,10 +23,8 @@ from opensora_launch.telemetry.events import (
     PhaseSpan,
     Step,
     WorkSpan,
-    constant_line,
-    end_line,
     line_of,
-    meta_line,
+    record_line,
 )
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Position
@@ -59,7 +57,7 @@ class Recorder:
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path):
-            path.write_text(meta_line(facts), encoding="utf-8")
+            path.write_text(record_line(facts), encoding="utf-8")
         self._path = path
 
     def span(self, phase: str, *, video: str | None = None) -> "_Span":
@@ -85,7 +83,7 @@ class Recorder:
 
     def constant(self, found: ConstantWeights) -> None:
         """Record weights that are one number all over."""
-        self._append(constant_line(found))
+        self._append(record_line(found))
 
     def flush(self) -> None:
         """Write the events whose marks are ready. Steps and phases call this at their end."""
@@ -113,7 +111,7 @@ class Recorder:
         assert not self.done, "the device has finished"
         drift_s = self.clock.drift_s()
         end = End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
-        self._append(end_line(end))
+        self._append(record_line(end))
 
     def _append(self, lines: str) -> None:
         with named(self._path), self._path.open("a", encoding="utf-8") as file:
