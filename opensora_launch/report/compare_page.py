@@ -12,7 +12,7 @@ from opensora_launch.report.build import last_timeline, page
 from opensora_launch.report.compare import Change
 from opensora_launch.report.efficiency import engine_of
 from opensora_launch.report.run_files import read_recorded_run
-from opensora_launch.report.sweep import unit_of
+from opensora_launch.report.sweep import device_unit
 from opensora_launch.report.wording import Message
 from opensora_launch.rundir import RunDir
 
@@ -58,7 +58,7 @@ def _name(path: Path, report: Mapping[str, Any]) -> str:
 def _unit(report: Mapping[str, Any]) -> str:
     if report["of"] == "sweep":
         return str(report["unit"])
-    return unit_of(report["machine"]["device"])
+    return device_unit(report["machine"]["device"])
 
 
 def _timeline(path: Path) -> dict[str, Any] | None:

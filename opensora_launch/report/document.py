@@ -52,7 +52,7 @@ def document(
 
 def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     metas = [e.meta for a in run.attempts for e in a.events]
-    done = sum(bool(v.files) for v in run.videos)
+    done = sum(bool(v["files"]) for v in run.videos)
     wait = whole_wait(run.attempts, analyses[-1].accounts if analyses else None)
     attentions = sorted({m.attention for m in metas if m.attention})
     return {
@@ -60,7 +60,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "run": run.name,
         "status": _status(run, done),
         "verdict": _verdict(run, done, analyses),
-        "videos": {"asked": len(run.videos), "done": done, "failed": sum(v.failure is not None for v in run.videos)},
+        "videos": {"asked": len(run.videos), "done": done, "failed": sum(v["failure"] is not None for v in run.videos)},
         "command": run.command,
         "version": run.plan.version,
         "work": comparable_work(
@@ -84,7 +84,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "times": _times(run, done, analyses),
         "wait": wait,
         "attempts": [attempt_document(a) for a in analyses],
-        "samples": [asdict(v) for v in run.videos],
+        "samples": list(run.videos),
         "previews": {name: list(files) for name, files in run.previews.items()},
         "unknown": _unknown(run, bool(attentions), wait is not None),
     }
@@ -105,7 +105,7 @@ def _environment(run: RecordedRun) -> dict[str, Any]:
 def _status(run: RecordedRun, done: int) -> str:
     if done == len(run.videos):
         return "complete"
-    failed = (run.attempts and run.attempts[-1].status == "failed") or any(v.failure for v in run.videos)
+    failed = (run.attempts and run.attempts[-1].status == "failed") or any(v["failure"] for v in run.videos)
     stopped = run.attempts and run.attempts[-1].stopped_by
     return "failed" if failed else "stopped" if stopped else "incomplete"
 

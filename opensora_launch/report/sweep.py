@@ -133,7 +133,7 @@ def _other_work(
     return lines + [message("mixed_baseline", name=name) for name in mixed]
 
 
-def unit_of(device: str) -> str:
+def device_unit(device: str) -> str:
     return "GPU" if device == "cuda" else "CPU rank"
 
 

@@ -8,7 +8,6 @@ no longer in the core's caches, so each function call costs microseconds.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from opensora_launch.rundir import named
@@ -144,7 +143,7 @@ class _Span:
         beat.phase, beat.video, beat.step, beat.steps = self.phase, self.video, None, None
         self.start_s = time.monotonic()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         recorder = self.recorder
         if kind is None:
             recorder.clock.wait()
@@ -166,7 +165,7 @@ class _Step:
         beat.video, beat.step, beat.steps = self.fields[0], self.fields[1], self.steps
         self.start = self.recorder.mark()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         recorder = self.recorder
         if recorder.phase != IMAGE:
             recorder.done.append((Step, *self.fields, self.start, recorder.mark()))
@@ -188,7 +187,7 @@ class _Collective:
         beat.inside = True
         self.start = recorder.mark()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         recorder = self.recorder
         end = recorder.mark()
         recorder.done.append((Collective, *self.position, self.nbytes, self.start, end))
