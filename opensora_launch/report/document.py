@@ -115,12 +115,15 @@ def _verdict(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -
     if (status := _status(run, done)) != "complete":
         last_one = run.attempts[-1] if run.attempts else None
         why = last_one.failure.message.splitlines()[0] if last_one and last_one.failure else None
-        if status == "stopped" and last_one:
-            return message("run_stopped", asked=len(run.videos), done=done, by=last_one.stopped_by)
-        done_of = {"asked": len(run.videos), "done": done}
-        return message("run_failed" if status == "failed" else "run_incomplete", **done_of, why=why)
+        return _not_complete(status, len(run.videos), done, by=last_one.stopped_by if last_one else None, why=why)
     last = last_with_events(analyses)
     return verdict(last.losses) if last else message("verdict_unknown")
+
+
+def _not_complete(status: str, asked: int, done: int, *, by: str | None = None, why: str | None = None) -> Message:
+    if status == "stopped":
+        return message("run_stopped", asked=asked, done=done, by=by)
+    return message("run_failed" if status == "failed" else "run_incomplete", asked=asked, done=done, why=why)
 
 
 def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
@@ -135,11 +138,7 @@ def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> 
 
 def _why_no_times(report: Mapping[str, Any]) -> Message:
     if report["status"] != "complete":
-        asked, done = report["videos"]["asked"], report["videos"]["done"]
-        if report["status"] == "stopped":
-            return message("run_stopped", asked=asked, done=done, by=None)
-        failed = report["status"] == "failed"
-        return message("run_failed" if failed else "run_incomplete", asked=asked, done=done, why=None)
+        return _not_complete(report["status"], report["videos"]["asked"], report["videos"]["done"])
     if (attempts := len(report["attempts"])) != 1:
         return message("several_attempts", attempts=attempts)
     if report["attempts"][0]["status"] != "complete":
