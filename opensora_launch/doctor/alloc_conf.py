@@ -34,7 +34,8 @@ KNOWN = {
 
 def parse_alloc_conf(text: str) -> dict[str, str]:
     """Read the options: key -> value. A part without a colon gets an empty value."""
-    pairs = (part.partition(":") for part in _parts(text))
+    parts = re.findall(r"(?:\[[^\]]*\]?|[^,\[])+", text)  # between commas outside brackets: a:[256:1,512:2]
+    pairs = (part.partition(":") for part in parts)
     return {key.strip(): value.strip() for key, _, value in pairs if key.strip()}
 
 
@@ -45,19 +46,6 @@ def check_allocator(env: Mapping[str, str], torch: tuple[int, int] | None) -> li
     for name in given[:1]:
         found += _options(name, parse_alloc_conf(env[name]), "PYTORCH_NO_CUDA_MEMORY_CACHING" in env)
     return found
-
-
-def _parts(text: str) -> Iterator[str]:
-    """Split at commas outside brackets: roundup_power2_divisions:[256:1,512:2]."""
-    depth, part = 0, ""
-    for letter in text:
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and not depth:
-            yield part
-            part = ""
-        else:
-            part += letter
-    yield part
 
 
 def _names(env: Mapping[str, str], given: list[str], torch: tuple[int, int] | None) -> Iterator[CheckResult]:

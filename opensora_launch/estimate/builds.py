@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from opensora_launch.estimate.cost import HOURS_PER_MONTH
 
 PSU_SIZES_W = (450, 550, 650, 750, 850, 1000, 1200, 1300, 1500, 1600, 2000)  # common ATX power supplies
 BTU_PER_HOUR_PER_W = 3.412
 CFM_PER_W_AND_KELVIN = 1.76  # air at sea level: cubic feet per minute = 1.76 x W / K
+RISE_K = 10.0  # of the air's temperature
 CONTINUOUS_SHARE = 0.8  # share of a circuit's rating for continuous loads (US National Electrical Code, 210.20)
 CIRCUITS = ((120, 15), (120, 20), (240, 16), (240, 30))  # volts, amperes
 
@@ -32,27 +34,20 @@ class Build:
         return sum(price for _, price in self.parts_usd)
 
 
-@dataclass(frozen=True)
-class Supplies:
-    """`count` power supplies of `size_w` each."""
-
-    count: int
-    size_w: int
-
-
-@dataclass(frozen=True)
-class Cooling:
-    watts: float
+class Cooling(NamedTuple):
     btu_per_hour: float
     airflow_cfm: float
     circuit: str
 
 
-def supplies(draw_w: float, reserve: float) -> Supplies:
-    """Choose as few power supplies as possible, and then the smallest size, for draw x (1 + reserve)."""
+def supplies(draw_w: float, reserve: float) -> tuple[int, int]:
+    """Choose as few power supplies as possible, and then the smallest size, for draw x (1 + reserve).
+
+    Returns their number and the watts of each.
+    """
     needed = draw_w * (1 + reserve)
     count = max(1, math.ceil(needed / PSU_SIZES_W[-1]))
-    return Supplies(count, next(size for size in PSU_SIZES_W if size * count >= needed))
+    return count, next(size for size in PSU_SIZES_W if size * count >= needed)
 
 
 def gpu_cap_w(build: Build, supply_w: float) -> float:
@@ -60,22 +55,16 @@ def gpu_cap_w(build: Build, supply_w: float) -> float:
     return min(build.gpu_w, (supply_w - build.cpu_w - build.other_w) / build.gpus)
 
 
-def cooling(draw_w: float, rise_k: float = 10.0) -> Cooling:
-    """Return heat (BTU/h = 3.412 W), airflow for a temperature rise of `rise_k` (CFM = 1.76 W / K), and the circuit."""
+def cooling(draw_w: float) -> Cooling:
+    """Return heat (BTU/h = 3.412 W), airflow for a temperature rise of 10 K (CFM = 1.76 W / K), and the circuit."""
     fitting = (f"{volts} V, {amps} A" for volts, amps in CIRCUITS if volts * amps * CONTINUOUS_SHARE >= draw_w)
-    return Cooling(
-        draw_w,
-        draw_w * BTU_PER_HOUR_PER_W,
-        CFM_PER_W_AND_KELVIN * draw_w / rise_k,
-        next(fitting, "several circuits, or three-phase power"),
-    )
+    circuit = next(fitting, "several circuits, or three-phase power")
+    return Cooling(draw_w * BTU_PER_HOUR_PER_W, CFM_PER_W_AND_KELVIN * draw_w / RISE_K, circuit)
 
 
-@dataclass(frozen=True)
-class Purchase:
+class Purchase(NamedTuple):
     """A purchased machine compared with renting the same GPUs for its hours of operation."""
 
-    price_usd: float
     power_usd_per_month: float
     cloud_usd_per_month: float
     months_to_break_even: float | None  # None: never, because the cloud costs less than the electricity
@@ -85,7 +74,7 @@ def purchase_or_cloud(build: Build, hours_per_month: float, usd_per_kwh: float, 
     """Compare: months = price / (cloud - electricity, per month). `cloud_usd_per_hour` is for the whole machine."""
     power = build.draw_w / 1000 * hours_per_month * usd_per_kwh
     cloud = cloud_usd_per_hour * hours_per_month
-    return Purchase(build.price_usd, power, cloud, build.price_usd / (cloud - power) if cloud > power else None)
+    return Purchase(power, cloud, build.price_usd / (cloud - power) if cloud > power else None)
 
 
 def usd_per_gpu_hour(build: Build, life_months: float, hours_per_month: float = HOURS_PER_MONTH) -> float:

@@ -91,16 +91,14 @@ def video_figures(subject: Subject) -> Iterator[Figure]:
     yield Figure("kwh", f"energy per {one}", cost.kwh, "kWh", how)
     yield Figure("usd", f"cost per {one}", cost.usd, "USD", _usd(cost, running))
     if not subject.output_s:
-        yield Figure(
-            "images_per_gpu_hour", "images per GPU-hour", 1 / cost.gpu_hours, "", f"1 / {_n(cost.gpu_hours)} h"
-        )
+        how = f"1 / {_n(cost.gpu_hours)} h"
+        yield Figure("images_per_gpu_hour", "images per GPU-hour", 1 / cost.gpu_hours, "", how)
         return
     minute = subject.per_unit
     times = f"x 60 / {subject.output_s:.4g} s"
     yield Figure("minute_flops", "FLOPs per minute of video", minute.flops, "FLOP", f"{cost.flops:.3e} {times}")
-    yield Figure(
-        "minute_gpu_hours", "GPU-hours per minute of video", minute.gpu_hours, "h", f"{_n(cost.gpu_hours)} {times}"
-    )
+    how = f"{_n(cost.gpu_hours)} {times}"
+    yield Figure("minute_gpu_hours", "GPU-hours per minute of video", minute.gpu_hours, "h", how)
     yield Figure("minute_kwh", "energy per minute of video", minute.kwh, "kWh", f"{_n(cost.kwh)} {times}")
     yield Figure("minute_usd", "cost per minute of video", minute.usd, "USD", f"{_n(cost.usd)} {times}")
     rate = e.minutes_per_gpu_hour(minute)
@@ -120,10 +118,8 @@ def fleet_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Figure]:
     yield Figure("gpus_at_mean", "GPUs at even demand, none idle", found.gpus_at_mean, "GPU", how)
     how = f"{found.gpus_at_mean:,.0f} x {demand.drafts:g} drafts x {demand.peak_factor:g} peak / {demand.utilisation:g}"
     yield Figure("gpus", "GPUs at the busiest hour", found.gpus, "GPU", f"{how} used, rounded up")
-    worked = found.kwh_per_day / running.watts * 1000
-    yield Figure(
-        "kwh_per_day", "energy per day", found.kwh_per_day, "kWh", f"{worked:,.0f} GPU-h x {running.watts:.0f} W"
-    )
+    how = f"{found.kwh_per_day / running.watts * 1000:,.0f} GPU-h x {running.watts:.0f} W"
+    yield Figure("kwh_per_day", "energy per day", found.kwh_per_day, "kWh", how)
     hire, power = f"{found.gpus:,} x {day:g} h x {running.usd_per_hour:.3f}", f"{found.kwh_per_day:,.0f} kWh"
     how = f"{hire} + {power} x {running.usd_per_kwh}" if running.usd_per_kwh else f"{hire}, electricity included"
     yield Figure("usd_per_day", "cost per day", found.usd_per_day, "USD", how)
@@ -166,32 +162,29 @@ def machine_figures(machine: Build, prices: EstimateConfig, *, priced: bool) -> 
         yield Figure("price_usd", "total price", machine.price_usd, "USD", "sum of the parts")
     how = f"{machine.gpus} x {machine.gpu_w:.0f} + {machine.cpu_w:.0f} CPU + {machine.other_w:.0f} other"
     yield Figure("draw_w", "power draw at full load", machine.draw_w, "W", how)
-    found = supplies(machine.draw_w, prices.psu_reserve)
+    count, size_w = supplies(machine.draw_w, prices.psu_reserve)
     needed = machine.draw_w * (1 + prices.psu_reserve)
     how = f"{machine.draw_w:.0f} W + {prices.psu_reserve:.0%} = {needed:.0f} W; the next available size"
-    yield Figure("psu", "power supply", f"{found.count} x {found.size_w} W", "", how)
+    yield Figure("psu", "power supply", f"{count} x {size_w} W", "", how)
     if prices.psu_w is not None:
         machine = replace(machine, gpu_w=gpu_cap_w(machine, prices.psu_w))
         yield from _on_supply(machine, prices.psu_w)
     heat = cooling(machine.draw_w)
-    yield Figure("btu_per_hour", "heat", heat.btu_per_hour, "BTU/h", f"{heat.watts:.0f} W x 3.412")
-    yield Figure(
-        "airflow_cfm", "airflow for a rise of 10 K", heat.airflow_cfm, "CFM", f"1.76 x {heat.watts:.0f} W / 10 K"
-    )
+    yield Figure("btu_per_hour", "heat", heat.btu_per_hour, "BTU/h", f"{machine.draw_w:.0f} W x 3.412")
+    how = f"1.76 x {machine.draw_w:.0f} W / 10 K"
+    yield Figure("airflow_cfm", "airflow for a rise of 10 K", heat.airflow_cfm, "CFM", how)
     yield Figure("circuit", "circuit", heat.circuit, "", "continuous load may reach 80% of its rating")
-    hours, kwh_price = prices.hours_per_month, prices.usd_per_kwh
-    cloud = prices.cloud_usd_per_gpu_hour * machine.gpus
-    money = purchase_or_cloud(machine, hours, kwh_price, cloud)
-    how = f"{machine.draw_w / 1000:g} kW x {hours:g} h x {kwh_price}"
+    hours = prices.hours_per_month
+    money = purchase_or_cloud(machine, hours, prices.usd_per_kwh, prices.cloud_usd_per_gpu_hour * machine.gpus)
+    how = f"{machine.draw_w / 1000:g} kW x {hours:g} h x {prices.usd_per_kwh}"
     yield Figure("power_usd_per_month", "electricity per month", money.power_usd_per_month, "USD", how)
     how = f"{machine.gpus} x {prices.cloud_usd_per_gpu_hour:g} per hour x {hours:g} h"
     yield Figure("cloud_usd_per_month", "rent of the same GPUs per month", money.cloud_usd_per_month, "USD", how)
     if priced:
         months = money.months_to_break_even
-        saved = f"({money.cloud_usd_per_month:,.0f} - {money.power_usd_per_month:,.0f})"
-        how = f"{machine.price_usd:,.0f} / {saved}"
-        label = "buying is cheaper after"
-        yield Figure("months_to_break_even", label, "never" if months is None else months, "months", how)
+        how = f"{machine.price_usd:,.0f} / ({money.cloud_usd_per_month:,.0f} - {money.power_usd_per_month:,.0f})"
+        value = "never" if months is None else months
+        yield Figure("months_to_break_even", "buying is cheaper after", value, "months", how)
 
 
 def _on_supply(capped: Build, supply_w: float) -> Iterator[Figure]:

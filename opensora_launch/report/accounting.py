@@ -6,11 +6,11 @@ a block of the network in a step in a phase. In a collective a rank waits until 
 phases is `other`, and so are time in the denoise phase outside its steps and previews.
 """
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from opensora_launch.report.wording import Message, message
@@ -271,23 +271,26 @@ class WaitedFor:
     while_in: Mapping[str, float]
 
 
+def cut(timeline: Sequence[Interval], start_s: float, end_s: float) -> list[Interval]:
+    """Cut a timeline to a window. What the window has before the timeline's start is a last piece, `not_started`."""
+    begun = bisect_right(timeline, start_s, key=lambda piece: piece.end_s)
+    pieces: list[Interval] = []
+    for piece in islice(timeline, begun, None):
+        if piece.start_s >= end_s:
+            break
+        pieces.append(piece._replace(start_s=max(piece.start_s, start_s), end_s=min(piece.end_s, end_s)))
+    before_s = end_s - start_s - sum(piece.end_s - piece.start_s for piece in pieces)
+    return [*pieces, Interval(start_s, start_s + before_s, "not_started")] if before_s > 1e-9 else pieces
+
+
 def waited_for(accounts: Accounts) -> tuple[WaitedFor, ...]:
     """Return the ranks that others waited for, the longest wait first."""
     by: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     doing: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    timelines = {r.rank: (r.timeline, [piece.end_s for piece in r.timeline]) for r in accounts.ranks}
+    timelines = {r.rank: r.timeline for r in accounts.ranks}
     for wait in (w for r in accounts.ranks for w in r.waits):
         by[wait.on][wait.rank] += wait.end_s - wait.start_s
-        timeline, ends = timelines[wait.on]
-        covered = 0.0
-        for piece in timeline[bisect_left(ends, wait.start_s) :]:
-            if piece.start_s >= wait.end_s:
-                break
-            overlap = min(piece.end_s, wait.end_s) - max(piece.start_s, wait.start_s)
-            if overlap > 0:
-                doing[wait.on][piece.part] += overlap
-                covered += overlap
-        if (before := wait.end_s - wait.start_s - covered) > 1e-9:
-            doing[wait.on]["not_started"] += before
+        for piece in cut(timelines[wait.on], wait.start_s, wait.end_s):
+            doing[wait.on][piece.part] += piece.end_s - piece.start_s
     found = [WaitedFor(rank, sum(who.values()), dict(who), dict(doing[rank])) for rank, who in by.items()]
     return tuple(sorted(found, key=lambda w: (-w.seconds, w.rank)))

@@ -5,7 +5,7 @@ own measurements. No advice changes the videos.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.report.accounting import Accounts
@@ -16,40 +16,32 @@ LEAST_GAIN = 0.02  # of the job's time
 LONG_LOAD = 0.2  # of the job's time
 
 
-@dataclass(frozen=True)
-class Advice:
-    """What was seen, what to do about it, and the job's time now (measured) and then (predicted)."""
-
-    what: Message
-    do: Message
-    gain_s: float
-    now_s: float
-    then_s: float
-    basis: str  # of the gain: "measured" parts of this run, or the ratio that the planner "predicted"
-
-
-Hint = tuple[Message, Message, float]  # what, do, gain_s
+Hint = tuple[Message, Message, float]  # what was seen, what to do about it, gain_s
 
 
 def advise(
     plan: Plan, accounts: Accounts, found: Sequence[Message], faster: Sequence[FasterSetting] | None = None
-) -> list[Advice]:
-    """Return the changes that save 2% of the time or more, the largest gain first.
+) -> list[dict[str, Any]]:
+    """Return the changes that save 2% of the time or more, the largest gain first, as the report says them.
 
     `found` are the findings. `faster` are the planner's, None where it has no rates for the card: then rows and idle
-    ranks are judged by this run's own times.
+    ranks are judged by this run's own times. `basis` of a gain: "measured" parts of this run, or the ratio that the
+    planner "predicted".
     """
     wall = accounts.wall_s
     rules: Sequence[Callable[[Plan, Accounts], Hint | None]] = (_prune, _idle, _one_load)
     hints = [hint for rule in (rules if faster is None else (_one_load,)) if (hint := rule(plan, accounts))]
     hints += [(f, message("remedy", cause=f["cause"]), f["seconds"]) for f in found if f["code"] == "slow_rank"]
     hints += [(f, message("check_link"), f["seconds"]) for f in found if f["code"] == "slow_link"]
-    made = [Advice(what, do, gain, wall, wall - gain, "measured") for what, do, gain in hints]
+    based = [(*hint, "measured") for hint in hints]
     making = wall - max(r.parts["setup"] + r.parts["load"] + r.parts["text"] + r.image_s for r in accounts.ranks)
     for way in faster or ():
-        gain, do = way.share * making, message("set", overrides=way.overrides)
-        made.append(Advice(way.what, do, gain, wall, wall - gain, "predicted"))
-    return sorted((a for a in made if a.gain_s >= LEAST_GAIN * wall), key=lambda a: -a.gain_s)
+        based.append((way.what, message("set", overrides=way.overrides), way.share * making, "predicted"))
+    return [
+        {"what": what, "do": do, "gain_s": gain, "now_s": wall, "then_s": wall - gain, "basis": basis}
+        for what, do, gain, basis in sorted(based, key=lambda advice: -advice[2])
+        if gain >= LEAST_GAIN * wall
+    ]
 
 
 def _prune(plan: Plan, accounts: Accounts) -> Hint | None:

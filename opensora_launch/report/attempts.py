@@ -37,6 +37,10 @@ class AttemptAnalysis:
         return cls(attempt, accounts, nodes, tuple(found), tuple(losses(evidence, found)))
 
 
+def last_with_events(analyses: Sequence[AttemptAnalysis]) -> AttemptAnalysis | None:
+    return next((a for a in reversed(analyses) if a.accounts), None)
+
+
 def attempt_document(analysis: AttemptAnalysis) -> dict[str, Any]:
     """What report.json says about the attempt."""
     attempt, accounts = analysis.attempt, analysis.accounts
@@ -56,7 +60,7 @@ def attempt_document(analysis: AttemptAnalysis) -> dict[str, Any]:
         "placement": placement_message(attempt.plan.placement),
         "ranks": [_rank(r) for r in ranks],
         "missing_ranks": list(attempt.missing_ranks),
-        "steps": [asdict(s) for s in step_times(attempt.events, ranks)],
+        "steps": step_times(attempt.events, ranks),
         "waited_for": [
             {
                 "rank": w.rank,

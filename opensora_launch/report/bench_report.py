@@ -9,7 +9,7 @@ from opensora_launch.report.build import build_sweep
 from opensora_launch.report.published import peer_lines
 from opensora_launch.report.run_files import read_report
 from opensora_launch.report.scaling import MeasuredPoint, explain_scaling
-from opensora_launch.report.sweep import SweepPoint, size, sweep_report
+from opensora_launch.report.sweep import SweepPoint, device_unit, size, sweep_report
 from opensora_launch.report.wording import Message, message
 from opensora_launch.rundir import SweepDir
 from opensora_launch.runs.sweep_state import Sweep
@@ -25,7 +25,9 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     for place, point in enumerate(plan.points):
         runs = [d.run for d in plan.done if d.point == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
-            unknown.append(message("no_successful_run", name=point.series, size=size(point.gpus, _unit(point.device))))
+            unknown.append(
+                message("no_successful_run", name=point.series, size=size(point.gpus, device_unit(point.device)))
+            )
             continue
         counted += (reports[run] for run in runs)
         first = reports[runs[0]]
@@ -59,16 +61,12 @@ def _sweep(
         version=__version__,
         weak=plan.weak,
         kind="sweep",
-        unit=_unit(first["machine"]["device"]),
+        unit=device_unit(first["machine"]["device"]),
         device=", ".join(first["machine"]["device_names"]),
         command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
         unknown=unknown,
         peers=peer_lines(first["work"]),
     )
-
-
-def _unit(device: str) -> str:
-    return "GPU" if device == "cuda" else "CPU rank"
 
 
 def _limits(plan: Sweep) -> list[Message]:

@@ -4,11 +4,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.report.attempts import AttemptAnalysis
+from opensora_launch.report.attempts import AttemptAnalysis, last_with_events
 from opensora_launch.report.csv_tables import ranks_csv, sweep_csv
 from opensora_launch.report.document import document, rounded
 from opensora_launch.report.markdown import run_markdown
@@ -46,8 +47,7 @@ def build_report(
     report = document(run, analyses, read_report(baseline) if baseline else None, prices)
     write_whole(folder.metrics, metrics(report))
     write_whole(folder.ranks_csv, ranks_csv(report))
-    if last := next((a for a in reversed(analyses) if a.accounts), None):
-        assert last.accounts is not None
+    if (last := last_with_events(analyses)) and last.accounts:
         write_whole(folder.trace, "".join(trace(last.attempt.events, last.accounts, last.nodes)))
     if waiting and report["wait"]:
         report["wait"] = rounded(_ended_wait(folder, run, analyses[-1]))
@@ -67,17 +67,21 @@ def _ended_wait(folder: RunDir, run: RecordedRun, last: AttemptAnalysis) -> dict
 
 
 def run_data(report: Mapping[str, Any], analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
-    """What the page of one run draws. The timeline is that of the last attempt that left events."""
-    last = next((a for a in reversed(analyses) if a.accounts), None)
-    drawn = timeline(last.accounts, last.nodes, last.attempt.events) if last and last.accounts else None
+    """What the page of one run draws."""
     return {
         "kind": "run",
         "title": report["run"],
         "version": report["version"],
         "report": report,
         "curve": _curve(report),
-        "timeline": drawn,
+        "timeline": last_timeline(analyses),
     }
+
+
+def last_timeline(analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
+    """The timeline of the last attempt that left events."""
+    last = last_with_events(analyses)
+    return timeline(last.accounts, last.nodes, last.attempt.events) if last and last.accounts else None
 
 
 def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -113,7 +117,7 @@ def page(data: Mapping[str, Any]) -> str:
     return (
         (folder / "page.html")
         .read_text(encoding="utf-8")
-        .replace("{{title}}", _escaped(str(data["title"])))
+        .replace("{{title}}", escape(str(data["title"])))
         .replace("{{style}}", style)
         .replace("{{script}}", "\n".join([words, *scripts]))
         .replace("{{data}}", _in_script(data))
@@ -124,7 +128,3 @@ def _in_script(data: Mapping[str, Any]) -> str:
     """JSON that can stand in a script element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

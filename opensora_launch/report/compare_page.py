@@ -1,17 +1,18 @@
 """The comparison of two runs or sweeps as a page: differences, settings that differ, timelines under each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
 from opensora_launch.errors import UserError
 from opensora_launch.report.attempts import AttemptAnalysis
-from opensora_launch.report.build import page
+from opensora_launch.report.build import last_timeline, page
 from opensora_launch.report.compare import Change
 from opensora_launch.report.efficiency import engine_of
 from opensora_launch.report.run_files import read_recorded_run
-from opensora_launch.report.timeline import timeline
+from opensora_launch.report.sweep import device_unit
 from opensora_launch.report.wording import Message
 from opensora_launch.rundir import RunDir
 
@@ -40,24 +41,9 @@ def compare_page(
             "names": names,
             "paths": [str(path) for path in paths],
             "commands": [report["command"] for report in reports],
-            "changes": [
-                {
-                    "name": c.name,
-                    "a": c.a,
-                    "b": c.b,
-                    "unit": c.unit,
-                    "beyond": c.beyond,
-                    "gates": c.gates,
-                    "slower": c in worse,
-                }
-                for c in changes
-            ],
+            "changes": [asdict(change) | {"slower": change in worse} for change in changes],
             "notes": list(notes),
-            "settings": [
-                {"key": key, "a": a, "b": b}
-                for key, (a, b) in _beside(*(dict(_settings(report)) for report in reports)).items()
-                if a != b
-            ],
+            "settings": _unlike_settings(*(dict(_settings(report)) for report in reports)),
             # on one time axis
             "timelines": [drawn and drawn | {"wall_s": longest} for drawn in timelines],
             "curve": [] if of_runs else [line for pair in zip("AB", reports, strict=True) for line in _lines(*pair)],
@@ -72,7 +58,7 @@ def _name(path: Path, report: Mapping[str, Any]) -> str:
 def _unit(report: Mapping[str, Any]) -> str:
     if report["of"] == "sweep":
         return str(report["unit"])
-    return "GPU" if report["machine"]["device"] == "cuda" else "CPU rank"
+    return device_unit(report["machine"]["device"])
 
 
 def _timeline(path: Path) -> dict[str, Any] | None:
@@ -81,9 +67,7 @@ def _timeline(path: Path) -> dict[str, Any] | None:
         run = read_recorded_run(RunDir(path if path.is_dir() else path.parent))
     except UserError:
         return None
-    found = [a for a in map(AttemptAnalysis.of, run.attempts) if a.accounts]
-    last = found[-1] if found else None
-    return timeline(last.accounts, last.nodes, last.attempt.events) if last and last.accounts else None
+    return last_timeline([AttemptAnalysis.of(attempt) for attempt in run.attempts])
 
 
 def _settings(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -106,8 +90,8 @@ def _settings(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from environment.get("variables", {}).items()
 
 
-def _beside(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {key: (a.get(key), b.get(key)) for key in {**a, **b}}
+def _unlike_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "a": a.get(key), "b": b.get(key)} for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def _lines(side: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:

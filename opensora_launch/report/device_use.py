@@ -14,7 +14,7 @@ from typing import Any
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.gpu_errors import xid_error
 from opensora_launch.report.wording import Message, message
-from opensora_launch.telemetry.samples import NodeSamples, bare_uuid
+from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, gpu_readings
 
 Window = tuple[float, float]
 FAULTS = "major_faults"
@@ -34,6 +34,10 @@ class SampledNode:
     @property
     def host(self) -> str:
         return self.found.host
+
+    @property
+    def ranks(self) -> list[int]:
+        return sorted({found["rank"] for sample in self.found.samples for found in sample["ranks"]})
 
     @property
     def shift_s(self) -> float:
@@ -128,8 +132,8 @@ def gpu_uses(node: SampledNode, window: Window, accounts: Accounts) -> list[dict
             ranks.setdefault(bare_uuid(r.device_uuid), []).append(r.rank)
     uses = {}
     for place, facts in enumerate(node.found.gpus):
-        samples = [s["gpus"][place] for s in node.within(window) if place < len(s["gpus"])]
-        uses[facts["uuid"]] = _gpu_use(node, facts, samples, ranks.get(bare_uuid(facts["uuid"]), []))
+        readings = gpu_readings(node.within(window), place)
+        uses[facts["uuid"]] = _gpu_use(node, facts, readings, ranks.get(bare_uuid(facts["uuid"]), []))
     if not ranks:
         return list(uses.values())
     ours = [facts for facts in node.found.gpus if uses[facts["uuid"]]["ranks"]]

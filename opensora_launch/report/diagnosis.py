@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.report.accounting import Accounts, RankAccount, waited_for
+from opensora_launch.report.accounting import Accounts, RankAccount, cut, waited_for
 from opensora_launch.report.device_use import (
     HELD_DOWN,
     LEAST_SHARED,
@@ -216,8 +216,8 @@ def _cpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
 
 def _off_cpu(r: RankAccount, window: Window) -> float:
     """Seconds of a window in which a rank needs no CPU: it waits or communicates."""
-    resting = (p for p in r.timeline if p.part in ("waiting", "communication", "idle"))
-    return sum(max(0.0, min(p.end_s, window[1]) - max(p.start_s, window[0])) for p in resting)
+    resting = (p for p in cut(r.timeline, *window) if p.part in ("waiting", "communication", "idle"))
+    return sum(p.end_s - p.start_s for p in resting)
 
 
 def _slow_links(evidence: Evidence) -> list[Message]:

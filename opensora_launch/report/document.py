@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from opensora_launch.report.advice import advise
-from opensora_launch.report.attempts import AttemptAnalysis, attempt_document
+from opensora_launch.report.attempts import AttemptAnalysis, attempt_document, last_with_events
 from opensora_launch.report.efficiency import (
     STORED,
     Times,
@@ -17,22 +17,8 @@ from opensora_launch.report.efficiency import (
     refuse_other_work,
 )
 from opensora_launch.report.losses import verdict
-from opensora_launch.report.prediction import (
-    PredictedRun,
-    beside_measured,
-    faster_settings,
-    predict_run,
-)
-from opensora_launch.report.rates import (
-    Prices,
-    Used,
-    compute_rates,
-    cost,
-    energy,
-    imbalance,
-    karp_flatt,
-    link_rates,
-)
+from opensora_launch.report.prediction import PredictedRun, beside_measured, faster_settings, predict_run
+from opensora_launch.report.rates import Prices, compute_rates, cost, energy, imbalance, karp_flatt, link_rates
 from opensora_launch.report.run_files import REPORT_SCHEMA, RecordedEnvironment, RecordedRun
 from opensora_launch.report.steps import count_row_forwards
 from opensora_launch.report.whole_wait import whole_wait
@@ -66,7 +52,7 @@ def document(
 
 def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any]:
     metas = [e.meta for a in run.attempts for e in a.events]
-    done = sum(bool(v.files) for v in run.videos)
+    done = sum(bool(v["files"]) for v in run.videos)
     wait = whole_wait(run.attempts, analyses[-1].accounts if analyses else None)
     attentions = sorted({m.attention for m in metas if m.attention})
     return {
@@ -74,7 +60,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "run": run.name,
         "status": _status(run, done),
         "verdict": _verdict(run, done, analyses),
-        "videos": {"asked": len(run.videos), "done": done, "failed": sum(v.failure is not None for v in run.videos)},
+        "videos": {"asked": len(run.videos), "done": done, "failed": sum(v["failure"] is not None for v in run.videos)},
         "command": run.command,
         "version": run.plan.version,
         "work": comparable_work(
@@ -98,7 +84,7 @@ def _report(run: RecordedRun, analyses: Sequence[AttemptAnalysis]) -> dict[str, 
         "times": _times(run, done, analyses),
         "wait": wait,
         "attempts": [attempt_document(a) for a in analyses],
-        "samples": [asdict(v) for v in run.videos],
+        "samples": list(run.videos),
         "previews": {name: list(files) for name, files in run.previews.items()},
         "unknown": _unknown(run, bool(attentions), wait is not None),
     }
@@ -119,7 +105,7 @@ def _environment(run: RecordedRun) -> dict[str, Any]:
 def _status(run: RecordedRun, done: int) -> str:
     if done == len(run.videos):
         return "complete"
-    failed = (run.attempts and run.attempts[-1].status == "failed") or any(v.failure for v in run.videos)
+    failed = (run.attempts and run.attempts[-1].status == "failed") or any(v["failure"] for v in run.videos)
     stopped = run.attempts and run.attempts[-1].stopped_by
     return "failed" if failed else "stopped" if stopped else "incomplete"
 
@@ -129,12 +115,15 @@ def _verdict(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -
     if (status := _status(run, done)) != "complete":
         last_one = run.attempts[-1] if run.attempts else None
         why = last_one.failure.message.splitlines()[0] if last_one and last_one.failure else None
-        if status == "stopped" and last_one:
-            return message("run_stopped", asked=len(run.videos), done=done, by=last_one.stopped_by)
-        done_of = {"asked": len(run.videos), "done": done}
-        return message("run_failed" if status == "failed" else "run_incomplete", **done_of, why=why)
-    last = next((a for a in reversed(analyses) if a.accounts), None)
+        return _not_complete(status, len(run.videos), done, by=last_one.stopped_by if last_one else None, why=why)
+    last = last_with_events(analyses)
     return verdict(last.losses) if last else message("verdict_unknown")
+
+
+def _not_complete(status: str, asked: int, done: int, *, by: str | None = None, why: str | None = None) -> Message:
+    if status == "stopped":
+        return message("run_stopped", asked=asked, done=done, by=by)
+    return message("run_failed" if status == "failed" else "run_incomplete", asked=asked, done=done, why=why)
 
 
 def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> dict[str, Any] | None:
@@ -149,11 +138,7 @@ def _times(run: RecordedRun, done: int, analyses: Sequence[AttemptAnalysis]) -> 
 
 def _why_no_times(report: Mapping[str, Any]) -> Message:
     if report["status"] != "complete":
-        asked, done = report["videos"]["asked"], report["videos"]["done"]
-        if report["status"] == "stopped":
-            return message("run_stopped", asked=asked, done=done, by=None)
-        failed = report["status"] == "failed"
-        return message("run_failed" if failed else "run_incomplete", asked=asked, done=done, why=None)
+        return _not_complete(report["status"], report["videos"]["asked"], report["videos"]["done"])
     if (attempts := len(report["attempts"])) != 1:
         return message("several_attempts", attempts=attempts)
     if report["attempts"][0]["status"] != "complete":
@@ -185,7 +170,7 @@ def _add_efficiency(
         first = analyses[0].accounts
         assert first is not None, "there are times"
         found = predicted_baseline(report["run"], first.ranks)
-    report["efficiency"] = asdict(efficiency(Times(**report["times"]), found))
+    report["efficiency"] = efficiency(Times(**report["times"]), found)
 
 
 def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[AttemptAnalysis], prices: Prices) -> None:
@@ -202,7 +187,7 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
     known = ran if isinstance(ran, PredictedRun) else None
     advice = advise(plan, accounts, last.findings, faster_settings(known, plan) if known else None)
     videos = report["videos"]["done"]
-    used = [Used(len(a["ranks"]), a["wall_s"], a["gpus"]) for a in report["attempts"] if a["ranks"]]
+    used = [attempt for attempt in report["attempts"] if attempt["ranks"]]
     usd_per_gpu_hour = prices.usd_per_gpu_hour
     if usd_per_gpu_hour is None and run.config:
         usd_per_gpu_hour = run.config.estimate.usd_per_gpu_hour
@@ -212,7 +197,7 @@ def _add_rates(report: dict[str, Any], run: RecordedRun, analyses: Sequence[Atte
         "energy": energy(used, videos, prices.usd_per_kwh),
         "cost": cost(used, videos, usd_per_gpu_hour),
         "imbalance": imbalance(accounts),
-        "advice": [asdict(a) for a in advice],
+        "advice": advice,
         "prediction": beside_measured(known, accounts) if known else None,
         "prediction_reason": None if isinstance(ran, PredictedRun) else ran,
     }

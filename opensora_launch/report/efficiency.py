@@ -37,37 +37,29 @@ class Baseline:
     times: Times
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """Speed-up and efficiency of one scope: the job or its denoising."""
+def efficiency(times: Times, baseline: Baseline) -> dict[str, Any]:
+    """Compare both scopes with one baseline, as the report says it.
 
-    t_base_s: float
-    gpus_base: int
-    t_s: float
-    gpus: int
-    speedup: float
-    efficiency: float
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    baseline: Baseline
-    job: Scaling
-    denoise: Scaling
-    fault: Message | None  # why the numbers cannot be right
+    Above 1 is a measurement error until shown otherwise: `fault` says so, or is None.
+    """
+    base = baseline.times
+    job = _scaling(base.job_s, times.job_s, base.gpus, times.gpus)
+    denoise = _scaling(base.denoise_s, times.denoise_s, base.gpus, times.gpus)
+    above = [message("job_above", efficiency=job["efficiency"])] if job["efficiency"] > 1 else []
+    above += [message("denoise_above", efficiency=denoise["efficiency"])] if denoise["efficiency"] > 1 else []
+    fault = message("above_one", scopes=above) if above else None
+    return {"baseline": asdict(baseline), "job": job, "denoise": denoise, "fault": fault}
 
 
-def efficiency(times: Times, baseline: Baseline) -> Efficiency:
-    """Compare both scopes with one baseline. Above 1 is a measurement error until shown otherwise."""
-    job = _scaling(baseline.times.job_s, times.job_s, baseline.times.gpus, times.gpus)
-    denoise = _scaling(baseline.times.denoise_s, times.denoise_s, baseline.times.gpus, times.gpus)
-    above = [message("job_above", efficiency=job.efficiency)] if job.efficiency > 1 else []
-    above += [message("denoise_above", efficiency=denoise.efficiency)] if denoise.efficiency > 1 else []
-    return Efficiency(baseline, job, denoise, message("above_one", scopes=above) if above else None)
-
-
-def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> Scaling:
-    return Scaling(t_base_s, gpus_base, t_s, gpus, t_base_s / t_s, t_base_s * gpus_base / (t_s * gpus))
+def _scaling(t_base_s: float, t_s: float, gpus_base: int, gpus: int) -> dict[str, Any]:
+    return {
+        "t_base_s": t_base_s,
+        "gpus_base": gpus_base,
+        "t_s": t_s,
+        "gpus": gpus,
+        "speedup": t_base_s / t_s,
+        "efficiency": t_base_s * gpus_base / (t_s * gpus),
+    }
 
 
 def measured_baseline(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseline:

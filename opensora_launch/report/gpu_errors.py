@@ -5,27 +5,18 @@ After NVIDIA's catalogue, https://docs.nvidia.com/deploy/xid-errors.
 
 from opensora_launch.report.wording import Message, message
 
-PROGRAM, MEMORY, LINK = message("xid_program"), message("xid_memory"), message("xid_nvlink")
-FIRMWARE, SPARED = message("xid_firmware"), message("xid_spared")
-XIDS = {
-    13: PROGRAM,
-    31: PROGRAM,
-    43: PROGRAM,
-    45: message("xid_cleanup"),
-    48: MEMORY,
-    61: FIRMWARE,
-    62: FIRMWARE,
-    63: SPARED,
-    64: message("xid_not_spared"),
-    69: PROGRAM,
-    74: LINK,
-    79: message("xid_lost"),
-    94: message("xid_contained"),
-    95: MEMORY,
-    119: FIRMWARE,
-    120: FIRMWARE,
-    140: MEMORY,
-}
+_MEANINGS = (
+    ((13, 31, 43, 69), message("xid_program")),
+    ((45,), message("xid_cleanup")),
+    ((48, 95, 140), message("xid_memory")),
+    ((61, 62, 119, 120), message("xid_firmware")),
+    ((63,), message("xid_spared")),
+    ((64,), message("xid_not_spared")),
+    ((74,), message("xid_nvlink")),
+    ((79,), message("xid_lost")),
+    ((94,), message("xid_contained")),
+)
+XIDS = {xid: meaning for xids, meaning in _MEANINGS for xid in xids}
 
 
 def xid_error(xid: int) -> Message:

@@ -5,12 +5,12 @@ from typing import Any
 
 from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.report.markdown_tables import (
-    gib_text,
     link_table,
     machines,
     md_list,
     md_table,
     md_text,
+    number,
     prediction_table,
     secs,
     secs_of,
@@ -47,7 +47,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         attempts = len(report["attempts"])
         of_ranks = f"{attempts} attempts" if attempts > 1 else _count(len(ranks), "rank")
         lines.append(f"where the time went ({of_ranks}, {secs(total)} s of all ranks together):")
-        sums = _sums(ranks)
+        sums = _total(r["parts"] for r in ranks)
         for part in sorted(WALL_PARTS, key=lambda p: -sums[p]):
             share = sums[part] / total if total else 0.0
             if share >= LEAST_PART:
@@ -198,12 +198,12 @@ def _attempt(attempt: Mapping[str, Any], *, alone: bool) -> list[str]:
 
 def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
     """Seconds and percent of the rank's own wall time; parts that no rank has are left out."""
-    sums = _sums(ranks)
+    sums = _total(r["parts"] for r in ranks)
     parts = [part for part in WALL_PARTS if sums[part] > 0]
     body = [
         [f"{r['rank']}{'' if r['complete'] else ' (cut off)'}", secs(r["wall_s"])]
         + [secs_of(r["parts"][part], r["wall_s"]) for part in parts]
-        + [gib_text(r["peak_memory_bytes"])]
+        + [number(r["peak_memory_bytes"], unit=2**30)]
         for r in ranks
     ]
     if len(ranks) > 1:
@@ -251,10 +251,6 @@ def _all_unknown(report: Mapping[str, Any]) -> list[str]:
         start = f"Attempt {attempt['attempt']}: " if several else ""
         found += [start + say(line) for line in attempt["unknown"]]
     return found
-
-
-def _sums(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {part: sum(r["parts"][part] for r in ranks) for part in WALL_PARTS}
 
 
 def _total(dicts: Iterable[Mapping[str, float]]) -> dict[str, float]:

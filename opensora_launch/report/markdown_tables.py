@@ -16,8 +16,9 @@ def secs_of(seconds: float, wall_s: float) -> str:
     return f"{secs(seconds)} ({seconds / wall_s if wall_s else 0.0:.0%})"
 
 
-def gib_text(count: float | None) -> str:
-    return "?" if count is None else f"{count / 2**30:.2f}"
+def number(value: float | None, form: str = ".2f", unit: float = 1) -> str:
+    """Write a number in a unit, such as 2**30 for GiB; "?" if it is unknown."""
+    return "?" if value is None else format(value / unit, form)
 
 
 def md_text(text: str) -> str:
@@ -62,7 +63,13 @@ def link_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     head = [label("axis"), "sent MB", "seconds", "a rank sends MB/s", label("share_link")]
     body = [
-        [x["axis"], _mega(x["bytes"]), secs(x["seconds"]), _mega(x["bytes_per_s"]), _percent(x["share"], 1)]
+        [
+            x["axis"],
+            number(x["bytes"], unit=1e6),
+            secs(x["seconds"]),
+            number(x["bytes_per_s"], unit=1e6),
+            number(x["share"], ".1%"),
+        ]
         for x in found
     ]
     return ["## Links", md_table(head, body)]
@@ -82,38 +89,26 @@ def _gpu(g: Mapping[str, Any]) -> list[str]:
         f"{g['index']} {md_text(g['name'])}",
         g["host"],
         ", ".join(map(str, g["ranks"])),
-        gib_text(g["memory_peak_bytes"]),
-        gib_text(g["memory_bytes"]),
-        _number(g["power_mean_w"], 0),
-        _number(g["power_limit_w"], 0),
-        _percent(g["util_mean"], 0),
+        number(g["memory_peak_bytes"], unit=2**30),
+        number(g["memory_bytes"], unit=2**30),
+        number(g["power_mean_w"], ".0f"),
+        number(g["power_limit_w"], ".0f"),
+        number(g["util_mean"], ".0%"),
     ]
 
 
 def _host(h: Mapping[str, Any]) -> list[str]:
     return [
         h["host"],
-        _percent(h["cpu_share"], 0),
-        gib_text(h["memory_bytes"]),
-        gib_text(h["least_available_bytes"]),
-        _number(h["memory_stall_s"], 2),
+        number(h["cpu_share"], ".0%"),
+        number(h["memory_bytes"], unit=2**30),
+        number(h["least_available_bytes"], unit=2**30),
+        number(h["memory_stall_s"]),
     ]
 
 
 def _difference(x: Mapping[str, Any]) -> str:
     return f"{x['measured_s'] / x['predicted_s'] - 1:+.1%}" if x["predicted_s"] else "?"
-
-
-def _mega(value: float | None) -> str:
-    return "?" if value is None else f"{value / 1e6:.2f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "?" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(share: float | None, digits: int) -> str:
-    return "?" if share is None else f"{share:.{digits}%}"
 
 
 def wrapped(text: str) -> list[str]:

@@ -10,16 +10,8 @@ from typing import Any
 from opensora_launch.report.accounting import WALL_PARTS
 
 UNITS_OF_METRICS = (
-    "bytes_per_second",
-    "flops_per_second",
-    "seconds",
-    "bytes",
-    "joules",
-    "watts",
-    "celsius",
-    "ratio",
-    "usd",
-)
+    "bytes_per_second", "flops_per_second", "seconds", "bytes", "joules", "watts", "celsius", "ratio", "usd",
+)  # fmt: skip
 METRIC_HELP = {
     "videos_asked": "Videos that were requested.",
     "videos_done": "Videos that are made.",

@@ -3,7 +3,7 @@
 The gain of another setting is the ratio of two predictions, applied to the measured time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,53 +76,46 @@ def faster_settings(ran: PredictedRun, plan: Plan) -> list[FasterSetting]:
     now = ran.option.phases.making
     found: list[FasterSetting] = []
     together, names = ran.config, list[str]()
-    for config, name in _changes(ran, plan):
-        work, best = _best(config, plan)
-        overrides = "" if best is None else _overrides(name, ran, best)
-        if best is None or not overrides or best.phases.making >= now:
+    for name, change in _changes(plan).items():
+        fitting = _best(change(ran.config), plan)
+        overrides = _overrides(name, ran, fitting[1]) if fitting else ""
+        if fitting is None or not overrides or fitting[1].phases.making >= now:
             continue
-        found.append(FasterSetting(_what(name, ran, work, best), overrides, 1 - best.phases.making / now))
-        together, names = _both(together, config, name), [*names, name]
-    if len(found) > 1:
-        _, best = _best(together, plan)
-        share = 0.0 if best is None else 1 - best.phases.making / now
-        if best and share > max(way.share for way in found) + LEAST_GAIN_TOGETHER:
+        found.append(FasterSetting(_what(name, ran, *fitting), overrides, 1 - fitting[1].phases.making / now))
+        together, names = change(together), [*names, name]
+    if len(found) > 1 and (fitting := _best(together, plan)):
+        best = fitting[1]
+        share = 1 - best.phases.making / now
+        if share > max(way.share for way in found) + LEAST_GAIN_TOGETHER:
             overrides = " ".join(filter(None, (_overrides(name, ran, best) for name in names)))
             found.append(FasterSetting(message("all_changes"), overrides, share))
     return found
 
 
-def _changes(ran: PredictedRun, plan: Plan) -> Iterator[tuple[RunConfig, str]]:
-    """The run's config with one thing left to the planner."""
-    config = ran.config
-    if plan.machine.ranks > 1:
-        yield replace(config, layout=LayoutConfig()), "layout"
+def _changes(plan: Plan) -> dict[str, Callable[[RunConfig], RunConfig]]:
+    """Each leaves one thing of a config to the planner."""
     free = PlacementConfig(storage=plan.placement.storage)
-    yield replace(config, placement=free, fit=Fit.auto), "placement"
-    yield replace(config, sampling=replace(config.sampling, batch_size=None)), "batch"
-    if not plan.sampling.prune_rows:
-        yield replace(config, sampling=replace(config.sampling, prune_rows=True)), "rows"
+    changes: dict[str, Callable[[RunConfig], RunConfig]] = {
+        "layout": lambda config: replace(config, layout=LayoutConfig()),
+        "placement": lambda config: replace(config, placement=free, fit=Fit.auto),
+        "batch": lambda config: replace(config, sampling=replace(config.sampling, batch_size=None)),
+        "rows": lambda config: replace(config, sampling=replace(config.sampling, prune_rows=True)),
+    }
+    idle = {"layout"} if plan.machine.ranks == 1 else set[str]()
+    idle |= {"rows"} if plan.sampling.prune_rows else set()
+    return {name: change for name, change in changes.items() if name not in idle}
 
 
-def _both(one: RunConfig, other: RunConfig, name: str) -> RunConfig:
-    """`one` with what `other` has changed."""
-    if name == "layout":
-        return replace(one, layout=other.layout)
-    if name == "placement":
-        return replace(one, placement=other.placement, fit=other.fit)
-    key = {"batch": "batch_size", "rows": "prune_rows"}[name]
-    return replace(one, sampling=replace(one.sampling, **{key: getattr(other.sampling, key)}))
-
-
-def _best(config: RunConfig, plan: Plan) -> tuple[Workload | None, Option | None]:
+def _best(config: RunConfig, plan: Plan) -> tuple[Workload, Option] | None:
+    """The best option, if it fits."""
     try:
         work, found = predict(config, plan.machine, plan.videos)
     except (UserError, ValueError, KeyError, ZeroDivisionError):
-        return None, None
-    return work, found[0] if found and found[0].fits else None
+        return None
+    return (work, found[0]) if found and found[0].fits else None
 
 
-def _what(name: str, ran: PredictedRun, work: Workload | None, best: Option) -> Message:
+def _what(name: str, ran: PredictedRun, work: Workload, best: Option) -> Message:
     if name == "layout":
         return message("faster_layout", layout=str(ran.option.layout))
     if name == "placement":
@@ -130,7 +123,6 @@ def _what(name: str, ran: PredictedRun, work: Workload | None, best: Option) -> 
         return message("faster_placement", now=now, better=better)
     if name == "rows":
         return message("needless_rows")
-    assert work is not None
     return message("larger_batches", batches=ran.work.batches, fewer=work.batches)
 
 

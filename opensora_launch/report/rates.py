@@ -3,7 +3,7 @@
 Unknown values are None, with a reason beside them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -91,23 +91,12 @@ def _link_peak(card: Card, gpus: int) -> float | None:
     return rate * 1e9 if rate else None
 
 
-@dataclass(frozen=True)
-class Used:
-    """What an attempt took: its ranks, their wall time, and its GPUs as in the report."""
-
-    ranks: int
-    wall_s: float
-    gpus: Sequence[Mapping[str, Any]]
-
-
-def energy(attempts: Sequence[Used], videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
+def energy(attempts: Sequence[Mapping[str, Any]], videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
     """Energy of all GPUs, from their counters or else their mean power; without CPUs, fans and switches.
 
-    It is unknown where one GPU's is, or where one attempt has no readings.
+    `attempts` are the report's. It is unknown where one GPU's is, or where one attempt has no readings.
     """
-    joules = [_joules_of(used) for used in attempts]
-    known = [j for j in joules if j is not None]
-    total = sum(known) if known and len(known) == len(joules) else None
+    total = _sum_of_known([_joules_of(attempt) for attempt in attempts])
     per_video = total / videos if total is not None and videos else None
     return {
         "joules": total,
@@ -118,11 +107,16 @@ def energy(attempts: Sequence[Used], videos: int, usd_per_kwh: float | None) -> 
     }
 
 
-def _joules_of(used: Used) -> float | None:
+def _joules_of(attempt: Mapping[str, Any]) -> float | None:
     """MIG instances have their card's."""
-    joules = {(gpu["host"], gpu["index"]): _joules(gpu, used.wall_s) for gpu in used.gpus}
-    known = [j for j in joules.values() if j is not None]
-    return sum(known) if known and len(known) == len(joules) else None
+    joules = {(gpu["host"], gpu["index"]): _joules(gpu, attempt["wall_s"]) for gpu in attempt["gpus"]}
+    return _sum_of_known(joules.values())
+
+
+def _sum_of_known(values: Collection[float | None]) -> float | None:
+    """The sum; None where one of the values is unknown, or where there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _joules(gpu: Mapping[str, Any], wall_s: float) -> float | None:
@@ -131,9 +125,9 @@ def _joules(gpu: Mapping[str, Any], wall_s: float) -> float | None:
     return None if gpu["power_mean_w"] is None else float(gpu["power_mean_w"]) * wall_s
 
 
-def cost(attempts: Sequence[Used], videos: int, usd_per_gpu_hour: float | None) -> dict[str, Any]:
+def cost(attempts: Sequence[Mapping[str, Any]], videos: int, usd_per_gpu_hour: float | None) -> dict[str, Any]:
     """Rent of the ranks' devices for the wall time of all attempts, at the user's price per hour of a device."""
-    hours = sum(used.ranks * used.wall_s for used in attempts) / 3600
+    hours = sum(len(attempt["ranks"]) * attempt["wall_s"] for attempt in attempts) / 3600
     usd = None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour
     return {
         "gpu_hours": hours,

@@ -1,11 +1,10 @@
 """Who really held up a rank that waits: where the rank that it waits for waits too, the one at the chain's end."""
 
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from opensora_launch.report.accounting import Accounts, Interval
+from opensora_launch.report.accounting import Accounts, Interval, cut
 
 
 class HeldUp(NamedTuple):
@@ -17,36 +16,25 @@ class HeldUp(NamedTuple):
     axis: str
 
 
-_Timelines = Mapping[int, tuple[Sequence[Interval], Sequence[float]]]
-
-
 def root_waits(accounts: Accounts) -> Mapping[HeldUp, float]:
     """Seconds of waiting by who waited and by what the rank at the end of the chain did meanwhile."""
-    timelines = {r.rank: (r.timeline, [piece.end_s for piece in r.timeline]) for r in accounts.ranks}
+    timelines = {r.rank: r.timeline for r in accounts.ranks}
     found: dict[HeldUp, float] = defaultdict(float)
     for wait in (w for r in accounts.ranks for w in r.waits):
         passed = frozenset({wait.rank})
-        for root, part, axis, seconds in _roots(timelines, wait.on, (wait.start_s, wait.end_s), passed):
+        for root, part, axis, seconds in _roots(timelines, wait.on, wait.start_s, wait.end_s, passed):
             found[HeldUp(wait.rank, root, part, axis)] += seconds
     return found
 
 
 def _roots(
-    timelines: _Timelines, rank: int, window: tuple[float, float], passed: frozenset[int]
+    timelines: Mapping[int, Sequence[Interval]], rank: int, start_s: float, end_s: float, passed: frozenset[int]
 ) -> Iterator[tuple[int, str, str, float]]:
     """What a rank did in a window. Where it waited, what the rank did that it waited for; nobody is asked twice."""
-    timeline, ends = timelines[rank]
-    covered = 0.0
-    for piece in timeline[bisect_right(ends, window[0]) : bisect_left(ends, window[1]) + 1]:
-        start, end = max(piece.start_s, window[0]), min(piece.end_s, window[1])
-        if end <= start:
-            continue
-        covered += end - start
+    for piece in cut(timelines[rank], start_s, end_s):
         on = int(piece.detail) if piece.part == "waiting" else rank
         if on != rank and on not in passed:
-            yield from _roots(timelines, on, (start, end), passed | {rank})
+            yield from _roots(timelines, on, piece.start_s, piece.end_s, passed | {rank})
         else:
             part = piece.detail if piece.detail == "preview" else piece.part
-            yield rank, part, piece.detail if piece.part == "communication" else "", end - start
-    if (before := window[1] - window[0] - covered) > 1e-9:
-        yield rank, "not_started", "", before
+            yield rank, part, piece.detail if piece.part == "communication" else "", piece.end_s - piece.start_s

@@ -65,27 +65,12 @@ class RecordedAttempt:
 
 
 @dataclass(frozen=True)
-class RecordedVideo:
-    name: str
-    prompt: str
-    seed: int
-    files: tuple[str, ...]  # relative to the run; empty if it is not finished
-    fps: int
-    num_steps: int
-    guidance: float
-    cond_type: str
-    sheet: str | None = None  # its contact sheet, relative to the run
-    failure: str | None = None  # why it could not be made, while others could
-    image: str | None = None  # its first frame that was made by image=, relative to the run
-
-
-@dataclass(frozen=True)
 class RecordedRun:
     name: str
     command: str | None
     plan: Plan
     attempts: tuple[RecordedAttempt, ...]
-    videos: tuple[RecordedVideo, ...]
+    videos: tuple[dict[str, Any], ...]  # the samples of the report
     config: RunConfig | None = None
     previews: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of each video, relative to the run, by step
     unknown: tuple[Message, ...] = ()  # about damaged files
@@ -163,25 +148,30 @@ def _command(folder: RunDir) -> str | None:
     return shlex.join(["opensora-launch", "generate", *overrides, *again])
 
 
-def _videos(folder: RunDir, plan: Plan) -> tuple[RecordedVideo, ...]:
+def _videos(folder: RunDir, plan: Plan) -> tuple[dict[str, Any], ...]:
+    """What the report says about each video. Paths are relative to the run.
+
+    `files` is empty if it is not finished, `sheet` its contact sheet, `failure` why it could not be made while others
+    could, `image` its first frame that was made by image=.
+    """
     videos, failed = [], failed_videos(folder)
     for video in plan.videos:
         file = sample_file(folder, video.name)
         sheet, image = folder.sheet(video.name), sample_file(folder.images, video.name) if video.image else None
         videos.append(
-            RecordedVideo(
-                video.name,
-                video.prompt,
-                video.seed,
-                (f"{folder.samples.name}/{file.name}",) if file else (),
-                plan.geometry.fps,
-                video.guidance.num_steps,
-                video.guidance.text_scale,
-                video.cond_type,
-                f"{folder.samples.name}/{sheet.name}" if file and sheet.exists() else None,
-                failed.get(video.name),
-                str(image.relative_to(folder.path)) if image else None,
-            )
+            {
+                "name": video.name,
+                "prompt": video.prompt,
+                "seed": video.seed,
+                "files": [f"{folder.samples.name}/{file.name}"] if file else [],
+                "fps": plan.geometry.fps,
+                "num_steps": video.guidance.num_steps,
+                "guidance": video.guidance.text_scale,
+                "cond_type": video.cond_type,
+                "sheet": f"{folder.samples.name}/{sheet.name}" if file and sheet.exists() else None,
+                "failure": failed.get(video.name),
+                "image": str(image.relative_to(folder.path)) if image else None,
+            }
         )
     return tuple(videos)
 

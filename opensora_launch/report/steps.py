@@ -2,27 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from opensora_launch.report.accounting import RankAccount
 from opensora_launch.telemetry.events import RankEvents
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """The steps with one number of rows in one layout; seconds."""
-
-    rows: int
-    layout: str
-    count: int
-    median_s: float
-    min_s: float
-    max_s: float
-
-
-def step_times(events: Sequence[RankEvents], accounts: Sequence[RankAccount]) -> tuple[StepTimes, ...]:
-    """Return one entry per number of rows and layout. `accounts` give the common clock."""
+def step_times(events: Sequence[RankEvents], accounts: Sequence[RankAccount]) -> list[dict[str, Any]]:
+    """Return one entry per number of rows and layout, as the report says it. `accounts` give the common clock."""
     shifts = {a.rank: a.start_s - e.meta.start_s for a in accounts for e in events if e.meta.rank == a.rank}
     begun: dict[tuple[str, int, int, str], list[tuple[float, float]]] = defaultdict(list)
     for rank in events:
@@ -32,10 +20,17 @@ def step_times(events: Sequence[RankEvents], accounts: Sequence[RankAccount]) ->
     durations: dict[tuple[int, str], list[float]] = defaultdict(list)
     for (_, _, rows, layout), times in begun.items():
         durations[rows, layout].append(max(end for _, end in times) - min(start for start, _ in times))
-    return tuple(
-        StepTimes(rows, layout, len(found), median(found), min(found), max(found))
+    return [
+        {
+            "rows": rows,
+            "layout": layout,
+            "count": len(found),
+            "median_s": median(found),
+            "min_s": min(found),
+            "max_s": max(found),
+        }
         for (rows, layout), found in sorted(durations.items(), reverse=True)
-    )
+    ]
 
 
 def count_row_forwards(attempts: Sequence[Sequence[RankEvents]]) -> int:

@@ -133,6 +133,10 @@ def _other_work(
     return lines + [message("mixed_baseline", name=name) for name in mixed]
 
 
+def device_unit(device: str) -> str:
+    return "GPU" if device == "cuda" else "CPU rank"
+
+
 def size(gpus: int, unit: str) -> Message:
     """A count of "GPU" or "CPU rank"."""
     return message("gpus" if unit == "GPU" else "cpu_ranks", count=gpus)

@@ -9,6 +9,7 @@ from opensora_launch.report.device_use import SampledNode
 from opensora_launch.report.rank_pieces import rank_pieces
 from opensora_launch.report.wording import Message, message
 from opensora_launch.telemetry.events import RankEvents
+from opensora_launch.telemetry.samples import gpu_readings, rank_readings
 
 MOST_POINTS = 600  # per line
 MS = 3  # digits of seconds
@@ -36,29 +37,16 @@ def _lines(nodes: Sequence[SampledNode], zero: float) -> list[dict[str, Any]]:
     for node in nodes:
         host = node.host if several else None
         times = [t - zero for t in node.times]
-        for place, facts in enumerate(node.found.gpus):
-            looks = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
-            lines += _gpu_lines(message("gpu_name", index=facts["index"], host=host), facts, looks, times)
         samples = node.found.samples
-        hosts = [s["host"] for s in samples]
-        lines.append(
-            _line(
-                "cpu_share",
-                message("cpu_name", host=host),
-                "%",
-                1.0,
-                times,
-                counter_share(hosts, "cpu_busy_s", "cpu_all_s"),
-            )
-        )
-        ranks = sorted({r["rank"] for s in samples for r in s["ranks"]})
-        for rank in ranks:
-            found: list[dict[str, Any]] = [next((r for r in s["ranks"] if r["rank"] == rank), {}) for s in samples]
-            name = message("rank_name", rank=rank)
-            running = counter_rate(found, times, "ran_s")
-            lines.append(_line("ran_share", name, "%", 1.0, times, running))
-            memory = [_number(r, "memory_bytes") for r in found]
-            lines.append(_line("rank_memory_bytes", name, "GiB", None, times, memory))
+        for place, facts in enumerate(node.found.gpus):
+            name = message("gpu_name", index=facts["index"], host=host)
+            lines += _gpu_lines(name, facts, gpu_readings(samples, place), times)
+        busy = cpu_shares([s["host"] for s in samples])
+        lines.append(_line("cpu_share", message("cpu_name", host=host), "%", 1.0, times, busy))
+        for rank in node.ranks:
+            name, found = message("rank_name", rank=rank), rank_readings(samples, rank)
+            lines.append(_line("ran_share", name, "%", 1.0, times, counter_rate(found, times, "ran_s")))
+            lines.append(_line("rank_memory_bytes", name, "GiB", None, times, _values(found, "memory_bytes")))
     return [line for line in lines if line["points"]]
 
 
@@ -76,19 +64,17 @@ def _gpu_lines(
         ("pcie_tx_bytes_per_s", "GB/s", None),
         ("pcie_rx_bytes_per_s", "GB/s", None),
     ):
-        lines.append(_line(key, name, unit, most, times, [_number(s, key) for s in samples]))
+        lines.append(_line(key, name, unit, most, times, _values(samples, key)))
     for key in ("nvlink_tx_bytes", "nvlink_rx_bytes"):
         lines.append(_line(key, name, "GB/s", None, times, counter_rate(samples, times, key)))
-    errors = [[_number(s, key) for s in samples] for key in ("ecc_corrected", "ecc_uncorrected")]
-    sometimes = {
-        "throttle_reasons": ("", [float(len(s["throttled"])) if "throttled" in s else None for s in samples]),
-        "ecc_errors": ("", [_grown(both, errors) for both in zip(*errors, strict=True)]),
-        "processes": ("", [float(len(s["processes"])) if "processes" in s else None for s in samples]),
-    }
-    least = {"throttle_reasons": 0.0, "ecc_errors": 0.0, "processes": 1.0}
-    for key, (unit, values) in sometimes.items():
-        if any(v is not None and v > least[key] for v in values):
-            lines.append(_line(key, name, unit, None, times, values))
+    errors = [_values(samples, key) for key in ("ecc_corrected", "ecc_uncorrected")]
+    for key, usual, values in (
+        ("throttle_reasons", 0, _counts(samples, "throttled")),
+        ("ecc_errors", 0, [_grown(both, errors) for both in zip(*errors, strict=True)]),
+        ("processes", 1, _counts(samples, "processes")),
+    ):
+        if any(v is not None and v > usual for v in values):
+            lines.append(_line(key, name, "", None, times, values))
     return lines
 
 
@@ -110,9 +96,12 @@ def _marks(nodes: Sequence[SampledNode], zero: float) -> list[Message]:
     return sorted(found, key=lambda mark: mark["time_s"])
 
 
-def _number(sample: Mapping[str, Any], key: str) -> float | None:
-    value = sample.get(key)
-    return None if value is None else float(value)
+def _values(samples: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+    return [None if (value := s.get(key)) is None else float(value) for s in samples]
+
+
+def _counts(samples: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+    return [float(len(s[key])) if key in s else None for s in samples]
 
 
 def counter_rate(samples: Sequence[Mapping[str, Any]], times: Sequence[float], key: str) -> list[float | None]:
@@ -120,9 +109,9 @@ def counter_rate(samples: Sequence[Mapping[str, Any]], times: Sequence[float], k
     return _slope([s.get(key) for s in samples], times)
 
 
-def counter_share(samples: Sequence[Mapping[str, Any]], key: str, of: str) -> list[float | None]:
-    """How much a counter grew since the previous sample, per unit of another counter."""
-    return _slope([s.get(key) for s in samples], [s.get(of) for s in samples])
+def cpu_shares(hosts: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """The share of all CPUs of a host that was busy since the previous sample."""
+    return _slope([s.get("cpu_busy_s") for s in hosts], [s.get("cpu_all_s") for s in hosts])
 
 
 def _slope(values: Sequence[float | None], along: Sequence[float | None]) -> list[float | None]:

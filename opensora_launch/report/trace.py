@@ -11,8 +11,9 @@ from typing import Any
 
 from opensora_launch.report.accounting import Accounts
 from opensora_launch.report.device_use import SampledNode
-from opensora_launch.report.timeline import counter_rate, counter_share
+from opensora_launch.report.timeline import counter_rate, cpu_shares
 from opensora_launch.telemetry.events import Collective, RankEvents
+from opensora_launch.telemetry.samples import gpu_readings, rank_readings
 
 US = 1e6
 THREADS = ("phases", "steps", "blocks", "kernels", "collectives")
@@ -110,7 +111,7 @@ def _node_events(nodes: Sequence[SampledNode], zero: float) -> Iterator[TraceEve
 
 def _gpu_counters(node: SampledNode, pid: int, zero: float) -> Iterator[TraceEvent]:
     for place, facts in enumerate(node.found.gpus):
-        samples = [s["gpus"][place] if place < len(s["gpus"]) else {} for s in node.found.samples]
+        samples = gpu_readings(node.found.samples, place)
         found = {key: [s.get(key) for s in samples] for key in SAMPLED}
         found |= {name: list(counter_rate(samples, node.times, key)) for key, name in COUNTERS.items()}
         found |= {key: [len(s[key]) if key in s else None for s in samples] for key in ("throttled", "processes")}
@@ -120,17 +121,14 @@ def _gpu_counters(node: SampledNode, pid: int, zero: float) -> Iterator[TraceEve
 
 def _host_counters(node: SampledNode, pid: int, zero: float) -> Iterator[TraceEvent]:
     hosts = [s["host"] for s in node.found.samples]
-    shares = counter_share(hosts, "cpu_busy_s", "cpu_all_s")
-    yield from _counter("share of all CPUs", "share", pid, node, zero, shares)
+    yield from _counter("share of all CPUs", "share", pid, node, zero, cpu_shares(hosts))
     available = [host.get("available_bytes") for host in hosts]
     yield from _counter("available memory", "bytes", pid, node, zero, available)
 
 
 def _rank_counters(node: SampledNode, zero: float) -> Iterator[TraceEvent]:
-    for rank in sorted({r["rank"] for s in node.found.samples for r in s["ranks"]}):
-        found: list[dict[str, Any]] = [
-            next((r for r in s["ranks"] if r["rank"] == rank), {}) for s in node.found.samples
-        ]
+    for rank in node.ranks:
+        found = rank_readings(node.found.samples, rank)
         for key, name in OF_RANKS.items():
             yield from _counter(name, "share", rank, node, zero, counter_rate(found, node.times, key))
         yield from _counter("memory", "bytes", rank, node, zero, [r.get("memory_bytes") for r in found])

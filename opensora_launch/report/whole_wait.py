@@ -9,7 +9,6 @@ from opensora_launch.report.run_files import RecordedAttempt
 from opensora_launch.telemetry.events import PHASES, RankEvents
 
 WORK_PARTS = (*PHASES, "other")
-WAIT_PARTS = ("queue", "earlier", "start", *WORK_PARTS, "end")
 
 
 def whole_wait(attempts: Sequence[RecordedAttempt], accounts: Accounts | None) -> dict[str, Any] | None:

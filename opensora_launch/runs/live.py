@@ -1,13 +1,14 @@
 """What the ranks of an attempt and their GPUs do now, by their heartbeats and samples."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import rank_state
 from opensora_launch.telemetry.events import Meta, read_meta
-from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, read_samples
+from opensora_launch.telemetry.samples import NodeSamples, bare_uuid, gpu_readings, read_samples
 from opensora_launch.telemetry.stall import Beat, find_guilty
 
 TAIL_BYTES = 64 * 1024  # read from the end of a node's file, which keeps growing: its last samples
@@ -46,35 +47,33 @@ def rank_uses(attempt: AttemptDir, beats: Sequence[Beat]) -> dict[int, DeviceUse
     return {b.rank: _use(b.rank, nodes[b.host], metas.get(b.rank)) for b in beats if b.host in nodes}
 
 
-def together(uses: Iterable[DeviceUse]) -> DeviceUse:
+def together(uses: Collection[DeviceUse]) -> DeviceUse:
     """Combine the use of several ranks: the mean of `busy`, the fullest memory, and the power of all."""
-    every = list(uses)
-    busy = [use.busy for use in every if use.busy is not None]
-    memory = [use.memory_bytes for use in every if use.memory_bytes is not None]
-    power = [use.power_w for use in every if use.power_w is not None]
+    busy, power = _known(uses, "busy"), _known(uses, "power_w")
     return DeviceUse(
-        busy=sum(busy) / len(busy) if busy else None,
-        memory_bytes=max(memory, default=None),
+        busy=fmean(busy) if busy else None,
+        memory_bytes=max(_known(uses, "memory_bytes"), default=None),
         power_w=sum(power) if power else None,
-        of_gpu=any(use.of_gpu for use in every),
+        of_gpu=any(use.of_gpu for use in uses),
     )
 
 
 def totals(uses: Sequence[DeviceUse]) -> DeviceUse:
     """The same, with the memory of all, the hottest GPU, and the slowest one."""
-
-    def each(name: str) -> list[float]:
-        return [value for use in uses if (value := getattr(use, name)) is not None]
-
+    memory = _known(uses, "memory_bytes")
     return replace(
         together(uses),
-        memory_bytes=sum(each("memory_bytes")) if each("memory_bytes") else None,
-        memory_total_bytes=sum(each("memory_total_bytes")) or None,
-        power_limit_w=sum(each("power_limit_w")) or None,
-        temperature_c=max(each("temperature_c"), default=None),
-        mhz=min(each("mhz"), default=None),
-        mhz_max=min(each("mhz_max"), default=None),
+        memory_bytes=sum(memory) if memory else None,
+        memory_total_bytes=sum(_known(uses, "memory_total_bytes")) or None,
+        power_limit_w=sum(_known(uses, "power_limit_w")) or None,
+        temperature_c=max(_known(uses, "temperature_c"), default=None),
+        mhz=min(_known(uses, "mhz"), default=None),
+        mhz_max=min(_known(uses, "mhz_max"), default=None),
     )
+
+
+def _known(uses: Collection[DeviceUse], name: str) -> list[float]:
+    return [value for use in uses if (value := getattr(use, name)) is not None]
 
 
 def rank_metas(attempt: AttemptDir) -> dict[int, Meta]:
@@ -105,8 +104,8 @@ def _use(rank: int, node: NodeSamples, meta: Meta | None) -> DeviceUse:
     place = next((n for n, gpu in enumerate(node.gpus) if bare_uuid(gpu["uuid"]) == own), None)
     if place is not None and place < len(last["gpus"]):
         gpu: dict[str, Any] = {}  # the last reading of each kind: not all are due at the same time
-        for sample in node.samples[-GPU_SAMPLES:]:
-            gpu |= sample["gpus"][place] if place < len(sample["gpus"]) else {}
+        for readings in gpu_readings(node.samples[-GPU_SAMPLES:], place):
+            gpu |= readings
         facts: Mapping[str, Any] = node.gpus[place]
         return DeviceUse(
             gpu.get("util"),

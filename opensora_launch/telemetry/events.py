@@ -158,29 +158,21 @@ def line_of(kind: type[Event], values: Sequence[Any]) -> str:
     return _line(name, {key: value for key, value in zip(keys, values, strict=True) if value is not None})
 
 
-def meta_line(meta: Meta) -> str:
-    return _line("meta", {"schema": EVENTS_SCHEMA} | _fields(meta))
-
-
-def end_line(end: End) -> str:
-    return _line("end", _fields(end))
-
-
-def constant_line(found: ConstantWeights) -> str:
-    return _line("constant", _fields(found))
-
-
-def _fields(record: Meta | End | ConstantWeights) -> dict[str, Any]:
-    return {f.name: value for f in fields(record) if (value := getattr(record, f.name)) is not None}
+def record_line(record: Meta | End | ConstantWeights) -> str:
+    """The line of a record, without the fields that are None."""
+    known = {f.name: value for f in fields(record) if (value := getattr(record, f.name)) is not None}
+    schema = {"schema": EVENTS_SCHEMA} if isinstance(record, Meta) else {}
+    return _line(_RECORD_NAMES[type(record)], schema | known)
 
 
 def _line(kind: str, values: Mapping[str, Any]) -> str:
     return _encode({"kind": kind, **values}) + "\n"
 
 
+_RECORDS: dict[str, type[Any]] = {"meta": Meta, "end": End, "constant": ConstantWeights}
+_RECORD_NAMES = {kind: name for name, kind in _RECORDS.items()}
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    name: msgspec.json.Decoder(kind)
-    for name, kind in {"meta": Meta, "end": End, "constant": ConstantWeights, **EVENTS}.items()
+    name: msgspec.json.Decoder(kind) for name, kind in {**_RECORDS, **EVENTS}.items()
 }
 
 

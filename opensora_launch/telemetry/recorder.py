@@ -8,7 +8,6 @@ no longer in the core's caches, so each function call costs microseconds.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from opensora_launch.rundir import named
@@ -23,10 +22,8 @@ from opensora_launch.telemetry.events import (
     PhaseSpan,
     Step,
     WorkSpan,
-    constant_line,
-    end_line,
     line_of,
-    meta_line,
+    record_line,
 )
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Position
@@ -59,7 +56,7 @@ class Recorder:
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path):
-            path.write_text(meta_line(facts), encoding="utf-8")
+            path.write_text(record_line(facts), encoding="utf-8")
         self._path = path
 
     def span(self, phase: str, *, video: str | None = None) -> "_Span":
@@ -85,7 +82,7 @@ class Recorder:
 
     def constant(self, found: ConstantWeights) -> None:
         """Record weights that are one number all over."""
-        self._append(constant_line(found))
+        self._append(record_line(found))
 
     def flush(self) -> None:
         """Write the events whose marks are ready. Steps and phases call this at their end."""
@@ -113,7 +110,7 @@ class Recorder:
         assert not self.done, "the device has finished"
         drift_s = self.clock.drift_s()
         end = End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
-        self._append(end_line(end))
+        self._append(record_line(end))
 
     def _append(self, lines: str) -> None:
         with named(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -146,7 +143,7 @@ class _Span:
         beat.phase, beat.video, beat.step, beat.steps = self.phase, self.video, None, None
         self.start_s = time.monotonic()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         recorder = self.recorder
         if kind is None:
             recorder.clock.wait()
@@ -168,7 +165,7 @@ class _Step:
         beat.video, beat.step, beat.steps = self.fields[0], self.fields[1], self.steps
         self.start = self.recorder.mark()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         recorder = self.recorder
         if recorder.phase != IMAGE:
             recorder.done.append((Step, *self.fields, self.start, recorder.mark()))
@@ -190,7 +187,7 @@ class _Collective:
         beat.inside = True
         self.start = recorder.mark()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         recorder = self.recorder
         end = recorder.mark()
         recorder.done.append((Collective, *self.position, self.nbytes, self.start, end))

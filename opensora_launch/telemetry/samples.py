@@ -1,7 +1,7 @@
 """Samples of each node during a run: `telemetry/node-<host>.jsonl`, one file per node."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict
@@ -102,6 +102,16 @@ _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
 def bare_uuid(uuid: str) -> str:
     """Remove NVML's "GPU-" or "MIG-": torch writes UUIDs without."""
     return uuid.removeprefix("GPU-").removeprefix("MIG-")
+
+
+def gpu_readings(samples: Sequence[Mapping[str, Any]], place: int) -> list[dict[str, Any]]:
+    """The readings of one GPU in each sample; {} where it has none."""
+    return [sample["gpus"][place] if place < len(sample["gpus"]) else {} for sample in samples]
+
+
+def rank_readings(samples: Sequence[Mapping[str, Any]], rank: int) -> list[dict[str, Any]]:
+    """The readings of one rank in each sample; {} where it has none."""
+    return [next((found for found in sample["ranks"] if found["rank"] == rank), {}) for sample in samples]
 
 
 @dataclass(frozen=True)

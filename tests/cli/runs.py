@@ -11,7 +11,7 @@ from typing import Any
 
 from opensora_launch.report.build import build_report
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.telemetry.events import Meta, Step, meta_line
+from opensora_launch.telemetry.events import Meta, Step, record_line
 from opensora_launch.telemetry.stall import Beat
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 from tests.telemetry.lines import event_line
@@ -41,7 +41,7 @@ def on_gpus(attempt: Path, uuids: Sequence[str]) -> None:
     for rank, uuid in enumerate(uuids):
         path = AttemptDir(attempt).events(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(meta_line(_meta(rank, 1.0, device_uuid=uuid)))
+        path.write_text(record_line(_meta(rank, 1.0, device_uuid=uuid)))
 
 
 def work_began(attempt: Path, start_epoch_s: float, *steps: int, rank: int = 0) -> None:
@@ -49,7 +49,7 @@ def work_began(attempt: Path, start_epoch_s: float, *steps: int, rank: int = 0) 
     path = AttemptDir(attempt).events(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [event_line(Step("0000_0", step, 2, 2, "x", 10.0 * n, 10.0 * n + 10)) for n, step in enumerate(steps)]
-    path.write_text(meta_line(_meta(rank, start_epoch_s)) + "".join(lines))
+    path.write_text(record_line(_meta(rank, start_epoch_s)) + "".join(lines))
 
 
 def _meta(rank: int, start_epoch_s: float, **more: Any) -> Meta:

@@ -4,7 +4,6 @@ import pytest
 
 from opensora_launch.estimate.builds import (
     Build,
-    Supplies,
     cooling,
     gpu_cap_w,
     purchase_or_cloud,
@@ -98,11 +97,11 @@ def test_the_guides_build() -> None:
     """The guide's price adds up, but its power does not: parts and reserve make 1650 W, and 1200 W is printed."""
     assert GUIDE.price_usd == 5500
     assert GUIDE.draw_w == 1350  # 2 x 450 + 250 + 200
-    assert supplies(GUIDE.draw_w, reserve=300 / 1350) == Supplies(1, 2000)  # 1650 W: a 1600 W supply is too small
+    assert supplies(GUIDE.draw_w, reserve=300 / 1350) == (1, 2000)  # 1650 W: a 1600 W supply is too small
     assert gpu_cap_w(GUIDE, 1200.0) == 375  # (1200 - 250 - 200) / 2: what the printed supply delivers
     capped = Build(2, 375.0, 250.0, 200.0, GUIDE.parts_usd)
     assert capped.draw_w == 1200
-    assert supplies(capped.draw_w, reserve=0.0) == Supplies(1, 1200)
+    assert supplies(capped.draw_w, reserve=0.0) == (1, 1200)
     assert gpu_cap_w(GUIDE, 3000.0) == 450
 
 
@@ -128,7 +127,7 @@ def test_the_guides_running_costs() -> None:
     ],
 )
 def test_supplies(draw: float, reserve: float, want: tuple[int, int]) -> None:
-    assert supplies(draw, reserve) == Supplies(*want)
+    assert supplies(draw, reserve) == want
 
 
 def test_cooling() -> None:

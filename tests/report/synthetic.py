@@ -22,8 +22,7 @@ from opensora_launch.telemetry.events import (
     PhaseSpan,
     RankEvents,
     Step,
-    end_line,
-    meta_line,
+    record_line,
 )
 from tests.configs import changed
 from tests.samples import finish_video
@@ -225,5 +224,5 @@ def write_run(run: Path, plan: Plan, attempts: Sequence[Sequence[RankEvents]], *
 def write_events(path: Path, events: RankEvents) -> None:
     recorded: tuple[Event, ...] = (*events.spans, *events.steps, *events.collectives)
     path.write_text(
-        meta_line(events.meta) + "".join(map(event_line, recorded)) + (end_line(events.end) if events.end else "")
+        record_line(events.meta) + "".join(map(event_line, recorded)) + (record_line(events.end) if events.end else "")
     )

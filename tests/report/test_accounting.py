@@ -114,9 +114,9 @@ def test_step_times_are_from_the_first_to_the_last() -> None:
     sim = plain_simulation(2, slow=[1.0, 2.0])
     events = sim.events()
     two, one = step_times(events, account(events).ranks)
-    assert (two.rows, two.count, two.layout) == (2, 4, "dp1 cfg1 ring1 ulysses2 tp1")
-    assert [two.median_s, two.min_s, two.max_s] == pytest.approx([8.25, 8.25, 8.25])
-    assert (one.rows, one.count) == (1, 1)
-    assert one.median_s == pytest.approx(4.25)
+    assert (two["rows"], two["count"], two["layout"]) == (2, 4, "dp1 cfg1 ring1 ulysses2 tp1")
+    assert [two["median_s"], two["min_s"], two["max_s"]] == pytest.approx([8.25, 8.25, 8.25])
+    assert (one["rows"], one["count"]) == (1, 1)
+    assert one["median_s"] == pytest.approx(4.25)
     assert count_row_forwards([events]) == 9
     assert count_row_forwards([events, events]) == 18

@@ -15,7 +15,6 @@ from opensora_launch.report.accounting import account
 from opensora_launch.report.markdown import summary_lines
 from opensora_launch.report.rates import (
     Prices,
-    Used,
     amdahl,
     compute_rates,
     cost,
@@ -71,20 +70,25 @@ def test_links_are_measured_against_nvlink() -> None:
     assert (unknown["share"], unknown["reason"]) == (None, message("link_peak_unknown"))
 
 
+def used(ranks: int, wall_s: float, gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """An attempt of the report, as far as energy and cost read it."""
+    return {"ranks": [{}] * ranks, "wall_s": wall_s, "gpus": gpus}
+
+
 def test_energy_and_cost_of_a_video() -> None:
     gpus: list[dict[str, Any]] = [
         {"host": "h", "index": 0, "energy_j": 3000.0, "power_mean_w": None},
         {"host": "h", "index": 1, "energy_j": None, "power_mean_w": 60.0},
     ]
-    found = energy([Used(2, 10.0, gpus)], 2, 0.36)
+    found = energy([used(2, 10.0, gpus)], 2, 0.36)
     assert (found["joules"], found["joules_per_video"], found["reason"]) == (3600.0, 1800.0, None)
     assert found["usd_per_video"] == pytest.approx(1800 / 3.6e6 * 0.36)
     assert found["kwh"] == pytest.approx(0.001)
-    for unread in ([Used(2, 10.0, [])], [Used(2, 10.0, gpus), Used(2, 10.0, [])]):
+    for unread in ([used(2, 10.0, [])], [used(2, 10.0, gpus), used(2, 10.0, [])]):
         assert energy(unread, 2, None)["reason"] == message("no_power_readings")
-    spent = cost([Used(4, 600.0, []), Used(4, 300.0, [])], 2, 3.0)
+    spent = cost([used(4, 600.0, []), used(4, 300.0, [])], 2, 3.0)
     assert (spent["gpu_hours"], spent["usd"], spent["usd_per_video"]) == (1.0, 3.0, 1.5)
-    assert cost([Used(4, 900.0, [])], 2, None)["reason"] == message("no_price")
+    assert cost([used(4, 900.0, [])], 2, None)["reason"] == message("no_price")
 
 
 def test_what_a_run_used_is_the_last_line(run: Path) -> None:
