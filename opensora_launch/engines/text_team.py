@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from opensora_launch.model.text_encoders import TextEmbeddings, TextEncoders, load_text_encoders
+from opensora_launch.model.text_encoders import Embedding, TextEncoders, load_text_encoders
 from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.host_memory import host_memory
 from opensora_launch.parallel.mesh import Axis
@@ -26,7 +26,7 @@ class TextTeam:
     axis: Axis
     load: Callable[[], TextEncoders]
 
-    def encode(self, texts: Sequence[str]) -> TextEmbeddings:
+    def encode(self, texts: Sequence[str]) -> list[Embedding]:
         """Encode the texts. Only the first rank calls this, once at most."""
         self._share(list(texts))
         return self.load().encode(texts)

@@ -1,6 +1,6 @@
 """Turn prompts into embeddings: T5's last hidden states and CLIP's pooled output, with weights from the public folders.
 
-    n texts   L tokens of T5, padded   E channels of T5   V channels of CLIP
+    L tokens of T5, padded   E channels of T5   V channels of CLIP
 
 As in the reference, padding is not masked: the transformer always attends to all L tokens of T5. Texts are encoded one
 at a time, so the embedding of a text does not depend on the other texts.
@@ -30,12 +30,15 @@ TIED = ("shared.weight", "encoder.embed_tokens.weight")  # T5's token embedding;
 
 
 @dataclass(frozen=True)
-class TextEmbeddings:
-    """Embeddings of n texts. `cut` counts the tokens of each text that did not fit, in T5 and in CLIP."""
+class Embedding:
+    """T5's token states and CLIP's pooled vector of one text. `cut` counts the tokens that did not fit in T5."""
 
-    t5: Float[Tensor, "n L E"]
-    clip: Float[Tensor, "n V"]
-    cut: tuple[tuple[int, int], ...]
+    t5: Float[Tensor, "L E"]
+    clip: Float[Tensor, "V"]
+    cut: int = 0
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Embedding":
+        return Embedding(self.t5.to(device, dtype), self.clip.to(device, dtype), self.cut)
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,17 @@ class TextEncoder:
     tokenizer: Any
     max_length: int
 
-    def run(self, text: str) -> tuple[Any, int]:
-        """Return the network's outputs for one text, and how many of its tokens were cut off."""
+    def run(self, text: str) -> Any:
+        """Return the network's outputs for one text."""
         made = self.tokenizer(
             text, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        whole = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         ids = made["input_ids"].to(next(self.network.parameters()).device)
-        return self.network(input_ids=ids, attention_mask=None), max(0, len(whole) - self.max_length)
+        return self.network(input_ids=ids, attention_mask=None)
+
+    def cut(self, text: str) -> int:
+        """Return how many tokens of a text are cut off."""
+        return max(0, len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]) - self.max_length)
 
 
 @dataclass(frozen=True)
@@ -62,15 +68,12 @@ class TextEncoders:
     clip: TextEncoder
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> TextEmbeddings:
-        """Encode the texts (at least one, perhaps empty) on the device of the encoders, in their dtype."""
-        assert texts, "there is always a text, perhaps an empty one"
-        outputs = [(self.t5.run(text), self.clip.run(text)) for text in texts]
-        return TextEmbeddings(
-            t5=torch.cat([t5.last_hidden_state for (t5, _), _ in outputs]),
-            clip=torch.cat([clip.pooler_output for _, (clip, _) in outputs]),
-            cut=tuple((cut_t5, cut_clip) for (_, cut_t5), (_, cut_clip) in outputs),
-        )
+    def encode(self, texts: Sequence[str]) -> list[Embedding]:
+        """Encode the texts on the device of the encoders, in their dtype."""
+        return [
+            Embedding(self.t5.run(text).last_hidden_state[0], self.clip.run(text).pooler_output[0], self.t5.cut(text))
+            for text in texts
+        ]
 
 
 def load_text_encoders(model: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> TextEncoders:
@@ -138,14 +141,10 @@ def public_names(name: str) -> tuple[str, ...]:
     return TIED if name in TIED else (name, CLIP_PREFIX + name)
 
 
-def random_embeddings(texts: Sequence[str], *, t5_shape: tuple[int, int], clip_channels: int) -> TextEmbeddings:
-    """Draw normal numbers for tests and speed measurements, seeded by each text: fp32, on the CPU.
+def random_embedding(text: str, *, t5_shape: tuple[int, int], clip_channels: int) -> Embedding:
+    """Draw normal numbers for tests and speed measurements, seeded by the text: fp32, on the CPU.
 
     t5_shape: tokens, channels.
     """
-    t5, clip = [], []
-    for text in texts:
-        generator = torch.Generator().manual_seed(crc32(text.encode()))
-        t5.append(torch.randn(t5_shape, generator=generator))
-        clip.append(torch.randn(clip_channels, generator=generator))
-    return TextEmbeddings(torch.stack(t5), torch.stack(clip), tuple((0, 0) for _ in texts))
+    generator = torch.Generator().manual_seed(crc32(text.encode()))
+    return Embedding(torch.randn(t5_shape, generator=generator), torch.randn(clip_channels, generator=generator))

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from opensora_launch.model.text_encoders import Embedding
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel, own_rows
 from opensora_launch.plan.plan import VideoRequest
@@ -19,7 +20,6 @@ from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unp
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.worker.checkpoint import fingerprint
 from opensora_launch.worker.context import DTYPES, RankContext
-from opensora_launch.worker.encode_texts import Embedding
 
 Branch = tuple[Tensor, Tensor, Tensor | None]  # txt (T context), y_vec (vec), cond (S cond_channels)
 

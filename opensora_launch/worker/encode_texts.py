@@ -10,13 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from opensora_launch.engines.choice import choose_engine
-from opensora_launch.model.text_encoders import TextEmbeddings, random_embeddings
+from opensora_launch.model.text_encoders import Embedding, random_embedding
 from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.host_memory import free_caches
@@ -30,18 +28,6 @@ from opensora_launch.worker.rank_facts import device_name
 CPU = torch.device("cpu")
 
 log = logging.getLogger("opensora_launch.worker")
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """T5's token states and CLIP's pooled vector of one text. `cut` counts the tokens that did not fit in T5."""
-
-    t5: Float[Tensor, "T context"]
-    clip: Float[Tensor, "vec"]
-    cut: int = 0
-
-    def to(self, device: torch.device) -> "Embedding":
-        return Embedding(self.t5.to(device), self.clip.to(device), self.cut)
 
 
 @dataclass(frozen=True)
@@ -100,26 +86,22 @@ def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
 def encode_texts(
     model: ModelConfig,
     texts: Sequence[str],
-    encode: Callable[[Sequence[str]], TextEmbeddings],
+    encode: Callable[[Sequence[str]], Sequence[Embedding]],
     dtype: torch.dtype,
     cache: TextCache | None,
 ) -> list[Embedding]:
     """Return the embedding of each text on the CPU, in `dtype`. Calls `encode` at most once, with the unknown texts."""
     if model.init is Init.random:
         shape = (model.text.t5_max_length, model.mmdit.context_in_dim)
-        drawn = random_embeddings(texts, t5_shape=shape, clip_channels=model.mmdit.vec_in_dim)
-        return [Embedding(t5.to(dtype), clip.to(dtype)) for t5, clip in zip(drawn.t5, drawn.clip, strict=True)]
+        channels = model.mmdit.vec_in_dim
+        return [random_embedding(text, t5_shape=shape, clip_channels=channels).to(CPU, dtype) for text in texts]
     known = {text: cache.read(text) if cache else None for text in texts}
     if new := [text for text in texts if known[text] is None]:
-        made = encode(new)
-        for text, t5, clip, (cut, _) in zip(new, made.t5, made.clip, made.cut, strict=True):
-            known[text] = Embedding(t5.to(CPU, dtype), clip.to(CPU, dtype), cut)
+        known |= {text: made.to(CPU, dtype) for text, made in zip(new, encode(new), strict=True)}
     found = [embedding for text in texts if (embedding := known[text]) is not None]
-    if cache:
-        for text, embedding in zip(texts, found, strict=True):
-            if text in new:
-                cache.write(text, embedding)
     for text, embedding in zip(texts, found, strict=True):
+        if cache and text in new:
+            cache.write(text, embedding)
         if embedding.cut:
             log.warning("%d tokens at the end of this prompt do not fit and are ignored: %s", embedding.cut, text)
     return found

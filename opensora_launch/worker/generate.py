@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from opensora_launch.model.text_encoders import Embedding
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.runs.finished_videos import record_failed
@@ -12,7 +13,6 @@ from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.decode_videos import decode_video
 from opensora_launch.worker.denoise_videos import denoise_videos
 from opensora_launch.worker.encode_references import encode_references
-from opensora_launch.worker.encode_texts import Embedding
 from opensora_launch.worker.failures import VideoFailed
 from opensora_launch.worker.load_networks import Networks
 from opensora_launch.worker.save_videos import save_with_record

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from opensora_launch.model.text_encoders import Embedding
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.plan.plan import Plan, VideoRequest
@@ -23,7 +24,7 @@ from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker import watch
 from opensora_launch.worker.checkpoint import Checkpoints, Preempted
 from opensora_launch.worker.context import RankContext
-from opensora_launch.worker.encode_texts import Embedding, encode_on_team, share_embeddings
+from opensora_launch.worker.encode_texts import encode_on_team, share_embeddings
 from opensora_launch.worker.failures import is_out_of_memory
 from opensora_launch.worker.generate import make_videos
 from opensora_launch.worker.load_networks import Networks, load_as_planned, shard_model

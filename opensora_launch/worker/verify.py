@@ -17,6 +17,7 @@ from opensora_launch.engines.choice import choose_engine
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.kernels import KernelCall
+from opensora_launch.model.text_encoders import Embedding
 from opensora_launch.model.vae import assemble
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Groups, build_meshes, node_axis
@@ -36,7 +37,6 @@ from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.decode_videos import decode_latent
 from opensora_launch.worker.denoise_videos import denoise_videos
 from opensora_launch.worker.encode_references import encode_references
-from opensora_launch.worker.encode_texts import Embedding
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.load_networks import Networks, load_networks, shard_model
 from opensora_launch.worker.numerics import set_numerics

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opensora_launch.errors import UserError
-from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders, random_embeddings
+from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders, random_embedding
 from opensora_launch.schema.config import ModelConfig
 from tests.model.text_folders import make_clip, make_t5, tiny_model
 
@@ -39,34 +39,33 @@ def encoders(folder: Path) -> TextEncoders:
 def test_embeddings_are_those_of_the_networks(folder: Path, encoders: TextEncoders, tmp_path: Path) -> None:
     t5, clip = make_t5(tmp_path / "t5"), make_clip(tmp_path / "clip")  # the same seeds, so the same weights
     rows = encoders.encode(TEXTS)
-    assert (rows.t5.shape, rows.clip.shape) == ((2, 12, 16), (2, 24))
+    assert [(row.t5.shape, row.clip.shape) for row in rows] == [((12, 16), (24,))] * 2
     pad, (start, end) = [0], (512, 513)
     for i, text in enumerate(TEXTS):
         ids = encoders.t5.tokenizer(text)["input_ids"]
         assert ids[-1] == 1
         ids = torch.tensor([ids + pad * (12 - len(ids))])
         want = t5.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        torch.testing.assert_close(rows.t5[i], want[0])
+        torch.testing.assert_close(rows[i].t5, want[0])
         masked = t5.encoder(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
-        assert not torch.allclose(rows.t5[i], masked[0], atol=1e-3)  # so the pads are attended
+        assert not torch.allclose(rows[i].t5, masked[0], atol=1e-3)  # so the pads are attended
         ids = encoders.clip.tokenizer(text)["input_ids"]
         assert (ids[0], ids[-1]) == (start, end)
         ids = torch.tensor([ids + [end] * (10 - len(ids))])
-        torch.testing.assert_close(rows.clip[i], clip.text_model(input_ids=ids).pooler_output[0])
+        torch.testing.assert_close(rows[i].clip, clip.text_model(input_ids=ids).pooler_output[0])
 
 
 def test_a_text_does_not_depend_on_its_company(encoders: TextEncoders) -> None:
     together, alone = encoders.encode(TEXTS), encoders.encode(TEXTS[:1])
-    assert torch.equal(together.t5[:1], alone.t5)
-    assert torch.equal(together.clip[:1], alone.clip)
+    assert torch.equal(together[0].t5, alone[0].t5)
+    assert torch.equal(together[0].clip, alone[0].clip)
 
 
 def test_tokens_that_do_not_fit_are_counted(encoders: TextEncoders) -> None:
     long = "fox " * 30
-    cut = encoders.encode(["a", long]).cut
-    whole = [len(e.tokenizer(long)["input_ids"]) for e in (encoders.t5, encoders.clip)]
-    assert cut == ((0, 0), (whole[0] - 12, whole[1] - 10))
-    assert min(cut[1]) > 0
+    short_cut, long_cut = (embedding.cut for embedding in encoders.encode(["a", long]))
+    assert short_cut == 0
+    assert long_cut == len(encoders.t5.tokenizer(long)["input_ids"]) - 12 > 0
 
 
 @pytest.mark.parametrize("form", ["one file", "shards", "old pickle", "sharded pickle"])
@@ -89,7 +88,7 @@ def test_every_form_of_weights_gives_the_same(form: str, folder: Path, encoders:
         index = {"weight_map": {n: files[i] for n, i in where.items()}}
         (tmp_path / "t5" / f"{stem}.{end}.index.json").write_text(json.dumps(index))
     got = load_text_encoders(tiny_model(tmp_path), device=CPU, dtype=FP32).encode(TEXTS)
-    assert torch.equal(got.t5, encoders.encode(TEXTS).t5)
+    assert all(torch.equal(g.t5, e.t5) for g, e in zip(got, encoders.encode(TEXTS), strict=True))
 
 
 def test_fp16_keeps_the_layers_that_overflow_in_fp32(folder: Path) -> None:
@@ -137,9 +136,8 @@ def test_a_missing_folder_is_a_line_with_the_command(tmp_path: Path) -> None:
 
 
 def test_random_embeddings_belong_to_the_text() -> None:
-    rows = random_embeddings(["a", "", "a"], t5_shape=(7, 5), clip_channels=3)
-    assert (rows.t5.shape, rows.clip.shape, rows.cut) == ((3, 7, 5), (3, 3), ((0, 0),) * 3)
-    assert torch.equal(rows.t5[0], rows.t5[2])
-    assert not torch.equal(rows.t5[0], rows.t5[1])
-    alone = random_embeddings([""], t5_shape=(7, 5), clip_channels=3)
-    assert torch.equal(alone.clip[0], rows.clip[1])
+    first, empty, again = (random_embedding(text, t5_shape=(7, 5), clip_channels=3) for text in ("a", "", "a"))
+    assert (first.t5.shape, first.clip.shape, first.cut) == ((7, 5), (3,), 0)
+    assert torch.equal(first.t5, again.t5)
+    assert torch.equal(first.clip, again.clip)
+    assert not torch.equal(first.t5, empty.t5)
