@@ -5,7 +5,7 @@ can compare them with the header of a file before anything starts. Tests compare
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from opensora_launch.model.tiles import tile_problems, tiles_of
+from opensora_launch.model.tiles import tile_problems
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.config import MmditConfig, ModelConfig
 from opensora_launch.schema.model_constants import (
@@ -232,7 +232,7 @@ def mmdit_problems(cfg: MmditConfig) -> Iterator[str]:
 def vae_problems(cfg: VaeConfig) -> Iterator[str]:
     yield from _dc_ae_problems(cfg) if cfg.kind is VaeKind.dc_ae else _block_problems(cfg)
     given = f"model.vae.tile_px={cfg.tile_px}" + (f", tile_frames={cfg.tile_frames}" if cfg.tile_frames else "")
-    yield from (f"{given}: {line}" for line in tile_problems(tiles_of(cfg)))
+    yield from (f"{given}: {line}" for line in tile_problems(cfg))
 
 
 def _block_problems(cfg: VaeConfig) -> Iterator[str]:

@@ -12,27 +12,7 @@ from opensora_launch.schema.autoencoder import VaeConfig
 
 Bounds = tuple[int, int]
 VideoShape = tuple[int, int, int]  # frames, height, width
-Sizes = tuple[int | None, int | None]  # in time, in space
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Sizes of tiles: pixels and the same in latents, frames and the same in latents. None means no cut there.
-
-    A video is cut in space if its height or its width is larger than a tile, in time if it is longer.
-    """
-
-    sample_px: int | None = None
-    latent: int | None = None
-    sample_frames: int | None = None
-    latent_frames: int | None = None
-    overlap: float = 0.25
-    space: int = 8  # pixels per latent
-    time: int = 4  # frames per latent
-    lead: int = 1  # frames with a latent of their own at the start of a video: 1 or 0
-
-
-UNTILED = Tiles()
+Sizes = tuple[int | None, int | None]  # of a tile, in time and in space; None: no cut there
 
 
 @dataclass(frozen=True)
@@ -64,56 +44,42 @@ class TileGrid:
     lead: int
 
 
-def tiles_of(cfg: VaeConfig) -> Tiles:
-    """Return the tile sizes of a config. Open-Sora 2.0's defaults cut in space, and not in time."""
-    px, frames = cfg.tile_px, cfg.tile_frames
-    return Tiles(
-        sample_px=px,
-        latent=None if px is None else px // cfg.stride_px,
-        sample_frames=frames,
-        latent_frames=None if frames is None else frames // cfg.stride_frames,
-        overlap=cfg.tile_overlap,
-        space=cfg.stride_px,
-        time=cfg.stride_frames,
-        lead=int(cfg.is_causal),
-    )
-
-
-def tile_problems(tiles: Tiles) -> list[str]:
+def tile_problems(cfg: VaeConfig) -> list[str]:
     """Return one line per size whose tiles or overlaps do not fall on whole latents."""
-    problems = []
-    for name, size, latent, ratio in (
-        ("tile of {} pixels", tiles.sample_px, tiles.latent, tiles.space),
-        ("tile of {} frames", tiles.sample_frames, tiles.latent_frames, tiles.time),
-    ):
-        if size is None or latent is None:
+    problems, overlap = [], cfg.tile_overlap
+    for name, size, ratio in (("pixels", cfg.tile_px, cfg.stride_px), ("frames", cfg.tile_frames, cfg.stride_frames)):
+        if size is None:
             continue
-        kept, kept_latents = size - int(size * tiles.overlap), int(latent * (1 - tiles.overlap))
-        if size != latent * ratio or kept != kept_latents * ratio or not 0 < kept < size:
-            rule = f"a tile and its overlap ({tiles.overlap} of it) must be whole latents ({ratio} each), and not 0"
-            problems.append(f"a VAE {name.format(size)} cannot be used: {rule}")
+        kept, kept_latents = size - int(size * overlap), int(size // ratio * (1 - overlap))
+        if size % ratio or kept != kept_latents * ratio or not 0 < kept < size:
+            rule = f"a tile and its overlap ({overlap} of it) must be whole latents ({ratio} each), and not 0"
+            problems.append(f"a VAE tile of {size} {name} cannot be used: {rule}")
     return problems
 
 
-def decode_grid(tiles: Tiles, latent_shape: VideoShape) -> TileGrid:
+def decode_grid(cfg: VaeConfig, latent_shape: VideoShape) -> TileGrid:
     """Cut latents into tiles whose outputs are pixels."""
-    sizes, outs = (tiles.latent_frames, tiles.latent), (tiles.sample_frames, tiles.sample_px)
-    return _grid(latent_shape, sizes, outs, tiles, up=True)
+    return _grid(latent_shape, _latents_of_tile(cfg), (cfg.tile_frames, cfg.tile_px), cfg, up=True)
 
 
-def encode_grid(tiles: Tiles, pixel_shape: VideoShape) -> TileGrid:
+def encode_grid(cfg: VaeConfig, pixel_shape: VideoShape) -> TileGrid:
     """Cut pixels into tiles whose outputs are latents, or their moments. Height and width are whole latents."""
-    assert pixel_shape[1] % tiles.space == 0 == pixel_shape[2] % tiles.space, f"{pixel_shape} is not whole latents"
-    sizes, outs = (tiles.sample_frames, tiles.sample_px), (tiles.latent_frames, tiles.latent)
-    return _grid(pixel_shape, sizes, outs, tiles, up=False)
+    assert pixel_shape[1] % cfg.stride_px == 0 == pixel_shape[2] % cfg.stride_px, f"{pixel_shape} is not whole latents"
+    return _grid(pixel_shape, (cfg.tile_frames, cfg.tile_px), _latents_of_tile(cfg), cfg, up=False)
 
 
-def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, tiles: Tiles, *, up: bool) -> TileGrid:
+def _latents_of_tile(cfg: VaeConfig) -> Sizes:
+    frames, px = cfg.tile_frames, cfg.tile_px
+    return None if frames is None else frames // cfg.stride_frames, None if px is None else px // cfg.stride_px
+
+
+def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, cfg: VaeConfig, *, up: bool) -> TileGrid:
     """Cut `shape` into tiles of `sizes`, whose outputs have the sizes `outs`.
 
-    A last tile in time that gives no frame of its own is left out.
+    A video is cut in space if its height or its width is larger than a tile, in time if it is longer. A last tile in
+    time that gives no frame of its own is left out.
     """
-    overlap, lead = tiles.overlap, tiles.lead
+    overlap, lead = cfg.tile_overlap, int(cfg.is_causal)
 
     def scaled(length: int, ratio: int) -> int:
         return length * ratio if up else length // ratio
@@ -122,8 +88,8 @@ def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, tiles: Tiles, *, up: boo
         """Frames or latents that a tile gives. A single frame is a single latent, whatever the VAE."""
         length = _length(bounds)
         if lead:
-            return scaled(length - 1, tiles.time) + (bounds[0] == 0)
-        return 1 if length == 1 else scaled(length, tiles.time)
+            return scaled(length - 1, cfg.stride_frames) + (bounds[0] == 0)
+        return 1 if length == 1 else scaled(length, cfg.stride_frames)
 
     (size_t, size), (out_t, out) = sizes, outs
     stride_t, stride = (0 if s is None else int(s * (1 - overlap)) for s in sizes)
@@ -131,7 +97,7 @@ def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, tiles: Tiles, *, up: boo
     cut_in_time = _bounds(shape[0], size_t if in_time else None, stride_t, lead)
     times = [(bounds, frames) for bounds in cut_in_time if (frames := frames_of(bounds)) > 0]
     ys, xs = (
-        [(s, scaled(_length(s), tiles.space)) for s in _bounds(n, size if in_space else None, stride)]
+        [(s, scaled(_length(s), cfg.stride_px)) for s in _bounds(n, size if in_space else None, stride)]
         for n in shape[1:]
     )
     cut = tuple(
@@ -140,7 +106,7 @@ def _grid(shape: VideoShape, sizes: Sizes, outs: Sizes, tiles: Tiles, *, up: boo
         for i, (y, height) in enumerate(ys)
         for j, (x, width) in enumerate(xs)
     )
-    keep_t, keep = scaled(stride_t, tiles.time), scaled(stride, tiles.space)
+    keep_t, keep = scaled(stride_t, cfg.stride_frames), scaled(stride, cfg.stride_px)
     whole = (_blended_length(times, keep_t, lead), _blended_length(ys, keep), _blended_length(xs, keep))
     blend = int((out_t or 0) * overlap), int((out or 0) * overlap)
     return TileGrid(cut, whole, (keep_t, keep), blend, lead)

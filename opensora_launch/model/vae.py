@@ -26,7 +26,7 @@ from torch import Tensor
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.image_vae import ImageVae, renamed_weights
 from opensora_launch.model.load import fill
-from opensora_launch.model.tiles import Tile, TileGrid, Tiles, decode_grid, encode_grid
+from opensora_launch.model.tiles import Tile, TileGrid, decode_grid, encode_grid
 from opensora_launch.model.video_dc_ae import VideoDcAe
 from opensora_launch.model.video_layout import layout_for
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
@@ -77,40 +77,32 @@ class Region:
 
 @torch.no_grad()
 def decode_regions(
-    vae: Autoencoder,
-    cfg: VaeConfig,
-    latent: Float[Tensor, "B C T H W"],
-    tiles: Tiles,
-    run_tiles: RunTiles = one_after_another,
+    vae: Autoencoder, cfg: VaeConfig, latent: Float[Tensor, "B C T H W"], run_tiles: RunTiles = one_after_another
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Decode latents to pixels B 3 T' H' W', nearly in [-1, 1], region by region; None where `run_tiles` gives None."""
     z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.like)
-    grid = decode_grid(tiles, video_shape(z))
+    grid = decode_grid(cfg, video_shape(z))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
     return grid, None if outputs is None else blend(grid, outputs)
 
 
 def decode_latents(
-    vae: Autoencoder,
-    cfg: VaeConfig,
-    latent: Float[Tensor, "B C T H W"],
-    tiles: Tiles,
-    run_tiles: RunTiles = one_after_another,
+    vae: Autoencoder, cfg: VaeConfig, latent: Float[Tensor, "B C T H W"], run_tiles: RunTiles = one_after_another
 ) -> Tensor | None:
     """Decode latents into pixels B 3 T' H' W', nearly in [-1, 1], as one tensor; None where `run_tiles` gives None."""
-    grid, regions = decode_regions(vae, cfg, latent, tiles, run_tiles)
+    grid, regions = decode_regions(vae, cfg, latent, run_tiles)
     return None if regions is None else assemble(grid, regions)
 
 
 @torch.no_grad()
 def encode_pixels(
-    vae: Autoencoder, pixels: Float[Tensor, "B 3 T H W"], tiles: Tiles, run_tiles: RunTiles = one_after_another
+    vae: Autoencoder, cfg: VaeConfig, pixels: Float[Tensor, "B 3 T H W"], run_tiles: RunTiles = one_after_another
 ) -> Tensor | None:
     """Encode pixels into what the encoder gives, unscaled: B M t h w, whole latents in height and width.
 
     The pixels may be on another device: one tile of them at a time is copied to the device of the VAE.
     """
-    like, grid = vae.like, encode_grid(tiles, video_shape(pixels))
+    like, grid = vae.like, encode_grid(cfg, video_shape(pixels))
     outputs = run_tiles(grid.tiles, lambda tile: compute_tile(lambda cut: vae.encode(cut.to(like)), pixels, tile))
     return None if outputs is None else assemble(grid, blend(grid, outputs))
 

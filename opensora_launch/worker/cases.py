@@ -13,7 +13,6 @@ from opensora_launch.errors import UserError
 from opensora_launch.media.video import to_uint8
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
-from opensora_launch.model.tiles import Tiles, tiles_of
 from opensora_launch.model.vae import Autoencoder, decode_latents, encode_pixels, load_vae, posterior_mean
 from opensora_launch.parallel.mesh import Axis, Mesh
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
@@ -135,7 +134,8 @@ def _run_sampling(case: Case, model: ShardedModel, record: StepRecord) -> dict[s
     if spec := case.data.get("vae"):
         vae, cfg = _vae(case, spec)
         run = spread_tiles(model.meshes[1].video)
-        pixels = decode_latents(vae, cfg, latents, _tiles(cfg, spec["tiles"], space=True, time=not cfg.is_causal), run)
+        tiled = _tiled(cfg, spec["tiles"], space=True, time=not cfg.is_causal)
+        pixels = decode_latents(vae, tiled, latents, run)
         out.pop("video")
         if pixels is not None:
             out["video"] = pixels[:, :, : option["num_frames"]]
@@ -173,10 +173,10 @@ def _run_vae(case: Case, mesh: Mesh) -> dict[str, Tensor]:
     for name in case.data["compare"]:
         way, *part = name.split(".")
         variant = "" if cfg.kind is VaeKind.image else part.pop(0)
-        tiles = _tiles(cfg, spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
+        tiled = _tiled(cfg, spec, space=variant in ("spatial", "both"), time=variant in ("temporal", "both"))
         given = case.tensors["latent" if way == "decode" else "pixels"]
         given = given[:, :, :1] if variant == "image_T1" else given
-        got = decode_latents(vae, cfg, given, tiles, run) if way == "decode" else encode_pixels(vae, given, tiles, run)
+        got = decode_latents(vae, tiled, given, run) if way == "decode" else encode_pixels(vae, tiled, given, run)
         if got is not None:
             out[name] = posterior_mean(cfg, got) if part == ["latent"] else got
     return out
@@ -204,15 +204,12 @@ def _vae(case: Case, spec: Mapping[str, Any]) -> tuple[Autoencoder, VaeConfig]:
     return load_vae(cfg, case.weights(spec)), cfg
 
 
-def _tiles(cfg: VaeConfig, spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> Tiles:
-    whole = replace(tiles_of(cfg), sample_px=None, latent=None, sample_frames=None, latent_frames=None)
+def _tiled(cfg: VaeConfig, spec: Mapping[str, Any] | None, *, space: bool, time: bool) -> VaeConfig:
+    """Return the config with the case's tiles, in space and in time or without."""
     if spec is None:
-        return whole
-    if space:
-        whole = replace(whole, sample_px=spec["sample_px"], latent=spec["latent"])
-    if time:
-        whole = replace(whole, sample_frames=spec["sample_frames"], latent_frames=spec["latent_frames"])
-    return replace(whole, overlap=spec["overlap"])
+        return replace(cfg, tile_px=None, tile_frames=None)
+    px, frames = spec["sample_px"] if space else None, spec["sample_frames"] if time else None
+    return replace(cfg, tile_px=px, tile_frames=frames, tile_overlap=spec["overlap"])
 
 
 def compare_case(

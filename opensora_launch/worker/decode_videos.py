@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from opensora_launch.media.video import room_for_frames, to_frames
-from opensora_launch.model.tiles import TileGrid, tiles_of
+from opensora_launch.model.tiles import TileGrid
 from opensora_launch.model.vae import Autoencoder, Region, decode_regions
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import Plan, VideoRequest
@@ -53,5 +53,4 @@ def decode_latent(
     ctx: RankContext, vae: Autoencoder, latent: Float[Tensor, "C T H W"]
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Yield regions of the video's pixels as they are finished, on the group's first rank; None on the others."""
-    cfg = ctx.plan.model.vae
-    return decode_regions(vae, cfg, latent[None], tiles_of(cfg), spread_tiles(ctx.mesh.video))
+    return decode_regions(vae, ctx.plan.model.vae, latent[None], spread_tiles(ctx.mesh.video))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from opensora_launch.errors import UserError
 from opensora_launch.media.references import load_references
-from opensora_launch.model.tiles import tiles_of
 from opensora_launch.model.vae import Autoencoder, encode_pixels, posterior_sample
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.tile_spreading import spread_tiles
@@ -34,7 +33,7 @@ def encode_references(ctx: RankContext, vae: Autoencoder, video: VideoRequest) -
     with ctx.recorder.span("vae", video=video.name):
         latents = []
         for k, pixels in enumerate(_load_on_all(ctx, video)):
-            moments = encode_pixels(vae, pixels, tiles_of(cfg), spread_tiles(axis))
+            moments = encode_pixels(vae, cfg, pixels, spread_tiles(axis))
             sample = None
             if moments is not None:
                 generator = torch.Generator().manual_seed((video.seed + (k + 1) * REF_SEED_OFFSET) % 2**63)

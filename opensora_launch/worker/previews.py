@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from opensora_launch.media.video import to_frames
-from opensora_launch.model.tiles import tiles_of
 from opensora_launch.model.vae import Autoencoder, decode_latents
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import RunDir, aside
@@ -39,7 +38,7 @@ def fit_projection(vae: Autoencoder, cfg: VaeConfig) -> Projection:
     generator = torch.Generator().manual_seed(SEED)
     frames = 1 if cfg.kind is VaeKind.image else FRAMES
     latents = torch.randn(CLIPS, cfg.latent_channels, frames, SIDE, SIDE, generator=generator)
-    pixels = decode_latents(vae, cfg, latents.to(vae.like.device), tiles_of(cfg))
+    pixels = decode_latents(vae, cfg, latents.to(vae.like.device))
     assert pixels is not None, "all tiles are decoded here"
     apart = max(1, (pixels.shape[2] - 1) // max(1, frames - 1))
     own = pixels[:, :, ::apart].float().cpu()  # one frame of pixels for each of latents

@@ -12,7 +12,7 @@ from torch import Tensor
 from _gpu.notes import Notes
 from _gpu.setting import LARGE, Setting
 from _gpu.transformer import finite
-from opensora_launch.model.tiles import Tile, decode_grid, tiles_of
+from opensora_launch.model.tiles import Tile, decode_grid
 from opensora_launch.model.vae import Autoencoder, compute_tile, decode_regions, empty_vae, encode_pixels, load_vae
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.plan.layout import Layout
@@ -59,7 +59,7 @@ def _decode(setting: Setting, network: Autoencoder) -> dict[str, Any]:
             yield made
 
     def decode() -> bool:
-        _, regions = decode_regions(network, model.vae, latents, tiles_of(model.vae), one_by_one)
+        _, regions = decode_regions(network, model.vae, latents, one_by_one)
         assert regions is not None
         checked = [finite(region.values) for region in regions]  # all of them, also after one that is not
         return all(checked)
@@ -85,7 +85,7 @@ def _encode(setting: Setting, network: Autoencoder) -> dict[str, Any]:
     shape = setting.geometry(LARGE)
     size = (1, 3, shape.num_frames, shape.height_px, shape.width_px)
     pixels = setting.random(*size, dtype=torch.float32, device=torch.device("cpu")).clamp_(-1, 1)
-    made, seconds, peak = setting.measured(lambda: encode_pixels(network, pixels, tiles_of(setting.model.vae)))
+    made, seconds, peak = setting.measured(lambda: encode_pixels(network, setting.model.vae, pixels))
     assert made is not None
     return {"s": seconds, "frames": shape.num_frames, **peak, "finite": finite(made)}
 
@@ -93,7 +93,7 @@ def _encode(setting: Setting, network: Autoencoder) -> dict[str, Any]:
 def _layouts(setting: Setting, network: Autoencoder) -> dict[str, Any]:
     """Decode a tile with weights and latents in both layouts. (torch 2.9's bf16 Conv3d: pytorch#166122, #166643.)"""
     latents = _latents(setting)[:, :, : REHEARSED_FRAMES if setting.tiny else COMPARED_FRAMES].to(setting.dtype)
-    grid = decode_grid(tiles_of(setting.model.vae), (latents.shape[2], latents.shape[3], latents.shape[4]))
+    grid = decode_grid(setting.model.vae, (latents.shape[2], latents.shape[3], latents.shape[4]))
     runs, peaks, values = dict[str, Callable[[], float]](), dict[str, Any](), dict[str, Tensor]()
     for name, layout in FORMATS.items():
         run = partial(_tile, network, latents.contiguous(memory_format=layout), grid.tiles[0], layout)

@@ -15,7 +15,6 @@ from opensora_launch.media.prompts import with_suffixes
 from opensora_launch.model import load_mmdit, vae
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.text_encoders import TextEncoders, load_text_encoders
-from opensora_launch.model.tiles import tiles_of
 from opensora_launch.model.weights import read_tensors
 from opensora_launch.plan.geometry import geometry_of
 from opensora_launch.plan.rows import Guidance
@@ -63,7 +62,7 @@ def load(config: ModelConfig) -> Networks:
 
 def encode(networks: Networks, pixels: Tensor) -> Tensor:
     """Encode pixels [V, 3, frames, H, W] to latents [V, C, t, h, w]: a seeded draw from the posterior."""
-    moments = vae.encode_pixels(networks.vae, pixels, tiles_of(networks.config.vae))
+    moments = vae.encode_pixels(networks.vae, networks.config.vae, pixels)
     assert moments is not None, "all tiles are computed here"
     return vae.posterior_sample(networks.config.vae, moments, torch.Generator().manual_seed(POSTERIOR_SEED))
 
@@ -72,7 +71,7 @@ def decode(networks: Networks, latents: Tensor) -> Tensor:
     """Decode latents [V, C, T, h, w] to clips [V, 3, frames, H, W] in [-1, 1]."""
     parts = []
     for part in latents.split(8):
-        pixels = vae.decode_latents(networks.vae, networks.config.vae, part, tiles_of(networks.config.vae))
+        pixels = vae.decode_latents(networks.vae, networks.config.vae, part)
         assert pixels is not None, "all tiles are computed here"
         parts.append(pixels.clamp(-1, 1))
     return torch.cat(parts)
@@ -92,11 +91,13 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
     refs = [[encode(networks, image[None, :, None])[0] for image in r.images] for r in requests]
     conds = torch.stack([pack_condition(*condition(kind, ref, noise[0]), patch) for ref in refs])
     of_video = config.trained_frames > 1
-    text = networks.text.encode([*(with_suffixes(r.prompt, 24, "4") if of_video else r.prompt for r in requests), ""])
-    negative = (text.t5[-1], text.clip[-1])
+    *texts, empty = networks.text.encode(
+        [*(with_suffixes(r.prompt, 24, "4") if of_video else r.prompt for r in requests), ""]
+    )
+    negative = (empty.t5, empty.clip)
     branches = [
-        ((text.t5[i], text.clip[i], cond), (*negative, cond), (*negative, torch.zeros_like(cond)))
-        for i, cond in enumerate(conds)
+        ((text.t5, text.clip, cond), (*negative, cond), (*negative, torch.zeros_like(cond)))
+        for text, cond in zip(texts, conds, strict=True)
     ]
     equal = [equal_inputs(each) for each in branches]
     ids = position_ids(frames, height // patch, width // patch, CPU)

@@ -16,7 +16,6 @@ from torch import Tensor
 from opensora_launch.errors import UserError
 from opensora_launch.model.image_vae import image_vae_names
 from opensora_launch.model.shapes import config_problems, vae_shapes
-from opensora_launch.model.tiles import UNTILED, Tiles, tiles_of
 from opensora_launch.model.vae import decode_latents, empty_vae, encode_pixels, load_vae, posterior_mean
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.mesh import Groups, build_meshes
@@ -57,7 +56,7 @@ def test_public_and_own_names_are_the_same_weights() -> None:
     weights, given = case()
     by_public = load_vae(CFG, weights)
     again = load_vae(CFG, by_public.state_dict())
-    pixels = decode_latents(again, CFG, given["latent"], UNTILED)
+    pixels = decode_latents(again, CFG, given["latent"])
     assert pixels is not None
     torch.testing.assert_close(pixels, given["decode"], rtol=1e-4, atol=1e-4)
 
@@ -72,25 +71,25 @@ def test_what_is_missing_is_named() -> None:
 def test_random_weights_keep_the_size_of_activations() -> None:
     tensors = random_tensors(empty_vae(CFG), seed=0, dtype=torch.float32, device=torch.device("cpu"))
     latent = torch.randn(1, 4, 1, 4, 6, generator=torch.Generator().manual_seed(0))
-    pixels = decode_latents(load_vae(CFG, tensors), CFG, latent, tiles_of(CFG))
+    pixels = decode_latents(load_vae(CFG, tensors), CFG, latent)
     assert pixels is not None
     assert pixels.shape == (1, 3, 1, 32, 48)
     assert bool(pixels.isfinite().all())
     assert 0.2 < float(pixels.std()) < 5.0
 
 
-def on_rank(latent: Tensor, image: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tensor | None]:
+def on_rank(latent: Tensor, image: Tensor, cfg: VaeConfig) -> tuple[Tensor | None, Tensor | None]:
     layout = Layout(ulysses=torch.distributed.get_world_size())
     mesh = build_meshes([layout], torch.distributed.get_rank(), Groups(timedelta(seconds=60)), unrecorded)[layout]
     vae, run = load_vae(CFG, case()[0]), spread_tiles(mesh.video)
-    moments = encode_pixels(vae, image, tiles, run)
-    return decode_latents(vae, CFG, latent, tiles, run), None if moments is None else posterior_mean(CFG, moments)
+    moments = encode_pixels(vae, cfg, image, run)
+    return decode_latents(vae, cfg, latent, run), None if moments is None else posterior_mean(CFG, moments)
 
 
 def test_tiles_on_three_ranks_are_those_of_one(tmp_path: Path) -> None:
-    given, tiles = case()[1], tiles_of(replace(CFG, tile_px=64))
-    ((alone, latent_alone),) = run_ranks(1, tmp_path, on_rank, given["latent"], given["pixels"], tiles)
-    (shown, latent), *others = run_ranks(3, tmp_path, on_rank, given["latent"], given["pixels"], tiles)
+    given, tiled = case()[1], replace(CFG, tile_px=64)
+    ((alone, latent_alone),) = run_ranks(1, tmp_path, on_rank, given["latent"], given["pixels"], tiled)
+    (shown, latent), *others = run_ranks(3, tmp_path, on_rank, given["latent"], given["pixels"], tiled)
     assert others == [(None, None)] * 2
     assert torch.equal(shown, alone)
     assert torch.equal(latent, latent_alone)

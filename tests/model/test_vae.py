@@ -13,16 +13,7 @@ from torch import Tensor
 from opensora_launch.errors import UserError
 from opensora_launch.model import causal_vae
 from opensora_launch.model.causal_vae import CausalConv3d, CausalVae, FrameAttention, Upsample
-from opensora_launch.model.tiles import (
-    UNTILED,
-    Tile,
-    Tiles,
-    decode_grid,
-    encode_grid,
-    tile_cost,
-    tile_problems,
-    tiles_of,
-)
+from opensora_launch.model.tiles import Tile, decode_grid, encode_grid, tile_cost, tile_problems
 from opensora_launch.model.vae import (
     assemble,
     blend,
@@ -42,9 +33,10 @@ SIZES = INFO["vae"]["tiles"]
 CFG = VaeConfig(
     latent_channels=4, norm_num_groups=4, block_out_channels=INFO["config"]["block_out_channels"], tile_px=None
 )
-SPATIAL = Tiles(sample_px=SIZES["sample_px"], latent=SIZES["latent"], overlap=SIZES["overlap"])
-TEMPORAL = Tiles(sample_frames=SIZES["sample_frames"], latent_frames=SIZES["latent_frames"], overlap=SIZES["overlap"])
-TILINGS = {"untiled": UNTILED, "spatial": SPATIAL, "temporal": TEMPORAL, "both": Tiles(**SIZES), "image_T1": UNTILED}
+SPATIAL = replace(CFG, tile_px=SIZES["sample_px"], tile_overlap=SIZES["overlap"])
+TEMPORAL = replace(CFG, tile_frames=SIZES["sample_frames"], tile_overlap=SIZES["overlap"])
+BOTH = replace(SPATIAL, tile_frames=SIZES["sample_frames"])
+TILINGS = {"untiled": CFG, "spatial": SPATIAL, "temporal": TEMPORAL, "both": BOTH, "image_T1": CFG}
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +54,20 @@ def check(name: str, got: Tensor | None) -> None:
 @pytest.mark.parametrize("variant", TILINGS)
 def test_decode_equals_the_reference(vae: CausalVae, variant: str) -> None:
     latent = TENSORS["latent"][:, :, :1] if variant == "image_T1" else TENSORS["latent"]
-    check(f"decode.{variant}", decode_latents(vae, CFG, latent, TILINGS[variant]))
+    check(f"decode.{variant}", decode_latents(vae, TILINGS[variant], latent))
 
 
 def test_a_shift_is_taken_back_before_decoding(vae: CausalVae) -> None:
     latent, shifted = TENSORS["latent"][:, :, :1], replace(CFG, shift_factor=0.3)
-    want = decode_latents(vae, CFG, latent, UNTILED)
-    got = decode_latents(vae, shifted, latent - CFG.scale_factor * 0.3, UNTILED)
+    want = decode_latents(vae, CFG, latent)
+    got = decode_latents(vae, shifted, latent - CFG.scale_factor * 0.3)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", TILINGS)
 def test_encode_equals_the_reference(vae: CausalVae, variant: str) -> None:
     pixels = TENSORS["pixels"][:, :, :1] if variant == "image_T1" else TENSORS["pixels"]
-    moments = encode_pixels(vae, pixels, TILINGS[variant])
+    moments = encode_pixels(vae, TILINGS[variant], pixels)
     assert moments is not None
     if variant != "image_T1":
         check(f"encode.{variant}.moments", moments)
@@ -93,12 +85,12 @@ def test_tiles_may_be_computed_in_any_order_and_elsewhere(vae: CausalVae) -> Non
         done = {tile: compute(tile) for tile in reversed(tiles)}
         return (done[tile] for tile in tiles)
 
-    whole = decode_latents(vae, CFG, TENSORS["latent"], Tiles(**SIZES))
-    again = decode_latents(vae, CFG, TENSORS["latent"], Tiles(**SIZES), backwards)
+    whole = decode_latents(vae, BOTH, TENSORS["latent"])
+    again = decode_latents(vae, BOTH, TENSORS["latent"], backwards)
     assert whole is not None
     assert again is not None
     assert torch.equal(whole, again)
-    assert decode_latents(vae, CFG, TENSORS["latent"], Tiles(**SIZES), lambda tiles, compute: None) is None
+    assert decode_latents(vae, BOTH, TENSORS["latent"], lambda tiles, compute: None) is None
 
 
 def test_one_output_is_held_at_a_time(vae: CausalVae) -> None:
@@ -111,15 +103,15 @@ def test_one_output_is_held_at_a_time(vae: CausalVae) -> None:
             yield compute(tile)
             events.append(f"blended {i}")
 
-    decode_latents(vae, CFG, TENSORS["latent"][:, :, :2], SPATIAL, watched)
+    decode_latents(vae, SPATIAL, TENSORS["latent"][:, :, :2], watched)
     assert events[:3] == ["compute 0", "blended 0", "compute 1"]
 
 
 def test_regions_come_as_they_are_finished_and_cover_the_whole_once(vae: CausalVae) -> None:
     """Of tiles in time and space: frames of a later time come after all of the time before, and none twice."""
-    latent, tiles = TENSORS["latent"], Tiles(**SIZES)
-    whole = decode_latents(vae, CFG, latent, tiles)
-    grid, regions = decode_regions(vae, CFG, latent, tiles)
+    latent = TENSORS["latent"]
+    whole = decode_latents(vae, BOTH, latent)
+    grid, regions = decode_regions(vae, BOTH, latent)
     assert whole is not None
     assert regions is not None
     covered, starts = torch.zeros(grid.out_shape, dtype=torch.int64), list[int]()
@@ -160,33 +152,32 @@ def test_weights_that_do_not_match_are_listed() -> None:
     ],
 )
 def test_tiles_of_real_videos(latent: tuple[int, int, int], count: int, rows: int, columns: int) -> None:
-    grid = decode_grid(tiles_of(VaeConfig()), latent)
+    grid = decode_grid(VaeConfig(), latent)
     assert len(grid.tiles) == count
     assert grid.tiles[-1].index == (0, rows - 1, columns - 1)
     assert grid.out_shape == (129, latent[1] * 8, latent[2] * 8)
-    assert encode_grid(tiles_of(VaeConfig()), grid.out_shape).out_shape == latent
+    assert encode_grid(VaeConfig(), grid.out_shape).out_shape == latent
 
 
 def test_the_tiles_of_768px_cost_160_percent_of_the_whole() -> None:
-    grid = decode_grid(tiles_of(VaeConfig()), (33, 72, 128))
+    grid = decode_grid(VaeConfig(), (33, 72, 128))
     assert sum(map(tile_cost, grid.tiles)) / (129 * 576 * 1024) == pytest.approx(1.60, abs=0.005)
 
 
 @pytest.mark.parametrize("frames", range(1, 60))
 def test_every_length_and_size_comes_out_whole(frames: int) -> None:
-    tiles = Tiles(**SIZES)
     shape = (frames, 1 + frames % 13, 1 + frames % 11)
     pixels = ((frames - 1) * 4 + 1, shape[1] * 8, shape[2] * 8)
-    assert decode_grid(tiles, shape).out_shape == pixels
-    assert encode_grid(tiles, pixels).out_shape == shape
+    assert decode_grid(BOTH, shape).out_shape == pixels
+    assert encode_grid(BOTH, pixels).out_shape == shape
 
 
 def test_tile_sizes_that_do_not_fall_on_latents_are_refused() -> None:
-    assert tile_problems(tiles_of(VaeConfig())) == []
-    assert tile_problems(Tiles(**SIZES)) == []
-    assert "tile of 200 pixels" in tile_problems(tiles_of(VaeConfig(tile_px=200)))[0]
-    assert "tile of 256 pixels" in tile_problems(tiles_of(VaeConfig(tile_overlap=0.3)))[0]
-    assert "tile of 10 frames" in tile_problems(Tiles(sample_frames=10, latent_frames=2))[0]
+    assert tile_problems(VaeConfig()) == []
+    assert tile_problems(BOTH) == []
+    assert "tile of 200 pixels" in tile_problems(VaeConfig(tile_px=200))[0]
+    assert "tile of 256 pixels" in tile_problems(VaeConfig(tile_overlap=0.3))[0]
+    assert "tile of 10 frames" in tile_problems(VaeConfig(tile_px=None, tile_frames=10))[0]
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, (1, 1, 1)), (3, (2, 2, 2)), (3, (1, 2, 2)), (1, (1, 1, 1))])
@@ -211,10 +202,10 @@ def test_layers_in_parts_of_the_frames_are_the_same(
     tensors = {k: v.to(dtype) for k, v in vae.state_dict().items()}
     whole = load_vae(CFG, tensors)
     latent, pixels = TENSORS["latent"][..., :4, :5].to(dtype), TENSORS["pixels"][..., :40, :32].to(dtype)
-    want = [decode_latents(whole, CFG, latent, UNTILED), encode_pixels(whole, pixels, UNTILED)]
+    want = [decode_latents(whole, CFG, latent), encode_pixels(whole, CFG, pixels)]
     for numbers in (1, 3000, 30000):
         monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", numbers)
-        got = [decode_latents(whole, CFG, latent, UNTILED), encode_pixels(whole, pixels, UNTILED)]
+        got = [decode_latents(whole, CFG, latent), encode_pixels(whole, CFG, pixels)]
         bound = 1e-12 if dtype == torch.float64 else 3e-5
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, atol=bound, rtol=bound)
@@ -256,7 +247,7 @@ def test_the_posterior_is_drawn_by_the_given_generator() -> None:
 
 def test_bf16_blends_without_losing_the_weights() -> None:
     """Weights y/n of a blend are not rounded to bf16; the result differs from fp32 by rounding of the pixels alone."""
-    grid = decode_grid(tiles_of(VaeConfig()), (1, 8, 40))
+    grid = decode_grid(VaeConfig(), (1, 8, 40))
     whole = torch.linspace(-1, 1, 320).expand(1, 3, 1, 64, 320)
     cut = [whole[..., tile.x[0] * 8 : tile.x[1] * 8].clone() for tile in grid.tiles]
     torch.testing.assert_close(assemble(grid, blend(grid, cut)), whole, atol=1e-6, rtol=0)

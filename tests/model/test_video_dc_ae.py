@@ -1,6 +1,7 @@
 """The Video DC-AE equals the reference's, whole and in tiles; its shapes, its rules, and runs with it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from opensora_launch.media.video import save_png
 from opensora_launch.model.shapes import config_problems, vae_shapes
-from opensora_launch.model.tiles import Tiles, decode_grid, encode_grid, tiles_of
+from opensora_launch.model.tiles import decode_grid, encode_grid
 from opensora_launch.model.vae import decode_latents, empty_vae, encode_pixels, load_vae, posterior_sample
 from opensora_launch.model.video_dc_ae import Conv, Rms
 from opensora_launch.plan.geometry import geometry_problems
@@ -33,11 +34,10 @@ FIVE = VaeConfig(
     VaeKind.dc_ae, DcAeConfig([8, 16, 16, 32, 32], [1, 1, 2, 1, 1], [1] * 5), latent_channels=8, tile_px=64
 )
 FOUR = VaeConfig(VaeKind.dc_ae, DcAeConfig([8, 16, 16, 32], [1] * 4, [1] * 4), latent_channels=8, tile_px=None)
-UNCUT = Tiles(space=32, lead=0)
-SPATIAL = Tiles(sample_px=128, latent=4, space=32, lead=0)
-TEMPORAL = Tiles(sample_frames=16, latent_frames=4, space=32, lead=0)
+UNCUT, SPATIAL = replace(CFG, tile_px=None), replace(CFG, tile_px=128)
+TEMPORAL = replace(UNCUT, tile_frames=16)
 TILINGS = {"untiled": UNCUT, "spatial": SPATIAL, "temporal": TEMPORAL, "image_T1": UNCUT}
-TILINGS["both"] = Tiles(128, 4, 16, 4, space=32, lead=0)
+TILINGS["both"] = replace(SPATIAL, tile_frames=16)
 
 
 @pytest.mark.parametrize("name", [n for n in TENSORS if n.startswith(("decode.", "encode."))])
@@ -47,9 +47,9 @@ def test_it_is_the_references(name: str) -> None:
     given = TENSORS["latent" if way == "decode" else "pixels"]
     given = given[:, :, :1] if variant == "image_T1" else given
     if way == "decode":
-        got = decode_latents(vae, CFG, given, TILINGS[variant])
+        got = decode_latents(vae, TILINGS[variant], given)
     else:
-        moments = encode_pixels(vae, given, TILINGS[variant])
+        moments = encode_pixels(vae, TILINGS[variant], given)
         assert moments is not None
         got = posterior_sample(CFG, moments, torch.Generator())  # nothing is drawn
     assert got is not None
@@ -75,12 +75,12 @@ def test_one_frame_meets_the_middle_tap(dtype: torch.dtype, stride: tuple[int, i
 @pytest.mark.parametrize(("cfg", "stride"), [(FIVE, 16), (FOUR, 8)])
 def test_fewer_stages_compress_less_in_space_and_as_much_in_time(cfg: VaeConfig, stride: int) -> None:
     """The videos' sizes, the tiles and the module all follow the number of stages."""
-    assert (cfg.stride_px, tiles_of(cfg).space) == (stride, stride)
+    assert cfg.stride_px == stride
     vae = load_vae(cfg, {name: torch.full(shape, 0.01) for name, shape in vae_shapes(cfg).items()})
-    latent = encode_pixels(vae, torch.ones(1, 3, 8, 96, 64), tiles_of(cfg))
+    latent = encode_pixels(vae, cfg, torch.ones(1, 3, 8, 96, 64))
     assert latent is not None
     assert latent.shape == (1, 8, 2, 96 // stride, 64 // stride)
-    back = decode_latents(vae, cfg, latent, tiles_of(cfg))
+    back = decode_latents(vae, cfg, latent)
     assert back is not None
     assert back.shape == (1, 3, 8, 96, 64)
     model = ModelConfig(mmdit=MmditConfig(in_channels=8, patch_size=1), vae=cfg)
@@ -100,13 +100,13 @@ def test_the_files_config_is_the_catalogues() -> None:
 @pytest.mark.parametrize(("latents", "frames"), [(1, 1), (4, 16), (5, 20), (7, 25), (8, 32), (32, 128)])
 def test_tiles_in_time(latents: int, frames: int) -> None:
     """A last tile of one latent gives one frame, as in the reference; 32 latents in tiles of 8 never end so."""
-    tiles = tiles_of(OPEN_SORA_2_DC_AE.vae) if latents in (8, 32) else TEMPORAL
-    grid = decode_grid(tiles, (latents, 2, 2))
+    cfg = OPEN_SORA_2_DC_AE.vae if latents in (8, 32) else TEMPORAL
+    grid = decode_grid(cfg, (latents, 2, 2))
     assert grid.out_shape == (frames, 64, 64)
     if frames % 4 == 0:
-        assert encode_grid(tiles, (frames, 64, 64)).out_shape == (latents, 2, 2)
-        size = VideoSize(64, 64, frames, None, tiles.sample_frames, lead=0)
-        assert size.tiles == len(encode_grid(tiles, (frames, 64, 64)).tiles)
+        assert encode_grid(cfg, (frames, 64, 64)).out_shape == (latents, 2, 2)
+        size = VideoSize(64, 64, frames, None, cfg.tile_frames, lead=0)
+        assert size.tiles == len(encode_grid(cfg, (frames, 64, 64)).tiles)
 
 
 def test_a_norm_in_parts_is_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from opensora_launch.model import causal_vae
 from opensora_launch.model import vae as vae_module
 from opensora_launch.model.causal_vae import CausalVae
-from opensora_launch.model.tiles import UNTILED
 from opensora_launch.model.vae import decode_latents, encode_pixels, load_vae
 from opensora_launch.model.video_layout import layout_for, layout_of, repeat_edges
 from tests.model.test_vae import CFG, TENSORS, vae  # noqa: F401 a fixture
@@ -42,8 +41,8 @@ def test_channels_may_lie_last_in_memory(
             conv.register_forward_pre_hook(lambda _, args: seen.append(layout_of(args[0])))
     latent, pixels = TENSORS["latent"][..., :4, :5], TENSORS["pixels"][..., :40, :32]
     for got, want in (
-        (decode_latents(last, CFG, latent, UNTILED), decode_latents(vae, CFG, latent, UNTILED)),
-        (encode_pixels(last, pixels, UNTILED), encode_pixels(vae, pixels, UNTILED)),
+        (decode_latents(last, CFG, latent), decode_latents(vae, CFG, latent)),
+        (encode_pixels(last, CFG, pixels), encode_pixels(vae, CFG, pixels)),
     ):
         assert got is not None
         assert got.is_contiguous()

@@ -12,7 +12,6 @@ from opensora_launch.errors import UserError
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.model.tiles import UNTILED
 from opensora_launch.model.vae import decode_latents, load_vae
 from opensora_launch.model.weights import constant_weights, random_tensors, read_pickle, read_tensors
 from opensora_launch.schema.autoencoder import VaeConfig
@@ -107,11 +106,11 @@ def test_the_random_transformer_keeps_the_size_of_activations() -> None:
 
 
 def test_the_random_vae_keeps_the_size_of_activations() -> None:
-    cfg = VaeConfig(latent_channels=4, norm_num_groups=4, block_out_channels=[8, 16, 16, 16])
+    cfg = VaeConfig(latent_channels=4, norm_num_groups=4, block_out_channels=[8, 16, 16, 16], tile_px=None)
     with torch.device("meta"):
         module = CausalVae(cfg)
     vae = load_vae(cfg, random_tensors(module, seed=0, dtype=FP32, device=CPU))
-    pixels = decode_latents(vae, cfg, torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0)), UNTILED)
+    pixels = decode_latents(vae, cfg, torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0)))
     assert pixels is not None
     assert pixels.shape == (1, 3, 5, 32, 32)
     assert bool(pixels.isfinite().all())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.model.tiles import decode_grid, tiles_of
+from opensora_launch.model.tiles import decode_grid
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import (
@@ -137,7 +137,7 @@ def test_tiles_are_open_soras() -> None:
 @pytest.mark.parametrize("tile_frames", [None, 16, 64])
 def test_tiles_are_counted_as_they_are_cut(frames: int, tile_frames: int | None) -> None:
     size, cfg = VideoSize(336, 192, frames, 256, tile_frames), VaeConfig(tile_frames=tile_frames)
-    grid = decode_grid(tiles_of(cfg), ((frames - 1) // 4 + 1, 24, 42))
+    grid = decode_grid(cfg, ((frames - 1) // 4 + 1, 24, 42))
     assert grid.out_shape == (frames, 192, 336)
     assert len(grid.tiles) == size.tiles
     largest = max(tile.out_shape[0] + (tile.index[0] > 0) for tile in grid.tiles) * 192 * 256
