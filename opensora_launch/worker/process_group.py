@@ -174,8 +174,7 @@ def _resolve(host: str, port: int, timeout_s: float) -> tuple[str, int]:
 
 
 BACKSTOP = timedelta(days=1)  # of collectives; the heartbeat's watch finds a stalled rank much sooner
-_ALL_STARTED = timedelta(minutes=5)  # within which all ranks must start
-_CONNECTED = timedelta(minutes=5)  # within which ranks that have met must connect, and exchange their first messages
+_CONNECTED = timedelta(minutes=5)  # within which all ranks must start, connect, and exchange their first messages
 
 
 def join(me: Rank, logs: AttemptDir | None = None, timeout: timedelta = BACKSTOP) -> None:
@@ -186,6 +185,7 @@ def join(me: Rank, logs: AttemptDir | None = None, timeout: timedelta = BACKSTOP
     other, or cannot connect.
     """
     backend = "cpu:gloo,cuda:nccl" if gpus_visible() else "gloo"
+    store: Any = torch.distributed.HashStore()  # type: ignore[attr-defined]
     if me.starter == "srun" and me.world > 1:
         first_node = os.environ.get("SLURM_NODEID", "0") == "0"
         host, within_s = task_env.head_host(os.environ), float(os.environ.get("CONNECT_TIMEOUT_S", CONNECT_S))
@@ -194,13 +194,13 @@ def join(me: Rank, logs: AttemptDir | None = None, timeout: timedelta = BACKSTOP
             _choose_interface(host)
         at = Meeting(host, task_env.head_port(os.environ), first_node, logs)
         store = meet(me.rank, me.world, at, within_s)
-        _connect(me, backend, store, _CONNECTED)
-    elif me.starter == "torchrun":
-        store = _torchruns_store(me)
-        _connect(me, backend, store, _ALL_STARTED)
-    else:
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        _connect(me, backend, store, _CONNECTED)
+    try:
+        if me.starter == "torchrun":
+            store, _, _ = next(rendezvous("env://", timeout=_CONNECTED))
+        dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=_CONNECTED)
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise Unreachable(f"rank {me.rank} on {socket.gethostname()} cannot connect to the others: {words}") from error
     store.set_timeout(timeout)
 
 
@@ -218,23 +218,3 @@ def _choose_interface(host: str) -> None:
     if "GLOO_SOCKET_IFNAME" not in os.environ and (not own or is_loopback(own)) and (name := interface_towards(host)):
         os.environ["GLOO_SOCKET_IFNAME"] = name
         log.info("gloo uses %s: the name %s leads to %s", name, socket.gethostname(), own or "no address")
-
-
-def _torchruns_store(me: Rank) -> Any:
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=_ALL_STARTED))
-    except RuntimeError as error:
-        raise _unconnected(me, error) from error
-    return store
-
-
-def _connect(me: Rank, backend: str, store: Any, timeout: timedelta) -> None:
-    try:
-        dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=timeout)
-    except RuntimeError as error:
-        raise _unconnected(me, error) from error
-
-
-def _unconnected(me: Rank, error: RuntimeError) -> Unreachable:
-    words = " ".join(str(error).split())
-    return Unreachable(f"rank {me.rank} on {socket.gethostname()} cannot connect to the others: {words}")
