@@ -47,8 +47,7 @@ def row_work(net: Network, grid: TokenGrid) -> RowWork:
     the text of a cross block; S is V/frames or frames if attention is factorised.
     """
     tokens, width = sequence_tokens(net, grid), net.attention_width
-    block = 2.0 * (4 * net.hidden * width + net.feed_forward_matrices * net.hidden * net.feed_forward)
-    matmul = tokens * net.blocks * block
+    matmul = tokens * net.blocks * (2.0 * net.matrices)
     reads_text = net.cross_blocks + (net.spatial_blocks + net.temporal_blocks) * net.mixes_text
     if grid.text_tokens and reads_text:
         matmul += reads_text * 4.0 * net.hidden * width * (grid.video_tokens + grid.text_tokens)
@@ -89,11 +88,8 @@ def weight_count(net: Network) -> float:
     """
     if net.parameters is not None:
         return net.parameters
-    width = net.attention_width
-    matrices = 4 * net.hidden * width + net.feed_forward_matrices * net.hidden * net.feed_forward
-    single = net.blocks - net.two_streams
-    modulation = (12 * net.two_streams + 3 * single) * net.hidden**2
-    return float(matrices * (net.blocks + net.two_streams) + modulation)
+    modulation = (12 * net.two_streams + 3 * (net.blocks - net.two_streams)) * net.hidden**2
+    return float(net.matrices * (net.blocks + net.two_streams) + modulation)
 
 
 def weight_bytes(net: Network, element_bytes: float = BF16) -> float:
@@ -103,10 +99,14 @@ def weight_bytes(net: Network, element_bytes: float = BF16) -> float:
 
 def block_weight_bytes(net: Network, element_bytes: float = BF16) -> float:
     """Count the bytes of the largest block, which is gathered ahead of use if weights are sharded."""
-    streams = 2 if net.two_streams else 1
-    matrices = 4 * net.hidden * net.attention_width + net.feed_forward_matrices * net.hidden * net.feed_forward
-    modulation = 12 if net.two_streams else 3
-    return float(matrices * streams + (modulation * net.hidden**2 if net.joint_blocks else 0)) * element_bytes
+    return max(block_weights(net)) * element_bytes
+
+
+def block_weights(net: Network) -> list[float]:
+    """Count the weights of each block in order of use; blocks with separate weights for the text come first."""
+    double = 2.0 * net.matrices + 12 * net.hidden**2
+    single = float(net.matrices + (3 * net.hidden**2 if net.joint_blocks else 0))
+    return [double] * net.two_streams + [single] * (net.blocks - net.two_streams)
 
 
 def merge_bytes(net: Network, grid: TokenGrid, layout: Layout) -> float:

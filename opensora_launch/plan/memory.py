@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from opensora_launch.plan.costs import block_weight_bytes, uneven, weight_bytes
+from opensora_launch.plan.costs import block_weight_bytes, block_weights, uneven, weight_bytes
 from opensora_launch.plan.geometry import Geometry
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import VAES, Network, TokenGrid
@@ -270,15 +270,8 @@ def blocks_bytes(net: Network, element_bytes: float) -> float:
 
 @cache
 def block_sizes(net: Network, element_bytes: float) -> tuple[float, ...]:
-    """Count the bytes of each block in order of use; blocks with separate weights for the text come first.
-
-    They are scaled down if the published model has fewer parameters than its blocks would have.
-    """
-    matrices = 4 * net.hidden * net.attention_width + net.feed_forward_matrices * net.hidden * net.feed_forward
-    double, single = 2.0 * matrices + 12 * net.hidden**2, float(matrices + 3 * net.hidden**2)
-    sizes = [double] * net.two_streams + [single if net.joint_blocks else float(matrices)] * (
-        net.blocks - net.two_streams
-    )
+    """Count the bytes of each block, scaled down if the published model has fewer parameters than these blocks."""
+    sizes = block_weights(net)
     scale = min(1.0, weight_bytes(net, 1) / sum(sizes)) * element_bytes
     return tuple(size * scale for size in sizes)
 

@@ -51,6 +51,11 @@ class Network:
         return self.heads * self.head_dim
 
     @property
+    def matrices(self) -> int:
+        """Numbers in the matrices of a block with one stream: 4 H A for attention, m H F for the feed-forward."""
+        return 4 * self.hidden * self.attention_width + self.feed_forward_matrices * self.hidden * self.feed_forward
+
+    @property
     def blocks(self) -> int:
         return self.joint_blocks + self.cross_blocks + self.spatial_blocks + self.temporal_blocks
 
@@ -223,9 +228,8 @@ VAES = {
     "hunyuan": Vae(246_478_803, 17.2e6, tile_px=256),  # 145 TFLOP per tile of 129 frames; bytes: memory.tile_bytes
     "sd": Vae(83_653_863, 9.5e6, live_per_frame=768, frames=14),  # frames per batch in Latte's pipeline
     "flux": Vae(83_819_683, 9.5e6, live_per_frame=768),
-    "wan": Vae(
-        126_892_531, 8.5e6, live=5060, reach=0.85
-    ),  # four frames at a time, and what each layer keeps of earlier ones
+    # four frames at a time, and what each layer keeps of earlier ones
+    "wan": Vae(126_892_531, 8.5e6, live=5060, reach=0.85),
     "wan2.2": Vae(704_688_668, 18.5e6, live=5390, reach=3.0),
     "cogvideox": Vae(215_583_907, 18.6e6, live=22_800, tile_px=256),  # eight frames at a time
     "mochi": Vae(459_748_611, 17.4e6, live_per_frame=710, tile_px=256),
