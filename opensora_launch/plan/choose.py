@@ -4,16 +4,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from opensora_launch.plan.layout import Layout, Rules, all_layouts, configured_degrees, layout_problem
-from opensora_launch.plan.memory import (
-    FP8_BYTES,
-    FRAGMENTS,
-    GIB,
-    USABLE,
-    Memory,
-    blocks_bytes,
-    memory_of_run,
-)
+from opensora_launch.plan.layout import Layout, Rules, all_layouts, configured_degrees, layout_problem, with_fewer_rows
+from opensora_launch.plan.memory import FP8_BYTES, FRAGMENTS, GIB, USABLE, Memory, blocks_bytes, memory_of_run
 from opensora_launch.plan.networks import VAES
 from opensora_launch.plan.placement import Placement, placements
 from opensora_launch.plan.times import (
@@ -213,11 +205,8 @@ class _Predictor:
         """Return the fastest layout for steps with fewer rows that has the same dp and tp."""
         key = (rows, most.dp, most.tp)
         if key not in self._fewer:
-            free = [
-                lay
-                for lay in all_layouts(self.work.ranks, {"dp": most.dp, "tp": most.tp})
-                if _allowed(lay, fixed) and not layout_problem(self._rules, lay)
-            ]
+            alike = all_layouts(self.work.ranks, configured_degrees(with_fewer_rows(most, fixed)))
+            free = [layout for layout in alike if not layout_problem(self._rules, layout)]
             useful = [lay for lay in free if _useful(self.work, lay, rows)] or free
             best = min(useful, key=lambda lay: (self._step(rows, lay, self.placement).total, -lay.cfg, lay.ring))
             self._fewer[key] = best
@@ -273,28 +262,16 @@ class _Predictor:
             for name, seconds in vars(self._step(rows, by_rows[rows], placement)).items():
                 parts[name] += rounds * count * seconds
         load = memory.disk / (work.topology.disk_gb_s * 1e9)
-        return Phases(load=load, text=TEXT_S, **parts, vae=self._vae(dp), save=self._save(dp))
-
-    def _vae(self, dp: int) -> float:
-        """Return the VAE's seconds on the busiest rank: tiles are shared by the ranks of a video."""
-        tiles = math.ceil(self.work.video.tiles / max(1, self.work.ranks // dp))
-        return math.ceil(self.work.videos / dp) * tiles * self._tile_s(self.rates)
+        own_videos = math.ceil(work.videos / dp)
+        own_tiles = math.ceil(work.video.tiles / max(1, work.ranks // dp))  # the ranks of a video share its tiles
+        vae, save = own_videos * own_tiles * self._tile_s(self.rates), own_videos * self._save_s()
+        return Phases(load=load, text=TEXT_S, **parts, vae=vae, save=save)
 
     def _tile_s(self, rates: Rates) -> float:
         """Return the seconds of a tile: at the VAE's own rate, but no faster than products."""
         vae = VAES[self.work.net.vae]
         return self.work.video.tile_pixels * max(vae.equal_flops / rates.vae_flops, vae.flops / rates.matmul_flops)
 
-    def _save(self, dp: int) -> float:
-        return math.ceil(self.work.videos / dp) * self._save_s()
-
     def _save_s(self) -> float:
         video = self.work.video
         return video.width_px * video.height_px * video.num_frames / SAVE_PIXELS_S
-
-
-def _allowed(layout: Layout, fixed: LayoutConfig) -> bool:
-    """Return whether a layout of steps with fewer rows keeps an axis unused that was configured as 1."""
-    return not (fixed.ring == 1 and layout.ring > 1) and not (
-        fixed.ulysses == 1 and fixed.ring != 1 and layout.ulysses > 1
-    )

@@ -107,21 +107,21 @@ class LayoutFacts:
 def layouts_by_rows(facts: LayoutFacts, fixed: LayoutConfig) -> tuple[tuple[int, Layout], ...]:
     """Choose a layout for steps with 1, 2, ... max_rows rows.
 
-    `fixed` is the configured layout of the steps with the most rows. Steps with fewer rows keep dp and tp, and keep
-    ring or ulysses at 1 if that was configured; their other axes are free. Weights are divided (tp) only if that is
+    `fixed` is the configured layout of the steps with the most rows. Weights are divided (tp) only if that is
     configured. Raise UserError if no layout is possible.
     """
     most = _best(facts, facts.max_rows, fixed)
     if most is None:
         raise UserError("this layout is impossible", [_why_not(facts, fixed)])
-    fewer = LayoutConfig(
-        dp=most.dp,
-        tp=most.tp,
-        ring=1 if fixed.ring == 1 else None,
-        ulysses=1 if fixed.ulysses == 1 and fixed.ring != 1 else None,
-    )
+    fewer = with_fewer_rows(most, fixed)
     found = [(rows, _best(facts, rows, fewer)) for rows in range(1, facts.max_rows)]
     return (*((rows, layout) for rows, layout in found if layout), (facts.max_rows, most))
+
+
+def with_fewer_rows(most: Layout, fixed: LayoutConfig) -> LayoutConfig:
+    """Return what is fixed for steps with fewer rows: dp and tp, and ring or ulysses if it was configured as 1."""
+    ring = 1 if fixed.ring == 1 else None
+    return LayoutConfig(dp=most.dp, tp=most.tp, ring=ring, ulysses=1 if fixed.ulysses == 1 and not ring else None)
 
 
 def _best(facts: LayoutFacts, rows: int, fixed: LayoutConfig) -> Layout | None:
