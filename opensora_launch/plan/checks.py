@@ -77,12 +77,9 @@ def precision_problems(run: RunConfig, device: str) -> list[str]:
 
 def sampling_problems(sampling: SamplingConfig) -> list[str]:
     """Return problems with counts, names and the seed."""
-    counts = {name: getattr(sampling, name) for name in ("num_steps", "num_samples", "batch_size")}
-    problems = [
-        f"sampling.{name}={count} must be at least 1"
-        for name, count in counts.items()
-        if count is not None and count < 1
-    ]
+    problems = list[str]()
+    for name in ("num_steps", "num_samples", "batch_size"):
+        problems += must_be_positive(f"sampling.{name}", getattr(sampling, name), 1)
     problems += must_be_one_of("sampling.noise_device", sampling.noise_device, ("cpu", "cuda"))
     problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
     if sampling.flow_shift is not None and sampling.flow_shift <= 0:
@@ -118,8 +115,7 @@ def untested_problems(run: RunConfig) -> list[str]:
 def launcher_problems(launcher: LauncherConfig) -> list[str]:
     """Return problems with threads, checkpoints and the time limit."""
     problems = list[str]()
-    threads = launcher.threads_per_rank
-    if threads is not None and threads < 1:
+    if (threads := launcher.threads_per_rank) is not None and threads < 1:
         problems.append(f"launcher.threads_per_rank={threads} must be at least 1, or null for the default")
     if (launcher.checkpoint_every_steps or 0) < 0:
         problems.append(
@@ -149,13 +145,9 @@ def prediction_problems(run: RunConfig) -> list[str]:
 
 def topology_problems(topology: TopologyConfig) -> list[str]:
     """Return problems with counts and links; null is allowed, because the launcher fills it in."""
-    counts = {name: getattr(topology, name) for name in ("nodes", "gpus_per_node")}
-    problems = [f"topology.{name}={n} must be at least 1" for name, n in counts.items() if n is not None and n < 1]
-    return problems + [
-        line
-        for name in ("link_gb_s", "node_link_gb_s", "disk_gb_s")
-        for line in must_be_positive(f"topology.{name}", getattr(topology, name))
-    ]
+    least = {"nodes": 1, "gpus_per_node": 1, "link_gb_s": None, "node_link_gb_s": None, "disk_gb_s": None}
+    each = (must_be_positive(f"topology.{name}", getattr(topology, name), low) for name, low in least.items())
+    return [line for lines in each for line in lines]
 
 
 def card_problems(card: Card) -> list[str]:

@@ -42,7 +42,7 @@ def image_run(run: RunConfig) -> RunConfig:
     """
     image, text = run.image, Path(run.model.folder)
     assert image.model, "call image_problems() first"
-    height, width = _image_px(run)
+    height, width = _image_px(run, image.resolution)
     return replace(
         run,
         image=ImageConfig(),
@@ -99,19 +99,17 @@ def first_frame_px(run: RunConfig) -> tuple[int, int] | None:
 
     As in the reference: to the size that the table for images has for the video's resolution, if that is another one.
     """
-    video, geometry = run.video, geometry_of(run.video, run.model)
-    if run.image.resolution in (None, video.resolution):
+    if run.image.resolution in (None, run.video.resolution):
         return None
-    if video.resolution is None:
-        return geometry.height_px, geometry.width_px
-    return image_size(video, video.resolution, _stride_px(run))
+    return _image_px(run, run.video.resolution)
 
 
-def _image_px(run: RunConfig) -> tuple[int, int]:
+def _image_px(run: RunConfig, resolution: str | None) -> tuple[int, int]:
+    """Return (height, width) of an image with that resolution and the shape of the videos; None: with their size."""
+    if resolution is not None:
+        return image_size(run.video, resolution, _stride_px(run))
     geometry = geometry_of(run.video, run.model)
-    if run.image.resolution is None:
-        return geometry.height_px, geometry.width_px
-    return image_size(run.video, run.image.resolution, _stride_px(run))
+    return geometry.height_px, geometry.width_px
 
 
 def _stride_px(run: RunConfig) -> int:

@@ -15,7 +15,12 @@ def after_images(work: Workload, found: Sequence[Option]) -> tuple[Option, ...]:
     if images is None:
         return tuple(found)
     best = options(images, LayoutConfig())[0]
-    return tuple(_after(option, best) for option in found)
+    image_s, after = best.phases.load + best.phases.making, list[Option]()
+    for option in found:
+        phases = replace(option.phases, image=image_s)
+        energy_kwh = option.energy_kwh * phases.total / option.phases.total
+        after.append(replace(option, images=best, phases=phases, energy_kwh=energy_kwh))
+    return tuple(after)
 
 
 def image_work(work: Workload) -> Workload | None:
@@ -30,9 +35,3 @@ def image_fit_problems(work: Workload) -> list[str]:
     if images is None:
         return []
     return [f"the images: {line}" for line in fit_problems(images, LayoutConfig(), options(images, LayoutConfig()))]
-
-
-def _after(option: Option, images: Option) -> Option:
-    phases = replace(option.phases, image=images.phases.load + images.phases.making)
-    energy_kwh = option.energy_kwh * phases.total / option.phases.total
-    return replace(option, images=images, phases=phases, energy_kwh=energy_kwh)
