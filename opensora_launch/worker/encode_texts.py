@@ -19,7 +19,7 @@ from opensora_launch.model.weight_files import weight_files
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis
-from opensora_launch.plan.plan import Plan, VideoRequest
+from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import aside
 from opensora_launch.schema.config import Init, ModelConfig
 from opensora_launch.worker.context import RankContext
@@ -74,12 +74,8 @@ class TextCache:
 
 
 def texts_of(plan: Plan) -> list[str]:
-    """Return every text of a plan's images and videos, once."""
-    return distinct_texts([*(plan.images.videos if plan.images else ()), *plan.videos])
-
-
-def distinct_texts(videos: Sequence[VideoRequest]) -> list[str]:
-    """Return every text to encode, once, in the order of first use."""
+    """Return every text of a plan's images and videos, once, in the order of first use."""
+    videos = [*(plan.images.videos if plan.images else ()), *plan.videos]
     return list(dict.fromkeys(text for video in videos for text in (video.text, video.negative)))
 
 

@@ -58,10 +58,17 @@ def _lacks_images(ctx: RankContext) -> bool:
     """Whether any first frame is still to be made, on all ranks. An earlier start of the job may have made all."""
     if ctx.images is None:
         return False
-    lacks = torch.tensor([bool(unsettled_videos(ctx.images.run_dir, ctx.images.plan.videos))], dtype=torch.uint8)
-    with ctx.recorder.span("setup"), ctx.world.record("barrier", ctx.world.ranks, 0):
-        dist.all_reduce(lacks, dist.ReduceOp.MAX, group=ctx.world.group)
-    return bool(lacks)
+    lacks = bool(unsettled_videos(ctx.images.run_dir, ctx.images.plan.videos))
+    with ctx.recorder.span("setup"):
+        return _any(ctx, lacks)
+
+
+def _any(ctx: RankContext, mine: bool) -> bool:
+    """Wait for all ranks, and return whether this is true for any of them."""
+    found = torch.tensor([mine], dtype=torch.uint8)
+    with ctx.world.record("barrier", ctx.world.ranks, 0):
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=ctx.world.group)
+    return bool(found)
 
 
 def _make_images(ctx: RankContext, attempt: AttemptDir, me: Rank) -> Mapping[str, Embedding]:
@@ -81,7 +88,8 @@ def _make_images(ctx: RankContext, attempt: AttemptDir, me: Rank) -> Mapping[str
         _, preempted = _make_until_stopped(images, networks, model, texts, batches)
         del networks, model
         free_caches(ctx.device)
-        _stop_together(ctx, preempted)
+        if _any(ctx, preempted):
+            raise Preempted
         beat.images, beat.videos, beat.videos_done = False, 0, 0
     return texts
 
@@ -100,17 +108,9 @@ def _make_videos(
     model = shard_model(ctx, networks, dict(ctx.plan.layouts))
     done, preempted = _make_until_stopped(ctx, networks, model, texts, _batches(ctx, attempt, me))
     with ctx.recorder.span("setup"):
-        _stop_together(ctx, preempted)
+        if _any(ctx, preempted):
+            raise Preempted
     return done
-
-
-def _stop_together(ctx: RankContext, preempted: bool) -> None:
-    """Wait for all ranks. Raises Preempted on all of them if any was asked to stop."""
-    with ctx.world.record("barrier", ctx.world.ranks, 0):
-        stop = torch.tensor([preempted], dtype=torch.uint8)
-        dist.all_reduce(stop, dist.ReduceOp.MAX, group=ctx.world.group)
-    if stop.item():
-        raise Preempted
 
 
 def _checkpoints(ctx: RankContext, attempt: AttemptDir) -> Checkpoints:
