@@ -3,17 +3,13 @@ can compare them with the header of a file before anything starts. Tests compare
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 from opensora_launch.model.tiles import tile_problems
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.config import MmditConfig, ModelConfig
-from opensora_launch.schema.model_constants import (
-    DC_AE_CONV_STAGES,
-    DC_AE_HEAD,
-    DC_AE_WIDENED,
-    TIME_CHANNELS,
-)
+from opensora_launch.schema.model_constants import DC_AE_CONV_STAGES, DC_AE_HEAD, DC_AE_WIDENED, TIME_CHANNELS
 
 TensorShape = tuple[int, ...]
 Shapes = dict[str, TensorShape]
@@ -95,8 +91,11 @@ def head_norms(name: str, cfg: MmditConfig) -> Shapes:
     return {f"{name}.query_norm.scale": size, f"{name}.key_norm.scale": size}
 
 
-def conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs, kernel, kernel, kernel), f"{name}.bias": (outputs,)}
+def conv(name: str, inputs: int, outputs: int, kernel: int = 3, dims: int = 3) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs, *(kernel,) * dims), f"{name}.bias": (outputs,)}
+
+
+image_conv = partial(conv, dims=2)
 
 
 def group_norm(name: str, channels: int) -> Shapes:
@@ -213,10 +212,6 @@ def image_resnet(name: str, inputs: int, outputs: int) -> Shapes:
     shapes = group_norm(f"{name}.norm1", inputs) | image_conv(f"{name}.conv1", inputs, outputs)
     shapes |= group_norm(f"{name}.norm2", outputs) | image_conv(f"{name}.conv2", outputs, outputs)
     return shapes if inputs == outputs else shapes | image_conv(f"{name}.nin_shortcut", inputs, outputs, 1)
-
-
-def image_conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs, kernel, kernel), f"{name}.bias": (outputs,)}
 
 
 def config_problems(model: ModelConfig) -> list[str]:

@@ -6,7 +6,7 @@ As in the reference, padding is not masked: the transformer always attends to al
 at a time, so the embedding of a text does not depend on the other texts.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +124,11 @@ def encoder_tensors(
     for of_wide in (False, True):
         wanted = [p for n in names if n.endswith(wide) == of_wide for p in public_names(n)]
         for file in weight_files(folder):
-            found |= read_weights(file, device, torch.float32 if of_wide else dtype, wanted)
+            read = read_tensors if file.suffix == ".safetensors" else read_pickle
+            found |= read(file, device=device, dtype=torch.float32 if of_wide else dtype, wanted=wanted)
     warn_of_constant(constant_weights(found), folder)
     present = {name: [p for p in public_names(name) if p in found] for name in names}
     return {name: found[public[0]] for name, public in present.items() if public}
-
-
-def read_weights(file: Path, device: torch.device, dtype: torch.dtype, wanted: Iterable[str]) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return read_tensors(file, device=device, dtype=dtype, wanted=wanted)
-    return read_pickle(file, device=device, dtype=dtype, wanted=wanted)
 
 
 def public_names(name: str) -> tuple[str, ...]:

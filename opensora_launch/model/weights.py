@@ -41,12 +41,8 @@ def read_tensors(
             for name in file.keys():  # noqa: SIM118 it is not a dict
                 short = name.removeprefix(prefix)
                 if name.startswith(prefix) and (keep is None or short in keep):
-                    found[short] = _in_dtype(file.get_tensor(name), dtype)
+                    found[short] = file.get_tensor(name).to(dtype=dtype)
     return found
-
-
-def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None else tensor.to(dtype)
 
 
 def is_one_number(weight: Tensor) -> bool:

@@ -37,12 +37,7 @@ def colossal_attention(mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Att
 
 
 def all_to_all_mode(
-    q: Float[Tensor, "B s N D"],
-    k: Float[Tensor, "B s N D"],
-    v: Float[Tensor, "B s N D"],
-    tokens: tuple[int, ...],
-    axis: Axis,
-    kernel: KernelCall,
+    q: Tensor, k: Tensor, v: Tensor, tokens: tuple[int, ...], axis: Axis, kernel: KernelCall
 ) -> Float[Tensor, "B s N D"]:
     """Exchange tokens for heads, attend, and exchange back. tokens[i] is the share of rank i of the axis."""
     heads, own, room = q.shape[2], q.shape[1], max(tokens)
@@ -65,12 +60,7 @@ def _exchanged(x: Tensor, axis: Axis, *, back: bool = False) -> Tensor:
 
 
 def ring_attn_mode(
-    q: Float[Tensor, "B s N D"],
-    k: Float[Tensor, "B s N D"],
-    v: Float[Tensor, "B s N D"],
-    tokens: tuple[int, ...],
-    axis: Axis,
-    kernel: KernelCall,
+    q: Tensor, k: Tensor, v: Tensor, tokens: tuple[int, ...], axis: Axis, kernel: KernelCall
 ) -> Float[Tensor, "B s N D"]:
     """Pass keys and values around the axis by ColossalAI's RingComm, the next block while the current one is computed.
 
