@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model.kernel_choice import Kernel, Offer, choose_kernel
+from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.parallel.mesh import Axis, Groups, build_meshes, node_axis, world_axis
 from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout
@@ -25,7 +25,7 @@ from opensora_launch.telemetry.recorder import Recorder
 from opensora_launch.worker.context import DTYPES, RankContext
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.numerics import set_numerics
-from opensora_launch.worker.process_group import BACKSTOP
+from opensora_launch.worker.process_group import BACKSTOP, gathered
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rank_facts import (
     device_name,
@@ -46,10 +46,7 @@ def own_device(kind: str, me: Rank) -> torch.device:
     Raises UserError if there is none, or, on all ranks, if two of them have the same GPU.
     """
     device = pick_device(kind, me)
-    seen = [(socket.gethostname(), device_uuid(device))] * me.world
-    if me.world > 1:
-        dist.all_gather_object(seen, seen[0])
-    refuse_shared_gpus(seen)
+    refuse_shared_gpus(gathered((socket.gethostname(), device_uuid(device))))
     return device
 
 
@@ -116,7 +113,7 @@ def set_up(
 
 def _kernel(plan: Plan, device: torch.device) -> Kernel:
     head_dim, dtype = plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads, DTYPES[plan.precision]
-    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_offers)
+    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=gathered)
 
 
 def _device_sets(stages: Sequence[Plan], me: Rank) -> dict[tuple[int, ...], Uses]:
@@ -146,10 +143,3 @@ def agreed_placement(plan: Plan, free_bytes: int, set_aside_bytes: int, world: A
     if needed > least:
         log.warning("%.1f GiB are needed, and a GPU has %.1f for them: memory may run out", needed / GIB, least / GIB)
     return placement
-
-
-def all_offers(mine: Offer) -> list[Offer]:
-    """Return the kernels that the ranks would take: hosts may differ in what is installed and what works."""
-    offers: list[Offer] = [mine] * dist.get_world_size()
-    dist.all_gather_object(offers, mine)
-    return offers
