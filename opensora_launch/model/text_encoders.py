@@ -50,7 +50,6 @@ class TextEncoder:
     max_length: int
 
     def run(self, text: str) -> Any:
-        """Return the network's outputs for one text."""
         made = self.tokenizer(
             text, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
@@ -58,7 +57,6 @@ class TextEncoder:
         return self.network(input_ids=ids, attention_mask=None)
 
     def cut(self, text: str) -> int:
-        """Return how many tokens of a text are cut off."""
         return max(0, len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]) - self.max_length)
 
 

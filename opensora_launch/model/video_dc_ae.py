@@ -184,7 +184,6 @@ def up(inputs: int, outputs: int, in_time: bool) -> Plus:
 
 
 def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[list[nn.Module]]:
-    """Return the blocks of each stage."""
     return [
         [conv_block(width) if stage < DC_AE_CONV_STAGES else attention_block(width) for _ in range(depth)]
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True))

@@ -75,7 +75,6 @@ def _size(resolution: str, ratio: float, stride_px: int, *, nearest_area: bool) 
 
 
 def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
-    """Return every problem with the size of `video`."""
     stride = model.vae.stride_px * model.mmdit.patch_size
     problems = _frame_problems(video.num_frames, model.vae)
     if not 1 <= video.fps <= 240:
