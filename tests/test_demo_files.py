@@ -65,9 +65,8 @@ def test_the_config_is_what_training_used(model):
 
 
 def test_case_and_unknown_words(networks):
-    plain, shouted, strange = (
-        each.t5 for each in networks.text.encode(["a red circle moving up.", "A RED Circle moving up.", "zebra."])
-    )
+    texts = ["a red circle moving up.", "A RED Circle moving up.", "zebra."]
+    plain, shouted, strange = (embedding.t5 for embedding in networks.text.encode(texts))
     assert torch.equal(plain, shouted)
     assert bool(strange.isfinite().all())
     assert not torch.allclose(plain, strange, atol=0.1)

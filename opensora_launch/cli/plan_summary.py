@@ -43,7 +43,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     seconds = g.num_frames / g.fps
     frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
     yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"
-    yield "tokens", f"{g.total_tokens:,} = {g.text_tokens:,} text + {g.video_tokens:,} {made_name(plan)}"
+    yield "tokens", f"{g.grid.total_tokens:,} = {g.text_tokens:,} text + {g.grid.video_tokens:,} {made_name(plan)}"
     if plan.images:
         yield "images", _images(plan.images)
     yield from _videos(plan)

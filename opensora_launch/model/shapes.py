@@ -103,7 +103,6 @@ def group_norm(name: str, channels: int) -> Shapes:
 
 
 def vae_shapes(cfg: VaeConfig) -> Shapes:
-    """Return the weights of the autoencoder by public name."""
     of_kind = {VaeKind.causal: causal_vae_shapes, VaeKind.dc_ae: dc_ae_shapes, VaeKind.image: image_vae_shapes}
     return of_kind[cfg.kind](cfg)
 

@@ -142,7 +142,6 @@ def compute_tile(run: Callable[[Tensor], Tensor], whole: Float[Tensor, "B C T H 
 
 
 def assemble(grid: TileGrid, regions: Iterable[Region]) -> Tensor:
-    """Put all regions together in one tensor."""
     whole = None
     for region in regions:
         shape = (*region.values.shape[:2], *grid.out_shape)

@@ -9,6 +9,7 @@ stays a single frame. Attention is linear in the number of positions, and global
 tile alone (hpcaitech/Open-Sora, models/dc_ae; Chen et al. 2024, https://arxiv.org/abs/2410.10733).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -100,17 +101,6 @@ class OpList(nn.Module):
         return x
 
 
-class TwoConvs(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = Conv(channels, channels)
-        self.conv2 = Conv(channels, channels, bias=False, norm=True)
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
-        out: Tensor = self.conv2(F.silu(self.conv1(x)))
-        return out
-
-
 class LinearAttention(nn.Module):
     """Attend over all positions with relu(q) and relu(k); half of the heads see 5 x 5 x 5 neighbourhoods."""
 
@@ -150,15 +140,14 @@ class GluConv(nn.Module):
         return out
 
 
-class AttentionBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.context_module = Plus(LinearAttention(channels))
-        self.local_module = Plus(GluConv(channels))
+def conv_block(channels: int) -> nn.Module:
+    convs = Conv(channels, channels), Conv(channels, channels, bias=False, norm=True)
+    return Plus(nn.Sequential(OrderedDict(conv1=convs[0], act=nn.SiLU(), conv2=convs[1])))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
-        out: Tensor = self.local_module(self.context_module(x))
-        return out
+
+def attention_block(channels: int) -> nn.Module:
+    attention, glu = LinearAttention(channels), GluConv(channels)
+    return nn.Sequential(OrderedDict(context_module=Plus(attention), local_module=Plus(glu)))
 
 
 class UpConv(nn.Module):
@@ -195,9 +184,8 @@ def up(inputs: int, outputs: int, in_time: bool) -> Plus:
 
 
 def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[list[nn.Module]]:
-    """Return the blocks of each stage."""
     return [
-        [Plus(TwoConvs(width)) if stage < DC_AE_CONV_STAGES else AttentionBlock(width) for _ in range(depth)]
+        [conv_block(width) if stage < DC_AE_CONV_STAGES else attention_block(width) for _ in range(depth)]
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True))
     ]
 

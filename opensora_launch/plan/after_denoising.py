@@ -2,7 +2,7 @@
 
 from opensora_launch.plan.costs import row_work
 from opensora_launch.plan.memory import video_size
-from opensora_launch.plan.networks import VAES, TokenGrid, network_of
+from opensora_launch.plan.networks import VAES, network_of
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.times import VAE_EFFICIENCY
 from opensora_launch.schema.autoencoder import VaeKind
@@ -19,7 +19,7 @@ def share_after_denoising(plan: Plan) -> float:
     """
     shape, net, vae = plan.geometry, network_of(plan.model), plan.model.vae
     ranks = plan.machine.ranks / plan.dp
-    row = row_work(net, TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens))
+    row = row_work(net, shape.grid)
     rows = sum(sum(rows_per_step(v, shape.latent_frames, plan.sampling.prune_rows)) for v in plan.videos)
     size = video_size(shape, vae)
     tiles = -(-size.tiles // ranks)

@@ -95,7 +95,6 @@ def weight_count(net: Network) -> float:
 
 
 def weight_bytes(net: Network, element_bytes: float = BF16) -> float:
-    """Count the bytes of all weights."""
     return weight_count(net) * element_bytes
 
 

@@ -68,7 +68,6 @@ def _hopeless(work: Workload) -> str:
 
 
 def phase_of(option: Option) -> str:
-    """Return the phase with the highest memory peak."""
     peaks = {"text encoding": option.memory.text, "denoising": option.memory.denoise, "VAE": option.memory.decode}
     return max(peaks, key=lambda name: peaks[name])
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from opensora_launch.errors import must_be_one_of, must_step
+from opensora_launch.plan.networks import TokenGrid
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.config import ModelConfig, VideoConfig
 
@@ -36,12 +37,8 @@ class Geometry:
     text_tokens: int
 
     @property
-    def video_tokens(self) -> int:
-        return self.latent_frames * self.tokens_per_frame
-
-    @property
-    def total_tokens(self) -> int:
-        return self.text_tokens + self.video_tokens
+    def grid(self) -> TokenGrid:
+        return TokenGrid(self.latent_frames, self.tokens_per_frame, self.text_tokens)
 
 
 def pixel_size(resolution: str, aspect_ratio: str, stride_px: int, *, nearest_area: bool = False) -> tuple[int, int]:
@@ -78,7 +75,6 @@ def _size(resolution: str, ratio: float, stride_px: int, *, nearest_area: bool) 
 
 
 def geometry_problems(video: VideoConfig, model: ModelConfig) -> list[str]:
-    """Return every problem with the size of `video`."""
     stride = model.vae.stride_px * model.mmdit.patch_size
     problems = _frame_problems(video.num_frames, model.vae)
     if not 1 <= video.fps <= 240:

@@ -36,7 +36,6 @@ class Layout:
         return self.ring * self.ulysses
 
     def has(self, degrees: Mapping[str, int]) -> bool:
-        """Return whether the named axes have these degrees."""
         return all(getattr(self, axis) == degree for axis, degree in degrees.items())
 
     def __str__(self) -> str:
@@ -60,7 +59,6 @@ class Rules:
 
 
 def rules_of(mmdit: MmditConfig, engine: Engine, placement: Placement) -> Rules:
-    """Take the rules from a model's sizes."""
     return Rules(engine, mmdit.num_heads, int(mmdit.hidden_size * mmdit.mlp_ratio), placement)
 
 
@@ -88,7 +86,6 @@ def layout_problem(rules: Rules, layout: Layout) -> str:
 
 
 def configured_degrees(fixed: LayoutConfig) -> dict[str, int]:
-    """Return the configured axes and their degrees."""
     return {axis: degree for axis, degree in vars(fixed).items() if degree is not None}
 
 

@@ -13,7 +13,7 @@ from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_proble
 from opensora_launch.plan.image_stage import after_images
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
 from opensora_launch.plan.memory import video_size
-from opensora_launch.plan.networks import TokenGrid, network_of
+from opensora_launch.plan.networks import network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.placement_by_rule import placement_by_rule
 from opensora_launch.plan.plan import SCHEMA, Machine, Plan, VideoRequest, batches, rows_per_step
@@ -120,7 +120,7 @@ def _arranged(
     most = max((max(_rows_of(group, geometry, run), default=1) for group in groups), default=1)
     first = placements(run.placement, run.fit, machine.ranks, machine.gpus_per_node)[0]
     rules, count = rules_of(run.model.mmdit, run.engine, first), max(len(groups), 1)
-    facts = LayoutFacts(machine.ranks, machine.gpus_per_node, count, most, geometry.total_tokens, rules)
+    facts = LayoutFacts(machine.ranks, machine.gpus_per_node, count, most, geometry.grid.total_tokens, rules)
     layouts = layouts_by_rows(facts, fixed)  # raises if no layout is possible
     if by_rule or machine.device != "cuda" or not videos or not run.hardware.memory_gib:
         return layouts, first, size
@@ -166,7 +166,7 @@ def workload_of(
     groups = batches(videos, batch_size)
     work = Workload(
         net=network_of(run.model),
-        grid=TokenGrid(geometry.latent_frames, geometry.tokens_per_frame, geometry.text_tokens),
+        grid=geometry.grid,
         video=video_size(geometry, run.model.vae),
         steps=_steps(groups, geometry, run),
         batches=len(groups),

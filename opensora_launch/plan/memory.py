@@ -62,9 +62,14 @@ class VideoSize:
     @property
     def tile_pixels(self) -> int:
         """Pixels of the largest tile over all its frames. Tiles that are cut in time have `lead` frames more."""
-        most = self.tile_px or max(self.width_px, self.height_px)
         frames = min(self.num_frames, self.tile_frames + self.lead) if self.tile_frames else self.num_frames
-        return min(self.width_px, most) * min(self.height_px, most) * frames
+        return self.tile_area * frames
+
+    @property
+    def tile_area(self) -> int:
+        """Pixels of a frame of the largest tile."""
+        most = self.tile_px or max(self.width_px, self.height_px)
+        return min(self.width_px, most) * min(self.height_px, most)
 
 
 def video_size(shape: Geometry, vae: VaeConfig) -> VideoSize:
@@ -232,14 +237,12 @@ def resident_weights(
 
 def decode_bytes(net: Network, video: VideoSize, layout: Layout, element_bytes: int) -> float:
     """Count the bytes for decoding a tile, with this package's decoders or with the model's own."""
-    side = video.tile_px or max(video.width_px, video.height_px)
-    pixels = min(video.width_px, side) * min(video.height_px, side)
     if net.vae == "hunyuan":
         return tile_bytes(video, element_bytes) + finished_bytes(video, layout, element_bytes)
     if net.vae == "dcae":
-        work = VAES[net.vae].work_bytes(pixels, video.num_frames, element_bytes)
+        work = VAES[net.vae].work_bytes(video.tile_area, video.num_frames, element_bytes)
         return work + finished_bytes(video, layout, element_bytes)
-    return VAES[net.vae].live_bytes(pixels, video.num_frames, element_bytes)
+    return VAES[net.vae].live_bytes(video.tile_area, video.num_frames, element_bytes)
 
 
 def tile_bytes(video: VideoSize, element_bytes: int) -> float:

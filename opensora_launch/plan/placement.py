@@ -65,7 +65,6 @@ def next_smaller(
 
 
 def placement_text(placement: Placement) -> str:
-    """Describe a placement in words."""
     in_host, count = placement.offload is Offload.host, placement.resident_blocks
     whole = "weights in host memory" if in_host else "replicated weights"
     spread = {Shard.node: "weights spread over a node", Shard.all: "weights spread over all ranks"}
@@ -91,7 +90,6 @@ def as_changes(before: Placement, after: Placement) -> str:
 
 
 def placement_problems(config: PlacementConfig) -> list[str]:
-    """Return problems with the configured placement."""
     problems = [
         f"placement.{name}={count} must be at least 0, or null for the planner to choose"
         for name, count in (("resident_blocks", config.resident_blocks), ("rows_at_once", config.rows_at_once))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from opensora_launch.plan.memory import Memory, memory_of_run, video_size
-from opensora_launch.plan.networks import TokenGrid, network_of
+from opensora_launch.plan.networks import network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
 
@@ -13,7 +13,7 @@ def memory_of_plan(plan: Plan, placement: Placement) -> Memory:
     shape, model = plan.geometry, plan.model
     return memory_of_run(
         network_of(model),
-        TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens),
+        shape.grid,
         video_size(shape, model.vae),
         plan.layouts,
         gpus_per_node=plan.machine.gpus_per_node,

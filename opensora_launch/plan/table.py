@@ -177,7 +177,6 @@ def layout_text(layout: Layout) -> str:
 
 
 def seconds_of(option: Option, part: str) -> str:
-    """The seconds of a phase as text."""
     return seconds_text(getattr(option.phases, part))
 
 

@@ -20,20 +20,18 @@ OPTIONS = (
     "num_steps", "num_frames", "seed", "shift", "method",
     "guidance", "guidance_img", "text_osci", "image_osci", "scale_temporal_osci",
 )  # fmt: skip
+_SAMPLING: Mapping[str, Sequence[str]] = {
+    "compare": (), "weights": ("file", "prefix"), "model_config": ("patch_size",), "cond_type": (),
+    "sampling_option": OPTIONS,
+}  # fmt: skip
 CASE_KEYS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "mmdit": {"compare": (), "weights": ("file", "prefix"), "config": ()},
     "vae": {"compare": (), "vae": ("file", "prefix", "config", "scale_factor", "shift_factor", "tiles")},
     "dcae": {"compare": (), "vae": ("file", "prefix", "config", "tiles")},
     "ae2d": {"compare": (), "vae": ("file", "prefix", "config")},
-    "sampling": {
-        "compare": (), "weights": ("file", "prefix"), "model_config": ("patch_size",), "cond_type": (),
-        "sampling_option": OPTIONS,
-    },
-    "t2i2v": {
-        "compare": (), "weights": ("file", "prefix"), "model_config": ("patch_size",), "cond_type": (),
-        "sampling_option": OPTIONS, "t2i": ("weights", "model_config", "vae", "sampling_option"),
-    },
-}  # fmt: skip
+    "sampling": _SAMPLING,
+    "t2i2v": {**_SAMPLING, "t2i": ("weights", "model_config", "vae", "sampling_option")},
+}
 
 VAE_KINDS = {"vae": VaeKind.causal, "dcae": VaeKind.dc_ae, "ae2d": VaeKind.image}
 

@@ -215,26 +215,33 @@ def _tiled(cfg: VaeConfig, spec: Mapping[str, Any] | None, *, space: bool, time:
     return replace(cfg, tile_px=px, tile_frames=frames, tile_overlap=spec["overlap"])
 
 
-def compare_case(
-    case: Case, got: Mapping[str, Tensor], alone: Mapping[str, Tensor], layout: Layout
+def compare_tensors(
+    case: str,
+    kind: str,
+    layout: Layout,
+    got: Mapping[str, Tensor],
+    alone: Mapping[str, Tensor],
+    *,
+    bounds: Mapping[str, Mapping[str, float]],
+    stored: Mapping[str, Tensor] | None,
 ) -> list[VerifyLine]:
-    """Return one line per tensor: is each element within atol + rtol * |want| of both wanted tensors?
+    """Return one line per tensor in `bounds`: is each element within atol + rtol * |want| of all wanted tensors?
 
-    These are the stored one and that of one rank; NaN is never within.
+    These are that of one rank, and the stored one if there is any; NaN is never within.
     """
     lines = []
-    for name, bound in case.data["compare"].items():
-        stored = case.tensors[name]
-        ok = all(within(got[name], want, bound) for want in (stored, alone[name]))
-        to_stored, to_one = distance(got[name], stored), distance(got[name], alone[name])
-        lines.append(VerifyLine(case.path.stem, case.kind, layout.ranks, str(layout), name, to_stored, to_one, ok))
+    for name, bound in bounds.items():
+        one, kept = alone[name], stored[name] if stored else None
+        ok = _within(got[name], one, bound) and (kept is None or _within(got[name], kept, bound))
+        to_stored, to_one = None if kept is None else _distance(got[name], kept), _distance(got[name], one)
+        lines.append(VerifyLine(case, kind, layout.ranks, str(layout), name, to_stored, to_one, ok))
     return lines
 
 
-def within(got: Tensor, want: Tensor, bound: Mapping[str, float]) -> bool:
+def _within(got: Tensor, want: Tensor, bound: Mapping[str, float]) -> bool:
     room = bound["atol"] + bound["rtol"] * want.abs()
     return got.shape == want.shape and bool(((got - want).abs() <= room).all())
 
 
-def distance(got: Tensor, want: Tensor) -> float:
+def _distance(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max()) if got.shape == want.shape else float("inf")

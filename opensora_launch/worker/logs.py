@@ -25,19 +25,19 @@ def redirect_output(path: Path) -> None:
 
 def start_logging(me: Rank) -> None:
     """Log to standard output, with time and rank in each line."""
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
+    line = f"%(asctime)s rank {me.rank} %(message)s"
+    logging.basicConfig(format=line, datefmt="%H:%M:%S", stream=sys.stdout, level=logging.INFO, force=True)
     logging.raiseExceptions = False  # a line that a full disk refuses is no error of the run
-    logging.getLogger().handlers[0].setFormatter(_formatter(me))
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def keep_log(path: Path, me: Rank) -> None:
+def keep_log(path: Path) -> None:
     """Write log lines to `path` too, unless standard output goes there already, as under srun."""
     if path.exists() and os.path.samestat(os.fstat(sys.stdout.fileno()), path.stat()):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_formatter(me))
+    handler.setFormatter(logging.getLogger().handlers[0].formatter)
     logging.getLogger().addHandler(handler)
 
 
@@ -56,7 +56,3 @@ def recorded(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-
-
-def _formatter(me: Rank) -> logging.Formatter:
-    return logging.Formatter(f"%(asctime)s rank {me.rank} %(message)s", datefmt="%H:%M:%S")

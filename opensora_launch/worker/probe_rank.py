@@ -26,7 +26,7 @@ from opensora_launch.schema.config import NumericsConfig
 from opensora_launch.worker.failures import leave
 from opensora_launch.worker.logs import redirect_output
 from opensora_launch.worker.numerics import set_numerics
-from opensora_launch.worker.process_group import Unreachable, join
+from opensora_launch.worker.process_group import Unreachable, gathered, join
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rank_facts import device_uuid
 from opensora_launch.worker.watch import clock_offset
@@ -56,13 +56,11 @@ def main(argv: Sequence[str]) -> int:
 
 def probe_links(spec: ProbeSpec, me: Rank, device: torch.device) -> ProbeResult:
     """Find which rank is where, and how fast each axis is. All ranks call this together."""
-    seen: list[RankSeen | None] = [None] * me.world
-    dist.all_gather_object(seen, _see(me, device))
+    found = sorted(gathered(_see(me, device)), key=lambda seen: seen.rank)
     groups = Groups(timedelta(seconds=spec.timeout_s))
     mesh = build_meshes([spec.layout], me.rank, groups, lambda axis, ranks, nbytes: nullcontext())[spec.layout]
     tests = [(mesh.tp, all_reduce), (mesh.ulysses, all_to_all), (mesh.ring, ring), (mesh.cfg, all_gather)]
     speeds = [_speed(spec, axis, exchange, device) for axis, exchange in tests if axis.size > 1]
-    found = sorted((rank for rank in seen if rank is not None), key=lambda rank: rank.rank)
     return ProbeResult(tuple(found), tuple(speeds))
 
 
@@ -119,9 +117,7 @@ def _speed(
         nbytes = exchange(axis, sent, got)
         _wait(device)
         times.append(time.monotonic() - begun)
-    everyone: list[float | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, statistics.median(times[WARM_UP:]))
-    slowest = max(seconds for seconds in everyone if seconds is not None)
+    slowest = max(gathered(statistics.median(times[WARM_UP:])))
     return AxisSpeed(axis.name, exchange.__name__, axis.size, nbytes, slowest)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,8 @@ LOGS_S = 90.0  # until a shared disk shows the logs of all ranks
 TRY_S, AGAIN_S = 3.0, 0.2  # one attempt to connect, and the pause before the next
 
 log = logging.getLogger("opensora_launch.worker")
+
+_T = TypeVar("_T")
 
 
 class Unreachable(Exception):
@@ -202,6 +204,13 @@ def join(me: Rank, logs: AttemptDir | None = None, timeout: timedelta = BACKSTOP
         words = " ".join(str(error).split())
         raise Unreachable(f"rank {me.rank} on {socket.gethostname()} cannot connect to the others: {words}") from error
     store.set_timeout(timeout)
+
+
+def gathered(mine: _T) -> list[_T]:
+    """Return what each rank has, in their order. All ranks call this together."""
+    each = [mine] * dist.get_world_size()
+    dist.all_gather_object(each, mine)
+    return each
 
 
 def usable_name(host: str, timeout_s: float) -> str:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+
+import msgspec
 
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, create_once
@@ -40,16 +41,6 @@ class Owner:
     pid: int
 
 
-class Claimant(NamedTuple):
-    """An owner as its claim names it."""
-
-    attempt: str
-    rank: str
-    job: str
-    host: str
-    pid: str
-
-
 class Queue:
     """The batches of a run, for the first rank of a group."""
 
@@ -66,7 +57,7 @@ class Queue:
         None if every other batch is finished or, unless this queue lasts until all are, has a living owner. WAIT while
         that is uncertain for some batch.
         """
-        certain, known = True, dict[Claimant, bool | None]()
+        certain, known = True, dict[Owner | None, bool | None]()
         for index, batch in enumerate(self._batches):
             if index in self._taken or self._is_settled(batch):
                 continue
@@ -82,7 +73,7 @@ class Queue:
     def _is_settled(self, batch: Sequence[VideoRequest]) -> bool:
         return all(is_settled(self._run_dir, video.name) for video in batch)
 
-    def _claim(self, name: str, known: dict[Claimant, bool | None]) -> bool | None:
+    def _claim(self, name: str, known: dict[Owner | None, bool | None]) -> bool | None:
         """Whether the batch is now ours; None if its owner may be alive or dead. known: which owners are alive."""
         folder = self._run_dir.claims
         folder.mkdir(exist_ok=True)
@@ -90,20 +81,19 @@ class Queue:
         last = max((int(match[1]) for match in found if match), default=-1)
         if last >= 0:
             path = folder / f"{name}.{last}.json"
-            claim = _read(path)
-            if not claim and self._moves.look(path, 0).still_s < ALIVE_S:
+            owner = _read(path)
+            if owner is None and self._moves.look(path, 0).still_s < ALIVE_S:
                 return None  # it is being written
-            owner = Claimant(*(str(claim.get(name)) for name in Claimant._fields))
             if owner not in known:
-                known[owner] = self._lives(owner)
+                known[owner] = owner is not None and self._lives(owner)
             if known[owner] is not False:
                 return None if known[owner] is None else False
         return create_once(folder / f"{name}.{last + 1}.json", json.dumps(vars(self._owner)))
 
-    def _lives(self, owner: Claimant) -> bool | None:
+    def _lives(self, owner: Owner) -> bool | None:
         """Whether an owner is alive; None if only the next look can show it."""
         beat = read_json(self._run_dir.attempt(owner.attempt).heartbeat(owner.rank), Beat)
-        if beat is None or beat.state != "running" or (beat.host, str(beat.pid)) != (owner.host, owner.pid):
+        if beat is None or beat.state != "running" or (beat.host, beat.pid) != (owner.host, owner.pid):
             return False
         if owner.attempt == self._owner.attempt:
             return True  # if it dies, this rank ends too
@@ -117,9 +107,9 @@ class Queue:
         return False if look.still_s >= ALIVE_S or is_long_ago(beat.time_s) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Owner | None:
+    """Return whom a claim names; None if it is not whole."""
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return facts
-    except (OSError, ValueError):
-        return {}
+        return msgspec.json.decode(path.read_bytes(), type=Owner)
+    except (OSError, msgspec.MsgspecError):
+        return None

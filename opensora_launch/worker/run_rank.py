@@ -47,7 +47,7 @@ def run_rank(argv: Sequence[str]) -> int:
         join(me, logs)
         attempt, work = _agree(argv, me, launched)
         if alone or not launched:  # its output is visible, and is stored too
-            keep_log(attempt.log(me.rank), me)
+            keep_log(attempt.log(me.rank))
     except (UserError, Unreachable) as e:
         sys.stderr.write(f"error: {e}\n")
         code = exit_codes.USER_ERROR if isinstance(e, UserError) else exit_codes.FAILURE

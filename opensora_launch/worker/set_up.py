@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,7 +28,7 @@ from opensora_launch.worker.compiled_parts import chosen_parts, may_be_compiled
 from opensora_launch.worker.context import DTYPES, RankContext
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.numerics import set_numerics
-from opensora_launch.worker.process_group import BACKSTOP
+from opensora_launch.worker.process_group import BACKSTOP, gathered
 from opensora_launch.worker.rank import Rank, pick_device
 from opensora_launch.worker.rank_facts import (
     device_name,
@@ -41,8 +40,6 @@ from opensora_launch.worker.rank_facts import (
 )
 from opensora_launch.worker.watch import clock_offset, watch_kernel
 
-Answer = TypeVar("Answer")
-
 log = logging.getLogger("opensora_launch.worker")
 
 
@@ -52,10 +49,7 @@ def own_device(kind: str, me: Rank) -> torch.device:
     Raises UserError if there is none, or, on all ranks, if two of them have the same GPU.
     """
     device = pick_device(kind, me)
-    seen = [(socket.gethostname(), device_uuid(device))] * me.world
-    if me.world > 1:
-        dist.all_gather_object(seen, seen[0])
-    refuse_shared_gpus(seen)
+    refuse_shared_gpus(gathered((socket.gethostname(), device_uuid(device))))
     return device
 
 
@@ -129,11 +123,11 @@ def _log(plan: Plan, device: torch.device, kernel: Kernel) -> None:
 
 def _kernel(plan: Plan, device: torch.device) -> Kernel:
     head_dim, dtype = plan.model.mmdit.hidden_size // plan.model.mmdit.num_heads, DTYPES[plan.precision]
-    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=all_answers)
+    return choose_kernel(plan.attention, device=device, dtype=dtype, head_dim=head_dim, agree=gathered)
 
 
 def _parts(plan: Plan, device: torch.device) -> Parts:
-    return chosen_parts(plan.compile if may_be_compiled(plan) else Compile.off, device, all_answers)
+    return chosen_parts(plan.compile if may_be_compiled(plan) else Compile.off, device, gathered)
 
 
 def _device_sets(stages: Sequence[Plan], me: Rank) -> dict[tuple[int, ...], Uses]:
@@ -163,10 +157,3 @@ def agreed_placement(plan: Plan, free_bytes: int, set_aside_bytes: int, world: A
     if needed > least:
         log.warning("%.1f GiB are needed, and a GPU has %.1f for them: memory may run out", needed / GIB, least / GIB)
     return placement
-
-
-def all_answers(mine: Answer) -> list[Answer]:
-    """Return the answers of all ranks: hosts may differ in what is installed and what works."""
-    answers = [mine] * dist.get_world_size()
-    dist.all_gather_object(answers, mine)
-    return answers

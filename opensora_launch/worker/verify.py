@@ -32,7 +32,7 @@ from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Engine, NumericsConfig
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.case_files import Case, read_case
-from opensora_launch.worker.cases import Ranks, compare_case, distance, run_case, within
+from opensora_launch.worker.cases import Ranks, compare_tensors, run_case
 from opensora_launch.worker.compiled_parts import chosen_parts
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.decode_videos import decode_latent
@@ -41,10 +41,10 @@ from opensora_launch.worker.encode_references import encode_references
 from opensora_launch.worker.failures import stop_stalled
 from opensora_launch.worker.load_networks import Networks, load_networks, shard_model
 from opensora_launch.worker.numerics import set_numerics
-from opensora_launch.worker.process_group import BACKSTOP
+from opensora_launch.worker.process_group import BACKSTOP, gathered
 from opensora_launch.worker.rank import Rank
 from opensora_launch.worker.run import load_networks_and_texts
-from opensora_launch.worker.set_up import all_answers, own_device, set_up
+from opensora_launch.worker.set_up import own_device, set_up
 
 # Layouts may differ only in rounding, which guidance amplifies over the steps.
 BOUNDS = {name: {"rtol": x, "atol": x} for name, x in (("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1))}
@@ -88,14 +88,14 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     @cache
     def kernel(dtype: torch.dtype, head_dim: int) -> KernelCall:
         """Choose on all ranks together; rank 0, which alone makes the comparison, then has it."""
-        chosen = choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim, agree=all_answers)
+        chosen = choose_kernel(spec.attention, device=case.device, dtype=dtype, head_dim=head_dim, agree=gathered)
         return chosen.call
 
     by_rows = {rows: meshes[layout] for rows, layout in layouts}
     node = node_axis(by_rows[case.rows], me.local_world, me.world, groups)
     on_node = gathers_on_node(spec.engine, steps[-1], spec.placement)
     warm_up(device_sets(steps, me.rank, me.local_world, on_node=on_node), me.rank, groups, unrecorded, case.device)
-    parts = chosen_parts(spec.compile, case.device, all_answers)
+    parts = chosen_parts(spec.compile, case.device, gathered)
     got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine, parts), unrecorded)
     if me.rank != 0:
         return []
@@ -104,7 +104,8 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
         solo = meshes[alone]
         on_one = Ranks({rows: solo for rows, _ in layouts}, solo.video, Placement(), kernel)
         by_one = run_case(case, on_one, unrecorded)
-    return compare_case(case, got, by_one, layouts[-1][1])
+    bounds = case.data["compare"]
+    return compare_tensors(case.path.stem, case.kind, steps[-1], got, by_one, bounds=bounds, stored=case.tensors)
 
 
 def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> list[VerifyLine]:
@@ -125,20 +126,8 @@ def _verify_plan(plan: Plan, attempt: AttemptDir, me: Rank, beat: Heartbeat) -> 
     whole = load_networks(source, choose_engine(Engine.native), Placement(), solo.video, solo, beat.loaded)
     on_one = shard_model(ctx, whole, dict.fromkeys(layouts, alone))
     by_one = _make(replace(ctx, mesh=solo), whole, on_one, texts)
-    bound, layout = BOUNDS[plan.precision], plan.layouts[-1][1]
-    return [
-        VerifyLine(
-            case=plan.model.name,
-            kind="plan",
-            ranks=me.world,
-            layout=str(layout),
-            tensor=name,
-            max_abs_stored=None,
-            max_abs_one_rank=distance(got[name], by_one[name]),
-            ok=within(got[name], by_one[name], bound),
-        )
-        for name in by_one
-    ]
+    bounds, layout = dict.fromkeys(by_one, BOUNDS[plan.precision]), plan.layouts[-1][1]
+    return compare_tensors(plan.model.name, "plan", layout, got, by_one, bounds=bounds, stored=None)
 
 
 def _make(

@@ -24,7 +24,7 @@ GIB = 2**30
 def attention(setting: Setting, notes: Notes) -> None:
     """Time every attention kernel that is installed, at the lengths of both videos, in turns."""
     for video in (LARGE, SMALL):
-        notes.point(video, partial(_attention, setting, setting.geometry(video).total_tokens))
+        notes.point(video, partial(_attention, setting, setting.geometry(video).grid.total_tokens))
 
 
 def _attention(setting: Setting, tokens: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _uses(setting: Setting) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "context", lambda: setting.random(1)
     yield "communicators", partial(_communicate, setting)
     yield "products", lambda: setting.random(64, 64) @ setting.random(64, 64)
-    tokens = setting.geometry(SMALL).total_tokens
+    tokens = setting.geometry(SMALL).grid.total_tokens
     yield "attention", lambda: kernel_of(setting, model).call(*(setting.random(1, tokens, heads, dim) for _ in "qkv"))
     yield "convolutions", lambda: _convolution(setting)(setting.random(1, 16, 5, 64, 64))
 

@@ -10,7 +10,7 @@ from _bench import Spread, ratios, spread
 from torch import Tensor
 
 from _gpu.notes import Notes, median_of
-from _gpu.setting import LARGE, SMALL, Setting, tokens_of
+from _gpu.setting import LARGE, SMALL, Setting
 from _gpu.transformer import Inputs, Place, Stepper, join_alone, load_transformer
 from opensora_launch.engines.base import Transformer
 from opensora_launch.plan.choose import options
@@ -58,7 +58,7 @@ def _workload(setting: Setting, card: Card) -> Workload:
     shape, model = setting.geometry(LARGE), setting.model
     return Workload(
         net=setting.network(model),
-        grid=tokens_of(shape),
+        grid=shape.grid,
         video=VideoSize(shape.width_px, shape.height_px, shape.num_frames, model.vae.tile_px),
         steps=((1, 1),),
         batches=1,

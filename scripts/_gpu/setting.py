@@ -17,7 +17,7 @@ from torch import Tensor
 from _gpu.nvml_facts import driver, used_bytes
 from opensora_launch.machine.host import count_cpus
 from opensora_launch.plan.geometry import Geometry, geometry_of
-from opensora_launch.plan.networks import Network, TokenGrid, network_of
+from opensora_launch.plan.networks import Network, network_of
 from opensora_launch.request.catalogue import match, read_cards
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.cards import Card
@@ -173,11 +173,6 @@ class Setting:
             "python": platform.python_version(),
             "source": source_digest(),
         }
-
-
-def tokens_of(shape: Geometry) -> TokenGrid:
-    """Return the tokens of a video as the planner counts with them."""
-    return TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)
 
 
 def source_digest() -> str:

@@ -10,7 +10,7 @@ from _bench import ratios, spread
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from _gpu.notes import Notes
-from _gpu.setting import LARGE, Setting, tokens_of
+from _gpu.setting import LARGE, Setting
 from _gpu.transformer import ROWS, Inputs, Place, Stepper, finite, join_alone, load_transformer
 from opensora_launch.plan.costs import elementwise_bytes, row_work, weight_bytes
 from opensora_launch.plan.layout import Layout
@@ -79,7 +79,7 @@ def _rows(setting: Setting, run: Stepper) -> dict[str, Any]:
     for rows in sorted(ROWS, reverse=True):
         setting.free()
         steps[rows] = setting.measured(partial(run, rows))
-    net, grid = setting.network(setting.model), tokens_of(setting.geometry(LARGE))
+    net, grid = setting.network(setting.model), setting.geometry(LARGE).grid
     flops = row_work(net, grid).flops
     found: dict[str, Any] = {"flops_per_row": flops, "tokens": grid.total_tokens}
     for rows in ROWS:
@@ -110,7 +110,7 @@ def step_load(setting: Setting, rows: int, element_bytes: int) -> StepLoad:
     """Describe the large video's step on one GPU for the planner."""
     return StepLoad(
         setting.network(setting.model),
-        tokens_of(setting.geometry(LARGE)),
+        setting.geometry(LARGE).grid,
         rows,
         Layout(),
         1,
@@ -131,7 +131,7 @@ def _kinds(setting: Setting, run: Stepper) -> dict[str, Any]:
     for name, seconds in kernels.items():
         by_kind[kind_of(name)] += seconds
     total = sum(by_kind.values())
-    net, grid = setting.network(setting.model), tokens_of(setting.geometry(LARGE))
+    net, grid = setting.network(setting.model), setting.geometry(LARGE).grid
     work, size = row_work(net, grid), setting.dtype.itemsize
     numbers = {"attention": work.attention_flops, "products": work.matmul_flops}
     return {

@@ -77,7 +77,7 @@ class Inputs:
     @classmethod
     def of(cls, setting: Setting, model: ModelConfig, shape: Geometry) -> "Inputs":
         mmdit, patch = model.mmdit, model.mmdit.patch_size
-        tokens = shape.video_tokens
+        tokens = shape.grid.video_tokens
         rows = tuple(
             RowInputs(
                 video=0,

@@ -12,7 +12,7 @@ from torch import Tensor
 from opensora_launch.errors import UserError
 from opensora_launch.model import kernel_choice, kernels
 from opensora_launch.model.kernel_choice import FASTEST, KernelTarget, choose_kernel, fastest_kernel, try_all
-from opensora_launch.worker.set_up import all_answers
+from opensora_launch.worker.process_group import gathered
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def chosen(kind: str, broken_rank: int) -> tuple[str, tuple[str, ...]]:
     if torch.distributed.get_rank() == broken_rank:
         kernel_choice.IN_TORCH["cpu_flash"] = raises
     try:
-        kernel = choose_kernel(kind, device=CPU, dtype=torch.float32, head_dim=8, agree=all_answers)
+        kernel = choose_kernel(kind, device=CPU, dtype=torch.float32, head_dim=8, agree=gathered)
     except UserError as error:
         return "refused", (str(error),)
     return kernel.name, kernel.passed_over

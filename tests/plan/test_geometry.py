@@ -32,8 +32,8 @@ def test_tokens_of_all_ninety_geometries():
         assert geometry_problems(video, ModelConfig()) == []
         got = geometry_of(video, ModelConfig())
         assert (got.height_px, got.width_px, got.latent_frames) == (row["height"], row["width"], row["latent_frames"])
-        assert (got.tokens_per_frame, got.video_tokens) == (row["tokens_per_frame"], row["img_tokens"])
-        assert got.total_tokens == row["total_tokens"]
+        assert (got.tokens_per_frame, got.grid.video_tokens) == (row["tokens_per_frame"], row["img_tokens"])
+        assert got.grid.total_tokens == row["total_tokens"]
 
 
 def test_every_problem_is_reported_at_once_with_its_remedy():

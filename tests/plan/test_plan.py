@@ -36,7 +36,7 @@ def test_all_ninety_geometries_plan_on_any_number_of_ranks(ranks):
         run = RunConfig(video=VideoConfig(row["resolution"], row["aspect_ratio"], num_frames=row["num_frames"]))
         got = planned(run, ranks)
         assert [layout.ranks for _, layout in got.layouts] == [ranks, ranks]
-        assert got.geometry.total_tokens == row["total_tokens"]
+        assert got.geometry.grid.total_tokens == row["total_tokens"]
 
 
 def test_the_layout_follows_the_number_of_rows():

@@ -28,8 +28,8 @@ def test_the_parts_of_the_wait(tmp_path: Path) -> None:
     report = build(run.path)
     assert report["wait"]["total_s"] == pytest.approx(31 + WORK_S + 8, abs=1e-5)
     assert report["wait"]["parts"] == pytest.approx(
-        {"start": 31.0, "setup": 0.5, "load": 2.0, "text": 1.0, "compile": 0.0, "image": 0.0, "denoise": 19.25, "vae": 1.5,
-         "save": 0.5, "other": 0.0, "end": 8.0}, abs=1e-5
+        {"start": 31.0, "setup": 0.5, "load": 2.0, "text": 1.0, "compile": 0.0, "image": 0.0, "denoise": 19.25,
+         "vae": 1.5, "save": 0.5, "other": 0.0, "end": 8.0}, abs=1e-5
     )  # fmt: skip
     assert "The whole wait: 63.8 s: start 31.0 s, setup 0.50 s, load 2.00 s" in run.report_markdown.read_text()
     assert "recording_starts_late" not in {found["code"] for found in report["unknown"]}

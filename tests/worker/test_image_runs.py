@@ -42,7 +42,7 @@ def run_of(*words: str) -> RunConfig:
 def test_an_image_of_several_ranks_is_that_of_one(ranks: int, layout: LayoutConfig, tmp_path: Path) -> None:
     """60 image tokens and 16 of text, and 4 heads: neither 3 nor 5 ranks share them evenly."""
     plan = small_plan(run_of(*TINY), Machine("cpu", 1, ranks, 2))
-    assert (plan.geometry.num_frames, plan.geometry.video_tokens) == (1, 60)
+    assert (plan.geometry.num_frames, plan.geometry.grid.video_tokens) == (1, 60)
     lines = verify(ranks, layout, [], tmp_path, plan=small_plan(_with(layout), Machine("cpu", 1, ranks, 2)))
     assert [(line["tensor"], line["ok"]) for line in lines] == [("0000_0.latent", True), ("0000_0.video", True)]
     assert max(line["max_abs_one_rank"] for line in lines) < 1e-4
