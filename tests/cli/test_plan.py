@@ -32,7 +32,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == "open_sora_v2: 1 video, 1024 x 576 pixels, 129 frames, 76,544 tokens"
-    assert lines[1] == "8 x h100_sxm, NVLink at 118 GB/s, 79.7 GiB each"
+    assert lines[1] == "8 x h100_sxm, NVLink at 117 GB/s, 79.7 GiB each"
     assert lines[2].startswith("replicated weights")
     assert lines[4].split() == ["30", "steps", "20", "steps", "total", "effic.", "memory"]
     assert lines[5].split() == ["of", "2", "rows", "of", "1", "row", "s", "GiB/GPU", "why", "not"]

@@ -187,7 +187,7 @@ def planned(folder: Path, options: tuple[str, ...], *words: str) -> subprocess.C
     return subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("links", "said"), [(4, "NVLink at 124 GB/s"), (0, "PCIe 5 at 40 GB/s")])
+@pytest.mark.parametrize(("links", "said"), [(4, "NVLink at 117 GB/s"), (0, "PCIe 5 at 37 GB/s")])
 def test_plan_takes_the_card_and_the_links_that_are_here(tmp_path: Path, links: int, said: str) -> None:
     done = planned(tmp_path, ("GPUS=2", f"NVLINKS={links}", H100))
     assert done.returncode == 0, done.stderr

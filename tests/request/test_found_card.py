@@ -142,7 +142,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> HostGpus:
 @pytest.mark.usefixtures("four_gpus")
 def test_every_verb_reckons_with_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "video=256px"]) == 0
-    assert "4 x rtx4090, PCIe 4 at 17 GB/s, 22.5 GiB each" in capsys.readouterr().out
+    assert "4 x rtx4090, PCIe 4 at 18 GB/s, 22.5 GiB each" in capsys.readouterr().out
     asked = prepare_estimate(parse("estimate", GENERATE_FLAGS, ["video", "video=256px"]))
     assert asked.run.topology.gpus_per_node == 4
     assert asked.run.hardware.memory_gib == 22.5
