@@ -110,9 +110,9 @@ def options(work: Workload, fixed: LayoutConfig) -> tuple[Option, ...]:
 
 def passed_over(work: Workload, fixed: LayoutConfig, chosen: Option) -> tuple[Option, ...]:
     """Return the best option of each allowed placement that was not chosen."""
-    ways = (_options(work, fixed, p) for p in placements(work.placement, work.fit, work.ranks, work.gpus_per_node))
-    each = [found[0] for found in ways if found]
-    return tuple(option for option in each if option.placement != chosen.placement)
+    allowed = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
+    others = (p for p in allowed if p != replace(chosen.placement, resident_blocks=p.resident_blocks))
+    return tuple(found[0] for p in others if (found := _options(work, fixed, p)))
 
 
 def _options(work: Workload, fixed: LayoutConfig, placement: Placement) -> tuple[Option, ...]:

@@ -35,9 +35,6 @@ class Layout:
         """Number of parts of a sequence. Each part is on `tp` ranks."""
         return self.ring * self.ulysses
 
-    def has(self, degrees: Mapping[str, int]) -> bool:
-        return all(getattr(self, axis) == degree for axis, degree in degrees.items())
-
     def __str__(self) -> str:
         return " ".join(f"{axis}{degree}" for axis, degree in vars(self).items())
 
@@ -129,18 +126,20 @@ def _best(facts: LayoutFacts, rows: int, fixed: LayoutConfig) -> Layout | None:
 
 def all_layouts(ranks: int, degrees: Mapping[str, int] | None = None) -> list[Layout]:
     """Return every layout of so many ranks that has these degrees."""
+    given = degrees or {}
+
+    def divisors(axis: str, n: int) -> list[int]:
+        return [d for d in ([given[axis]] if axis in given else range(1, n + 1)) if d > 0 and n % d == 0]
+
     return [
-        layout
-        for dp in _divisors(ranks)
-        for cfg in _divisors(ranks // dp)
-        for ring in _divisors(ranks // dp // cfg)
-        for ulysses in _divisors(ranks // dp // cfg // ring)
-        if (layout := Layout(dp, cfg, ring, ulysses, ranks // dp // cfg // ring // ulysses)).has(degrees or {})
+        Layout(dp, cfg, ring, ulysses, tp)
+        for dp in divisors("dp", ranks)
+        for tp in divisors("tp", ranks // dp)
+        for cfg in divisors("cfg", ranks // dp // tp)
+        for ring in divisors("ring", ranks // dp // tp // cfg)
+        for ulysses in divisors("ulysses", ranks // dp // tp // cfg // ring)
+        if dp * tp * cfg * ring * ulysses == ranks
     ]
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def _cost(facts: LayoutFacts, rows: int, layout: Layout) -> float:

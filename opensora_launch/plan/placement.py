@@ -19,7 +19,8 @@ class Placement:
     @property
     def streamed(self) -> bool:
         """Whether blocks pass through buffers, one block ahead of use."""
-        return self != Placement(rows_at_once=self.rows_at_once)
+        whole = (Shard.none, Offload.none, Storage.full)
+        return (self.shard, self.offload, self.storage) != whole
 
 
 def placements(config: PlacementConfig, fit: Fit, ranks: int, gpus_per_node: int) -> tuple[Placement, ...]:

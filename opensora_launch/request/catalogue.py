@@ -164,7 +164,7 @@ def _card(file: Path) -> Card:
     from opensora_launch.request.written_yaml import read_yaml
 
     try:
-        values = read_yaml(file.read_text(encoding="utf-8"))
+        values = read_yaml(file)
         card = cast(Card, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), values)))
         problems = card_problems(card)
     except OmegaConfBaseException as error:

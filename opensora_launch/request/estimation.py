@@ -52,7 +52,8 @@ def prepare_estimate(parsed: Parsed) -> EstimateRequest:
         raise UserError("estimate cannot start", wrong)
     config_dir, problems = parsed.path("--config-dir"), Problems()
     composed = compose(with_default_model(words), config_dir=config_dir).points[0].run
-    cards, asked = read_cards(config_dir), run_to_predict(composed, config_dir, ASSUMED_CARD)
+    cards = read_cards(config_dir)
+    asked = run_to_predict(composed, config_dir, cards[ASSUMED_CARD])
     run, prices = asked.run, asked.run.estimate
     problems.add([*asked.problems, *figures.estimate_problems(prices), *prompt_setting_problems(run)])
     problems.add([*topology_problems(run.topology), *card_problems(run.hardware)])

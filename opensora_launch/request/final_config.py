@@ -34,7 +34,7 @@ def final_config(
     negative_prompt: str | None = None,
     loras: Sequence[str] = (),
     image_loras: Sequence[str] = (),
-    assumed_card: str | None = None,
+    assumed_card: Card | None = None,
 ) -> FinalConfig:
     """Complete a composed config.
 
@@ -75,19 +75,19 @@ def final_config(
 
 
 def _card(
-    named: Card, gpus: Sequence[GpuFacts], config_dir: Path | None, assumed: str | None
+    named: Card, gpus: Sequence[GpuFacts], config_dir: Path | None, assumed: Card | None
 ) -> tuple[Card, list[str]]:
     """The card of the ranks, which take `gpus`, and notes on it. One that the catalogue does not know stays unknown."""
-    cards = read_cards(config_dir) if gpus or assumed or named.mixed else {}  # 25 files to read
+    cards = read_cards(config_dir) if gpus or named.mixed else {}  # 25 files to read
     if unknown := [name for name in named.mixed if name not in cards]:
         raise UserError("hardware.mixed cannot be read", [unknown_card(name, sorted(cards)) for name in unknown])
     card, notes = found_card(named, gpus, cards) if gpus else (named, list[str]())
     if card.mixed and not card.others:
         card = joined([card, *(cards[name] for name in card.mixed)])
     if card.name is None and assumed:
-        card = cards[assumed]
+        card = assumed
         which = "no card of the catalogue" if gpus else "no GPU"
-        notes.append(f"hardware={assumed} is assumed: no card is named, and this machine has {which}")
+        notes.append(f"hardware={assumed.name} is assumed: no card is named, and this machine has {which}")
     return card, notes
 
 

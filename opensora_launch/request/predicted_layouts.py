@@ -24,6 +24,7 @@ from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.gpu_counts import GpuCount, read_counts
 from opensora_launch.request.videos import prompt_setting_problems, request_videos
+from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Device, LayoutConfig, RunConfig
 
 PRICE = "usd_per_gpu_hour"  # the only key of `estimate` that plan reads
@@ -96,7 +97,7 @@ class RunToPredict:
     problems: tuple[str, ...]
 
 
-def run_to_predict(composed: RunConfig, config_dir: Path | None, assumed_card: str | None = None) -> RunToPredict:
+def run_to_predict(composed: RunConfig, config_dir: Path | None, assumed_card: Card | None = None) -> RunToPredict:
     """Complete a composed config by the GPUs of this host, unless a card is named: then it is for another machine."""
     elsewhere = composed.hardware.name is not None and not composed.topology.gpus
     here = NOTHING if elsewhere else found_gpus(composed.topology, os.environ)

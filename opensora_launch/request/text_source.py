@@ -1,7 +1,6 @@
 """Keep values as they are written where YAML or Hydra would read a number out of them (see written_yaml)."""
 
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +32,39 @@ class TextSource(FileConfigSource):
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
-        read = super().load_config(config_path)
         file = Path(self.path) / self._normalize_file_name(config_path)
-        config = read_yaml(file.read_text(encoding="utf-8"))
-        return replace(read, config=OmegaConf.create(config if config is not None else {}))
+        values = read_yaml(file)
+        config = OmegaConf.create({} if values is None else values)
+        header = self._get_header_dict(file.read_text(encoding="utf-8"))
+        return ConfigResult(self.provider, f"{SCHEME}://{self.path}", config, header)
 
 
 def text_overrides(overrides: Sequence[str]) -> list[str]:
     """The same overrides, with values quoted where their keys may take texts, and with folders read by TextSource."""
-    parser, numbers = OverridesParser.create(), {key.path for key in keys() if key.kind.startswith(_NUMBERS)}
-    return [_text_override(text, parser, numbers) for text in overrides]
+    parser = OverridesParser.create()
+    return [_text_override(text, parser) for text in overrides]
 
 
-def _text_override(text: str, parser: OverridesParser, number_keys: Container[str]) -> str:
+def _text_override(text: str, parser: OverridesParser) -> str:
     try:
         override = parser.parse_override(text)
     except HydraException:
         return text  # the checks that follow explain it
     if override.key_or_group == "hydra.searchpath" and isinstance(value := override.value(), list):
         return f"{override.get_key_element()}=[{','.join(hydra_quoted(_by_text(str(folder))) for folder in value)}]"
-    if override.is_hydra_override() or override.key_or_group in number_keys:
+    if override.is_hydra_override():
         return text
     tree = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(text)))).override()
-    for token in reversed(list(_more_than_shown(tree.value()))):
+    tokens = list(_more_than_shown(tree.value()))
+    if not tokens or _takes_numbers(override.key_or_group):
+        return text
+    for token in reversed(tokens):
         text = text[: token.start] + hydra_quoted(token.text) + text[token.stop + 1 :]
     return text
+
+
+def _takes_numbers(path: str) -> bool:
+    return any(key.path == path and key.kind.startswith(_NUMBERS) for key in keys())
 
 
 def _more_than_shown(node: Any) -> Iterator[CommonToken]:

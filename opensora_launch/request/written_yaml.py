@@ -5,6 +5,7 @@ A value whose type would lose how it is written stays a text here; the schema co
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -29,6 +30,7 @@ for _name in ("bool", "int", "float"):
     _keep_text(f"tag:yaml.org,2002:{_name}")
 
 
-def read_yaml(text: str) -> Any:
-    """What a YAML document holds. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds. Raises OSError, ValueError, and yaml.YAMLError, which names the file."""
+    with file.open(encoding="utf-8") as text:
+        return yaml.load(text, Loader=_Loader)
