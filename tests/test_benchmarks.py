@@ -72,6 +72,9 @@ def test_the_results_hold_what_the_pages_say():
     assert t2v["speed_up"]["median"] >= 1.7
     assert t2v["same"]
     assert i2v["same"]
+    step = json.loads((RESULTS / "bench_step.json").read_text())
+    assert max(ratio["median"] for ratio in step["ratios_of_cpu_time"].values()) <= 1.05
+    assert max(step["relative_difference_of_compiled"].values()) <= 1e-4
     raced = [
         way for race in json.loads((RESULTS / "bench_parallel.json").read_text())["results"] for way in race["ways"]
     ]
