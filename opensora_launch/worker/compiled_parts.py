@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def why_not_compiled(device: torch.device) -> str:
     named = os.environ.get(names[0])
     if not any(map(shutil.which, [named] if named else names[1:])):
         return f"has no compiler ({' or '.join(names[1:])}, or the one that {names[0]} names)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "has no Python.h (Debian: python3-dev)"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "has no triton"
     return ""

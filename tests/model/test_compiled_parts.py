@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from opensora_launch.errors import UserError
 from opensora_launch.model.block_parts import EAGER, Parts
 from opensora_launch.schema.kernel_kinds import Compile
 from opensora_launch.worker import compiled_parts
-from opensora_launch.worker.compiled_parts import CACHE, cache_folder, chosen_parts
+from opensora_launch.worker.compiled_parts import CACHE, cache_folder, chosen_parts, why_not_compiled
 
 MOST_GRAPHS = 10  # four functions, one of them for two kinds of weights, each for one row and for several
 CPU = torch.device("cpu")
@@ -43,6 +44,14 @@ def test_without_a_compiler_auto_is_eager_and_on_is_refused(monkeypatch: pytest.
     assert chosen_parts(Compile.auto, CPU) is EAGER
     with pytest.raises(UserError, match=r"compile=on: rank 0 has no compiler \(g\+\+ or clang\+\+, or .* CXX names\)"):
         chosen_parts(Compile.on, CPU)
+
+
+def test_pythons_header_is_needed_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("CXX", sys.executable)
+    assert why_not_compiled(CPU) == "has no Python.h (Debian: python3-dev)"
+    (tmp_path / "Python.h").touch()
+    assert why_not_compiled(CPU) == ""
 
 
 def test_all_ranks_compile_or_none() -> None:
