@@ -8,15 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from opensora_launch.rundir import RunDir
 from opensora_launch.schema.kernel_kinds import Compile
+from opensora_launch.worker.compiled_parts import why_not_compiled
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "reference"
 KINDS = ("mmdit_tiny_*.json", "lora_tiny_case.json", "sampling_*.json", "t2i2v.json")
 ALL = sorted(path.name for kind in KINDS for path in CASES.glob(kind))
 SOME = ("mmdit_tiny_flux.json", "sampling_i2v_head.json", "sampling_t2v_batch2.json")
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    if lacking := why_not_compiled(torch.device("cpu")):
+        pytest.skip(f"this machine {lacking}")
 
 
 def command(folder: Path, *words: str) -> str:
