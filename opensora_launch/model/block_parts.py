@@ -3,8 +3,7 @@
 A block holds the weights (`blocks.py`) and calls these functions for one chunk of tokens after another, so that the
 widened activations of a long video never exist all at once: of 76,544 tokens x 3072 channels, four activations are
 alive instead of twenty. The results of a chunk are written to where they belong: q, k and v among those of all tokens,
-and finished tokens over the old ones. Compiled, the last kernel writes there, and
-nothing is copied.
+and finished tokens over the old ones. Compiled, the last kernel writes there, and nothing is copied.
 
 They do not count heads: a rank may hold the weights of some heads only (`cuts.py`), so inner sizes are those of the
 weights.

@@ -166,6 +166,7 @@ def in_chunks(finish: Finish, x: Float[Tensor, "B S C"], out: Float[Tensor, "B S
     """Finish the tokens chunk by chunk, each in its place; with gradients all at once, in new memory."""
     if torch.is_grad_enabled():
         return finish(x, out, slice(None))
+    assert x.is_contiguous(), "a copy of a chunk would be finished instead of the chunk"
     for r, s in chunks(x):
         finish(some(x, (r, s)), some(out, (r, s)), r)
     return x

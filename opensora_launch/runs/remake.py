@@ -9,7 +9,7 @@ from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir
 
 # What decides a video but for rounding. Other keys say where and how it is computed.
-KEYS = ("model", "image", "video", "sampling", "precision", "numerics", "attention", "engine")
+KEYS = ("model", "image", "video", "sampling", "precision", "numerics", "attention", "compile", "engine")
 STORAGE = "placement.storage"
 
 
