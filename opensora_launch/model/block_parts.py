@@ -44,7 +44,7 @@ class Projections(Protocol):
 class FeedForward(Protocol):
     """The weights of a single block behind attention."""
 
-    linear2: nn.Linear
+    linear2: nn.Module
 
     def widen(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B S wide"]:
         """Compute the first product of the feed-forward."""
@@ -85,8 +85,8 @@ def project(
 
 
 def finish_double(
-    proj: nn.Linear,
-    mlp: nn.Sequential,
+    proj: nn.Module,
+    mlp: nn.Module,
     x: Float[Tensor, "B S C"],
     attended: Float[Tensor, "B S c"],
     mod: Sequence[Float[Tensor, "B 1 C"]],

@@ -7,6 +7,7 @@ from pathlib import Path
 from opensora_launch import __version__
 from opensora_launch.doctor.engine_packages import engine_problems
 from opensora_launch.errors import Problems
+from opensora_launch.plan.compile_choice import compile_problems
 from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.placement import placements
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest
@@ -18,6 +19,7 @@ from opensora_launch.request.flags import Parsed
 from opensora_launch.request.prepare import gpus_of_run, ranks_machine, weight_problems
 from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
+from opensora_launch.schema.kernel_kinds import Compile
 
 SMALL_VIDEO = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
 NUM_STEPS = 13  # guidance oscillates from the tenth step
@@ -42,7 +44,7 @@ def prepare_verify(parsed: Parsed) -> VerifyRequest:
     problems.add([*final.problems, *found.problems])
     if run.launcher.kind in (LauncherKind.slurm, LauncherKind.srun):
         problems.add(["verify starts its ranks on this host: use launcher=torchrun, inside an allocation too"])
-    problems.add(engine_problems(run.engine))
+    problems.add([*engine_problems(run.engine), *compile_problems(run)])
     cases = tuple(os.path.abspath(case) for case in parsed.all("--case"))
     for case in cases:
         reason = "this is a folder" if Path(case).is_dir() else "no such file"
@@ -59,7 +61,7 @@ def prepare_verify(parsed: Parsed) -> VerifyRequest:
         cases=cases,
         plan=None if cases else small_plan(run, machine),
         engine=run.engine,
-        compile=run.compile,
+        compile=run.compile if run.compile is Compile.on else Compile.off,
     )
     return VerifyRequest(run, spec, found.notes)
 

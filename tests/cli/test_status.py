@@ -59,7 +59,7 @@ def test_failed_videos_are_told(attempt: Path, capsys: pytest.CaptureFixture[str
 def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = attempt.parents[1]
     write_beats(attempt, beat(), beat(1, host="n7", time_s=time.time() - 99_999))
-    work_began(attempt, time.time() - 10_000, 0, 1)
+    work_began(attempt, time.time() - 1_000, 0, 1)
     text = shown(capsys, run)
     assert "attempt 0: running" in text
     log = attempt / "logs"
@@ -68,7 +68,7 @@ def test_a_run_at_work(attempt: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert lost
     assert int(lost[1]) >= 99_999
     share = (1 - share_after_denoising(read_plan(attempt / "plan.json"))) * 2 / 12
-    assert seconds_left(text, 2) == pytest.approx(10_000 / share - 10_000, rel=0.1), "10,000 s for 2 of 12 steps"
+    assert seconds_left(text, 2) == pytest.approx(1_000 / share - 1_000, rel=0.1), "1,000 s for 2 of 12 steps"
 
 
 def seconds_left(text: str, videos: int) -> int:
@@ -282,13 +282,13 @@ def test_where_a_run_stands_that_was_stopped(attempt: Path, capsys: pytest.Captu
 
 
 def test_the_time_left_is_shared_by_all_who_work(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seven videos of six steps, two of them in the making by two attempts: 2 of 42 steps took 10,000 s."""
+    """Seven videos of six steps, two of them in the making by two attempts: 2 of 42 steps took 1,000 s."""
     prompts = [word for i in range(7) for word in ("--prompt", str(i))]
     first = prepare_attempt([*prompts, "model=tiny", "layout.dp=1"], Machine("cpu", 1, 1, 1)).path
     second = first.with_name("1")
     (second / "heartbeat").mkdir(parents=True)
     for each, name in ((first, "0000_0"), (second, "0001_0")):
         write_beats(each, beat(video=name, step=1, videos=7))
-        work_began(each, time.time() - 10_000, 0)
+        work_began(each, time.time() - 1_000, 0)
     share = (1 - share_after_denoising(read_plan(first / "plan.json"))) * 2 / 42
-    assert seconds_left(shown(capsys, first.parents[1]), 7) == pytest.approx(10_000 / share - 10_000, rel=0.1)
+    assert seconds_left(shown(capsys, first.parents[1]), 7) == pytest.approx(1_000 / share - 1_000, rel=0.1)
