@@ -25,8 +25,8 @@ pytestmark = pytest.mark.browser
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 PARTS_INKS = (
     "attention", "double", "single", "compute", "rest", "communication", "waiting", "idle", "load", "text", "image",
-    "vae", "save", "setup", "other", "queue", "earlier", "start", "end", "serial", "tail", "soft", "bad", "good",
-    "accent",
+    "compile", "vae", "save", "setup", "other", "queue", "earlier", "start", "end", "serial", "tail", "soft", "bad",
+    "good", "accent",
 )  # fmt: skip
 LINE_INKS = tuple(f"s{n}" for n in range(16))
 MARK_CONTRAST = 3.0
