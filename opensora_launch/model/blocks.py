@@ -124,19 +124,19 @@ class SingleBlock(nn.Module):
         """Compute q, k and v before they are split into heads."""
         width = self.attended
         if self.fused:
-            return some_outputs(self.linear1, slice(0, 3 * width), x).chunk(3, dim=-1)
-        return self.q_proj(x), self.k_proj(x), some_outputs(self.v_mlp, slice(0, width), x)
+            return some_outputs(self.linear1.weight, self.linear1.bias, slice(0, 3 * width), x).chunk(3, dim=-1)
+        return self.q_proj(x), self.k_proj(x), some_outputs(self.v_mlp.weight, self.v_mlp.bias, slice(0, width), x)
 
     def widen(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B S wide"]:
         """Compute the first product of the feed-forward, which shares a matrix with v."""
         if self.fused:
-            return some_outputs(self.linear1, slice(3 * self.attended, None), x)
-        return some_outputs(self.v_mlp, slice(self.attended, None), x)
+            return some_outputs(self.linear1.weight, self.linear1.bias, slice(3 * self.attended, None), x)
+        return some_outputs(self.v_mlp.weight, self.v_mlp.bias, slice(self.attended, None), x)
 
 
-def some_outputs(layer: nn.Linear, part: slice, x: Tensor) -> Tensor:
+def some_outputs(weight: Float[Tensor, "out C"], bias: Float[Tensor, "out"] | None, part: slice, x: Tensor) -> Tensor:
     """Compute only that part of the outputs of a linear layer."""
-    return F.linear(x, layer.weight[part], None if layer.bias is None else layer.bias[part])
+    return F.linear(x, weight[part], None if bias is None else bias[part])
 
 
 def new_qkv(x: Float[Tensor, "B S C"], tokens: int, weights: JointAttention | SingleBlock) -> QKV:
