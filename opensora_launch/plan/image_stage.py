@@ -15,7 +15,7 @@ def after_images(work: Workload, found: Sequence[Option]) -> tuple[Option, ...]:
     if images is None:
         return tuple(found)
     best = options(images, LayoutConfig())[0]
-    image_s, after = best.phases.load + best.phases.making, list[Option]()
+    image_s, after = best.phases.total - best.phases.text, list[Option]()
     for option in found:
         phases = replace(option.phases, image=image_s)
         energy_kwh = option.energy_kwh * phases.total / option.phases.total

@@ -49,7 +49,7 @@ class Rates:
     node_link_bytes: float = 25e9  # to a GPU of another node
     call_s: float = 28.6e-6  # latency of a collective or hop
     ring_hidden: float = 0.809  # share of a hop's attention that hides the hop's transfer
-    gather_hidden: float = 1.0  # share of compute that hides the gathering of sharded weights
+    gather_hidden: float = 1.0  # share of compute that hides the gathering of sharded weights; fitted: 1.02
     block_launch_s: float = 2.29e-3  # CPU time to start the kernels of a block in eager mode
     hop_launch_s: float = 0.5e-3  # additional CPU time with a ring
     host_bytes: float = 20e9  # from host memory to a GPU

@@ -101,6 +101,8 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
         plan = make_plan(run, found.machine, good, __version__, made_images=made)
         if "compile" not in new and before.machine.device == plan.machine.device:
             plan = replace(plan, compile=before.compile)  # a video keeps the kernels that it began with
+            if plan.images and before.images:
+                plan = replace(plan, images=replace(plan.images, compile=before.images.compile))
         plan = replace(plan, videos=()) if parsed.has("--images-only") else plan
         resumed = ResumedRun(run_dir, run, plan, refused, unfit, notes)
     problems.stop(f"{run_dir} cannot be resumed")

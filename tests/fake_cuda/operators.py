@@ -76,7 +76,7 @@ def _refuse(func: Any, name: str, tensors: Sequence[Tensor], on_cuda: Sequence[C
     if name.endswith("_for_cpu") or name.startswith("mkldnn"):
         raise NotImplementedError(f"Could not run '{func}' with arguments from the 'CUDA' backend.")
     if torch.Tag.inplace_view in func.tags:
-        raise NotImplementedError(f"{func} would leave the double with the old shape")
+        raise AssertionError(f"{func} would leave the double with the old shape: teach it this operator")
     devices = {str(x.device) for x in on_cuda}
     if name not in BETWEEN_DEVICES:
         may_be_number = torch.Tag.pointwise in func.tags or "where" in name or "fill" in name
