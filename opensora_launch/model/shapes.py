@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
-from opensora_launch.model.tiles import tile_problems
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.config import MmditConfig, ModelConfig
 from opensora_launch.schema.model_constants import DC_AE_CONV_STAGES, DC_AE_HEAD, DC_AE_WIDENED, TIME_CHANNELS
+from opensora_launch.schema.tiles import tile_problems
 
 TensorShape = tuple[int, ...]
 Shapes = dict[str, TensorShape]

@@ -12,8 +12,8 @@ lazily if it likes, or None where they are not wanted (on a rank that sent its o
         mine = {i: compute(tiles[i]) for i in my_share}
         return in_order(gathered) if root else None
 
-The output of a tile is B, channels, *tile.out_shape, in the dtype of the VAE, and is blended in place. `tile_cost`
-serves to balance the work.
+`compute(tile, share)` computes only the frames of a share. The output of a tile is B, channels, *tile.out_shape, in the
+dtype of the VAE, and is blended in place. `schema/tile_shares.py` balances the work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,12 +24,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.frame_shares import FrameShare
 from opensora_launch.model.image_vae import ImageVae, renamed_weights
 from opensora_launch.model.load import fill
-from opensora_launch.model.tiles import Tile, TileGrid, decode_grid, encode_grid
 from opensora_launch.model.video_dc_ae import VideoDcAe
 from opensora_launch.model.video_layout import layout_for
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
+from opensora_launch.schema.tile_shares import share_shape
+from opensora_launch.schema.tiles import Tile, TileGrid, decode_grid, encode_grid
 
 Autoencoder = CausalVae | VideoDcAe | ImageVae
 _CLASSES: Mapping[VaeKind, Callable[[VaeConfig], Autoencoder]] = {
@@ -37,7 +39,8 @@ _CLASSES: Mapping[VaeKind, Callable[[VaeConfig], Autoencoder]] = {
     VaeKind.dc_ae: VideoDcAe,
     VaeKind.image: ImageVae,
 }
-RunTiles = Callable[[Sequence[Tile], Callable[[Tile], Tensor]], Iterable[Tensor] | None]
+Compute = Callable[..., Tensor]  # a tile, and the share of its frames if that is not all -> its output
+RunTiles = Callable[[Sequence[Tile], Compute], Iterable[Tensor] | None]
 
 
 def empty_vae(cfg: VaeConfig) -> Autoencoder:
@@ -60,7 +63,7 @@ def load_vae(cfg: VaeConfig, tensors: Mapping[str, Tensor]) -> Autoencoder:
     return vae.to(memory_format=layout)  # type: ignore[no-any-return, call-overload]
 
 
-def one_after_another(tiles: Sequence[Tile], compute: Callable[[Tile], Tensor]) -> Iterator[Tensor]:
+def one_after_another(tiles: Sequence[Tile], compute: Compute) -> Iterator[Tensor]:
     """Compute all tiles here, each when the blending asks for it, so that one output is held at a time."""
     return (compute(tile) for tile in tiles)
 
@@ -82,7 +85,7 @@ def decode_regions(
     """Decode latents to pixels B 3 T' H' W', nearly in [-1, 1], region by region; None where `run_tiles` gives None."""
     z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.like)
     grid = decode_grid(cfg, video_shape(z))
-    outputs = run_tiles(grid.tiles, lambda tile: compute_tile(vae.decode, z, tile))
+    outputs = run_tiles(grid.tiles, lambda tile, share=None: compute_tile(vae.decode, z, tile, share))
     return grid, None if outputs is None else blend(grid, outputs)
 
 
@@ -132,12 +135,20 @@ def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def compute_tile(run: Callable[[Tensor], Tensor], whole: Float[Tensor, "B C T H W"], tile: Tile) -> Tensor:
-    """Cut the tile out of `whole` and run it through the encoder or decoder: B, channels, *tile.out_shape."""
+def compute_tile(
+    run: Callable[..., Tensor], whole: Float[Tensor, "B C T H W"], tile: Tile, share: FrameShare | None = None
+) -> Tensor:
+    """Cut the tile out of `whole` and run it through the encoder or decoder: B, channels, *tile.out_shape.
+
+    With a share, these are only its latents and its frames.
+    """
     cut = whole[:, :, slice(*tile.time), slice(*tile.y), slice(*tile.x)]
-    out = run(cut)
-    out = out[:, :, out.shape[2] - tile.out_shape[0] :]
-    assert video_shape(out) == tile.out_shape, f"tile {tile} came out as {video_shape(out)}"
+    if share is None and tile.parts:
+        share = FrameShare(tile.parts, ((0, len(tile.parts)),))
+    out = run(cut) if share is None else run(cut[:, :, slice(*share.latents)], share)
+    shape = tile.out_shape if share is None else share_shape(tile, share.ranks[share.index])
+    out = out[:, :, out.shape[2] - shape[0] :]
+    assert video_shape(out) == shape, f"tile {tile} came out as {video_shape(out)}"
     return out
 
 

@@ -29,21 +29,30 @@ def empty_video(shape: torch.Size, *, like: Tensor, layout: torch.memory_format)
 
 
 def repeat_edges(
-    x: Float[Tensor, "B C T H W"], before: int, around: int, layout: torch.memory_format
+    x: Float[Tensor, "B C T H W"],
+    earlier: Float[Tensor, "B C n H W"] | None,
+    before: int,
+    around: int,
+    layout: torch.memory_format,
 ) -> Float[Tensor, "B C t h w"]:
-    """Repeat the first frame `before` times in front, and the pixels at the edge `around` times, as F.pad does.
+    """Put `earlier` frames in front, or the first frame `before` times; then repeat pixels at the edge `around` times.
 
-    The result has `layout`; that of F.pad is plain on CUDA, and the convolution would copy it once more.
+    So does F.pad, whose result is plain on CUDA, so that the convolution would copy it once more. This has `layout`.
     """
     batch, channels, frames, height, width = x.shape
-    shape = torch.Size([batch, channels, before + frames, height + 2 * around, width + 2 * around])
+    front = before if earlier is None else earlier.shape[2]
+    shape = torch.Size([batch, channels, front + frames, height + 2 * around, width + 2 * around])
     out = empty_video(shape, like=x, layout=layout)
-    rows = out[:, :, before:, around : around + height]
-    rows[..., around : around + width] = x
+    whole = out if earlier is not None else out[:, :, front:]
+    rows = whole[:, :, :, around : around + height]
+    inside = rows[..., around : around + width]
+    inside[:, :, inside.shape[2] - frames :] = x
+    if earlier is not None:
+        inside[:, :, :front] = earlier
     rows[..., :around] = rows[..., around : around + 1]
     rows[..., around + width :] = rows[..., around + width - 1 : around + width]
-    whole = out[:, :, before:]
     whole[..., :around, :] = whole[..., around : around + 1, :]
     whole[..., around + height :, :] = whole[..., around + height - 1 : around + height, :]
-    out[:, :, :before] = out[:, :, before : before + 1]
+    if earlier is None:
+        out[:, :, :front] = out[:, :, front : front + 1]
     return out

@@ -19,6 +19,7 @@ from opensora_launch.plan.times import (
     step_time,
     uses_nvlink,
 )
+from opensora_launch.plan.video_size import busiest_pixels
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard, Storage
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE
@@ -197,7 +198,7 @@ class _Predictor:
         """Return the seconds of one GPU with unlimited memory."""
         work = self.work
         steps = sum(n * step_time(self._counts(rows, Layout(), Placement()), rates).total for rows, n in work.steps)
-        return work.batches * steps + work.videos * (work.video.tiles * self._tile_s(rates) + self._save_s())
+        return work.batches * steps + work.videos * (self._decode_s(1, rates) + self._save_s())
 
     def fits(self, most: Layout) -> bool:
         """Return whether the steps with the most rows fit if no offloaded block stays on the GPU."""
@@ -265,14 +266,14 @@ class _Predictor:
                 parts[name] += rounds * count * seconds
         load = memory.disk / (work.topology.disk_gb_s * 1e9)
         own_videos = math.ceil(work.videos / dp)
-        own_tiles = math.ceil(work.video.tiles / max(1, work.ranks // dp))  # the ranks of a video share its tiles
-        vae, save = own_videos * own_tiles * self._tile_s(self.rates), own_videos * self._save_s()
+        decode_s = self._decode_s(max(1, work.ranks // dp), self.rates)
+        vae, save = own_videos * decode_s, own_videos * self._save_s()
         return Phases(load=load, text=TEXT_S, **parts, vae=vae, save=save, compile=COMPILE_S * work.compiled)
 
-    def _tile_s(self, rates: Rates) -> float:
-        """Return the seconds of a tile: at the VAE's own rate, but no faster than products."""
-        vae = VAES[self.work.net.vae]
-        return self.work.video.tile_pixels * max(vae.equal_flops / rates.vae_flops, vae.flops / rates.matmul_flops)
+    def _decode_s(self, ranks: int, rates: Rates) -> float:
+        """Return the seconds to decode a video on some ranks: at the VAE's own rate, but no faster than products."""
+        vae, pixels = VAES[self.work.net.vae], busiest_pixels(self.work.video, ranks)
+        return pixels * max(vae.equal_flops / rates.vae_flops, vae.flops / rates.matmul_flops)
 
     def _save_s(self) -> float:
         video = self.work.video

@@ -12,11 +12,11 @@ from opensora_launch.plan.fit import fit_problems
 from opensora_launch.plan.geometry import Geometry, geometry_of, geometry_problems
 from opensora_launch.plan.image_stage import after_images
 from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, rules_of, smaller_placement
-from opensora_launch.plan.memory import video_size
 from opensora_launch.plan.networks import network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.placement_by_rule import placement_by_rule
 from opensora_launch.plan.plan import SCHEMA, Machine, Plan, VideoRequest, batches, rows_per_step
+from opensora_launch.plan.video_size import video_size
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import LauncherConfig, LauncherKind, Precision, RunConfig
 from opensora_launch.schema.kernel_kinds import Compile

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from opensora_launch.plan.costs import block_weight_bytes, block_weights, uneven, weight_bytes
-from opensora_launch.plan.geometry import Geometry
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import VAES, Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
 from opensora_launch.plan.rank_sets import gathers_on_node
 from opensora_launch.plan.set_aside import RESERVED_BYTES, set_aside_bytes
-from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.plan.video_size import VideoSize, busiest_pixels
 from opensora_launch.schema.config import Engine, Offload, Shard, Storage
 from opensora_launch.schema.even_shares import chunk_counts
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE, VAE_CHUNK_NUMBERS
@@ -31,51 +30,6 @@ VAE_CHUNK_COPIES = 7.2 / 2  # copies of a chunk: normalised in fp32, rounded, pa
 TEXT_WINDOW = 0.14  # share of the text encoders in memory: two of T5's 24 layers, its token table, CLIP
 FP8_BYTES = 1.002  # bytes per weight, including the scales of the rows
 TEXT_WHOLE_GIB = 0.5  # CLIP and T5's token embedding, which are not divided
-
-
-@dataclass(frozen=True)
-class VideoSize:
-    """The video that the VAE decodes. `tile_px` None: in one piece; `tile_frames` None: all frames at once."""
-
-    width_px: int
-    height_px: int
-    num_frames: int
-    tile_px: int | None
-    tile_frames: int | None = None
-    lead: int = 1  # frames with a latent of their own: 1 with a causal VAE, 0 with the DC-AE
-
-    @property
-    def length(self) -> str:
-        return "an image" if self.num_frames == 1 else f"{self.num_frames} frames"
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles in Open-Sora's grid, with a stride of 3/4 of a tile (autoencoder_kl_causal_3d.py)."""
-        in_time = 1
-        if self.tile_frames is not None and self.num_frames > self.tile_frames:
-            in_time = math.ceil((self.num_frames - self.lead) / (self.tile_frames * 3 // 4))
-        if self.tile_px is None or max(self.width_px, self.height_px) <= self.tile_px:
-            return in_time
-        stride = self.tile_px * 3 // 4
-        return math.ceil(self.width_px / stride) * math.ceil(self.height_px / stride) * in_time
-
-    @property
-    def tile_pixels(self) -> int:
-        """Pixels of the largest tile over all its frames. Tiles that are cut in time have `lead` frames more."""
-        frames = min(self.num_frames, self.tile_frames + self.lead) if self.tile_frames else self.num_frames
-        return self.tile_area * frames
-
-    @property
-    def tile_area(self) -> int:
-        """Pixels of a frame of the largest tile."""
-        most = self.tile_px or max(self.width_px, self.height_px)
-        return min(self.width_px, most) * min(self.height_px, most)
-
-
-def video_size(shape: Geometry, vae: VaeConfig) -> VideoSize:
-    """Return what the autoencoder of a run decodes."""
-    sides = (shape.width_px, shape.height_px)
-    return VideoSize(*sides, shape.num_frames, vae.tile_px, vae.tile_frames, int(vae.is_causal))
 
 
 @dataclass(frozen=True)
@@ -255,7 +209,8 @@ def tile_bytes(video: VideoSize, element_bytes: int) -> float:
 def finished_bytes(video: VideoSize, layout: Layout, element_bytes: int) -> float:
     """Count the bytes of this rank's finished tiles, which wait for the rank that blends."""
     ranks = layout.cfg * layout.sequence * layout.tp
-    return 3.0 * video.tile_pixels * element_bytes * (math.ceil(video.tiles / ranks) if ranks > 1 else 1)
+    waiting = busiest_pixels(video, ranks) if ranks > 1 else video.tile_pixels
+    return 3.0 * element_bytes * max(waiting, video.tile_pixels)
 
 
 def _host_bytes(net: Network, layout: Layout, gpus_per_node: int, placement: Placement, element_bytes: int) -> float:

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from opensora_launch.plan.memory import Memory, memory_of_run, video_size
+from opensora_launch.plan.memory import Memory, memory_of_run
 from opensora_launch.plan.networks import network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
+from opensora_launch.plan.video_size import video_size
 
 
 def memory_of_plan(plan: Plan, placement: Placement) -> Memory:

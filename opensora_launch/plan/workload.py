@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import Network, TokenGrid
+from opensora_launch.plan.video_size import VideoSize
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Engine, Fit, PlacementConfig, TopologyConfig
 

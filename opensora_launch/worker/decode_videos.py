@@ -8,11 +8,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from opensora_launch.media.video import room_for_frames, to_frames
-from opensora_launch.model.tiles import TileGrid
 from opensora_launch.model.vae import Autoencoder, Region, decode_regions
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.schema.config import Init
+from opensora_launch.schema.tiles import TileGrid
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.failures import VideoFailed
 

@@ -15,9 +15,10 @@ from _gpu.transformer import Inputs, Place, Stepper, join_alone, load_transforme
 from opensora_launch.engines.base import Transformer
 from opensora_launch.plan.choose import options
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.memory import USABLE, VideoSize
+from opensora_launch.plan.memory import USABLE
 from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.set_aside import RESERVED_BYTES
+from opensora_launch.plan.video_size import VideoSize
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.cards import Card
 from opensora_launch.schema.config import Fit, LayoutConfig, Offload, PlacementConfig, Shard, TopologyConfig

@@ -12,12 +12,13 @@ from torch import Tensor
 from _gpu.notes import Notes
 from _gpu.setting import LARGE, Setting
 from _gpu.transformer import finite
-from opensora_launch.model.tiles import Tile, decode_grid
 from opensora_launch.model.vae import Autoencoder, compute_tile, decode_regions, empty_vae, encode_pixels, load_vae
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.memory import VideoSize, finished_bytes, tile_bytes
+from opensora_launch.plan.memory import finished_bytes, tile_bytes
 from opensora_launch.plan.networks import VAES
+from opensora_launch.plan.video_size import VideoSize
+from opensora_launch.schema.tiles import Tile, decode_grid
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
 COMPARED_FRAMES = 5  # latent frames of the tile in both layouts: the wrong one may take 20 times as long

@@ -1,6 +1,5 @@
 """Write the tables of docs/prediction.md between its markers."""
 
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from opensora_launch.plan.times import rates_of
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.cards import Card, default_efficiency
 from opensora_launch.schema.config import RunConfig, VideoConfig
+from opensora_launch.schema.tile_shares import deal_tiles
 from prediction.fit import SHARED, Fitted, chip_of, fit, link_card
 from prediction.published import ROOT, Measurement, catalogue, twins
 from prediction.score import PROTOCOLS, Scored, layout_pairs, median_error, order_share
@@ -192,7 +192,7 @@ def _aims(options: dict[int, Option], published: dict[int, int]) -> Iterator[str
         f"4. On 8 GPUs the largest losses are {causes} GPU-seconds (see the table below). The published tables show "
         f"links of {link:.0f} of the H100's {work.card.nvlink_gb_s:.0f} GB/s. At that speed, steps of two guidance "
         f"rows are fastest as {layout_text(options[8].layout)}, whose partial results cost compute. Of "
-        f"{work.video.tiles} VAE tiles, the busiest of 8 ranks decodes {math.ceil(work.video.tiles / 8)}."
+        f"the VAE's tiles, the busiest of 8 ranks decodes {deal_tiles(work.video.cut, 8).busiest:.2f} of the mean."
     )
     yield ""
 

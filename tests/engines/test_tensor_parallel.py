@@ -23,9 +23,10 @@ from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.costs import tensor_parallel_bytes, tensor_parallel_calls
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.memory import VideoSize, memory_of
+from opensora_launch.plan.memory import memory_of
 from opensora_launch.plan.networks import TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
+from opensora_launch.plan.video_size import VideoSize
 from opensora_launch.sampling.latents import position_ids
 from opensora_launch.schema.config import Init, MmditConfig, ModelConfig, TextConfig
 from tests.ranks import run_ranks

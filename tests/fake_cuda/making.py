@@ -15,7 +15,7 @@ from tests.worker.plans import small_plan, video
 NO_MEMORY = {"FAKE_CUDA_FREE_GIB": "0"}  # of the GPU, so that T5 is streamed
 # What may pin memory by torch, which rounds it up to a power of two: safetensors reads tensors through such memory.
 SAFETENSORS = "model/weights.py"
-BLENDING = re.compile(r"model/(causal_vae\.py|vae\.py:\d+ (fade|blend))")  # what the VAE does for each tile
+BLENDING = re.compile(r"model/(causal_(vae|conv)\.py|vae\.py:\d+ (fade|blend))")  # what the VAE does for each tile
 
 
 def make(

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opensora_launch.errors import UserError
-from opensora_launch.model import causal_vae
-from opensora_launch.model.causal_vae import CausalConv3d, CausalVae, FrameAttention, Upsample
-from opensora_launch.model.tiles import Tile, decode_grid, encode_grid, tile_cost, tile_problems
+from opensora_launch.model import causal_conv
+from opensora_launch.model.causal_conv import CausalConv3d
+from opensora_launch.model.causal_vae import CausalVae, FrameAttention, Upsample
 from opensora_launch.model.vae import (
     assemble,
     blend,
@@ -25,6 +25,7 @@ from opensora_launch.model.vae import (
     posterior_sample,
 )
 from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.tiles import Tile, decode_grid, encode_grid, tile_cost, tile_problems
 
 CASE = Path(__file__).parents[1] / "reference" / "vae_tiny.json"
 INFO = json.loads(CASE.read_text())
@@ -190,7 +191,7 @@ def test_a_convolution_in_parts_of_the_frames_is_the_same(
     x = torch.randn(1, 2, frames, 5, 6, dtype=torch.float64)
     whole = conv(x)
     for at_once in (1, 2, 3):
-        monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
+        monkeypatch.setattr(causal_conv, "VAE_CHUNK_NUMBERS", 3 * 7 * 8 * (at_once * stride[0] + 2))
         torch.testing.assert_close(conv(x), whole, atol=1e-14, rtol=0)
 
 
@@ -204,7 +205,7 @@ def test_layers_in_parts_of_the_frames_are_the_same(
     latent, pixels = TENSORS["latent"][..., :4, :5].to(dtype), TENSORS["pixels"][..., :40, :32].to(dtype)
     want = [decode_latents(whole, CFG, latent), encode_pixels(whole, CFG, pixels)]
     for numbers in (1, 3000, 30000):
-        monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", numbers)
+        monkeypatch.setattr(causal_conv, "VAE_CHUNK_NUMBERS", numbers)
         got = [decode_latents(whole, CFG, latent), encode_pixels(whole, CFG, pixels)]
         bound = 1e-12 if dtype == torch.float64 else 3e-5
         for a, b in zip(got, want, strict=True):

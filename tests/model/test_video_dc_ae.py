@@ -13,15 +13,15 @@ from torch import Tensor
 
 from opensora_launch.media.video import save_png
 from opensora_launch.model.shapes import config_problems, vae_shapes
-from opensora_launch.model.tiles import decode_grid, encode_grid
 from opensora_launch.model.vae import decode_latents, empty_vae, encode_pixels, load_vae, posterior_sample
 from opensora_launch.model.video_dc_ae import Conv, Rms
 from opensora_launch.plan.geometry import geometry_problems
-from opensora_launch.plan.memory import VideoSize
 from opensora_launch.plan.networks import OPEN_SORA_2_DC_AE
+from opensora_launch.plan.video_size import VideoSize
 from opensora_launch.request.compose import compose
 from opensora_launch.schema.autoencoder import DcAeConfig, VaeConfig, VaeKind
 from opensora_launch.schema.config import MmditConfig, ModelConfig, VideoConfig
+from opensora_launch.schema.tiles import decode_grid, encode_grid
 from tests.ranks import run_command
 from tests.worker.test_generate import frames_of
 

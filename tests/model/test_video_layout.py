@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from opensora_launch.model import causal_vae
+from opensora_launch.model import causal_conv
 from opensora_launch.model import vae as vae_module
 from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.vae import decode_latents, encode_pixels, load_vae
@@ -20,7 +20,7 @@ def test_edges_are_repeated_as_torch_repeats_them(before: int, around: int, layo
         torch.randn(2, 3, 4, 5, 6),
         torch.randn(1, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)[:, :, 1:],
     ):
-        got = repeat_edges(x, before, around, layout)
+        got = repeat_edges(x, None, before, around, layout)
         assert torch.equal(got, F.pad(x, (around, around, around, around, before, 0), mode="replicate"))
         assert layout_of(got) == layout
 
@@ -32,7 +32,7 @@ def test_channels_may_lie_last_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on CUDA, where no convolution may see a plain video. Results are plain, and the same within rounding."""
-    monkeypatch.setattr(causal_vae, "VAE_CHUNK_NUMBERS", numbers)
+    monkeypatch.setattr(causal_conv, "VAE_CHUNK_NUMBERS", numbers)
     monkeypatch.setattr(vae_module, "layout_for", lambda device, dtype: torch.channels_last_3d)
     last = load_vae(CFG, vae.state_dict())
     seen: list[torch.memory_format] = []

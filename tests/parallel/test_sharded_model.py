@@ -13,16 +13,17 @@ import torch.distributed as dist
 from opensora_launch.model import load_mmdit
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
-from opensora_launch.model.tiles import Tile
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
-from opensora_launch.parallel.tile_spreading import deal, spread_tiles
+from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
 from opensora_launch.plan.placement import Placement
 from opensora_launch.sampling.latents import position_ids
 from opensora_launch.schema.config import Engine, LayoutConfig, MmditConfig
+from opensora_launch.schema.tile_shares import deal_tiles
+from opensora_launch.schema.tiles import Tile
 from tests.ranks import run_ranks
 
 SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]
@@ -135,5 +136,5 @@ def test_tiles_come_back_in_order_on_the_first_rank(tmp_path):
 
 
 def test_tiles_are_dealt_by_their_cost():
-    assert deal([9, 4, 5, 1, 1], 2) == ((0, 3), (1, 2, 4))
-    assert deal([1], 3) == ((0,), (), ())
+    assert deal_tiles([tile(n) for n in (9, 4, 5, 1, 1)], 2).hands == ((0, 3), (1, 2, 4))
+    assert deal_tiles([tile(1)], 3).hands == ((0,), (), ())

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-from opensora_launch.model.tiles import decode_grid
 from opensora_launch.plan.costs import block_weight_bytes, weight_bytes
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import (
     GIB,
     Memory,
-    VideoSize,
     activation_bytes,
     blocks_bytes,
     memory_of,
@@ -26,8 +24,10 @@ from opensora_launch.plan.memory import (
 from opensora_launch.plan.networks import OPEN_SORA_2, TokenGrid, network_of
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.set_aside import RESERVED_BYTES
+from opensora_launch.plan.video_size import VideoSize
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.config import MmditConfig, ModelConfig, Offload, Shard, Storage, TextConfig
+from opensora_launch.schema.tiles import decode_grid
 
 ROOT = Path(__file__).parents[2]
 CASES: list[dict[str, Any]] = [

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from opensora_launch.plan.layout import Layout
-from opensora_launch.plan.memory import VideoSize, decode_bytes, finished_bytes, tile_bytes
+from opensora_launch.plan.memory import decode_bytes, finished_bytes, tile_bytes
 from opensora_launch.plan.networks import NETWORKS, VAES
+from opensora_launch.plan.video_size import VideoSize
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("sd", "flux", "wan", "wan2.2", "cogvideox", "hunyuan", "mochi", "dcae")

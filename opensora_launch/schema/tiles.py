@@ -6,13 +6,20 @@ Bounds are [start, stop) in what is cut: latents to decode, pixels and frames to
 latent of its own (`lead` 1), tiles overlap by one more frame in time.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from opensora_launch.schema.autoencoder import VaeConfig
+from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
+from opensora_launch.schema.even_shares import share_slices
 
 Bounds = tuple[int, int]
 VideoShape = tuple[int, int, int]  # frames, height, width
 Sizes = tuple[int | None, int | None]  # of a tile, in time and in space; None: no cut there
+
+# What layers compute at once is at least so many pixels of the output, and a small part of the whole video: small parts
+# can be dealt evenly over ranks, and large ones keep a GPU busy.
+PART_PIXELS, PARTS = 2**16, 80
+FRAMES_PER_LATENT = 4
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Tile:
     y: Bounds
     x: Bounds
     out_shape: VideoShape
+    parts: tuple[Bounds, ...] = ()  # of its latents, computed one after another; none: all at once
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,21 @@ def tile_problems(cfg: VaeConfig) -> list[str]:
 
 
 def decode_grid(cfg: VaeConfig, latent_shape: VideoShape) -> TileGrid:
-    """Cut latents into tiles whose outputs are pixels."""
-    return _grid(latent_shape, _latents_of_tile(cfg), (cfg.tile_frames, cfg.tile_px), cfg, up=True)
+    """Cut latents into tiles whose outputs are pixels. The parts of a tile do not depend on who computes them."""
+    grid = _grid(latent_shape, _latents_of_tile(cfg), (cfg.tile_frames, cfg.tile_px), cfg, up=True)
+    if cfg.kind is not VaeKind.causal:
+        return grid
+    most = sum(map(tile_cost, grid.tiles)) / PARTS
+    return replace(grid, tiles=tuple(replace(tile, parts=_parts(tile, most, cfg.stride_frames)) for tile in grid.tiles))
+
+
+def _parts(tile: Tile, most: float, stride: int) -> tuple[Bounds, ...]:
+    """Divide the latents of a tile into parts of at most so many pixels, unless they become too small or single."""
+    latents, (_, height, width) = _length(tile.time), tile.out_shape
+    of_latent = height * width * stride
+    each = max(1, math.ceil(PART_PIXELS / of_latent), int(most / of_latent))
+    count = latents // each
+    return tuple((part.start, part.stop) for part in share_slices(latents, count)) if count > 1 else ()
 
 
 def encode_grid(cfg: VaeConfig, pixel_shape: VideoShape) -> TileGrid:
@@ -132,3 +153,8 @@ def tile_cost(tile: Tile) -> int:
     """Return the work of a tile in numbers of its output, in which the VAE's convolutions are linear."""
     frames, height, width = tile.out_shape
     return (frames + (tile.time[0] > 0)) * height * width
+
+
+def part_frames(tile: Tile) -> tuple[int, ...]:
+    """Return the frames that each part is computed to. Only the causal VAE has parts: its first latent is one frame."""
+    return tuple(FRAMES_PER_LATENT * (stop - max(first, 1)) + (first == 0) for first, stop in tile.parts)
