@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from opensora_launch.errors import UserError
 from opensora_launch.model.load import fill
@@ -78,6 +77,9 @@ class TextEncoders:
 
 def load_text_encoders(model: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> TextEncoders:
     """Load both encoders from their folders. Raises UserError if a file is missing or of another kind."""
+    # This takes seconds, and a rank that has no text to encode does without.
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
     t5, clip = Path(model.folder) / model.t5_folder, Path(model.folder) / model.clip_folder
     if absent := [missing(path / "config.json", model) for path in (t5, clip) if not (path / "config.json").is_file()]:
         raise UserError("the text encoders cannot be loaded", absent)
