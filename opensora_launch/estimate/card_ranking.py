@@ -36,7 +36,7 @@ class CardEstimate:
 
 
 def video_flops(work: Workload) -> float:
-    """Return the FLOPs of denoising a video and its first frame: steps x rows x FLOPs per row, over a batch's size."""
+    """Return the FLOPs of denoising a video and its first frame: steps x rows x FLOPs per row / videos of a batch."""
     rows = sum(rows * count for rows, count in work.steps)
     images = video_flops(work.images) * work.images.videos / max(work.videos, 1) if work.images else 0.0
     return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1) + images
@@ -61,7 +61,7 @@ def has_price(card: Card, prices: EstimateConfig) -> bool:
 
 
 def running_of(card: Card, gpus: int, flops_per_s: float, prices: EstimateConfig) -> Running:
-    """Return one GPU's rates: the rent, all included, if it is set or no price is known; else the price over a life."""
+    """Return one GPU's rates: its rent, with power, if that is set or it has no price; else the price over its life."""
     build, rent = build_of(card, gpus, prices), prices.usd_per_gpu_hour
     watts = build.draw_w / gpus
     if rent is None and has_price(card, prices):
