@@ -17,7 +17,7 @@ from opensora_launch.launch.command import command, refuse_as_rank, without_othe
 from opensora_launch.launch.env_profile import Profiled, profiled
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.attempt import write_planned
-from opensora_launch.request.compose import ConfigView, config_text, info_text
+from opensora_launch.request.compose import shown_config
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.prepare import PlannedRun, prepare_runs
 from opensora_launch.request.resume import prepare_resume, resumed_words, start_resumed
@@ -49,13 +49,7 @@ def generate_verb(parsed: Parsed) -> int:
 
 def _show_config(parsed: Parsed) -> int:
     words = resumed_words(parsed) if parsed.has("--resume") else parsed
-    config_dir, multirun = words.path("--config-dir"), parsed.has("--multirun")
-    if kind := parsed.one("--cfg"):
-        view = ConfigView(kind, parsed.one("--package"), parsed.has("--resolve"))
-        text, note = config_text(words.rest, view, multirun=multirun, config_dir=config_dir)
-    else:
-        info = parsed.one("--info") or "all"
-        text, note = info_text(words.rest, info=info, multirun=multirun, config_dir=config_dir)
+    text, note = shown_config(words, asked=parsed)
     print(text, end="")
     print_errors([note] if note else [])
     return exit_codes.DONE

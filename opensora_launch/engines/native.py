@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opensora_launch.engines.base import Tick, Transformer
 from opensora_launch.engines.placed_weights import place_transformer
 from opensora_launch.engines.text_team import TextTeam, load_fitting_encoders
 from opensora_launch.engines.weight_source import ReadTensor, WeightSource
-from opensora_launch.model.cuts import Cut, CutKind, mmdit_cuts
+from opensora_launch.model.cuts import CutKind, mmdit_cuts
 from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.parallel.mesh import Axis, Mesh
@@ -31,7 +31,11 @@ def cut_transformer(
     cuts = mmdit_cuts(cfg)
     for name in module.state_dict():
         path, _, leaf = name.rpartition(".")
-        part = _part(read(name), leaf, cuts.get(path), axis)
+        cut, part = cuts.get(path), read(name)
+        if cut and cut.kind is not CutKind.inputs:
+            part = own_part(part, 0, cut.segments, axis)
+        elif cut and leaf != "bias":
+            part = own_part(part, 1, cut.segments, axis)
         setattr(module.get_submodule(path), leaf, nn.Parameter(part.to(device, dtype), requires_grad=False))
         tick(part.nbytes)
     for path, cut in cuts.items():
@@ -42,12 +46,6 @@ def cut_transformer(
         elif cut.kind is CutKind.gathered:
             gather_results(layer, sum(segment.channels for segment in cut.segments), axis)
     return module.requires_grad_(False).eval()
-
-
-def _part(whole: Tensor, leaf: str, cut: Cut | None, axis: Axis) -> Tensor:
-    if cut is None or (cut.kind is CutKind.inputs and leaf == "bias"):
-        return whole
-    return own_part(whole, 1 if cut.kind is CutKind.inputs else 0, cut.segments, axis)
 
 
 class NativeEngine:

@@ -44,14 +44,11 @@ def place_transformer(
     outside = [n for n in module.state_dict() if not n.startswith(tuple(blocks))]
     module.load_state_dict(source.on_device(module, outside), strict=False, assign=True)
     loading = Loading(source, everywhere if placement.shard is Shard.all else node, tick)
-    packings = {
-        prefix: Packing.of(block, source.dtype, fp8=placement.storage is Storage.fp8)
-        for prefix, block in blocks.items()
-    }
-    stay = staying(len(blocks), placement)
-    axis = loading.axis
-    shares = loading.wholes({prefix: packings[prefix] for prefix, stays in zip(blocks, stay, strict=True) if stays})
-    away = {prefix: packings[prefix] for prefix in blocks if prefix not in shares}
+    axis, fp8 = loading.axis, placement.storage is Storage.fp8
+    packings = {prefix: Packing.of(block, source.dtype, fp8=fp8) for prefix, block in blocks.items()}
+    stays = dict(zip(blocks, staying(len(blocks), placement), strict=True))
+    shares = loading.wholes({prefix: packing for prefix, packing in packings.items() if stays[prefix]})
+    away = {prefix: packing for prefix, packing in packings.items() if not stays[prefix]}
     if placement.shard is not Shard.none:
         in_host = placement.offload is Offload.host
         shares |= {prefix: loading.share(prefix, packing, in_host=in_host) for prefix, packing in away.items()}
@@ -59,7 +56,7 @@ def place_transformer(
         shares, axis = shares | loading.host_copy(away), axis.alone()
     store = None
     if placement.streamed:
-        placed = [Placed(packings[p], shares[p], stays) for p, stays in zip(blocks, stay, strict=True)]
+        placed = [Placed(packings[prefix], shares[prefix], stays[prefix]) for prefix in blocks]
         store = StreamedBlocks([*blocks.values()], placed, axis, source.device)
     else:
         for prefix, block in blocks.items():

@@ -41,10 +41,7 @@ class Cooling(NamedTuple):
 
 
 def supplies(draw_w: float, reserve: float) -> tuple[int, int]:
-    """Choose as few power supplies as possible, and then the smallest size, for draw x (1 + reserve).
-
-    Returns their number and the watts of each.
-    """
+    """Choose the fewest power supplies, then the smallest size, for draw x (1 + reserve): number, watts of each."""
     needed = draw_w * (1 + reserve)
     count = max(1, math.ceil(needed / PSU_SIZES_W[-1]))
     return count, next(size for size in PSU_SIZES_W if size * count >= needed)

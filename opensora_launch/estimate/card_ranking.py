@@ -1,5 +1,6 @@
 """Rank cards for a video by predicted time, cost and power. Memory comes first, because it decides what runs at all."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,16 +34,9 @@ class CardEstimate:
     usd: float | None
     watts: float  # of all machines at full load
 
-    @property
-    def spare_gib(self) -> float:
-        return self.card.memory_gib - self.peak_gib
-
 
 def video_flops(work: Workload) -> float:
-    """Return the FLOPs for denoising one video: steps x rows x FLOPs per row, divided among the videos of a batch.
-
-    With images, those of its first frame are added.
-    """
+    """Return the FLOPs of denoising a video and its first frame: steps x rows x FLOPs per row / videos of a batch."""
     rows = sum(rows * count for rows, count in work.steps)
     images = video_flops(work.images) * work.images.videos / max(work.videos, 1) if work.images else 0.0
     return rows * row_work(work.net, work.grid).flops * work.batches / max(work.videos, 1) + images
@@ -66,13 +60,11 @@ def has_price(card: Card, prices: EstimateConfig) -> bool:
     return prices.gpu_usd is not None or card.price_usd is not None
 
 
-def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, priced: bool) -> Running:
-    """Return the rates of one GPU: the rent if configured or if there is no price, else the price over the lifetime.
-
-    Rent includes electricity.
-    """
-    watts, rent = build.draw_w / build.gpus, prices.usd_per_gpu_hour
-    if rent is None and priced:
+def running_of(card: Card, gpus: int, flops_per_s: float, prices: EstimateConfig) -> Running:
+    """Return one GPU's rates: its rent, with power, if that is set or it has no price; else the price over its life."""
+    build, rent = build_of(card, gpus, prices), prices.usd_per_gpu_hour
+    watts = build.draw_w / gpus
+    if rent is None and has_price(card, prices):
         owned = usd_per_gpu_hour(build, prices.life_months, prices.hours_per_month)
         return Running(flops_per_s, watts, owned, prices.usd_per_kwh)
     return Running(flops_per_s, watts, prices.cloud_usd_per_gpu_hour if rent is None else rent, usd_per_kwh=0.0)
@@ -81,8 +73,7 @@ def running_of(build: Build, flops_per_s: float, prices: EstimateConfig, *, pric
 def estimate_card(work: Workload, fixed: LayoutConfig, prices: EstimateConfig) -> CardEstimate:
     """Estimate the best layout on the work's card, with the weights placed so that they fit."""
     card = work.card
-    build = build_of(card, work.gpus_per_node, prices)
-    watts = build.draw_w * max(1, work.ranks // work.gpus_per_node)
+    watts = build_of(card, work.gpus_per_node, prices).draw_w * max(1, work.ranks // work.gpus_per_node)
     if card.tflops(work.products) is None:
         how = f"it has no {work.products}; use precision=auto"
         return CardEstimate(card, work.ranks, NOT, how, 0.0, None, None, None, watts)
@@ -98,7 +89,7 @@ def estimate_card(work: Workload, fixed: LayoutConfig, prices: EstimateConfig) -
     if fit == NOT:
         return CardEstimate(card, work.ranks, fit, how, peak, None, None, None, watts)
     seconds = best.making / max(work.videos, 1)
-    running = running_of(build, 0.0, prices, priced=True)
+    running = running_of(card, work.gpus_per_node, 0.0, prices)
     cost = cost_of(seconds * work.ranks / 3600, video_flops(work), running)
     usd = cost.usd if has_price(card, prices) or prices.usd_per_gpu_hour is not None else None
     return CardEstimate(card, work.ranks, fit, how, peak, seconds, cost, usd, watts)
@@ -117,13 +108,9 @@ def rank_cards(found: Sequence[CardEstimate], order: CardOrder) -> list[CardEsti
     """Sort by how the video fits (FITS, WITH_HELP, NOT), and within each by time, cost, watts or spare memory."""
 
     def key(one: CardEstimate) -> tuple[int, float, float]:
-        time = one.seconds if one.seconds is not None else one.peak_gib - one.card.memory_gib
-        by = {
-            CardOrder.time: time,
-            CardOrder.cost: one.usd if one.usd is not None else float("inf"),
-            CardOrder.watts: one.watts,
-            CardOrder.memory: -one.spare_gib,
-        }[order]
+        lacking = one.peak_gib - one.card.memory_gib
+        time, usd = one.seconds if one.seconds is not None else lacking, one.usd if one.usd is not None else math.inf
+        by = {"time": time, "cost": usd, "watts": one.watts, "memory": lacking}[order]
         return one.fit, by, time
 
     return sorted(found, key=key)

@@ -13,16 +13,12 @@ HOURS_PER_MONTH = HOURS_PER_DAY * DAYS_PER_MONTH
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A language model to compare with: parameters that a token uses, and FLOPs of its training."""
+    """A language model to compare with. A token takes 2 FLOPs per parameter that it uses."""
 
     name: str
-    parameters: float
+    parameters: float  # that a token uses
     training_flops: float
     source: str
-
-    def flops_of_tokens(self, tokens: int) -> float:
-        """Return the FLOPs of generating tokens: 2 x parameters x tokens."""
-        return 2.0 * self.parameters * tokens
 
 
 # GPT-4 is a guess that OpenAI has not confirmed: two experts of 220e9 parameters per token, as Factorial Funds assumes;

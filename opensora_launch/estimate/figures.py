@@ -25,17 +25,11 @@ class Figure:
 class Subject:
     """One output (a video or an image), its cost, and the rates of one GPU."""
 
-    name: str
     work: tuple[Figure, ...]  # where its FLOPs come from
     output_s: float  # seconds of video; 0: an image
     cost: e.OutputCost
     running: e.Running
-    card: str
     rate: str  # how the time was computed, in words
-
-    @property
-    def units(self) -> str:
-        return "minutes of video" if self.output_s else "images"
 
     @property
     def per_unit(self) -> e.OutputCost:
@@ -89,7 +83,8 @@ def video_figures(subject: Subject) -> Iterator[Figure]:
     yield Figure("gpu_hours", f"GPU-hours per {one}", cost.gpu_hours, "h", subject.rate)
     how = f"{_n(cost.gpu_hours)} h x {running.watts:.0f} W per GPU"
     yield Figure("kwh", f"energy per {one}", cost.kwh, "kWh", how)
-    yield Figure("usd", f"cost per {one}", cost.usd, "USD", _usd(cost, running))
+    how = _money(f"{_n(cost.gpu_hours)} h x {running.usd_per_hour:.3f}", _n(cost.kwh), running)
+    yield Figure("usd", f"cost per {one}", cost.usd, "USD", how)
     if not subject.output_s:
         how = f"1 / {_n(cost.gpu_hours)} h"
         yield Figure("images_per_gpu_hour", "images per GPU-hour", 1 / cost.gpu_hours, "", how)
@@ -120,8 +115,7 @@ def fleet_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Figure]:
     yield Figure("gpus", "GPUs at the busiest hour", found.gpus, "GPU", f"{how} used, rounded up")
     how = f"{found.kwh_per_day / running.watts * 1000:,.0f} GPU-h x {running.watts:.0f} W"
     yield Figure("kwh_per_day", "energy per day", found.kwh_per_day, "kWh", how)
-    hire, power = f"{found.gpus:,} x {day:g} h x {running.usd_per_hour:.3f}", f"{found.kwh_per_day:,.0f} kWh"
-    how = f"{hire} + {power} x {running.usd_per_kwh}" if running.usd_per_kwh else f"{hire}, electricity included"
+    how = _money(f"{found.gpus:,} x {day:g} h x {running.usd_per_hour:.3f}", f"{found.kwh_per_day:,.0f}", running)
     yield Figure("usd_per_day", "cost per day", found.usd_per_day, "USD", how)
     per = found.usd_per_day / demand.minutes_per_day
     yield Figure("usd_per_minute", "cost per finished minute", per, "USD", "cost per day / minutes per day")
@@ -129,7 +123,8 @@ def fleet_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Figure]:
 
 def break_even_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Figure]:
     """Compare training with inference, for each configured guess of the training's compute."""
-    rate, units, each = subject.running.flops_per_s, subject.units, subject.per_unit.flops
+    rate, each = subject.running.flops_per_s, subject.per_unit.flops
+    one, units = ("a minute of video", "minutes of video") if subject.output_s else ("an image", "images")
     yield from subject.work
     if subject.output_s and subject.output_s != 60:
         yield Figure("minute_flops", "FLOPs per minute of video", each, "FLOP", f"x 60 / {subject.output_s:.4g} s")
@@ -145,12 +140,10 @@ def break_even_figures(subject: Subject, prices: EstimateConfig) -> Iterator[Fig
         for number, model in enumerate(e.LANGUAGE_MODELS):
             share, how = flops / model.training_flops, f"{flops:.3g} / {model.training_flops:.3g}, {model.source}"
             yield Figure(f"training{end.strip()}_llm{number}", f"training{end} / that of {model.name}", share, "x", how)
-    one = "a minute of video" if subject.output_s else "an image"
     for number, model in enumerate(e.LANGUAGE_MODELS):
-        text = model.flops_of_tokens(TOKENS)
         how = f"{each:.4g} / (2 x {model.parameters:.3g} x {TOKENS})"
         label = f"FLOPs of {one} / {TOKENS:,} tokens of {model.name}"
-        yield Figure(f"output_llm{number}", label, each / text, "x", how)
+        yield Figure(f"output_llm{number}", label, each / (2 * model.parameters * TOKENS), "x", how)
 
 
 def machine_figures(machine: Build, prices: EstimateConfig, *, priced: bool) -> Iterator[Figure]:
@@ -168,7 +161,11 @@ def machine_figures(machine: Build, prices: EstimateConfig, *, priced: bool) -> 
     yield Figure("psu", "power supply", f"{count} x {size_w} W", "", how)
     if prices.psu_w is not None:
         machine = replace(machine, gpu_w=gpu_cap_w(machine, prices.psu_w))
-        yield from _on_supply(machine, prices.psu_w)
+        yield Figure("psu_w", "existing power supply", prices.psu_w, "W", "estimate.psu_w")
+        how = f"({prices.psu_w:.0f} - {machine.cpu_w:.0f} - {machine.other_w:.0f}) / {machine.gpus}, at most the TDP"
+        yield Figure("gpu_cap_w", "power limit per GPU (nvidia-smi -pl)", machine.gpu_w, "W", how)
+        how = f"{machine.gpus} x {machine.gpu_w:.0f} + {machine.cpu_w:.0f} + {machine.other_w:.0f}"
+        yield Figure("capped_draw_w", "power draw with that limit", machine.draw_w, "W", how)
     heat = cooling(machine.draw_w)
     yield Figure("btu_per_hour", "heat", heat.btu_per_hour, "BTU/h", f"{machine.draw_w:.0f} W x 3.412")
     how = f"1.76 x {machine.draw_w:.0f} W / 10 K"
@@ -187,20 +184,8 @@ def machine_figures(machine: Build, prices: EstimateConfig, *, priced: bool) -> 
         yield Figure("months_to_break_even", "buying is cheaper after", value, "months", how)
 
 
-def _on_supply(capped: Build, supply_w: float) -> Iterator[Figure]:
-    """Yield the figures of `capped`, the machine whose GPUs are limited to what an existing supply delivers."""
-    yield Figure("psu_w", "existing power supply", supply_w, "W", "estimate.psu_w")
-    how = f"({supply_w:.0f} - {capped.cpu_w:.0f} - {capped.other_w:.0f}) / {capped.gpus}, at most the TDP"
-    yield Figure("gpu_cap_w", "power limit per GPU (nvidia-smi -pl)", capped.gpu_w, "W", how)
-    how = f"{capped.gpus} x {capped.gpu_w:.0f} + {capped.cpu_w:.0f} + {capped.other_w:.0f}"
-    yield Figure("capped_draw_w", "power draw with that limit", capped.draw_w, "W", how)
-
-
-def _usd(cost: e.OutputCost, running: e.Running) -> str:
-    hire = f"{_n(cost.gpu_hours)} h x {running.usd_per_hour:.3f}"
-    if not running.usd_per_kwh:
-        return f"{hire}, electricity included"
-    return f"{hire} + {_n(cost.kwh)} kWh x {running.usd_per_kwh}"
+def _money(hire: str, kwh: str, running: e.Running) -> str:
+    return f"{hire} + {kwh} kWh x {running.usd_per_kwh}" if running.usd_per_kwh else f"{hire}, electricity included"
 
 
 def _n(value: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from opensora_launch.errors import UserError
-from opensora_launch.estimate.card_ranking import build_of, has_price, running_of, video_flops
+from opensora_launch.estimate.card_ranking import running_of, video_flops
 from opensora_launch.estimate.cost import SECONDS_PER_HOUR, cost_of, cost_of_flops, flops_of_steps
 from opensora_launch.estimate.figures import Figure, Subject
 from opensora_launch.plan.choose import Option, options, ways_to_fit
@@ -24,27 +24,19 @@ def document_subject(card: Card, prices: EstimateConfig) -> Subject:
     peak = card.half_tflops * 1e12
     rate = prices.flops_per_s or peak
     if rate > peak:
-        raise UserError(
-            "this cannot be estimated",
-            [f"estimate.flops_per_s={rate:.4g} is above the peak of {card.name}, {peak:.4g}; null takes the peak"],
-        )
+        line = f"estimate.flops_per_s={rate:.4g} is above the peak of {card.name}, {peak:.4g}; null takes the peak"
+        raise UserError("this cannot be estimated", [line])
     flops = flops_of_steps(prices.flops_per_step, prices.num_steps)
-    machine = build_of(card, 1, gpus_only(prices))
-    running = running_of(machine, rate, prices, priced=has_price(card, prices))
+    # a document's figures are about GPUs only
+    bare = replace(prices, cpu_w=0.0, other_w=0.0, cpu_usd=0.0, memory_usd=0.0, storage_usd=0.0, other_usd=0.0)
+    running = running_of(card, 1, rate, bare)
     one = "video" if prices.output_s else "image"
     work = (
         Figure("flops_per_step", "FLOPs per step", prices.flops_per_step, "FLOP", "estimate.flops_per_step"),
         Figure("flops", f"FLOPs per {one}", flops, "FLOP", f"{prices.flops_per_step:.4g} x {prices.num_steps} steps"),
     )
-    return Subject(
-        name="document",
-        work=work,
-        output_s=prices.output_s,
-        cost=cost_of_flops(flops, running),
-        running=running,
-        card=str(card.name),
-        rate=f"FLOPs / {rate:.4g} FLOP/s",
-    )
+    cost, how = cost_of_flops(flops, running), f"FLOPs / {rate:.4g} FLOP/s"
+    return Subject(work=work, output_s=prices.output_s, cost=cost, running=running, rate=how)
 
 
 def counted_subject(work: Workload, fixed: LayoutConfig, prices: EstimateConfig, fps: int) -> Subject:
@@ -56,25 +48,17 @@ def counted_subject(work: Workload, fixed: LayoutConfig, prices: EstimateConfig,
     if not fitting:
         raise UserError("this video does not fit", fit_problems(work, fixed, found))
     (best,) = after_images(work, fitting)
-    machine = build_of(work.card, work.gpus_per_node, prices)
     flops = video_flops(work)
     gpu_hours = best.making * work.ranks / SECONDS_PER_HOUR
     reached = flops / (gpu_hours * SECONDS_PER_HOUR)
-    running = running_of(machine, reached, prices, priced=has_price(work.card, prices))
+    running = running_of(work.card, work.gpus_per_node, reached, prices)
     return Subject(
-        name=work.net.name,
         work=tuple(_counted(work, best, flops, reached)),
         output_s=work.video.num_frames / fps if work.video.num_frames > 1 else 0.0,
         cost=cost_of(gpu_hours, flops, running),
         running=running,
-        card=str(work.card.name),
         rate=f"{work.ranks} x {best.making:.1f} s predicted",
     )
-
-
-def gpus_only(prices: EstimateConfig) -> EstimateConfig:
-    """Leave out CPU and other parts, because a document's figures are about GPUs only."""
-    return replace(prices, cpu_w=0.0, other_w=0.0, cpu_usd=0.0, memory_usd=0.0, storage_usd=0.0, other_usd=0.0)
 
 
 def _counted(work: Workload, best: Option, flops: float, reached: float) -> Iterator[Figure]:

@@ -11,14 +11,9 @@ from PIL.Image import Transpose
 
 # What to do for each value of the EXIF tag; 1 means upright.
 TURNS = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 FULL_16_BIT = 65535
 SCALED_FORMATS = ("PNG", "PPM")  # Pillow reads 16 bits of these as 32-bit integers of at most FULL_16_BIT
 

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,28 +38,20 @@ def read_prompt_file(path: Path, known: Sequence[str], problems: Problems) -> li
 
     Lines that cannot be read are added to `problems` and left out.
     """
-    readers: dict[str, Callable[[str, _Source], list[RawPrompt]]] = {
-        ".csv": _read_csv,
-        ".jsonl": _read_jsonl,
-        ".txt": _read_txt,
-    }
-    source = _Source(str(path), known, problems)
+    source, readers = _Source(str(path), known, problems), {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_txt}
+    reader = readers.get(path.suffix.lower())
     if path.is_dir():
         source.add("this is a folder; give a file of prompts")
-        return []
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    elif reader is None:
         ending = f"not in {path.suffix!r}" if path.suffix else "and this one has no ending"
         source.add(f"a prompt file must end in {', '.join(readers)}, {ending}")
-        return []
-    text = _read_text(path, source)
-    if text is None:
-        return []
-    before = len(problems.lines)
-    prompts = reader(text, source)
-    if not prompts and len(problems.lines) == before:
-        source.add("the file holds no prompts")
-    return prompts
+    elif (text := _read_text(path, source)) is not None:
+        before = len(problems.lines)
+        prompts = reader(text, source)
+        if not prompts and len(problems.lines) == before:
+            source.add("the file holds no prompts")
+        return prompts
+    return []
 
 
 @dataclass(frozen=True)
@@ -84,22 +76,17 @@ class _Source:
 def _read_text(path: Path, source: _Source) -> str | None:
     """Return the text without its byte order mark, line endings unchanged; None if the file cannot be read."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         source.add("no such file")
-        return None
     except OSError as error:
         source.add(f"cannot be read: {error.strerror}")
-        return None
-    try:
-        return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        bom = 3 if data.startswith(b"\xef\xbb\xbf") else 0
-        offset = error.start + bom
-        line = data.count(b"\n", 0, offset) + 1
+        data, offset = error.object, error.start
         hint = "; it looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        source.add(f"not UTF-8 at byte {offset} (0x{data[offset]:02x}){hint}: save it as UTF-8", line)
-        return None
+        message = f"not UTF-8 at byte {offset} (0x{data[offset]:02x}){hint}: save it as UTF-8"
+        source.add(message, data.count(b"\n", 0, offset) + 1)
+    return None
 
 
 def _read_csv(text: str, source: _Source) -> list[RawPrompt]:
@@ -117,10 +104,8 @@ def _read_csv(text: str, source: _Source) -> list[RawPrompt]:
                 if not _header_is_right(columns, start, source):
                     return []
             elif len(cells) > len(columns):
-                message = (
-                    f"more fields than the {len(columns)} columns; a text that contains a comma needs double quotes"
-                )
-                source.add(message, start)
+                hint = "a text that contains a comma needs double quotes"
+                source.add(f"more fields than the {len(columns)} columns; {hint}", start)
             else:
                 prompts.append(RawPrompt(start, dict(zip(columns, cells, strict=False))))
     except csv.Error as error:
@@ -167,8 +152,7 @@ def _read_jsonl(text: str, source: _Source) -> list[RawPrompt]:
         source.check_columns(item, line)
         cells: dict[str, Cell] = {}
         for key, value in item.items():
-            cell = _json_cell(key, value)
-            if cell is None:
+            if (cell := _json_cell(key, value)) is None:
                 source.add(f"{key} cannot be {_json_kind(value)}", line)
             else:
                 cells[key] = cell
@@ -188,8 +172,7 @@ def _from_run_record(item: dict[str, object]) -> dict[str, object]:
 
 def _pairs_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"these keys appear twice: {', '.join(twice)}")
     return dict(pairs)
 
@@ -208,16 +191,8 @@ def _json_cell(key: str, value: object) -> Cell | None:
 
 
 def _json_kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds: Iterable[tuple[type, str]] = [
-        (bool, "true or false"),
-        (_Number, "a number"),
-        (float, "a number"),  # NaN and Infinity
-        (str, "a string"),
-        (list, "a list"),
-    ]
-    return next((word for kind, word in kinds if isinstance(value, kind)), "an object")
+    kinds = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")  # NaN and Infinity are a float
 
 
 def _read_txt(text: str, source: _Source) -> list[RawPrompt]:

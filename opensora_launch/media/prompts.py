@@ -8,11 +8,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from opensora_launch.errors import Problems, did_you_mean
@@ -41,18 +41,16 @@ class CondType:
 _HEAD, _TAIL = RefPart(0, "head"), RefPart(-1, "tail")
 _ANY, _VIDEO = ("image", "video"), ("video",)
 # Open-Sora's choice of frames: 8 latent frames and the first (33 pixel frames), or 16 and the first (65).
-COND_TYPES: Mapping[str, CondType] = MappingProxyType(
-    {
-        "t2v": CondType((), (), 0, 0),
-        "i2v_head": CondType((_HEAD,), _ANY, 1, 2),
-        "i2v_tail": CondType((_TAIL,), _ANY, 1, 2),
-        "i2v_loop": CondType((_HEAD, _TAIL), _ANY, 1, 2),
-        "v2v_head": CondType((_HEAD,), _VIDEO, 33, 1),
-        "v2v_tail": CondType((_TAIL,), _VIDEO, 33, 1),
-        "v2v_head_easy": CondType((_HEAD,), _VIDEO, 65, 1),
-        "v2v_tail_easy": CondType((_TAIL,), _VIDEO, 65, 1),
-    }
-)
+COND_TYPES: Mapping[str, CondType] = {
+    "t2v": CondType((), (), 0, 0),
+    "i2v_head": CondType((_HEAD,), _ANY, 1, 2),
+    "i2v_tail": CondType((_TAIL,), _ANY, 1, 2),
+    "i2v_loop": CondType((_HEAD, _TAIL), _ANY, 1, 2),
+    "v2v_head": CondType((_HEAD,), _VIDEO, 33, 1),
+    "v2v_tail": CondType((_TAIL,), _VIDEO, 33, 1),
+    "v2v_head_easy": CondType((_HEAD,), _VIDEO, 65, 1),
+    "v2v_tail_easy": CondType((_TAIL,), _VIDEO, 65, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,6 @@ def read_prompts(
     prompts = _command_line_prompts(texts, refs, problems)
     for path in files:
         prompts += [(str(path), prompt) for prompt in read_prompt_file(path, COLUMNS, problems)]
-    if not texts and not files:
-        problems.add_at("no prompts", "give --prompt TEXT or --prompts FILE")
     return tuple(_entry(index, source, prompt, problems) for index, (source, prompt) in enumerate(prompts))
 
 
@@ -160,8 +156,7 @@ def _entry(index: int, source: str, prompt: RawPrompt, problems: Problems) -> Pr
         add("the text is not valid UTF-8")
     values: dict[str, Any] = {}
     for column in SETTING_COLUMNS:
-        cell = cells.get(column, "")
-        if cell:
+        if cell := cells.get(column, ""):
             try:
                 values[column] = _PARSERS[column](str(cell))
             except ValueError as error:
@@ -193,37 +188,23 @@ def _references(cell: Cell, add: Callable[[str], None]) -> tuple[str, ...]:
 
 def is_unicode(text: str) -> bool:
     """Return whether UTF-8 can hold the text. Invalid bytes in argv and half of a surrogate pair in JSON cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return re.search("[\ud800-\udfff]", text) is None
 
 
-def _whole(name: str, least: int, most: int) -> Callable[[str], int]:
-    """Make a parser of whole numbers. It also accepts 42.0, which pandas writes if a column has gaps, and 1e3."""
-
-    def parse(cell: str) -> int:
-        is_number = re.fullmatch(r"[+-]?[0-9]{1,30}(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", cell.strip())
-        value = Decimal(cell.strip()) if is_number else None
-        if value is None or not least <= value <= most or value != int(value):
-            raise ValueError(f"{name}={cell} must be a whole number, at least {least} and at most {most}")
-        return int(value)
-
-    return parse
+def _whole(name: str, least: int, most: int, cell: str) -> int:
+    """Parse a whole number. 42.0 is one, which pandas writes if a column has gaps, and 1e3."""
+    is_number = re.fullmatch(r"[+-]?[0-9]{1,30}(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", cell.strip())
+    value = Decimal(cell.strip()) if is_number else None
+    if value is None or not least <= value <= most or value != int(value):
+        raise ValueError(f"{name}={cell} must be a whole number, at least {least} and at most {most}")
+    return int(value)
 
 
-def _scale(name: str) -> Callable[[str], float]:
-    def parse(cell: str) -> float:
-        try:
-            value = float(cell)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}={cell} must be a number, at least 0")
-        return value
-
-    return parse
+def _scale(name: str, cell: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(cell)) < math.inf:
+            return value
+    raise ValueError(f"{name}={cell} must be a number, at least 0")
 
 
 def check_motion_score(value: str) -> str:
@@ -233,15 +214,13 @@ def check_motion_score(value: str) -> str:
     return value.strip()
 
 
-_PARSERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
-    {
-        "seed": _whole("seed", 0, MAX_SEED),
-        "num_steps": _whole("num_steps", 1, MAX_COUNT),
-        "guidance": _scale("guidance"),
-        "guidance_img": _scale("guidance_img"),
-        "cond_type": lambda cell: check_cond_type(cell.strip()),
-        "motion_score": check_motion_score,
-        "num_samples": _whole("num_samples", 1, MAX_COUNT),
-        "negative_prompt": str,
-    }
-)
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "seed": partial(_whole, "seed", 0, MAX_SEED),
+    "num_steps": partial(_whole, "num_steps", 1, MAX_COUNT),
+    "guidance": partial(_scale, "guidance"),
+    "guidance_img": partial(_scale, "guidance_img"),
+    "cond_type": lambda cell: check_cond_type(cell.strip()),
+    "motion_score": check_motion_score,
+    "num_samples": partial(_whole, "num_samples", 1, MAX_COUNT),
+    "negative_prompt": str,
+}

@@ -46,14 +46,11 @@ class ReferenceCheck:
         if not cond.parts:
             return found
         if not refs:
-            found.append(
-                f"cond_type={cond_type} needs a reference; give one with --ref or in the column 'ref', or use t2v"
-            )
+            give = "give one with --ref or in the column 'ref', or use t2v"
+            found.append(f"cond_type={cond_type} needs a reference; {give}")
         elif len(refs) > cond.max_references:
-            plural = "s" * (cond.max_references > 1)
-            found.append(
-                f"cond_type={cond_type} takes at most {cond.max_references} reference{plural}, not {len(refs)}"
-            )
+            most = f"{cond.max_references} reference{'s' * (cond.max_references > 1)}"
+            found.append(f"cond_type={cond_type} takes at most {most}, not {len(refs)}")
         if self._num_frames < (least := max(MIN_FRAMES, cond.frames)):
             found.append(f"cond_type={cond_type} needs a video.num_frames of at least {least}, not {self._num_frames}")
         taken = [(refs[part.which], part.end) for part in cond.parts if refs]

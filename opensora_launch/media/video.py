@@ -71,11 +71,10 @@ def save_video(
     """
     count, height, width, _ = frames.shape
     assert count > 0, "a video without frames"
+    path = path_without_suffix.with_name(path_without_suffix.name + (".png" if count == 1 else ".mp4"))
     if count == 1:
-        path = path_without_suffix.with_name(path_without_suffix.name + ".png")
         save_png(path, Image.fromarray(frames[0]), about)
         return path
-    path = path_without_suffix.with_name(path_without_suffix.name + ".mp4")
     with video_writer(path, height, width, fps, about) as write:
         for frame in frames:
             write(frame)

@@ -33,15 +33,17 @@ def prepare_attempt(argv: Sequence[str], machine: Machine | None = None) -> Atte
         if not (resumed.plan.videos or resumed.plan.images):
             raise UserError(f"nothing is missing in {resumed.run_dir}")
         sys.stderr.writelines(f"{note}\n" for note in resumed.notes)
-        return _waited_for(start_resumed(resumed, by_hand()), parsed.since_s)
-    prepared = prepare_runs(parsed, machine)
-    sys.stderr.writelines(f"{note}\n" for note in prepared.notes)
-    if len(prepared.runs) > 1:
-        raise UserError(f"this sweep is {len(prepared.runs)} runs; ranks started by hand make one: use opensora-launch")
-    (planned,) = prepared.runs
-    if planned.run.dry_run:
-        raise UserError("dry_run=true starts no ranks: use opensora-launch generate for it")
-    return _waited_for(write_planned(planned, by_hand()), parsed.since_s)
+        attempt = start_resumed(resumed, by_hand())
+    else:
+        prepared = prepare_runs(parsed, machine)
+        sys.stderr.writelines(f"{note}\n" for note in prepared.notes)
+        if (runs := len(prepared.runs)) > 1:
+            raise UserError(f"this sweep is {runs} runs; ranks started by hand make one: use opensora-launch")
+        if prepared.runs[0].run.dry_run:
+            raise UserError("dry_run=true starts no ranks: use opensora-launch generate for it")
+        attempt = write_planned(prepared.runs[0], by_hand())
+    record_waited(attempt, Waited(parsed.since_s, parsed.since_s))
+    return attempt
 
 
 def write_planned(planned: PlannedRun, made: Profiled) -> AttemptDir:
@@ -49,11 +51,6 @@ def write_planned(planned: PlannedRun, made: Profiled) -> AttemptDir:
     run_dir = write_run(planned.folder, datetime.now(), planned.record, planned.plan)
     record_failed(run_dir, planned.refused)
     return new_attempt(run_dir, planned.plan, planned.run.launcher.kind, made)
-
-
-def _waited_for(attempt: AttemptDir, since_s: float) -> AttemptDir:
-    record_waited(attempt, Waited(since_s, since_s))
-    return attempt
 
 
 def by_hand() -> Profiled:

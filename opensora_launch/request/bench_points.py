@@ -35,9 +35,7 @@ class BenchRequest:
 def prepare_bench(parsed: Parsed) -> BenchRequest:
     """Read a command line of `bench`. Raises UserError with everything that keeps any of its points from starting."""
     asked = read_words(parsed.rest, parsed.path("--config-dir"))
-    argv = ["--strict", *(word for value in parsed.all("--prompt") for word in ("--prompt", value))]  # equal work
-    for name in ("--prompts", "--config-dir"):
-        argv += [word for value in parsed.all(name) for word in (name, os.path.abspath(value))]
+    argv = ["--strict", *parsed.again({"--prompt": str, "--prompts": absolute, "--config-dir": absolute})]  # equal work
     if not parsed.has("--prompt") and not parsed.has("--prompts"):
         argv += ["--prompt", _PROMPT]
     sweep = replace(asked.sweep, argv=tuple(argv), points=checked(argv, asked.sweep.points))
@@ -51,8 +49,7 @@ def read_words(words: Sequence[str], config_dir: Path | None) -> BenchRequest:
     """
     own = BENCH_KEYS | {key: value for key, _, value in (w.partition("=") for w in words) if key in BENCH_KEYS}
     rest = [w for w in words if w.partition("=")[0] not in BENCH_KEYS]
-    if problems := _own_problems(own):
-        raise UserError("this sweep cannot start", problems)
+    _check_own(own)
     counts, weak = read_counts(own["gpus"]), own["scaling"] == "weak"
     inside = in_allocation(os.environ)
     if inside and not any(w.partition("=")[0] in ("launcher", "launcher.kind") for w in rest):
@@ -84,17 +81,16 @@ def checked(argv: Sequence[str], points: Sequence[BenchPoint]) -> tuple[BenchPoi
     return tuple(found)
 
 
-def _own_problems(own: dict[str, str]) -> list[str]:
-    found = Problems()
-    with found.collect():
+def _check_own(own: dict[str, str]) -> None:
+    problems = Problems()
+    with problems.collect():
         read_counts(own["gpus"])
-    problems = found.lines
     for name, least in (("repeats", 1), ("warmup", 0)):
         if not re.fullmatch("[0-9]+", own[name]) or int(own[name]) < least:
-            problems.append(f"{name}={own[name]} must be a whole number of at least {least}")
+            problems.add([f"{name}={own[name]} must be a whole number of at least {least}"])
     if own["scaling"] not in ("strong", "weak"):
-        problems.append(f"scaling={own['scaling']} must be strong (equal work) or weak (work grows with the GPUs)")
-    return problems
+        problems.add([f"scaling={own['scaling']} must be strong (equal work) or weak (work grows with the GPUs)"])
+    problems.stop("this sweep cannot start")
 
 
 def _point(point: ConfigPoint, count: GpuCount, weak: bool) -> BenchPoint:

@@ -66,7 +66,8 @@ def groups(extra: Sequence[Path] = ()) -> tuple[Group, ...]:
     """The config groups in the order of config.yaml's defaults; `extra` are folders of --config-dir."""
     defaults = default_choices()
     folders = [config_folder(), *extra]
-    names = [*defaults, *sorted(_subfolders(folders) - set(defaults))]
+    found = {file.parent.name for folder in folders for file in folder.glob("*/*.yaml")}
+    names = [*defaults, *sorted(found - set(defaults))]
     return tuple(Group(name, defaults.get(name, ""), _choices(name, folders)) for name in names)
 
 
@@ -115,13 +116,8 @@ def _choices(group: str, folders: Sequence[Path]) -> tuple[Choice, ...]:
 
 
 def _about(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        first = file.readline()
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("# ") else ""
-
-
-def _subfolders(folders: Sequence[Path]) -> set[str]:
-    return {sub.name for folder in folders for sub in folder.iterdir() if sub.is_dir() and any(sub.glob("*.yaml"))}
 
 
 def _required(hint: Any) -> Any:

@@ -16,7 +16,7 @@ from opensora_launch.machine.find_machine import found_gpus
 from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.plan import Plan
 from opensora_launch.request.compose import compose
-from opensora_launch.request.final_config import final_config
+from opensora_launch.request.final_config import absolute, final_config
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.predicted_layouts import videos_like
 from opensora_launch.request.prepare import RanksMachine, ranks_machine, weight_problems
@@ -30,7 +30,7 @@ class Checkup:
 
     run: RunConfig
     found: RanksMachine
-    plan: Plan
+    plan: Plan  # of one text-to-video request
     misfits: tuple[CheckResult, ...]
 
 
@@ -43,33 +43,26 @@ def prepare_checkup(parsed: Parsed) -> Checkup:
     run = final.run
     problems.add([*final.problems, *profile_problems(run.env), *prompt_setting_problems(run)])
     problems.stop("doctor cannot start")
-    found = ranks_machine(run, gpus)  # what this machine lacks is a finding
-    return Checkup(run, found, *_plan(run, found))
+    found, videos = ranks_machine(run, gpus), videos_like(run)[:1]  # what this machine lacks is a finding
+    misfits: tuple[CheckResult, ...] = ()
+    try:
+        plan = make_plan(run, found.machine, videos, __version__)
+    except UserError as error:
+        plan = make_plan(run, found.machine, videos, __version__, by_rule=True)  # refuses what is wrong but memory
+        fix = "as it says; opensora-launch plan shows more"
+        misfits = tuple(CheckResult(Level.fail, "plan", line, fix, "no cost") for line in error.problems)
+    return Checkup(run, found, plan, misfits)
 
 
 def examine(checkup: Checkup, parsed: Parsed) -> list[CheckResult]:
     """Every finding about this host, or about every node of the Slurm job that this process is in."""
     nodes = nodes_of_job(os.environ)
     if nodes > 1 and not parsed.has("--here"):
-        env = os.environ | {"PYTHONSAFEPATH": "1"}
-        return [
-            *ask_nodes(nodes, _words(parsed), env),
-            *_between_nodes(checkup, parsed),
-        ]
+        flags = [name for name in ("--quick", "--no-ranks") if parsed.has(name)]
+        words = [*flags, *parsed.again({"--config-dir": absolute}), *parsed.rest]
+        found = ask_nodes(nodes, words, os.environ | {"PYTHONSAFEPATH": "1"})
+        return [*found, *_between_nodes(checkup, parsed)]
     return with_host(_this_host(checkup, parsed))
-
-
-def _plan(run: RunConfig, found: RanksMachine) -> tuple[Plan, tuple[CheckResult, ...]]:
-    """The plan of one text-to-video request, and findings if its memory does not fit the card."""
-    videos = videos_like(run)[:1]
-    try:
-        return make_plan(run, found.machine, videos, __version__), ()
-    except UserError as error:
-        plan = make_plan(
-            run, found.machine, videos, __version__, by_rule=True
-        )  # refuses what is wrong apart from memory
-        fix = "as it says; opensora-launch plan shows more"
-        return plan, tuple(CheckResult(Level.fail, "plan", line, fix, "no cost") for line in error.problems)
 
 
 def _this_host(checkup: Checkup, parsed: Parsed) -> Sequence[CheckResult]:
@@ -98,17 +91,5 @@ def _files(run: RunConfig) -> list[CheckResult]:
     """Whether the weight files are there, complete by their headers, and of the config's shapes."""
     if problems := weight_problems(run):
         return [CheckResult(Level.fail, "files", line, "as it says", "a download") for line in problems]
-    random = run.model.init is Init.random
-    return [
-        ok(
-            "files",
-            f"{run.model.name}: " + ("random weights, no files" if random else "all files are here and complete"),
-        )
-    ]
-
-
-def _words(parsed: Parsed) -> list[str]:
-    """The command line again, for the nodes."""
-    flags = [name for name in ("--quick", "--no-ranks") if parsed.has(name)]
-    folder = parsed.path("--config-dir")
-    return [*flags, *(["--config-dir", os.path.abspath(folder)] if folder else []), *parsed.rest]
+    have = "random weights, no files" if run.model.init is Init.random else "all files are here and complete"
+    return [ok("files", f"{run.model.name}: {have}")]

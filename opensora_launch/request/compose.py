@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opensora_launch.errors import UserError
 from opensora_launch.request.catalogue import DEFAULT_MODEL, config_folder, groups
+from opensora_launch.request.flags import Parsed
 from opensora_launch.request.override_checks import MAX_POINTS, override_problems, plain_reason
 from opensora_launch.request.text_source import SCHEME, TextSource, text_overrides
 from opensora_launch.schema.config import RunConfig
@@ -40,6 +41,7 @@ class ConfigPoint:
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
     run: RunConfig
+    number: int = 0  # in the sweep
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,6 @@ class Composed:
 
     points: tuple[ConfigPoint, ...]
     model_note: str
-
-
-@dataclass(frozen=True)
-class ConfigView:
-    """What `--cfg` shows."""
-
-    kind: str  # "job", "hydra" or "all"
-    package: str | None  # only this part
-    resolve: bool  # replace ${...} by values
 
 
 @contextmanager
@@ -81,31 +74,31 @@ def compose(overrides: Sequence[str], *, multirun: bool = False, config_dir: Pat
     """The config of every point. Raises UserError with every override that is wrong."""
     with hydra_session(config_dir) as hydra:
         overrides, note = with_model(hydra, text_overrides(overrides), config_dir)
-        expanded = _expand(hydra, overrides, multirun)
-        return Composed(tuple(ConfigPoint(texts, swept, _compose_one(hydra, texts)) for texts, swept in expanded), note)
+        expanded = enumerate(_expand(hydra, overrides, multirun))
+        points = (ConfigPoint(texts, swept, _compose_one(hydra, texts), number) for number, (texts, swept) in expanded)
+        return Composed(tuple(points), note)
 
 
-def config_text(
-    overrides: Sequence[str], view: ConfigView, *, multirun: bool, config_dir: Path | None
-) -> tuple[str, str]:
-    """The composed config as YAML, of every point of a sweep, and the note on the model."""
+def shown_config(words: Parsed, asked: Parsed) -> tuple[str, str]:
+    """What --cfg or --info of `asked` shows of the config of `words`, and the note on the model.
+
+    That is the config as YAML, of every point of a sweep, or Hydra's own account of where it comes from.
+    """
+    config_dir, multirun = words.path("--config-dir"), asked.has("--multirun")
     with hydra_session(config_dir) as hydra, redirect_stdout(StringIO()) as text:  # Hydra prints it
-        overrides, note = with_model(hydra, text_overrides(overrides), config_dir)
-        for texts, swept in _expand(hydra, overrides, multirun):
-            _check_package(hydra, texts, view.package)
-            if swept:
-                text.write(f"---\n# {' '.join(swept)}\n")
+        overrides, note = with_model(hydra, text_overrides(words.rest), config_dir)
+        if kind := asked.one("--cfg"):
+            package = asked.one("--package")
+            for texts, swept in _expand(hydra, overrides, multirun):
+                _check_package(hydra, texts, package)
+                if swept:
+                    text.write(f"---\n# {' '.join(swept)}\n")
+                with _as_user_error():
+                    hydra.show_cfg(CONFIG_NAME, list(texts), kind, package, asked.has("--resolve"))
+        else:
+            info, mode = asked.one("--info") or "all", RunMode.MULTIRUN if multirun else RunMode.RUN
             with _as_user_error():
-                hydra.show_cfg(CONFIG_NAME, list(texts), view.kind, view.package, view.resolve)
-        return text.getvalue(), note
-
-
-def info_text(overrides: Sequence[str], *, info: str, multirun: bool, config_dir: Path | None) -> tuple[str, str]:
-    """Hydra's own account of where a config comes from, and the note on the model."""
-    with hydra_session(config_dir) as hydra, redirect_stdout(StringIO()) as text:
-        overrides, note = with_model(hydra, text_overrides(overrides), config_dir)
-        with _as_user_error():
-            hydra.show_info(info, CONFIG_NAME, list(overrides), RunMode.MULTIRUN if multirun else RunMode.RUN)
+                hydra.show_info(info, CONFIG_NAME, list(overrides), mode)
         return text.getvalue(), note
 
 
@@ -136,18 +129,25 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
         return (f"model={DEFAULT_MODEL}", *overrides), ""
     here = {choice.name for group in groups([config_dir] if config_dir else []) for choice in group.choices}
     model = "demo" if "demo" in here else "tiny"
-    return (
-        (f"model={model}", *overrides),
-        f"model={model} is used: there is no {missing} (model={DEFAULT_MODEL} says how to download it)",
-    )
+    note = f"model={model} is used: there is no {missing} (model={DEFAULT_MODEL} says how to download it)"
+    return (f"model={model}", *overrides), note
 
 
 def _expand(
     hydra: Hydra, overrides: Sequence[str], multirun: bool
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Yield (all overrides, the overrides that the sweep chose) for every point."""
-    _check(hydra, overrides, multirun=multirun)
-    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    loader = hydra.config_loader
+    parser = OverridesParser.create(config_loader=loader)
+    search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # folders with more choices
+
+    def choices(group: str) -> list[str] | None:
+        if not search and isinstance(loader, ConfigLoaderImpl):  # the public method gives the same but copies a lot
+            return loader.repository.get_group_options(group, ObjectType.CONFIG) or None
+        return loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
+
+    if problems := override_problems(overrides, parser, choices, multirun=multirun):
+        raise UserError("these overrides cannot be used", problems)
     options: list[list[tuple[str, bool]]] = []
     for text, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
         if override.is_sweep_override():
@@ -168,22 +168,6 @@ def _compose_one(hydra: Hydra, overrides: Sequence[str]) -> RunConfig:
         with open_dict(config):
             del config["hydra"]
         return cast(RunConfig, OmegaConf.to_object(config))
-
-
-def _check(hydra: Hydra, overrides: Sequence[str], *, multirun: bool) -> None:
-    loader = hydra.config_loader
-    search = [text for text in overrides if text.startswith("hydra.searchpath=")]  # folders with more choices
-
-    def choices(group: str) -> list[str] | None:
-        if not search and isinstance(
-            loader, ConfigLoaderImpl
-        ):  # the public method gives the same but copies every config
-            return loader.repository.get_group_options(group, ObjectType.CONFIG) or None
-        return loader.get_group_options(group, config_name=CONFIG_NAME, overrides=search) or None
-
-    parser = OverridesParser.create(config_loader=loader)
-    if problems := override_problems(overrides, parser, choices, multirun=multirun):
-        raise UserError("these overrides cannot be used", problems)
 
 
 @contextmanager

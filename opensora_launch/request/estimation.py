@@ -17,15 +17,10 @@ from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.request.catalogue import read_cards
 from opensora_launch.request.compose import compose
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.predicted_layouts import (
-    requested_machine,
-    run_to_predict,
-    videos_like,
-    with_default_model,
-)
+from opensora_launch.request.predicted_layouts import requested_machine, run_to_predict, videos_like, with_default_model
 from opensora_launch.request.videos import prompt_setting_problems
 from opensora_launch.schema.cards import Card
-from opensora_launch.schema.config import LayoutConfig, RunConfig
+from opensora_launch.schema.config import RunConfig
 
 TOPICS = ("video", "fleet", "breakeven", "card", "build")
 ASSUMED_CARD = "h100_sxm"
@@ -63,11 +58,9 @@ def prepare_estimate(parsed: Parsed) -> EstimateRequest:
         problems.add(must_be_one_of("estimate.network", prices.network, tuple(NETWORKS)))
     if topic == "breakeven" and not prices.training_flops:
         problems.add([NO_TRAINING])
-    an_image = (
-        "estimate.output_s=0" if prices.output_s == 0 else "video.num_frames=1" if run.video.num_frames == 1 else ""
-    )
-    if topic == "fleet" and an_image:
-        problems.add([f"a fleet is for minutes of video, and this output is an image ({an_image})"])
+    images = {"estimate.output_s=0": prices.output_s == 0, "video.num_frames=1": run.video.num_frames == 1}
+    if topic == "fleet" and (why := next((key for key, is_image in images.items() if is_image), "")):
+        problems.add([f"a fleet is for minutes of video, and this output is an image ({why})"])
     problems.stop("this cannot be estimated")
     steps_named = any(word.lstrip("+~").startswith(("sampling.num_steps=", "sampling=")) for word in words)
     if prices.network is not None and not steps_named:
@@ -81,13 +74,11 @@ def prepare_estimate(parsed: Parsed) -> EstimateRequest:
 def ranked_cards(asked: EstimateRequest) -> tuple[Workload, list[CardEstimate]]:
     """The counted video, and every card of the catalogue for it, in the order of estimate.card_order."""
     run, work = asked.run, counted_work(asked.run)
-    fixed = LayoutConfig(**vars(run.layout))
     machine = requested_machine(run)
-    works = {
-        name: replace(work, card=card, products=products_of(replace(run, hardware=card), machine))
-        for name, card in asked.cards.items()
-    }
-    found = [estimate_card(each, fixed, run.estimate) for each in works.values()]
+    found = []
+    for card in asked.cards.values():
+        of_card = replace(work, card=card, products=products_of(replace(run, hardware=card), machine))
+        found.append(estimate_card(of_card, run.layout, run.estimate))
     return work, rank_cards(found, run.estimate.card_order)
 
 
@@ -100,7 +91,7 @@ def answer(asked: EstimateRequest) -> list[Figure]:
     if prices.flops_per_step is not None:
         subject = document_subject(run.hardware, prices)
     else:
-        subject = counted_subject(counted_work(run), LayoutConfig(**vars(run.layout)), prices, run.video.fps)
+        subject = counted_subject(counted_work(run), run.layout, prices, run.video.fps)
     if asked.topic == "fleet":
         return list(figures.fleet_figures(subject, prices))
     if asked.topic == "breakeven":

@@ -57,10 +57,7 @@ def final_config(
         sampling = replace(sampling, negative_prompt=negative_prompt)
     image_model = composed.image.model and _with_paths(composed.image.model, image_loras)
     if image_loras and image_model is None:
-        problems = (
-            *problems,
-            "--image-lora needs a model for first frames to change: choose one, as image=flux",
-        )
+        problems = (*problems, "--image-lora needs a model for first frames to change: choose one, as image=flux")
     run = replace(
         composed,
         hardware=card,
@@ -92,16 +89,10 @@ def _card(
 
 
 def _with_paths(model: ModelConfig, loras: Sequence[str]) -> ModelConfig:
-    """The model with absolute paths, and with more LoRAs."""
+    """The model with absolute paths, and with more LoRAs. The folder "package:demo/ckpts" is inside this package."""
     lora = [absolute_lora(text) for text in (*model.lora, *loras)]
-    return replace(model, folder=weights_folder(model.folder), lora=lora)
-
-
-def weights_folder(folder: str) -> str:
-    """The absolute path of a model's folder. "package:demo/ckpts" is inside this package."""
-    if folder.startswith(PACKAGE):
-        return str(Path(__file__).parent.parent / folder.removeprefix(PACKAGE))
-    return absolute(folder)
+    inside = str(Path(__file__).parent.parent / model.folder.removeprefix(PACKAGE))
+    return replace(model, folder=inside if model.folder.startswith(PACKAGE) else absolute(model.folder), lora=lora)
 
 
 def absolute_lora(text: str) -> str:

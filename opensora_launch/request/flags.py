@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,10 @@ class Parsed:
         """Every value as a path. The shell replaces "~" only at the start of a word, so not in --prompts=~/list.csv."""
         return tuple(Path(os.path.expanduser(value)) for value in self.all(name))
 
+    def again(self, flags: Mapping[str, Callable[[str], str]]) -> list[str]:
+        """The words of these flags for another command line, each value as the function of its flag writes it."""
+        return [word for name, write in flags.items() for value in self.all(name) for word in (name, write(value))]
+
 
 HELP = Flag(("--help", "-h"), "", "Show this text.")
 SETTINGS_HELP = Flag(("--help", "-h"), "GROUP", "Show this text, or a group's choices and keys.", default="all")
@@ -60,12 +64,7 @@ GENERATE_FLAGS = (
     Flag(("--prompt",), "TEXT", "What the video shows. Repeat it for more videos.", repeats=True),
     PROMPTS,
     Flag(("--negative-prompt",), "TEXT", "What the video must not show."),
-    Flag(
-        ("--ref",),
-        "PATH",
-        "Image or video to start from, or one per prompt.",
-        repeats=True,
-    ),
+    Flag(("--ref",), "PATH", "Image or video to start from, or one per prompt.", repeats=True),
     Flag(("--start",), "N", "Begin at prompt N of the list, counted from 0 [0]."),
     Flag(("--end",), "N", "End before prompt N, counted from 0 [all]."),
     Flag(("--name",), "TEMPLATE", "Names of videos, such as '{name}' or '{prompt}'."),

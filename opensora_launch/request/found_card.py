@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from opensora_launch.machine.host_gpus import GpuFacts
 from opensora_launch.plan.memory import GIB, USABLE
@@ -35,7 +34,7 @@ def found_card(named: Card, gpus: Sequence[GpuFacts], cards: Mapping[str, Card])
         return replace(named, memory_gib=least), [f"{names}: not in configs/hardware, so layouts are chosen by rule"]
     made = [as_found(cards[name], alike) for name, alike in by_name.items()]
     unlike = [text for card in made if (text := _difference(cards[str(card.name)], card, by_name[str(card.name)]))]
-    given = {key: value for key, value in _values(named).items() if value != _values(Card())[key]}
+    given = {key: value for key, value in vars(named).items() if value != vars(Card())[key]}
     more = [cards[name] for name in named.mixed if name not in by_name]
     card = replace(joined([*made, *more]), **given)
     return card, [f"hardware={card.name}, found here" + (f" with {'; '.join(unlike)}" if unlike else "")]
@@ -81,7 +80,3 @@ def _difference(listed: Card, found: Card, gpus: Sequence[GpuFacts]) -> str:
     if abs(found.tdp_w - listed.tdp_w) > _SAME * listed.tdp_w:
         parts.append(f"a power limit of {found.tdp_w:.0f} W (catalogue: {listed.tdp_w:.0f})")
     return ", ".join(parts)
-
-
-def _values(card: Card) -> dict[str, Any]:
-    return {item.name: getattr(card, item.name) for item in fields(card)}

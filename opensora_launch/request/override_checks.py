@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -49,39 +49,34 @@ def plain_reason(error: BaseException) -> str:
     return re.sub(r" (full_key|reference_type|object_type)[:=] ?\S+", "", text)
 
 
-def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bool) -> Iterator[str]:
+def _problems(text: str, parser: OverridesParser, choices: Choices, multirun: bool) -> Iterable[str]:
     try:
         (override,) = parser.parse_overrides([text])  # parse_override omits what glob() needs
     except HydraException as error:
-        yield _not_parsed(text, error)
-        return
-    if override.key_or_group in PROMPT_KEYS:
-        yield _is_a_flag(text)
-        return
-    if override.is_sweep_override() and (unusable := _no_sweep(text, override, multirun)):
-        yield f"{text} {unusable}"
-        return
+        return [_not_parsed(text, error)]
     key = override.key_or_group
+    if key in PROMPT_KEYS:
+        return [_is_a_flag(text)]
+    if override.is_sweep_override() and (unusable := _no_sweep(text, override, multirun)):
+        return [f"{text} {unusable}"]
     if override.is_hydra_override() or override.is_delete():
-        return  # Hydra's own messages are clear there
+        return []  # Hydra's own messages are clear there
     if not key:
-        yield _no_override(text)
-        return
+        return [_no_override(text)]
     values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
     allowed = choices(key)
     if allowed is not None and override.is_add() and override.package is None and key in default_choices():
-        yield f"{text}: {key} has a choice already; remove the plus"
-    elif allowed is not None:
-        yield from _wrong_choices(key, override, values, allowed)
-    elif override.is_add() or override.is_force_add():
-        return  # a plus adds a key of the user's own
-    elif not _is_key(key):
-        yield f"{text}: {_unknown_key(key, choices)}"
-    elif values is None:
-        yield from _wrong_value(text, key, override.value())
-    else:
-        for value in values:
-            yield from _wrong_value(f"{key}={value}", key, parser.parse_override(f"{key}={value}").value())
+        return [f"{text}: {key} has a choice already; remove the plus"]
+    if allowed is not None:
+        return _wrong_choices(key, override, values, allowed)
+    if override.is_add() or override.is_force_add():
+        return []  # a plus adds a key of the user's own
+    if not _is_key(key):
+        return [f"{text}: {_unknown_key(key)}"]
+    if values is None:
+        return _wrong_value(text, key, override.value())
+    each = [f"{key}={value}" for value in values]
+    return [line for one in each for line in _wrong_value(one, key, parser.parse_override(one).value())]
 
 
 def _no_sweep(text: str, override: Override, multirun: bool) -> str:
@@ -171,7 +166,7 @@ def _is_key(path: str) -> bool:
     return path in known or bool(_keys_under(path)) or (parent is not None and isinstance(parent.default, list))
 
 
-def _unknown_key(path: str, choices: Choices = lambda _: None) -> str:
+def _unknown_key(path: str) -> str:
     """What to write instead of a key that does not exist."""
     parent = path.rpartition(".")[0]
     while parent and not _keys_under(parent):

@@ -25,7 +25,7 @@ from opensora_launch.request.flags import Parsed
 from opensora_launch.request.gpu_counts import GpuCount, read_counts
 from opensora_launch.request.videos import prompt_setting_problems, request_videos
 from opensora_launch.schema.cards import Card
-from opensora_launch.schema.config import Device, LayoutConfig, RunConfig
+from opensora_launch.schema.config import Device, RunConfig
 
 PRICE = "usd_per_gpu_hour"  # the only key of `estimate` that plan reads
 
@@ -45,7 +45,9 @@ class Prediction:
 
 def predict_layouts(parsed: Parsed) -> Prediction:
     """Predict every layout for a command line of `plan`. Raises UserError with everything wrong except memory."""
-    config_dir, count, problems = parsed.path("--config-dir"), _video_count(parsed), Problems()
+    config_dir, count, problems = parsed.path("--config-dir"), parsed.one("--videos") or "1", Problems()
+    if not (count.isascii() and count.isdigit() and int(count)):
+        raise UserError(f"--videos {count} must be a whole number of at least 1")
     composed = compose(with_default_model(parsed.rest), config_dir=config_dir).points[0].run
     asked = run_to_predict(composed, config_dir)
     run, machine = asked.run, asked.machine
@@ -53,17 +55,16 @@ def predict_layouts(parsed: Parsed) -> Prediction:
         problems.add([f"of the keys of estimate, plan reads estimate.{PRICE} alone; leave the others out"])
     problems.add(asked.problems)
     if not problems.lines:
-        problems.add(_card_problems(run, machine, config_dir, [*asked.found_here, asked.note]))
+        problems.add(_card_problems(run, config_dir, [*asked.found_here, asked.note]))
         problems.add(prediction_problems(replace(run, topology=replace(run.topology, link=composed.topology.link))))
     problems.add(prompt_setting_problems(run))
-    videos = () if problems.lines else videos_like(run, count)
+    videos = () if problems.lines else videos_like(run, int(count))
     with problems.collect():
         make_plan(run, machine, videos, __version__, by_rule=True)
     problems.stop("this cannot be planned")
     work, options = predict(run, machine, videos)
-    fixed = LayoutConfig(**vars(run.layout))
-    misfits = tuple(image_fit_problems(work) or fit_problems(work, fixed, options))
-    others = tuple(passed_over(work, fixed, options[0]))
+    misfits = tuple(image_fit_problems(work) or fit_problems(work, run.layout, options))
+    others = tuple(passed_over(work, run.layout, options[0]))
     return Prediction(work, options, others, misfits, asked.found_here, asked.note, run.estimate.usd_per_gpu_hour)
 
 
@@ -124,21 +125,14 @@ def requested_machine(run: RunConfig) -> Machine:
 def videos_like(run: RunConfig, count: int = 1) -> tuple[VideoRequest, ...]:
     """The videos of `count` text-to-video prompts with the sampling settings of a config."""
     entries = [PromptEntry(i, "a video", (), PromptSettings(), "a prediction") for i in range(count)]
-    return request_videos(entries, [(0, ConfigPoint((), (), run))]).videos
+    return request_videos(entries, [ConfigPoint((), (), run)], None, range(count)).videos
 
 
-def _card_problems(run: RunConfig, machine: Machine, config_dir: Path | None, found: Sequence[str]) -> list[str]:
+def _card_problems(run: RunConfig, config_dir: Path | None, found: Sequence[str]) -> list[str]:
     """Why the card cannot be predicted; `found` tells which GPUs are here."""
-    if machine.device == "cuda" or (run.hardware.name is not None and run.topology.device is not Device.cpu):
-        return card_problems(run.hardware)
     if run.topology.device is Device.cpu:
         return ["plan predicts GPUs; on CPU ranks the layout follows a rule, which generate dry_run=true shows"]
+    if run.hardware.name is not None:
+        return card_problems(run.hardware)
     which = f"which card? give hardware=CARD, one of {', '.join(read_cards(config_dir))}"
     return ["; ".join([*filter(None, found), which])]
-
-
-def _video_count(parsed: Parsed) -> int:
-    count = parsed.one("--videos") or "1"
-    if not (count.isascii() and count.isdigit() and int(count)):
-        raise UserError(f"--videos {count} must be a whole number of at least 1")
-    return int(count)

@@ -1,9 +1,9 @@
 """From a command line to runs that can start, or to one message with every reason why not. Nothing is written here."""
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 from opensora_launch import __version__
@@ -18,17 +18,11 @@ from opensora_launch.plan.first_frames import image_problems, image_run
 from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.plan import Machine, Plan
 from opensora_launch.request.compose import Composed, ConfigPoint, compose
-from opensora_launch.request.final_config import absolute_lora, final_config
+from opensora_launch.request.final_config import absolute, absolute_lora, final_config
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.prompt_rows import (
-    PromptRows,
-    bad_row_lines,
-    check_rows,
-    left_out_notes,
-    name_problems,
-    read_list,
-)
+from opensora_launch.request.prompt_rows import PromptRows, bad_row_lines, check_rows, left_out_notes, read_list
 from opensora_launch.request.refine import FLAG, refine_entries, refine_words
+from opensora_launch.request.video_names import template_problems
 from opensora_launch.request.videos import RequestedVideos, request_videos
 from opensora_launch.request.write_run import RunRecord
 from opensora_launch.rundir import output_problems
@@ -72,10 +66,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All runs of a command line.
-
-    `notes` tell which model and GPUs were chosen where the user named none, and which prompts cannot be made.
-    """
+    """All runs of a command line. `notes` tell which model and GPUs were chosen, and which prompts cannot be made."""
 
     runs: tuple[PlannedRun, ...]
     notes: tuple[str, ...]
@@ -104,9 +95,12 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     dry_run = composed is not None and all(point.run.dry_run for point in composed.points)
     entries, chosen = read_list(parsed, problems, dry_run=dry_run)
     problems.add(unreadable(entries[chosen.start : chosen.stop]) if composed is None else ())
-    problems.add(name_problems(parsed.one("--name"), entries))
+    if (template := parsed.one("--name")) is not None:
+        problems.add(template_problems(template, named=not entries or any(entry.name for entry in entries)))
     merged_points = _merge(composed.points) if composed else []
-    problems.add(_folder_problems(parsed, len(merged_points)))
+    if (folder := parsed.path("--output")) is not None:
+        many = f"--output is the folder of one run, and this sweep is {len(merged_points)} runs: use runs_dir=FOLDER"
+        problems.add([many] if len(merged_points) > 1 else output_problems(folder))
     with problems.collect():
         if (command := parsed.one(FLAG)) is not None:
             refine_words(command)
@@ -114,15 +108,16 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     notes = [composed.model_note] if composed and composed.model_note else []
     bad, refuse_all = dict[tuple[str, str], None](), parsed.has("--strict")
     for merged in merged_points:
-        points, here = _final(merged, parsed, machine, problems)
-        found = ranks_machine(points[0][1].run, here, machine)
+        here = gpus_of_run(merged[0].run, machine)
+        points = [_final(point, here, parsed, problems) for point in merged]
+        found = ranks_machine(points[0].run, here, machine)
         notes += [note for note in found.notes if note not in notes]
         rows = check_rows(entries, chosen, points, problems)
         bad |= dict.fromkeys(rows.bad)
-        refuse_all |= rows.none_is_good
+        refuse_all |= not rows.good
         each.append((rows, found))
-    planned = [(rows, *_plan_run(rows, found, parsed.one("--name"), problems)) for rows, found in each]
-    if parsed.has("--images-only") and not all(plan and plan.images for _, _, plan, _ in planned):
+    planned = [_plan_run(rows, found, parsed, problems) for rows, found in each]
+    if parsed.has("--images-only") and not all(one and one.plan.images for one in planned):
         problems.add(["--images-only: this makes no first frames; choose a model for them: image=flux"])
     refused = bad_row_lines(bad)
     problems.add(refused if refuse_all or problems.lines else ())
@@ -130,28 +125,26 @@ def prepare_runs(parsed: Parsed, machine: Machine | None = None) -> Prepared:
     if command is not None and not dry_run:
         entries = refine_entries(command, entries, set[int]().union(*(rows.good for rows, _ in each)))
         each = [(replace(rows, entries=entries), found) for rows, found in each]
-        planned = [(rows, *_plan_run(rows, found, parsed.one("--name"), problems)) for rows, found in each]
+        planned = [_plan_run(rows, found, parsed, problems) for rows, found in each]
         problems.stop("this run cannot start")
-    return Prepared(tuple(_planned(parsed, *one) for one in planned), (*notes, *left_out_notes(refused)))
+    runs = [one for one in planned if one]
+    if parsed.has("--images-only"):  # of this attempt; the run's own plan has the videos too
+        runs = [replace(one, plan=replace(one.plan, videos=())) for one in runs]
+    return Prepared(tuple(runs), (*notes, *left_out_notes(refused)))
 
 
-def _final(
-    points: Sequence[tuple[int, ConfigPoint]], parsed: Parsed, machine: Machine | None, problems: Problems
-) -> tuple[list[tuple[int, ConfigPoint]], Picked]:
-    """The points with final configs, and the GPUs of this host that their ranks would use."""
-    here, made = gpus_of_run(points[0][1].run, machine), []
-    for number, point in points:
-        final = final_config(
-            point.run,
-            here,
-            parsed.path("--config-dir"),
-            negative_prompt=parsed.one("--negative-prompt"),
-            loras=parsed.all("--lora"),
-            image_loras=parsed.all("--image-lora"),
-        )
-        problems.add(final.problems)
-        made.append((number, replace(point, run=final.run)))
-    return made, here
+def _final(point: ConfigPoint, here: Picked, parsed: Parsed, problems: Problems) -> ConfigPoint:
+    """The point with its final config, whose ranks would use the GPUs that are `here`."""
+    final = final_config(
+        point.run,
+        here,
+        parsed.path("--config-dir"),
+        negative_prompt=parsed.one("--negative-prompt"),
+        loras=parsed.all("--lora"),
+        image_loras=parsed.all("--image-lora"),
+    )
+    problems.add(final.problems)
+    return replace(point, run=final.run)
 
 
 def gpus_of_run(run: RunConfig, given: Machine | None = None) -> Picked:
@@ -208,63 +201,34 @@ def weight_problems(run: RunConfig) -> list[str]:
     return problems
 
 
-def _folder_problems(parsed: Parsed, runs: int) -> list[str]:
-    """One line if the folder after --output cannot be that of this run."""
-    if (folder := parsed.path("--output")) is None:
-        return []
-    if runs > 1:
-        return [f"--output is the folder of one run, and this sweep is {runs} runs: use runs_dir=FOLDER"]
-    return output_problems(folder)
-
-
-def _merge(points: Sequence[ConfigPoint]) -> list[list[tuple[int, ConfigPoint]]]:
-    """Number the points, and group those that are one run: everything except PER_VIDEO is equal in a group."""
-
-    def shared(numbered: tuple[int, ConfigPoint]) -> str:
-        config = plain(numbered[1].run)
+def _merge(points: Sequence[ConfigPoint]) -> list[list[ConfigPoint]]:
+    """Group the points that are one run: everything except PER_VIDEO is equal in a group."""
+    runs = defaultdict[str, list[ConfigPoint]](list)
+    for point in points:
+        config = plain(point.run)
         config["sampling"] = {k: v for k, v in config["sampling"].items() if k not in PER_VIDEO}
-        return repr(config)
-
-    numbered = list(enumerate(points))
-    first = {shared(p): p[0] for p in reversed(numbered)}
-    ordered = sorted(numbered, key=lambda p: (first[shared(p)], p[0]))
-    return [list(group) for _, group in groupby(ordered, key=shared)]
+        runs[repr(config)].append(point)
+    return list(runs.values())
 
 
-def _plan_run(
-    rows: PromptRows, found: RanksMachine, template: str | None, problems: Problems
-) -> tuple[RequestedVideos, Plan | None, tuple[str, ...]]:
-    run = rows.points[0][1].run
+def _plan_run(rows: PromptRows, found: RanksMachine, parsed: Parsed, problems: Problems) -> PlannedRun | None:
+    """The run of these prompts; None if a problem, which is added, keeps it from having a plan."""
+    run, overrides = rows.points[0].run, rows.points[0].overrides
     unfit = (*found.problems, *engine_problems(run.engine), *weight_problems(run))
     if not run.dry_run:
         problems.add(unfit)
-    plan, requested = None, RequestedVideos((), ())
+    requested = RequestedVideos((), ())
     if not problems.lines:
-        requested = request_videos(rows.entries, rows.points, template=template, chosen=rows.chosen)
+        requested = request_videos(rows.entries, rows.points, parsed.one("--name"), rows.chosen)
     refused = rows.refused(requested)
+    flags = {"--config-dir": absolute, "--image-lora": absolute_lora, "--lora": absolute_lora}
+    argv = [*parsed.again(flags | {"--name": str, "--negative-prompt": str}), *overrides]
+    record = RunRecord(run, argv, requested.prompt_lines, requested.videos)
+    swept = tuple((point.number, point.swept) for point in rows.points if point.swept)
+    folder = Path(os.path.abspath(named)) if (named := parsed.path("--output")) is not None else None
     with problems.collect():
-        for _, point in rows.points[1:]:  # their settings may be wrong; the plan is the same
+        for point in rows.points[1:]:  # their settings may be wrong; the plan is the same
             make_plan(point.run, found.machine, (), __version__)
         plan = make_plan(run, found.machine, [v for v in requested.videos if v.name not in refused], __version__)
-    return requested, plan, unfit
-
-
-def _planned(
-    parsed: Parsed, rows: PromptRows, requested: RequestedVideos, plan: Plan | None, unfit: tuple[str, ...]
-) -> PlannedRun:
-    assert plan, "without a plan there is a problem, and it was raised"
-    if parsed.has("--images-only"):
-        plan = replace(plan, videos=())  # of this attempt; the run's own plan has them
-    first = rows.points[0][1]
-    argv = list(first.overrides)
-    for flag in ("--negative-prompt", "--name"):
-        if (value := parsed.one(flag)) is not None:
-            argv = [flag, value, *argv]
-    for flag in ("--lora", "--image-lora"):
-        argv = [*(word for lora in parsed.all(flag) for word in (flag, absolute_lora(lora))), *argv]
-    if folder := parsed.path("--config-dir"):
-        argv = ["--config-dir", os.path.abspath(folder), *argv]
-    swept = tuple((number, point.swept) for number, point in rows.points if point.swept)
-    record = RunRecord(first.run, argv, requested.prompt_lines, requested.videos)
-    folder = Path(os.path.abspath(named)) if (named := parsed.path("--output")) is not None else None
-    return PlannedRun(record, plan, rows.refused(requested), swept, unfit, folder)
+        return PlannedRun(record, plan, refused, swept, unfit, folder)
+    return None

@@ -9,7 +9,6 @@ from opensora_launch.media.prompts import PromptEntry, PromptSettings, cond_type
 from opensora_launch.media.reference_files import ReferenceCheck, unreadable
 from opensora_launch.request.compose import ConfigPoint
 from opensora_launch.request.flags import Parsed
-from opensora_launch.request.video_names import needs_names, template_problems
 from opensora_launch.request.videos import RequestedVideos, makes_image, prompt_setting_problems, with_condition_types
 from opensora_launch.schema.config import ModelConfig
 
@@ -26,12 +25,8 @@ class PromptRows:
 
     entries: Sequence[PromptEntry]
     chosen: range
-    points: Sequence[tuple[int, ConfigPoint]]
+    points: Sequence[ConfigPoint]
     reasons: Mapping[int, Sequence[str]]
-
-    @property
-    def none_is_good(self) -> bool:
-        return len(self.reasons) == len(self.points) * len(self.chosen)
 
     @property
     def good(self) -> set[int]:
@@ -47,20 +42,16 @@ class PromptRows:
 
     def refused(self, requested: RequestedVideos) -> dict[str, str]:
         """Why each video that cannot be made is left out, by its name."""
-        lines = {line["index"]: line for line in requested.prompt_lines}
-        bad = {number: "; ".join(reasons) for number, reasons in self.reasons.items() if number in lines}
-        return {video: reason for number, reason in bad.items() for video in lines[number]["videos"]}
+        bad = [line for line in requested.prompt_lines if line["index"] in self.reasons]
+        return {video: "; ".join(self.reasons[line["index"]]) for line in bad for video in line["videos"]}
 
 
 def check_rows(
-    entries: Sequence[PromptEntry], chosen: range, points: Sequence[tuple[int, ConfigPoint]], problems: Problems
+    entries: Sequence[PromptEntry], chosen: range, points: Sequence[ConfigPoint], problems: Problems
 ) -> PromptRows:
-    """Check the references of every chosen prompt at every point.
-
-    Adds to `problems` what is wrong with settings that prompts may also set for themselves.
-    """
-    reasons, check = dict[int, Sequence[str]](), ReferenceCheck(points[0][1].run.video.num_frames)
-    for position, (_, point) in enumerate(points):
+    """Check the references of every chosen prompt at every point. Adds to `problems` what is wrong with settings."""
+    reasons, check = dict[int, Sequence[str]](), ReferenceCheck(points[0].run.video.num_frames)
+    for position, point in enumerate(points):
         if wrong := prompt_setting_problems(point.run):
             problems.add([*wrong, *unreadable(entries[chosen.start : chosen.stop])])
             continue
@@ -90,17 +81,6 @@ def read_list(parsed: Parsed, problems: Problems, *, dry_run: bool) -> tuple[tup
     return entries, chosen
 
 
-def name_problems(template: str | None, entries: Sequence[PromptEntry]) -> list[str]:
-    """One line if --name cannot be used for these prompts."""
-    if template is None:
-        return []
-    if problems := template_problems(template):
-        return problems
-    if needs_names(template) and entries and not any(entry.name for entry in entries):
-        return [f"--name {template}: no prompt has a name; prompt files may have a column 'name', or use {{prompt}}"]
-    return []
-
-
 def _chosen(start: str | None, end: str | None, count: int) -> range:
     """The slice of a list that --start and --end choose. Raises UserError if it is not within the list's `count`."""
     ends = {"--start": start, "--end": end}
@@ -116,10 +96,7 @@ def _chosen(start: str | None, end: str | None, count: int) -> range:
 
 
 def _not_encoded(cond_type: str, model: ModelConfig) -> list[str]:
-    """A line if the model takes no references, or if its autoencoder cannot encode so many of their frames.
-
-    33 or 65 are no multiple of 4.
-    """
+    """A line if the model takes no references, or its autoencoder cannot encode 33 or 65 frames: no multiples of 4."""
     if cond_type != "t2v" and not model.mmdit.cond_embed:
         return [f"cond_type={cond_type} is not possible with {model.name}, which takes no references: leave them out"]
     if model.vae.is_causal or not cond_type.startswith("v2v"):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache, partial
 from typing import IO
 
 from opensora_launch.errors import UserError
@@ -43,15 +44,11 @@ def refine_entries(command: str, entries: Sequence[PromptEntry], asked: Iterable
 
     Each distinct text is asked for once. Raises UserError at the first answer that cannot be used.
     """
-    words, wanted = refine_words(command), set(asked)
-    answers, made = dict[str, str](), list[PromptEntry]()
-    for entry in entries:
-        if entry.index not in wanted or entry.refined is not None:
-            made.append(entry)
-            continue
-        if entry.text not in answers:
-            answers[entry.text] = _answer(words, entry.text)
-        made.append(replace(entry, refined=answers[entry.text], refined_by=command))
+    wanted, answer = set(asked), cache(partial(_answer, refine_words(command)))
+    made = list(entries)
+    for place, entry in enumerate(entries):
+        if entry.index in wanted and entry.refined is None:
+            made[place] = replace(entry, refined=answer(entry.text), refined_by=command)
     return tuple(made)
 
 

@@ -65,9 +65,8 @@ def prepare_resume(parsed: Parsed, machine: Machine | None = None) -> ResumedRun
     """
     run_dir = _run_dir(parsed)
     problems = Problems()
-    problems.add(
-        f"{name} does not go with --resume: the run has its own videos" for name in NEW_RUN_FLAGS if parsed.has(name)
-    )
+    unwanted = [name for name in NEW_RUN_FLAGS if parsed.has(name)]
+    problems.add(f"{name} does not go with --resume: the run has its own videos" for name in unwanted)
     if (output := parsed.path("--output")) is not None and os.path.abspath(output) != str(run_dir):
         problems.add([f"--output {output} does not go with --resume {run_dir}: a run stays in its own folder"])
     before, config, argv = read_request(run_dir)
@@ -162,8 +161,10 @@ def _run_dir(parsed: Parsed) -> RunDir:
 
 
 def _merged_words(argv: Sequence[str], more: Sequence[str]) -> Parsed:
-    before = parse("generate", GENERATE_FLAGS, argv)
-    return replace(before, rest=(*_still_valid(before.rest, more), *more))
+    """The words of the run with `more` ones, which replace those of the same key, or below a group chosen again."""
+    before, replaced = parse("generate", GENERATE_FLAGS, argv), tuple(f"{_key(text)}." for text in more)
+    kept = (text for text in before.rest if not f"{_key(text)}.".startswith(replaced))
+    return replace(before, rest=(*kept, *more))
 
 
 def still_running(run_dir: RunDir) -> list[str]:
@@ -175,12 +176,6 @@ def still_running(run_dir: RunDir) -> list[str]:
     return [f"it is still running: rank {b.rank} on {b.host} (pid {b.pid}); end it first" for b in alive[:1]]
 
 
-def _still_valid(before: Sequence[str], new: Sequence[str]) -> list[str]:
-    """The run's overrides, except those that a new one replaces: the same key, or a key below a group chosen again."""
-    keys = {_key(text) for text in new}
-    return [text for text in before if not any(_key(text) == key or _key(text).startswith(f"{key}.") for key in keys)]
-
-
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
@@ -188,7 +183,7 @@ def _key(override: str) -> str:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Lines on settings that would change the videos. A run of an earlier version has the default of what it lacks."""
     old, new = dict(flat(plain(RunConfig()))) | dict(flat(before)), dict(flat(now))
+    may_change = tuple(f"{name}." for name in MAY_CHANGE)
     for key in dict.fromkeys([*old, *new]):
-        may_change = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-        if not may_change and old.get(key) != new.get(key):
+        if not f"{key}.".startswith(may_change) and old.get(key) != new.get(key):
             yield f"{key}={new.get(key)} would change the videos (the run has {old.get(key)}); start a new run for that"

@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -40,37 +41,37 @@ FRUITLESS = 3  # starts of a job in a row, after which it is not requeued
 
 def main(argv: Sequence[str]) -> int:
     """Answer one request; the exit code."""
+    answer: AttemptDir | int | str | None
+    env, failed = os.environ, False
     try:
-        if len(argv) == 2 and argv[0] == "--attempt":
-            attempt = attempt_of_launcher(AttemptDir(Path(argv[1])), os.environ)
-        elif len(argv) == 2 and argv[0] == "--with-less":
-            less = attempt_with_less(AttemptDir(Path(argv[1])), os.environ)
-            if less is None:
-                return exit_codes.FAILURE
-            attempt = less
-        elif len(argv) == 2 and argv[0] == "--code":
-            print(code_of_ranks(AttemptDir(Path(argv[1]))))
-            return 0
-        elif len(argv) == 3 and argv[0] == "--requeue":
-            refused = requeue_problem(AttemptDir(Path(argv[1])), argv[2], os.environ)
-            if refused:
-                print(refused)
-            return exit_codes.FAILURE if refused else exit_codes.DONE
-        else:
-            assert list(argv[::2])[:3] == ["--run-file", "--submitted", "--ranks-per-node"] and argv[6] == "--", argv
-            run_file = run_file_of(Path(argv[1]), float(argv[3]), os.environ)
-            attempt = attempt_by_hand(run_file, float(argv[3]), int(argv[5]), argv[7:], os.environ)
+        match argv:
+            case ["--attempt", folder]:
+                answer = attempt_of_launcher(AttemptDir(Path(folder)), env)
+            case ["--with-less", folder]:
+                answer = attempt_with_less(AttemptDir(Path(folder)), env)
+                failed = answer is None
+            case ["--code", folder]:
+                answer = code_of_ranks(AttemptDir(Path(folder)))
+            case ["--requeue", folder, why]:
+                answer = requeue_problem(AttemptDir(Path(folder)), why, env)
+                failed = answer is not None
+            case ["--run-file", file, "--submitted", at_s, "--ranks-per-node", ranks, "--", *words]:
+                run_file = run_file_of(Path(file), float(at_s), env)
+                answer = attempt_by_hand(run_file, float(at_s), int(ranks), words, env)
+            case _:
+                raise AssertionError(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USER_ERROR
-    print(attempt)
-    return 0
+    if answer is not None:
+        print(answer)
+    return exit_codes.FAILURE if failed else exit_codes.DONE
 
 
 def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
     """The attempt that was made at submission, for the first start of the job or of task 0; else a new one like it."""
     if int(env.get("SLURM_ARRAY_TASK_ID", "0")) or not _use(made):
-        return _another(made, env)
+        return _started(made, env)
     record_launch(made, this_job(env))
     record_job_start(made, made)
     return made
@@ -120,7 +121,7 @@ def attempt_by_hand(
             return attempt
         shutil.rmtree(attempt.run)  # another task of the array was first
     run = RunDir(Path(run_file.read_text(encoding="utf-8").rstrip("\n")))
-    return _another(run.attempt(0), env)
+    return _started(run.attempt(0), env)
 
 
 def _appears(file: Path) -> bool:
@@ -147,7 +148,7 @@ def attempt_with_less(spent: AttemptDir, env: Mapping[str, str]) -> AttemptDir |
     """A new attempt with less of the weights on a rank; None if memory did not fail, or if less is not possible."""
     failure, plan = read_failure(spent), read_plan(spent.plan)
     less = plan_with_less(spent.run, plan) if failure and failure.kind == "memory" else None
-    return _started(spent, less, env) if less else None
+    return _started(spent, env, less) if less else None
 
 
 def requeue_problem(spent: AttemptDir, why: str, env: Mapping[str, str]) -> str | None:
@@ -183,20 +184,15 @@ def _has_moved(attempt: AttemptDir) -> bool:
 
 def _use(attempt: AttemptDir) -> bool:
     """Take an attempt. False if another start has it."""
-    try:
+    with suppress(FileExistsError, FileNotFoundError):
         attempt.started.touch(exist_ok=False)
-    except (FileExistsError, FileNotFoundError):
-        return False
-    return True
+        return True
+    return False
 
 
-def _another(like: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
-    """A new attempt with the same plan. Its ranks skip finished videos; others may work on the rest."""
-    return _started(like, read_plan(like.plan), env)
-
-
-def _started(like: AttemptDir, plan: Plan, env: Mapping[str, str]) -> AttemptDir:
-    attempt = attempt_like(like, plan)
+def _started(like: AttemptDir, env: Mapping[str, str], plan: Plan | None = None) -> AttemptDir:
+    """A new attempt, with the same plan if none is given. Its ranks skip finished videos; others may make the rest."""
+    attempt = attempt_like(like, plan or read_plan(like.plan))
     _use(attempt)
     record_launch(attempt, this_job(env))
     record_job_start(like, attempt)

@@ -56,15 +56,12 @@ def _text_override(text: str, parser: OverridesParser) -> str:
         return text
     tree = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(text)))).override()
     tokens = list(_more_than_shown(tree.value()))
-    if not tokens or _takes_numbers(override.key_or_group):
+    path = override.key_or_group
+    if not tokens or any(key.path == path and key.kind.startswith(_NUMBERS) for key in keys()):
         return text
     for token in reversed(tokens):
         text = text[: token.start] + hydra_quoted(token.text) + text[token.stop + 1 :]
     return text
-
-
-def _takes_numbers(path: str) -> bool:
-    return any(key.path == path and key.kind.startswith(_NUMBERS) for key in keys())
 
 
 def _more_than_shown(node: Any) -> Iterator[CommonToken]:

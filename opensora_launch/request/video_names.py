@@ -35,8 +35,8 @@ class Nameable:
     seed: int
 
 
-def template_problems(template: str) -> list[str]:
-    """One line if a template cannot be used."""
+def template_problems(template: str, *, named: bool = True) -> list[str]:
+    """One line if a template cannot be used; `named`: whether a prompt has a name of its own."""
     allowed = ", ".join(f"{{{field}}}" for field in FIELDS)
     try:
         parts = list(Formatter().parse(template))
@@ -50,20 +50,12 @@ def template_problems(template: str) -> list[str]:
         if field not in FIELDS or conversion:
             written = field + (f"!{conversion}" if conversion else "")
             return [f"--name {template}: there is no field {{{written}}}; the fields are {allowed}"]
-        if not _fits(field, spec or ""):
+        is_text = field in ("name", "prompt")  # which takes a length, and a number takes a width
+        if not _SPECS.fullmatch(spec or "") or (spec and spec.startswith(".") != is_text):
             return [f"--name {template}: {{{field}:{spec}}} is not possible; use {{index:06}} or {{prompt:.40}}"]
+    if not named and any(field == "name" for _, field, _, _ in parts):
+        return [f"--name {template}: no prompt has a name; prompt files may have a column 'name', or use {{prompt}}"]
     return [] if template.strip() else ["--name is empty; give a template such as '{name}'"]
-
-
-def _fits(field: str, spec: str) -> bool:
-    """Whether a format fits a field: a width for a number, a length for a text."""
-    is_text = field in ("name", "prompt")
-    return _SPECS.fullmatch(spec) is not None and (not spec or spec.startswith(".") == is_text)
-
-
-def needs_names(template: str | None) -> bool:
-    """Whether a template takes the names of prompts."""
-    return template is not None and any(field == "name" for _, field, _, _ in Formatter().parse(template))
 
 
 def video_names(template: str | None, videos: Sequence[Nameable]) -> list[str]:

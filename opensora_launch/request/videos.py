@@ -3,16 +3,10 @@
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from opensora_launch.media.prompts import (
-    PromptEntry,
-    check_cond_type,
-    check_motion_score,
-    cond_type_of,
-    with_suffixes,
-)
+from opensora_launch.media.prompts import PromptEntry, check_cond_type, check_motion_score, cond_type_of, with_suffixes
 from opensora_launch.plan.checks import count_problems
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
@@ -56,11 +50,8 @@ def _chosen_cond_type(entry: PromptEntry, run: RunConfig) -> str | None:
 def prompt_setting_problems(run: RunConfig) -> list[str]:
     """Lines about settings that prompts may also set for themselves, and that the plan would check too late."""
     scales = {"guidance": run.sampling.guidance, "guidance_img": run.sampling.guidance_img}
-    problems = [
-        f"sampling.{name}={scale} must be a number of at least 0"
-        for name, scale in scales.items()
-        if not (math.isfinite(scale) and scale >= 0)
-    ]
+    wrong = [name for name, scale in scales.items() if not 0 <= scale < math.inf]
+    problems = [f"sampling.{name}={scales[name]} must be a number of at least 0" for name in wrong]
     problems += count_problems(run.sampling)
     if run.model.mmdit.guidance_embed and run.sampling.negative_prompt:
         problems.append(f"{run.model.name} has one guidance row, so a negative prompt changes nothing: leave it out")
@@ -74,93 +65,68 @@ def prompt_setting_problems(run: RunConfig) -> list[str]:
 
 
 def request_videos(
-    entries: Sequence[PromptEntry],
-    points: Sequence[tuple[int, ConfigPoint]],
-    *,
-    template: str | None = None,
-    chosen: range | None = None,
+    entries: Sequence[PromptEntry], points: Sequence[ConfigPoint], template: str | None, chosen: range
 ) -> RequestedVideos:
     """The videos of every prompt at every point of a sweep. Prompt p of point k has the number k * len(entries) + p.
 
     `template` makes the names (video_names). prompts.jsonl has one line per number: the prompt, its source, its point
-    and the values that the sweep chose there. With `chosen`, only these prompts are made, as the whole list makes them.
+    and the values that the sweep chose there. Only the `chosen` prompts are made, as the whole list makes them.
     """
     prompts = [
-        _RequestedPrompt(entry, position * len(entries) + entry.index, number, point)
-        for position, (number, point) in enumerate(points)
+        (position * len(entries) + entry.index, entry, point, _videos(entry, point.run))
+        for position, point in enumerate(points)
         for entry in with_condition_types(entries, point.run)
     ]
-    made = [_videos(prompt) for prompt in prompts]
     facts = [
-        Nameable(prompt.index, sample, prompt.entry.name, prompt.entry.text, video.seed)
-        for prompt, videos in zip(prompts, made, strict=True)
+        Nameable(index, sample, entry.name, entry.text, video.seed)
+        for index, entry, _, videos in prompts
         for sample, video in enumerate(videos)
     ]
-    names = iter(video_names(template, facts))
-    named = [[replace(video, name=next(names)) for video in videos] for videos in made]
-    kept = [(p, v) for p, v in zip(prompts, named, strict=True) if chosen is None or p.entry.index in chosen]
-    return RequestedVideos(tuple(video for _, videos in kept for video in videos), tuple(_line(*one) for one in kept))
+    names, made, lines = iter(video_names(template, facts)), list[VideoRequest](), []
+    for index, entry, point, videos in prompts:
+        named = [replace(video, name=next(names)) for video in videos]
+        if entry.index in chosen:
+            made += named
+            lines.append(_line(index, entry, point, named))
+    return RequestedVideos(tuple(made), tuple(lines))
 
 
-@dataclass(frozen=True)
-class _RequestedPrompt:
-    """A prompt at a point of a sweep, and the point's number."""
-
-    entry: PromptEntry
-    index: int
-    number: int
-    point: ConfigPoint
-
-
-def _line(prompt: _RequestedPrompt, videos: Sequence[VideoRequest]) -> dict[str, Any]:
-    """The line of prompts.jsonl of a prompt with its videos."""
-    entry = prompt.entry
-    line = {"index": prompt.index, "text": entry.text, "refs": list(entry.refs), "source": entry.source}
-    line |= {"name": entry.name} if entry.name else {}
-    line |= {"refined": entry.refined} if entry.refined else {}
-    line |= {"refined_by": entry.refined_by} if entry.refined_by else {}
-    line |= {"settings": {k: v for k, v in asdict(entry.settings).items() if v is not None}}
-    line |= {"seed": videos[0].seed, "videos": [video.name for video in videos]}
-    return line | (_choice_of_point(prompt.number, prompt.point) if prompt.point.swept else {})
+def _line(index: int, entry: PromptEntry, point: ConfigPoint, videos: Sequence[VideoRequest]) -> dict[str, Any]:
+    """The line of prompts.jsonl of a prompt at a point of a sweep, with its videos."""
+    line = {"index": index, "text": entry.text, "refs": list(entry.refs), "source": entry.source}
+    line |= {key: value for key in ("name", "refined", "refined_by") if (value := getattr(entry, key))}
+    line |= {"settings": _own(entry), "seed": videos[0].seed, "videos": [video.name for video in videos]}
+    if point.swept:  # all as overrides, sampling settings also as values
+        keys = [text.partition("=")[0].lstrip("+") for text in point.swept]
+        leaves = [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
+        chosen = {leaf: getattr(point.run.sampling, leaf) for leaf in leaves}
+        line |= {"point": point.number, "overrides": list(point.swept), "chosen": chosen}
+    return line
 
 
-def _choice_of_point(number: int, point: ConfigPoint) -> dict[str, Any]:
-    """What a sweep chose for a line of prompts.jsonl: all as overrides, sampling settings also as values."""
-    keys = [text.partition("=")[0].lstrip("+") for text in point.swept]
-    leaves = [key.removeprefix("sampling.") for key in keys if key.startswith("sampling.")]
-    chosen = {leaf: getattr(point.run.sampling, leaf) for leaf in leaves}
-    return {"point": number, "overrides": list(point.swept), "chosen": chosen}
-
-
-def _samples(entry: PromptEntry, run: RunConfig) -> int:
-    return entry.settings.num_samples or run.sampling.num_samples
-
-
-def _videos(prompt: _RequestedPrompt) -> list[VideoRequest]:
+def _videos(entry: PromptEntry, run: RunConfig) -> list[VideoRequest]:
     """The samples of a prompt, without names."""
-    entry, run = prompt.entry, prompt.point.run
-    own, sampling = entry.settings, run.sampling
+    sampling = replace(run.sampling, **_own(entry))
     cond_type = cond_type_of(entry, sampling.cond_type)
-    seed = _first(own.seed, sampling.seed)
-    seed = secrets.randbelow(2**32) if seed is None else seed
+    seed = secrets.randbelow(2**32) if sampling.seed is None else sampling.seed
     guidance = Guidance(
-        num_steps=_first(own.num_steps, sampling.num_steps),
-        text_scale=_first(own.guidance, sampling.guidance),
-        image_scale=_first(own.guidance_img, sampling.guidance_img),
+        num_steps=sampling.num_steps,
+        text_scale=sampling.guidance,
+        image_scale=sampling.guidance_img,
         text_osci=sampling.text_osci,
         image_osci=sampling.image_osci,
         temporal_osci=sampling.scale_temporal_osci and "i2v" in cond_type,
         distilled=run.model.mmdit.guidance_embed,
     )
     written = entry.refined or entry.text
-    suffixed = with_suffixes(written, run.video.fps, _first(own.motion_score, sampling.motion_score))
+    suffixed = with_suffixes(written, run.video.fps, sampling.motion_score)
     text = written if run.model.vae.kind is VaeKind.image else suffixed  # image models learned no suffixes
     return [
         VideoRequest(
             name="",
             prompt=entry.text,
             text=text,
-            negative=_first(own.negative_prompt, sampling.negative_prompt),
+            negative=sampling.negative_prompt,
             refs=entry.refs,
             cond_type=cond_type,
             seed=seed + sample,
@@ -168,9 +134,9 @@ def _videos(prompt: _RequestedPrompt) -> list[VideoRequest]:
             refined=entry.refined,
             image=makes_image(entry, run),
         )
-        for sample in range(max(_samples(entry, run), 1))
+        for sample in range(max(sampling.num_samples, 1))
     ]
 
 
-def _first(own: Any, run: Any) -> Any:
-    return run if own is None else own
+def _own(entry: PromptEntry) -> dict[str, Any]:
+    return {name: value for name, value in vars(entry.settings).items() if value is not None}

@@ -120,18 +120,9 @@ MEMORY_MARGIN, RANK_GIB = 1.25, 8
 def script_of(run: RunConfig, plan: Plan, attempt: AttemptDir, made: Profiled) -> str:
     """The batch script of an attempt."""
     settings = with_prediction(run, plan)
-    head = {"HEAD_ADDRESS": settings.head_address} if settings.head_address else {}
-    return job_script(
-        SlurmJob(
-            settings,
-            plan.machine,
-            plan.threads_per_rank,
-            attempt.path,
-            settings.python or sys.executable,
-            {**made.was_set, **head},
-            tuple(made.taken),
-        )
-    )
+    env = made.was_set | ({"HEAD_ADDRESS": settings.head_address} if settings.head_address else {})
+    python, taken = settings.python or sys.executable, tuple(made.taken)
+    return job_script(SlurmJob(settings, plan.machine, plan.threads_per_rank, attempt.path, python, env, taken))
 
 
 def array_tasks(run: RunConfig, plan: Plan) -> int:

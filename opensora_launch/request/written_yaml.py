@@ -5,6 +5,8 @@ A value whose type would lose how it is written stays a text here; the schema co
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,14 @@ class _Loader(get_yaml_loader()):  # type: ignore[misc]
     """OmegaConf's loader, which refuses a key that is there twice."""
 
 
-def _keep_text(tag: str) -> None:
-    typed = _Loader.yaml_constructors[tag]
-    _Loader.add_constructor(tag, lambda loader, node: _as_written(typed(loader, node), node.value))
-
-
-def _as_written(value: bool | int | float, written: str) -> bool | int | float | str:
+def _as_written(typed: Callable[[Any, Any], float], loader: Any, node: Any) -> float | str:
     """The value, or its text if that is more than what the value shows. Not a number and infinite stay numbers."""
+    value, written = typed(loader, node), str(node.value)
     return value if str(value) == written or not math.isfinite(value) else written
 
 
-for _name in ("bool", "int", "float"):
-    _keep_text(f"tag:yaml.org,2002:{_name}")
+for _tag in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, partial(_as_written, _Loader.yaml_constructors[_tag]))
 
 
 def read_yaml(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from dataclasses import field
 from enum import StrEnum
+from typing import ClassVar
 
 from opensora_launch.schema.settings import key, settings
 
@@ -29,6 +30,7 @@ class DcAeConfig:
 class VaeConfig:
     """The autoencoder. A video that is smaller than a tile is not tiled."""
 
+    stride_frames: ClassVar[int] = 4  # frames per latent, of every kind
     kind: VaeKind = key(
         VaeKind.causal,
         "causal: Hunyuan's; dc_ae: the high-compression one, whose stages `dc_ae` has; image: Flux's, for images",
@@ -52,11 +54,6 @@ class VaeConfig:
     def stride_px(self) -> int:
         """Pixels per latent."""
         return 2 ** (len(self.dc_ae.widths) - 1) if self.kind is VaeKind.dc_ae else 8
-
-    @property
-    def stride_frames(self) -> int:
-        """Frames per latent."""
-        return 4
 
     @property
     def is_causal(self) -> bool:

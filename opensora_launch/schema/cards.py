@@ -92,7 +92,10 @@ def joined(cards: list[Card]) -> Card:
     """
     if len(cards) == 1:
         return cards[0]
-    first, *others = (_over_pcie(card) for card in cards)
+    first, *others = (  # by PCIe; the share of NVLink that a card reaches goes with it
+        card if card.nvlink_gb_s is None else replace(card, nvlink_gb_s=None, nvlink_gpus=1, link_efficiency=None)
+        for card in cards
+    )
     prices = [card.price_usd for card in cards if card.price_usd is not None]
     return replace(
         first,
@@ -102,8 +105,3 @@ def joined(cards: list[Card]) -> Card:
         price_usd=sum(prices) / len(cards) if len(prices) == len(cards) else None,
         others=others,
     )
-
-
-def _over_pcie(card: Card) -> Card:
-    """Return the card without its NVLink, and without the share of that link that it reaches."""
-    return card if card.nvlink_gb_s is None else replace(card, nvlink_gb_s=None, nvlink_gpus=1, link_efficiency=None)

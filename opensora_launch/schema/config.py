@@ -17,30 +17,11 @@ from opensora_launch.schema.slurm import SlurmConfig
 
 MAX_COUNT = 10_000  # steps and samples, for a run and for one prompt: more is a typing error
 MAX_SEED = 2**63 - 1
-
-
-class Init(StrEnum):
-    checkpoint = "checkpoint"
-    random = "random"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Link(StrEnum):
-    auto = "auto"
-    nvlink = "nvlink"
-    pcie = "pcie"
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
+Init = StrEnum("Init", ["checkpoint", "random"])
+Device = StrEnum("Device", ["auto", "cpu", "cuda"])
+Link = StrEnum("Link", ["auto", "nvlink", "pcie"])
+Precision = StrEnum("Precision", ["auto", "bf16", "fp16", "fp32"])
+Offload = StrEnum("Offload", ["none", "host"])
 
 
 class LauncherKind(StrEnum):
@@ -61,11 +42,6 @@ class Shard(StrEnum):
     none = "none"
     node = "node"
     all = "all"
-
-
-class Offload(StrEnum):
-    none = "none"
-    host = "host"
 
 
 class Storage(StrEnum):

@@ -1,6 +1,6 @@
 """Divide things as evenly as whole numbers allow: tokens, heads, rows, channels."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise, starmap
 
 
 def share_sizes(total: int, ranks: int) -> tuple[int, ...]:
@@ -11,10 +11,7 @@ def share_sizes(total: int, ranks: int) -> tuple[int, ...]:
 
 def share_slices(total: int, ranks: int) -> tuple[slice, ...]:
     """Return those shares as slices."""
-    stops = [0]
-    for size in share_sizes(total, ranks):
-        stops.append(stops[-1] + size)
-    return tuple(slice(a, b) for a, b in pairwise(stops))
+    return tuple(starmap(slice, pairwise(accumulate(share_sizes(total, ranks), initial=0))))
 
 
 def chunk_counts(rows: int, tokens: int, at_once: int) -> tuple[int, int]:

@@ -2,19 +2,11 @@
 
 from enum import StrEnum
 
-
-class AttentionKind(StrEnum):
-    """Kernels that compute softmax(q k^T) v; `auto` takes the fastest one that supports the GPU, dtype and shape."""
-
-    auto = "auto"
-    flash4 = "flash4"
-    flash3 = "flash3"
-    flash2 = "flash2"
-    cudnn = "cudnn"
-    sdpa_flash = "sdpa_flash"
-    xformers = "xformers"
-    cpu_flash = "cpu_flash"
-    reference = "reference"
+# Kernels that compute softmax(q k^T) v; `auto` takes the fastest one that supports the GPU, dtype and shape.
+AttentionKind = StrEnum(
+    "AttentionKind",
+    ["auto", "flash4", "flash3", "flash2", "cudnn", "sdpa_flash", "xformers", "cpu_flash", "reference"],
+)
 
 
 class Compile(StrEnum):

@@ -4,12 +4,7 @@ from enum import StrEnum
 
 from opensora_launch.schema.settings import key, settings
 
-
-class CardOrder(StrEnum):
-    time = "time"
-    cost = "cost"
-    watts = "watts"
-    memory = "memory"
+CardOrder = StrEnum("CardOrder", ["time", "cost", "watts", "memory"])
 
 
 @settings

@@ -171,7 +171,6 @@ def test_command_line_references_pair_with_texts(refs, expected):
 
 
 def test_command_line_mistakes():
-    assert problems_of([], []) == ("no prompts: give --prompt TEXT or --prompts FILE",)
     assert problems_of(["a", " "], []) == ("--prompt 2: the text is empty",)
     assert problems_of(["a\udcff"], []) == ("--prompt 1: the text is not valid UTF-8",)
     assert problems_of(["a"], [], ["b", "c"])[0].startswith("--ref: 2 references for 1 prompts; give one for all")

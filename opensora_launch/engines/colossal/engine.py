@@ -82,22 +82,18 @@ def cut_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextEnco
     Raises UserError if the tp degree does not divide T5's heads and feed-forward.
     """
     if axis.size > 1:
+        t5: Any = encoders.t5.network.config
+        if t5.num_heads % axis.size or t5.d_ff % axis.size:
+            raise UserError(
+                f"engine=colossalai cuts T5 too, and layout.tp={axis.size} does not divide its {t5.num_heads} heads "
+                f"and feed-forward of {t5.d_ff}; use another layout.tp, or engine=native"
+            )
         use_device(torch.device("cpu"))  # the weights are there while they are cut
         config = ShardConfig(tensor_parallel_process_group=axis.group, enable_tensor_parallelism=True)
-        _check(encoders.t5.network, axis.size)
         ShardFormer(config).optimize(encoders.t5.network, policy=T5Policy(axis))
     for encoder in (encoders.t5, encoders.clip):
         encoder.network.to(device).requires_grad_(False).eval()
     return encoders
-
-
-def _check(network: Any, degree: int) -> None:
-    config = network.config
-    if config.num_heads % degree or config.d_ff % degree:
-        raise UserError(
-            f"engine=colossalai cuts T5 too, and layout.tp={degree} does not divide its {config.num_heads} heads and "
-            f"feed-forward of {config.d_ff}; use another layout.tp, or engine=native"
-        )
 
 
 class ColossalEngine:
@@ -150,8 +146,7 @@ class SeededCpu(CpuAccelerator):  # type: ignore[misc]
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
+    manual_seed_all = manual_seed
 
 
 def use_device(device: torch.device) -> None:

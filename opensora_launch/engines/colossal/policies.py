@@ -1,5 +1,6 @@
 """ShardFormer policies that say how the layers of the diffusion transformer and of T5 are cut."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +19,31 @@ from opensora_launch.model.cuts import Cut, CutKind, mmdit_cuts
 from opensora_launch.parallel.mesh import Axis
 
 
-class GatheredColumns(Linear1D_Col):  # type: ignore[misc]
-    """A layer whose outputs are cut, and gathered again on every rank."""
+class _Cut:
+    """How ShardFormer makes a layer of ours from nn.Linear. `axis` times its exchanges. Fused ones have sizes."""
 
-    @staticmethod
-    def from_native_module(module: nn.Linear, process_group: dist.ProcessGroup, axis: Axis) -> "GatheredColumns":
-        made = GatheredColumns(**_taken_over(module), process_group=process_group)
+    cut_dim = 0  # of the weight, and of a bias that has so many
+
+    @classmethod
+    def from_native_module(
+        cls: Any, module: nn.Linear, process_group: dist.ProcessGroup, axis: Axis, split_sizes: Sequence[int] = ()
+    ) -> Any:
+        LazyInitContext.materialize(module)  # creates its weights
+        made = cls(
+            in_features=module.in_features, out_features=module.out_features, bias=module.bias is not None,
+            device=module.weight.device, weight=module.weight, bias_=module.bias, process_group=process_group,
+            **({"split_sizes": split_sizes} if split_sizes else {}),
+        )  # fmt: skip
         made.axis = axis
+        if split_sizes:
+            whole = partial(_put_together, sizes=split_sizes, dim=cls.cut_dim, group=process_group)
+            for parameter in (p for p in made.parameters() if p.dim() > cls.cut_dim):
+                parameter.gather_fn = whole
         return made
+
+
+class GatheredColumns(_Cut, Linear1D_Col):  # type: ignore[misc]
+    """A layer whose outputs are cut, and gathered again on every rank."""
 
     def forward(self, input_: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead out"]:
         part = F.linear(input_, self.weight, self.bias)
@@ -34,69 +52,31 @@ class GatheredColumns(Linear1D_Col):  # type: ignore[misc]
         return out
 
 
-class SummedRows(Linear1D_Row):  # type: ignore[misc]
-    """A layer whose inputs are cut, and whose results are summed."""
-
-    @staticmethod
-    def from_native_module(module: nn.Linear, process_group: dist.ProcessGroup, axis: Axis) -> "SummedRows":
-        made = SummedRows(**_taken_over(module), process_group=process_group)
-        made.axis = axis
-        return made
-
-    def forward(self, input_: Float[Tensor, "*lead c"]) -> Float[Tensor, "*lead C"]:
-        return _summed(self, input_)
-
-
-class FusedColumns(FusedLinear1D_Col):  # type: ignore[misc]
+class FusedColumns(_Cut, FusedLinear1D_Col):  # type: ignore[misc]
     """Several matrices in one layer: the outputs of each are cut by themselves."""
 
-    @staticmethod
-    def from_native_module(
-        module: nn.Linear, process_group: dist.ProcessGroup, split_sizes: list[int]
-    ) -> "FusedColumns":
-        made = FusedColumns(**_taken_over(module), process_group=process_group, split_sizes=split_sizes)
-        for parameter in made.parameters():
-            parameter.gather_fn = partial(_put_together, sizes=split_sizes, dim=0, group=process_group)
-        return made
+
+class _Summed(_Cut):
+    """A layer whose inputs are cut, and whose results are summed."""
+
+    cut_dim = 1
+
+    def forward(self: Any, input_: Float[Tensor, "*lead c"]) -> Float[Tensor, "*lead C"]:
+        summand = F.linear(input_, self.weight)
+        with self.axis.exchange(2 * summand.nbytes * (self.axis.size - 1) // self.axis.size):
+            out: Tensor = reduce_forward(summand, self.process_group)
+        return out if self.bias is None else out + self.bias
 
 
-class FusedRows(FusedLinear1D_Row):  # type: ignore[misc]
-    """A layer of several inputs in order, each cut by itself; its results are summed."""
-
-    @staticmethod
-    def from_native_module(
-        module: nn.Linear, process_group: dist.ProcessGroup, split_sizes: list[int], axis: Axis
-    ) -> "FusedRows":
-        made = FusedRows(**_taken_over(module), process_group=process_group, split_sizes=split_sizes)
-        made.weight.gather_fn = partial(_put_together, sizes=split_sizes, dim=1, group=process_group)
-        made.axis = axis
-        return made
-
-    def forward(self, input_: Float[Tensor, "*lead c"]) -> Float[Tensor, "*lead C"]:
-        return _summed(self, input_)
+class SummedRows(_Summed, Linear1D_Row):  # type: ignore[misc]
+    """Such a layer of one input."""
 
 
-def _taken_over(module: nn.Linear) -> dict[str, Any]:
-    """Return what ColossalAI's constructors take from a layer. Its weights are created now."""
-    LazyInitContext.materialize(module)
-    return {
-        "in_features": module.in_features,
-        "out_features": module.out_features,
-        "bias": module.bias is not None,
-        "device": module.weight.device,
-        "weight": module.weight,
-        "bias_": module.bias,
-    }
+class FusedRows(_Summed, FusedLinear1D_Row):  # type: ignore[misc]
+    """Such a layer of several inputs in order, each cut by itself."""
 
 
-def _summed(layer: Any, x: Float[Tensor, "*lead c"]) -> Float[Tensor, "*lead C"]:
-    summand = F.linear(x, layer.weight)
-    with layer.axis.exchange(2 * summand.nbytes * (layer.axis.size - 1) // layer.axis.size):
-        out: Tensor = reduce_forward(summand, layer.process_group)
-    return out if layer.bias is None else out + layer.bias
-
-
-def _put_together(part: Tensor, *, sizes: list[int], dim: int, group: dist.ProcessGroup) -> Tensor:
+def _put_together(part: Tensor, *, sizes: Sequence[int], dim: int, group: dist.ProcessGroup) -> Tensor:
     """Gather the whole of a fused weight for a checkpoint. ColossalAI's own way needs a GPU."""
     world = dist.get_world_size(group)
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world)]
@@ -118,8 +98,7 @@ class _TensorParallel(Policy):  # type: ignore[misc]
     def preprocess(self) -> nn.Module:
         return self.model  # type: ignore[no-any-return]
 
-    def postprocess(self) -> nn.Module:
-        return self.model  # type: ignore[no-any-return]
+    postprocess = preprocess
 
     def columns(self, suffix: str) -> SubModuleReplacementDescription:
         return SubModuleReplacementDescription(suffix=suffix, target_module=Linear1D_Col)
@@ -148,12 +127,10 @@ class MmditPolicy(_TensorParallel):
             return self.columns(suffix)
         if len(sizes) == 1 and cut.kind is CutKind.inputs:
             return self.rows(suffix)
-        target, more = {
-            CutKind.outputs: (FusedColumns, {"split_sizes": sizes}),
-            CutKind.inputs: (FusedRows, {"split_sizes": sizes, "axis": self.axis}),
-            CutKind.gathered: (GatheredColumns, {"axis": self.axis}),
-        }[cut.kind]
-        return SubModuleReplacementDescription(suffix=suffix, target_module=target, kwargs=more)
+        fused = {CutKind.outputs: FusedColumns, CutKind.inputs: FusedRows}
+        target = fused.get(cut.kind, GatheredColumns)
+        more = {"split_sizes": sizes} if cut.kind in fused else {}
+        return SubModuleReplacementDescription(suffix=suffix, target_module=target, kwargs=more | {"axis": self.axis})
 
 
 def _suffix(name: str) -> str:
@@ -167,16 +144,12 @@ class T5Policy(_TensorParallel):
 
     def module_policy(self) -> dict[str, ModulePolicyDescription]:
         config, degree = self.model.config, self.shard_config.tensor_parallel_size
-        attention: dict[str, Any] = {
-            "n_heads": config.num_heads // degree,
-            "inner_dim": config.num_heads * config.d_kv // degree,
-        }
+        inner = config.num_heads * config.d_kv // degree
+        attention: dict[str, Any] = {"n_heads": config.num_heads // degree, "inner_dim": inner}
         bias = SubModuleReplacementDescription(
-            suffix="relative_attention_bias",
-            target_module=Embedding1D,
-            kwargs={"gather_output": False},
+            suffix="relative_attention_bias", target_module=Embedding1D, kwargs={"gather_output": False},
             ignore_if_not_exist=True,
-        )
+        )  # fmt: skip
         qkv = [self.columns(name) for name in ("q", "k", "v")]
         gated = [self.columns("wi_0"), self.columns("wi_1"), self.rows("wo")]
         return {
