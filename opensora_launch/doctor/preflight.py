@@ -63,6 +63,7 @@ def _with_memory(needs: Needs, run: RunConfig, plan: Plan) -> Needs:
     memory = memory_of_run(
         work.net, work.grid, work.video, plan.layouts, gpus_per_node=work.gpus_per_node, placement=plan.placement,
         element_bytes=work.element_bytes, engine=plan.engine, nvlink=uses_nvlink(run.hardware, work.topology),
+        overlap=plan.overlap,
     )  # fmt: skip
     if not needs.on_gpu:
         total = memory.weights * needs.ranks

@@ -30,8 +30,8 @@ class Transformer:
 class BlockEngine(Protocol):
     """The parallelism that runs the transformer and T5. All engines give the same video."""
 
-    def attention(self, mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
-        """Return the `attend` for this rank's share of a sequence of `total_tokens`."""
+    def attention(self, mesh: Mesh, num_text: int, total_tokens: int, kernel: KernelCall) -> Attend:
+        """Return the `attend` for this rank's share of a sequence of `total_tokens`, the first `num_text` of text."""
 
     def load_transformer(
         self, source: WeightSource, placement: Placement, node: Axis, mesh: Mesh, tick: Tick

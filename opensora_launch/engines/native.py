@@ -51,8 +51,8 @@ def cut_transformer(
 class NativeEngine:
     """See `BlockEngine`."""
 
-    def attention(self, mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
-        return sharded_attention(mesh, total_tokens, kernel)
+    def attention(self, mesh: Mesh, num_text: int, total_tokens: int, kernel: KernelCall) -> Attend:
+        return sharded_attention(mesh, num_text, total_tokens, kernel)
 
     def load_transformer(
         self, source: WeightSource, placement: Placement, node: Axis, mesh: Mesh, tick: Tick

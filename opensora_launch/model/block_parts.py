@@ -19,13 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from opensora_launch.model.kernels import Attend
+from opensora_launch.model.kernels import QKV, Attend, AttentionAtOnce, BegunAttention, Place, SpanAttend
 from opensora_launch.model.layers import QKNorm, Rotary, modulate
 from opensora_launch.schema.even_shares import chunk_counts, share_slices
 from opensora_launch.schema.model_constants import TOKENS_AT_ONCE
 
-QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
-Place = tuple[slice, slice]  # some rows, and some of their tokens
 RECOMPILES = 32  # of a function: for two models, one row or several, one token or several, and each kind of block
 
 
@@ -51,15 +49,20 @@ class FeedForward(Protocol):
 
 
 def chunks(x: Float[Tensor, "B S C"]) -> list[Place]:
+    """Divide rows and tokens into the chunks of `chunk_places`."""
+    return chunk_places(x.shape[0], x.shape[1])
+
+
+def chunk_places(rows: int, tokens: int) -> list[Place]:
     """Divide rows and tokens evenly into chunks of at most TOKENS_AT_ONCE tokens; none if there are no tokens.
 
     A chunk is whole rows or a part of one row, so its tokens lie one after another in memory. A product of tokens with
     gaps between them would be computed row by row, and its bias by a kernel of its own.
     """
-    if x.shape[1] == 0:
+    if tokens == 0:
         return []
-    rows, tokens = chunk_counts(x.shape[0], x.shape[1], TOKENS_AT_ONCE)
-    return [(r, s) for r in share_slices(x.shape[0], rows) for s in share_slices(x.shape[1], tokens)]
+    of_rows, of_tokens = chunk_counts(rows, tokens, TOKENS_AT_ONCE)
+    return [(r, s) for r in share_slices(rows, of_rows) for s in share_slices(tokens, of_tokens)]
 
 
 def some(x: Float[Tensor, "B S *inner"], place: Place) -> Float[Tensor, "b s *inner"]:
@@ -149,3 +152,9 @@ class BlockContext:
     table: tuple[Float[Tensor, "R S 1 D"], Float[Tensor, "R S 1 D"]]  # R = 1: all rows have the same positions
     attend: Attend
     parts: Parts
+
+    def begin(self, qkv: QKV, *, one_stream: bool) -> BegunAttention:
+        """Begin an attention whose q, k and v are written span by span."""
+        if isinstance(self.attend, SpanAttend):
+            return self.attend.begin(qkv, one_stream=one_stream)
+        return AttentionAtOnce(self.attend, qkv)

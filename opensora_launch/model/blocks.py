@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opensora_launch.model.block_parts import QKV, BlockContext, Place, chunks, some
+from opensora_launch.model.block_parts import BlockContext, chunks, some
+from opensora_launch.model.kernels import QKV, BegunAttention, Place
 from opensora_launch.model.layers import Modulation, QKNorm
 from opensora_launch.schema.config import MmditConfig
 
@@ -63,13 +64,13 @@ class DoubleBlock(nn.Module):
         """Return both streams. Without gradients, `img` and `txt` are overwritten."""
         num_text = txt.shape[1]
         txt_mod, img_mod = self.txt_mod(shared.vec), self.img_mod(shared.vec)
-        qkv = new_qkv(img, num_text + img.shape[1], self.img_attn)
+        begun = shared.begin(new_qkv(img, num_text + img.shape[1], self.img_attn), one_stream=False)
         for x, mod, attn, first in ((txt, txt_mod, self.txt_attn, 0), (img, img_mod, self.img_attn, num_text)):
             for r, s in chunks(x):
                 there = r, slice(first + s.start, first + s.stop)
-                write_qkv(attn, some(x, (r, s)), [vector[r] for vector in mod[:2]], shared, there, qkv)
-        out = shared.attend(*qkv).flatten(2)
-        del qkv
+                write_qkv(attn, some(x, (r, s)), [vector[r] for vector in mod[:2]], shared, there, begun)
+        out = begun.finish().flatten(2)
+        del begun
 
         def finish(attn: JointAttention, mlp: nn.Sequential, mod: Sequence[Tensor]) -> Finish:
             return lambda x, attended, r: shared.parts.finish_double(
@@ -102,11 +103,11 @@ class SingleBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B S C"], shared: BlockContext) -> Float[Tensor, "B S C"]:
         """Return the stream. Without gradients, `x` is overwritten."""
         mod = self.modulation(shared.vec)
-        qkv = new_qkv(x, x.shape[1], self)
+        begun = shared.begin(new_qkv(x, x.shape[1], self), one_stream=True)
         for r, s in chunks(x):
-            write_qkv(self, some(x, (r, s)), [vector[r] for vector in mod[:2]], shared, (r, s), qkv)
-        out = shared.attend(*qkv).flatten(2)
-        del qkv
+            write_qkv(self, some(x, (r, s)), [vector[r] for vector in mod[:2]], shared, (r, s), begun)
+        out = begun.finish().flatten(2)
+        del begun
 
         def finish(x: Tensor, attended: Tensor, r: slice) -> Tensor:
             return shared.parts.finish_single(self, x, attended, [vector[r] for vector in mod])
@@ -151,12 +152,13 @@ def write_qkv(
     mod: Sequence[Tensor],
     shared: BlockContext,
     place: Place,
-    qkv: QKV,
+    begun: BegunAttention,
 ) -> None:
-    """Write q, k and v of some tokens to their place among those of all tokens."""
+    """Write q, k and v of some tokens to their place among those of all tokens of an attention."""
     rows = slice(None) if len(shared.table[0]) == 1 else place[0]
     table = [some(each, (rows, place[1])) for each in shared.table]
-    shared.parts.project(weights, x, mod, shared.rotary, table, tuple(each[place] for each in qkv))
+    shared.parts.project(weights, x, mod, shared.rotary, table, tuple(each[place] for each in begun.qkv))
+    begun.written(place)
 
 
 Finish = Callable[[Tensor, Tensor, slice], Tensor]

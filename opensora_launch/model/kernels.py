@@ -9,8 +9,9 @@ schemas.
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,49 @@ from torch import Tensor
 
 KernelCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # q, k, v -> out, lse
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (each B S N D) -> out, which a block of the model calls
+QKV = tuple[Tensor, Tensor, Tensor]  # each B S N D
+Place = tuple[slice, slice]  # some rows, and some of their tokens
 
 SCORES = 2**26  # elements of the score matrix that the reference holds at once: 256 MiB in fp32
+
+
+@runtime_checkable
+class BegunAttention(Protocol):
+    """An attention whose q, k and v are written to `qkv`, one chunk of tokens after another."""
+
+    @property
+    def qkv(self) -> QKV:
+        """Where they are written, until `finish`."""
+
+    def written(self, place: Place) -> None:
+        """Learn that the next chunk was written."""
+
+    def finish(self) -> Tensor:
+        """Return the result of all tokens, B S N D."""
+
+
+@runtime_checkable
+class SpanAttend(Protocol):
+    """An `attend` that can begin before all of q, k and v are there."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+    def begin(self, qkv: QKV, *, one_stream: bool) -> BegunAttention:
+        """Begin. one_stream: the tokens are written as one sequence, and not the text's apart from the video's."""
+
+
+@dataclass
+class AttentionAtOnce:
+    """See `BegunAttention`: of an `attend` that needs all of q, k and v."""
+
+    attend: Attend
+    qkv: QKV
+
+    def written(self, place: Place) -> None:
+        pass
+
+    def finish(self) -> Tensor:
+        return self.attend(*self.qkv)
 
 
 def attend_alone(

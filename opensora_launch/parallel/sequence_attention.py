@@ -6,7 +6,7 @@ Shapes, here and in every file of parallel/:
 Bidirectional attention does not depend on the order of the keys, so shares need no reordering.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -15,91 +15,35 @@ from torch import Tensor
 
 from opensora_launch.model.kernels import Attend, KernelCall
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.schema.even_shares import share_sizes, share_slices
+from opensora_launch.parallel.split import TokenShare
+from opensora_launch.parallel.ulysses import Ulysses
 
-# Mesh, tokens of the whole sequence, kernel -> the `attend` for this rank's share of the tokens, in every block.
-SequenceAttention = Callable[[Mesh, int, KernelCall], Attend]
+# Mesh, tokens of the text and of the whole sequence, kernel -> the `attend` of this rank's share, in every block.
+SequenceAttention = Callable[[Mesh, int, int, KernelCall], Attend]
 
 
-def sharded_attention(mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
+def sharded_attention(
+    mesh: Mesh, num_text: int, total_tokens: int, kernel: KernelCall, *, overlap: bool = False
+) -> Attend:
     """Return the native `attend` for this rank's share of a sequence of `total_tokens`.
 
     Ulysses exchanges tokens for heads inside its axis; then the keys and values of those heads travel around the ring
-    axis. With both axes at size 1 it is the kernel alone.
+    axis. With both axes at size 1 it is the kernel alone. overlap: Ulysses exchanges while the blocks compute.
     """
-    sizes = share_sizes(total_tokens, mesh.layout.sequence)
-    width = mesh.ulysses.size
-    near = sizes[mesh.ring.index * width :][:width]  # tokens of each rank of our ulysses axis
+    layout, width = mesh.layout, mesh.ulysses.size
+    shares = [TokenShare.of(num_text, total_tokens, i, layout.sequence) for i in range(layout.sequence)]
+    sizes = [share.stop - share.start for share in shares]
     far = tuple(sum(sizes[r * width :][:width]) for r in range(mesh.ring.size))  # tokens of each ulysses group
 
-    def attend(
-        q: Float[Tensor, "B s N D"], k: Float[Tensor, "B s N D"], v: Float[Tensor, "B s N D"]
-    ) -> Float[Tensor, "B s N D"]:
-        heads = q.shape[2]
-        q, k, v = tokens_to_heads((q, k, v), near, mesh.ulysses)
-        out = ring_attention(q, k, v, far, mesh.ring, kernel) if q.shape[2] else q
-        return heads_to_tokens(out, near, heads, mesh.ulysses)
+    def around(
+        q: Float[Tensor, "B s n D"], k: Float[Tensor, "B s n D"], v: Float[Tensor, "B s n D"]
+    ) -> Float[Tensor, "B s n D"]:
+        return ring_attention(q, k, v, far, mesh.ring, kernel)
 
-    return attend
-
-
-def tokens_to_heads(
-    xs: tuple[Float[Tensor, "B s N D"], ...], tokens: tuple[int, ...], axis: Axis
-) -> tuple[Float[Tensor, "B S n D"], ...]:
-    """Exchange all heads of our tokens for all tokens of our heads, with several tensors in one all-to-all.
-
-    tokens[i] is the share of rank i of the axis. Heads are split like tokens: counts differ by at most one.
-    """
-    if axis.size == 1:
-        return xs
-    batch, _, heads, dim = xs[0].shape
-    split = share_slices(heads, axis.size)
-    ours = split[axis.index].stop - split[axis.index].start
-    sent = _packed([x[:, :, part] for part in split for x in xs])
-    unit = len(xs) * batch * dim
-    got = _all_to_all(
-        sent,
-        [unit * tokens[axis.index] * (part.stop - part.start) for part in split],
-        [unit * count * ours for count in tokens],
-        axis,
-    )
-    del sent  # the copies below need the memory
-    blocks = [g.view(len(xs), batch, count, ours, dim) for g, count in zip(got, tokens, strict=True)]
-    return tuple(torch.cat([b[i] for b in blocks], dim=1) for i in range(len(xs)))
-
-
-def heads_to_tokens(
-    x: Float[Tensor, "B S n D"], tokens: tuple[int, ...], heads: int, axis: Axis
-) -> Float[Tensor, "B s N D"]:
-    """Undo `tokens_to_heads`: exchange all tokens of our heads for all `heads` of our tokens."""
-    if axis.size == 1:
-        return x
-    batch, _, ours, dim = x.shape
-    here = tokens[axis.index]
-    counts = share_sizes(heads, axis.size)
-    sent = x.reshape(-1) if batch == 1 else _packed(torch.split(x, list(tokens), dim=1))  # one row is in order already
-    got = _all_to_all(
-        sent,
-        [batch * count * ours * dim for count in tokens],
-        [batch * here * count * dim for count in counts],
-        axis,
-    )
-    return torch.cat([g.view(batch, here, count, dim) for g, count in zip(got, counts, strict=True)], dim=2)
-
-
-def _packed(parts: Sequence[Tensor]) -> Tensor:
-    """Lay out all elements of the parts, one part after another. Each is copied once, whatever its strides."""
-    packed = parts[0].new_empty(sum(part.numel() for part in parts))
-    for room, part in zip(packed.split([part.numel() for part in parts]), parts, strict=True):
-        room.view(part.shape).copy_(part)
-    return packed
-
-
-def _all_to_all(sent: Tensor, send_sizes: list[int], receive_sizes: list[int], axis: Axis) -> tuple[Tensor, ...]:
-    got = sent.new_empty(sum(receive_sizes))
-    with axis.exchange((sent.numel() - send_sizes[axis.index]) * sent.element_size()):
-        dist.all_to_all_single(got, sent, receive_sizes, send_sizes, group=axis.group)
-    return tuple(torch.split(got, receive_sizes))
+    if width == 1:
+        return around
+    near = tuple(shares[mesh.ring.index * width :][:width])
+    return Ulysses(mesh.ulysses, near, around, overlap, whole_heads=mesh.ring.size > 1)
 
 
 def ring_attention(

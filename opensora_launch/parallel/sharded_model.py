@@ -79,7 +79,7 @@ class ShardedModel:
             y_vec=torch.stack([row.y_vec for row in rows]),
             cond=share.cut_video(torch.stack(conds)) if conds else None,
             guidance=_on_device([row.guidance for row in rows], latents.device),
-            attend=self.attention(mesh, total, self.kernel),
+            attend=self.attention(mesh, num_text, total, self.kernel),
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from opensora_launch.plan.compile_choice import COMPILE_S
@@ -133,6 +134,12 @@ def may_fit(work: Workload, fixed: LayoutConfig) -> bool:
     )
 
 
+def overlap_saves(work: Workload, layouts: Iterable[tuple[int, Layout]], placement: Placement) -> bool:
+    """Return whether the steps are shorter if Ulysses exchanges while the blocks compute."""
+    predict, chosen = _Predictor(work, placement), tuple(layouts)
+    return predict.steps_s(chosen, overlap=True) < predict.steps_s(chosen, overlap=False)
+
+
 def _layouts(work: Workload, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
     """Return the legal layouts of the steps with the most rows, without useless ones if others exist."""
     rules = _rules(work, placement)
@@ -218,10 +225,19 @@ class _Predictor:
     def _step(self, rows: int, layout: Layout, placement: Placement) -> StepTime:
         key = (rows, layout, placement)
         if key not in self._steps:
-            self._steps[key] = step_time(self._counts(rows, layout, placement), self.rates)
+            ways = [step_time(self._counts(rows, layout, placement), self.rates)]
+            if self.work.overlap and layout.ulysses > 1:
+                ways.append(step_time(self._counts(rows, layout, placement, overlap=True), self.rates))
+            self._steps[key] = min(ways, key=lambda way: way.total)
         return self._steps[key]
 
-    def _counts(self, rows: int, layout: Layout, placement: Placement) -> StepCounts:
+    def steps_s(self, layouts: Iterable[tuple[int, Layout]], *, overlap: bool) -> float:
+        """Return the seconds of all steps of a batch."""
+        by_rows, most = dict(layouts), self.placement
+        counted = ((count, self._counts(rows, by_rows[rows], most, overlap=overlap)) for rows, count in self.work.steps)
+        return sum(count * step_time(counts, self.rates).total for count, counts in counted)
+
+    def _counts(self, rows: int, layout: Layout, placement: Placement, *, overlap: bool = False) -> StepCounts:
         work, ranks = self.work, layout.cfg * layout.sequence
         spread = {Shard.none: 1, Shard.node: min(ranks, work.gpus_per_node), Shard.all: ranks}
         return step_counts(
@@ -230,7 +246,7 @@ class _Predictor:
                 sharded=spread[placement.shard], offloaded=placement.offload is Offload.host,
                 rows_at_once=placement.rows_at_once, away=1 - placement.resident_blocks / work.net.blocks,
                 tokens_at_once=TOKENS_AT_ONCE, element_bytes=work.element_bytes, compiled=work.compiled,
-                packed=FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0,
+                overlap=overlap, packed=FP8_BYTES / work.element_bytes if placement.storage is Storage.fp8 else 1.0,
             )
         )  # fmt: skip
 
@@ -255,6 +271,7 @@ class _Predictor:
         return memory_of_run(
             work.net, work.grid, work.video, layouts, gpus_per_node=work.gpus_per_node, placement=placement,
             element_bytes=work.element_bytes, engine=work.engine, nvlink=self.nvlink,
+            overlap=work.overlap,
         )  # fmt: skip
 
     def _phases(self, layouts: tuple[tuple[int, Layout], ...], memory: Memory, placement: Placement) -> Phases:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
-from opensora_launch.plan.choose import Option, options
+from opensora_launch.plan.choose import Option, options, overlap_saves
 from opensora_launch.plan.compile_choice import compile_choice, compile_problems
 from opensora_launch.plan.first_frames import first_frame_px, image_problems, image_requests, image_run
 from opensora_launch.plan.fit import fit_problems
@@ -18,8 +18,8 @@ from opensora_launch.plan.placement_by_rule import placement_by_rule
 from opensora_launch.plan.plan import SCHEMA, Machine, Plan, VideoRequest, batches, rows_per_step
 from opensora_launch.plan.video_size import video_size
 from opensora_launch.plan.workload import Workload, steps_of
-from opensora_launch.schema.config import LauncherConfig, LauncherKind, Precision, RunConfig
-from opensora_launch.schema.kernel_kinds import Compile
+from opensora_launch.schema.config import Engine, LauncherConfig, LauncherKind, Precision, RunConfig
+from opensora_launch.schema.kernel_kinds import Compile, Overlap
 
 BATCH_SIZES = (2, 4, 8)
 BATCH_GAIN = 0.98  # a larger batch must reduce the time to this share to be worth its memory
@@ -51,6 +51,7 @@ def make_plan(
     geometry = geometry_of(run.video, run.model)
     threads = run.launcher.threads_per_rank
     layouts, placement, batch = _arranged(run, machine, geometry, videos, by_rule)
+    work = workload_of(run, machine, geometry, videos, batch) if videos else None
     return Plan(
         schema=SCHEMA,
         version=version,
@@ -72,12 +73,21 @@ def make_plan(
         layouts=layouts,
         videos=tuple(videos),
         engine=run.engine,
-        compile=compile_choice(run, workload_of(run, machine, geometry, videos, batch), machine.device)
-        if videos
-        else Compile.off,
+        compile=compile_choice(run, work, machine.device) if work else Compile.off,
+        overlap=work is not None and _overlaps(run, work, layouts, placement, machine.device),
         images=images,
         first_frame_px=first_frame_px(run) if run.image.model else None,
     )
+
+
+def _overlaps(
+    run: RunConfig, work: Workload, layouts: tuple[tuple[int, Layout], ...], placement: Placement, device: str
+) -> bool:
+    """Return whether Ulysses exchanges while the blocks compute: `on`, or `auto` on known GPUs where it saves time."""
+    if not work.overlap or all(layout.ulysses == 1 for _, layout in layouts):
+        return False
+    known = device == "cuda" and run.hardware.known
+    return run.overlap is Overlap.on or (known and overlap_saves(work, layouts, placement))
 
 
 def _plan_images(
@@ -180,7 +190,9 @@ def workload_of(
         topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
         engine=run.engine,
     )
-    return replace(work, compiled=compile_choice(run, work, machine.device) is not Compile.off)
+    compiled = compile_choice(run, work, machine.device) is not Compile.off
+    wanted = run.overlap is Overlap.on or (run.overlap is Overlap.auto and machine.device == "cuda")
+    return replace(work, compiled=compiled, overlap=wanted and run.engine is Engine.native)
 
 
 def _steps(groups: Sequence[Sequence[VideoRequest]], geometry: Geometry, run: RunConfig) -> tuple[tuple[int, int], ...]:

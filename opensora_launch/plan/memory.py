@@ -51,17 +51,25 @@ class Memory:
 
 
 def activation_bytes(
-    net: Network, grid: TokenGrid, layout: Layout, rows: int, element_bytes: int, at_once: int = TOKENS_AT_ONCE
+    net: Network,
+    grid: TokenGrid,
+    layout: Layout,
+    rows: int,
+    element_bytes: int,
+    at_once: int = TOKENS_AT_ONCE,
+    *,
+    overlap: bool = False,
 ) -> float:
     """Return the peak bytes of one forward of `rows` rows on the busiest rank, in addition to weights and inputs.
 
     In units U of one activation, with m = F/H, the share c of the tokens that is widened at once, and the rank's part p
     of the heads and the feed-forward (1 if weights are whole, about 1/tp if they are divided):
 
-    projecting   x, q, k, v, and those of a chunk while one is rotated in fp32: 1 + 3 p + 7.5 c p (6 c p in fp32)
-    attending    x, q, k, v and the result: 1 + 4.2 p. Ulysses 1 + 9.1 p (sent, received, joined; 1 p more for
-                 several rows). A ring 1 + 11.1 p (two blocks of keys and values in transit, results in fp32), 2 p more
-                 for more than two hops, 3 p more with Ulysses
+    projecting   x, q, k, v, and those of a chunk while one is rotated in fp32: 1 + 3 p + 7.5 c p (6 c p in fp32);
+                 what is sent of earlier chunks and received, if Ulysses overlaps: 3 p + 3 (1 - c) p (U-1)/U more
+    attending    x, q, k, v and the result: 1 + 4.2 p. Ulysses 1 + 8 p, or what is sent and received if that is more:
+                 1 + 6.1 p + 3 p (U-1)/U. A ring 1 + 11.1 p (two blocks of keys and values in transit, results in fp32),
+                 2 p more for more than two hops, 1 p more with Ulysses
     finishing    x, attention output, and of a chunk: its sum, normed, and widened twice: 1 + p + 2 c + 2 m c p, and
                  c p more if the chunk has several rows; or widened once and the second product: 1 + p + 3 c + m c p
     at the ends  three activations: two and their sum, or the last ones, normed and modulated: 3
@@ -72,16 +80,17 @@ def activation_bytes(
     parts = chunk_counts(rows, tokens, at_once)
     c = math.ceil(rows / parts[0]) / rows * math.ceil(tokens / parts[1]) / tokens
     p = uneven(net.heads, layout.tp) / layout.tp
-    heads = 4.2
-    if layout.sequence > 1:
-        heads = max(heads, 9.1 + (layout.ulysses > 1 and rows > 1))
+    heads, away = 4.2, 3 * (layout.ulysses - 1) / layout.ulysses
+    if layout.ulysses > 1:
+        heads = max(8.0, 6.1 + away)
     if layout.ring > 1:
         both, many = layout.ulysses > 1, layout.ring > 2
-        heads = max(heads, 11.1 + 2 * many + 3 * both if narrow else 8.2 + 3.1 * (many + both))
+        heads = max(heads, 11.1 + 2 * many + both if narrow else 8.2 + 3.1 * many + both)
+    early = 3 + (1 - c) * away if overlap and layout.ulysses > 1 else 0.0
     units = max(
         3.0,
         1 + heads * p,
-        1 + 3 * p + (7.5 if narrow else 6.0) * c * p,
+        1 + (3 + early) * p + (7.5 if narrow else 6.0) * c * p,
         1 + p + 2 * c + (2 * wide + (rows > parts[0])) * c * p,
         1 + p + 3 * c + wide * c * p,
     )
@@ -101,6 +110,7 @@ def memory_of(
     element_bytes: int,
     t5_parts: int = 0,
     set_aside: float = RESERVED_BYTES,
+    overlap: bool = False,
 ) -> Memory:
     """Return the memory of steps with `rows` rows. `set_aside` is that of one rank alone if it is not given.
 
@@ -110,7 +120,8 @@ def memory_of(
     weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
     vae = VAES[net.vae].parameters * element_bytes
     mine = math.ceil(rows / layout.cfg)
-    activations = activation_bytes(net, grid, layout, min(mine, placement.rows_at_once or mine), element_bytes)
+    at_once = min(mine, placement.rows_at_once or mine)
+    activations = activation_bytes(net, grid, layout, at_once, element_bytes, overlap=overlap)
     latents = 4.0 * grid.video_tokens * net.tokens_in * (3 + 2 * rows)
     return Memory(
         weights=weights.held + weights.buffers,
@@ -135,6 +146,7 @@ def memory_of_run(
     element_bytes: int,
     engine: Engine,
     nvlink: bool,
+    overlap: bool = False,
 ) -> Memory:
     """Return the memory of the steps that need the most. `layouts` are (rows of a step, its layout), rows ascending."""
     on_node = gathers_on_node(engine, layouts[-1][1], placement)
@@ -143,6 +155,7 @@ def memory_of_run(
         memory_of(
             net, grid, layout, video, rows=rows, gpus_per_node=gpus_per_node, placement=placement,
             element_bytes=element_bytes, t5_parts=layout.tp if engine is Engine.colossalai else 0, set_aside=aside,
+            overlap=overlap,
         )
         for rows, layout in layouts
     ]  # fmt: skip

@@ -75,6 +75,7 @@ class Plan:
     layouts: tuple[tuple[int, Layout], ...]  # (number of rows in a step, layout of such steps), rows ascending from 1
     videos: tuple[VideoRequest, ...]
     engine: Engine = Engine.native
+    overlap: bool = False  # Ulysses exchanges while the blocks compute
     compile: Compile = Compile.off  # auto: it pays, so all ranks compile if all of them can
     preview_every_steps: int = 0  # denoising steps; 0: no previews
     images: "Plan | None" = None  # of the image stage, if first frames are still to be made

@@ -22,6 +22,7 @@ def memory_of_plan(plan: Plan, placement: Placement) -> Memory:
         element_bytes=4 if plan.precision == "fp32" else 2,
         engine=plan.engine,
         nvlink=False,
+        overlap=plan.overlap,
     )
 
 

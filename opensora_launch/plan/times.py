@@ -3,9 +3,9 @@
     step = max(compute + exposed communication, launch)
 
 compute        products / their rate + attention / its rate + elementwise bytes / memory rate, on the busiest rank
-communication  Ulysses bytes / link, and ring bytes / link minus what the ring hides behind its own attention; sums of
-               products with divided weights (tp), which nothing hides; sharded weights gathered ahead of use, minus
-               what compute hides
+communication  Ulysses bytes / link, minus what the blocks hide if it overlaps; ring bytes / link minus what the ring
+               hides behind its own attention; sums of products with divided weights (tp), which nothing hides; sharded
+               weights gathered ahead of use, minus what compute hides
 launch         CPU time to start the kernels of every block: the lower limit with few tokens
 
 Rates are peaks from data sheets times efficiencies fitted to published tables (docs/prediction.md).
@@ -32,8 +32,10 @@ from opensora_launch.plan.networks import Network, TokenGrid
 from opensora_launch.schema.cards import LINK_EFFICIENCY, Card, default_efficiency
 from opensora_launch.schema.config import Link, TopologyConfig
 from opensora_launch.schema.even_shares import chunk_counts
+from opensora_launch.schema.model_constants import HEAD_GROUPS
 
 MEMORY_EFFICIENCY, PCIE_CROWD, VAE_EFFICIENCY = 0.61, 0.872, 0.0481  # fitted over all cards
+QKV_SHARE = 0.25  # of a block's products: 3 of 12 H^2 per token, with a feed-forward of 4 H
 COMPILED_LAUNCH = 0.4  # CPU time to start a compiled block, over an eager one: its share of kernels (count_kernels)
 
 
@@ -121,6 +123,7 @@ class StepLoad:
     tokens_at_once: int = 0  # tokens that a block processes between its sums; 0: all
     element_bytes: int = 2
     compiled: bool = False  # weights that tp divides are never compiled: their sums lie between the kernels
+    overlap: bool = False  # Ulysses exchanges while the blocks compute
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class StepCounts:
     elementwise_bytes: float
     ulysses_bytes: float
     ulysses_calls: int
+    spans: int  # parts in which q, k and v of a rank are sent; 1: all at once
+    head_groups: int  # parts in which its result is sent
     ring_bytes: float
     ring_calls: int
     ring_share: float  # share of the attention that is computed during a hop's transfer
@@ -185,7 +190,10 @@ def step_counts(load: StepLoad) -> StepCounts:
     elementwise = elementwise_bytes(net, work.tokens, layout.tp, size, compiled=compiled) / layout.sequence
     here = math.ceil(rows / forwards), math.ceil(work.tokens / layout.sequence)
     pieces = math.prod(chunk_counts(*here, load.tokens_at_once)) if load.tokens_at_once else 1
+    overlap, own_heads = load.overlap and layout.ulysses > 1, max(1, net.heads // layout.tp // layout.ulysses)
     return StepCounts(
+        spans=pieces if overlap else 1,
+        head_groups=min(HEAD_GROUPS, own_heads) if overlap and layout.ring == 1 else 1,
         matmul_flops=rows * work.matmul_flops / split * uneven_products(net, layout.tp),
         attention_flops=rows * work.attention_flops / split * heads,
         elementwise_bytes=rows * (elementwise + merge_bytes(net, load.grid, layout)),
@@ -215,8 +223,7 @@ def step_time(counts: StepCounts, rates: Rates) -> StepTime:
     """Return the seconds of one step on the busiest rank."""
     attention = counts.attention_flops / rates.attention_flops
     compute = attention + counts.matmul_flops / rates.matmul_flops + counts.elementwise_bytes / rates.memory_bytes
-    ulysses = counts.ulysses_calls * rates.call_s
-    ulysses += counts.ulysses_bytes / _link(rates, counts.near_leaves, counts.wide_ulysses)
+    ulysses = _ulysses_s(counts, rates, attention)
     ring = counts.ring_calls * rates.call_s + counts.ring_bytes / _link(rates, counts.far_leaves, False)
     ring = max(0.0, ring - rates.ring_hidden * attention * counts.ring_share)
     wire = _link(rates, counts.gather_leaves, counts.wide)
@@ -228,6 +235,22 @@ def step_time(counts: StepCounts, rates: Rates) -> StepTime:
     launch = counts.launches * (block + (counts.ring_calls > 0) * rates.hop_launch_s)
     late = max(0.0, launch - compute - ulysses - ring - tensor - gather)
     return StepTime(compute, ulysses, ring, tensor, gather, late)
+
+
+def _ulysses_s(counts: StepCounts, rates: Rates, attention_s: float) -> float:
+    """Return the seconds of Ulysses' exchanges that computation does not hide.
+
+    While one span is sent, the next one is projected (QKV_SHARE of the products); while the result of one group of
+    heads is sent, the next group attends. As much of that hides a transfer as in a ring's hop. q, k and v are three
+    quarters of the bytes. Each further span or group costs one more call.
+    """
+    sent = counts.ulysses_bytes / _link(rates, counts.near_leaves, counts.wide_ulysses)
+    calls = counts.ulysses_calls * (counts.spans + counts.head_groups) / 2 * rates.call_s
+    projecting = QKV_SHARE * counts.matmul_flops / rates.matmul_flops
+    hidden = 0.0
+    for parts, share, beside in ((counts.spans, 0.75, projecting), (counts.head_groups, 0.25, attention_s)):
+        hidden += (parts - 1) / parts * min(share * sent, rates.ring_hidden * beside)
+    return sent - hidden + calls
 
 
 def weight_transfers(counts: StepCounts, rates: Rates, compute_s: float) -> tuple[tuple[float, float], ...]:

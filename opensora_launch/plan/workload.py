@@ -28,6 +28,7 @@ class Workload:
     topology: TopologyConfig
     engine: Engine = Engine.native
     compiled: bool = False
+    overlap: bool = False  # allowed, where it saves time
     images: "Workload | None" = None  # of the image stage before it, whose machine is this one
 
     @property

@@ -28,8 +28,8 @@ from opensora_launch.schema.plain import flat, plain
 
 # What may differ from the run's config: where and how the videos are made, not which.
 MAY_CHANGE = (
-    "topology", "layout", "launcher", "env", "estimate", "attention", "compile", "profile", "preview_every_steps",
-    "dry_run", "follow", "runs_dir",
+    "topology", "layout", "launcher", "env", "estimate", "attention", "compile", "overlap", "profile",
+    "preview_every_steps", "dry_run", "follow", "runs_dir",
     "hardware", "text_cache", "model.folder", "model.download", "model.mmdit_prefix", "model.vae_prefix",
     "image.model.folder", "image.model.download", "image.model.mmdit_prefix", "image.model.vae_prefix",
     "model.trained_frames",

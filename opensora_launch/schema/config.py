@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from opensora_launch.schema.autoencoder import VaeConfig
 from opensora_launch.schema.cards import Card
-from opensora_launch.schema.kernel_kinds import AttentionKind, Compile
+from opensora_launch.schema.kernel_kinds import AttentionKind, Compile, Overlap
 from opensora_launch.schema.prices import EstimateConfig
 from opensora_launch.schema.ranks_env import EnvConfig
 from opensora_launch.schema.settings import key, settings
@@ -252,6 +252,7 @@ class RunConfig:
         AttentionKind.auto, "kernel; auto: the fastest one that supports GPU, type and shape"
     )
     compile: Compile = key(Compile.auto, "make the kernels of the blocks by torch.compile; auto: on GPUs where it pays")
+    overlap: Overlap = key(Overlap.auto, "for debugging: off, if nothing may be exchanged while blocks compute")
     preview_every_steps: int = key(0, "denoising steps between previews, small images in the run's folder; 0: none")
     profile: bool = key(False, "write one Chrome trace per rank; Perfetto opens it")
     text_cache: str | None = key(

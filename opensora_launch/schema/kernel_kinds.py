@@ -1,4 +1,4 @@
-"""Which kernels compute: the attention kernel, and whether the rest of the blocks is compiled."""
+"""Which kernels compute: the attention kernel, whether the rest is compiled, and whether exchanges overlap with it."""
 
 from enum import StrEnum
 
@@ -13,5 +13,13 @@ class Compile(StrEnum):
     """Whether torch.compile makes the kernels of the transformer's blocks, but for attention and exchange."""
 
     auto = "auto"  # on GPUs, where it saves more time than it takes, if a compiler is there
+    on = "on"
+    off = "off"
+
+
+class Overlap(StrEnum):
+    """Whether Ulysses exchanges parts of q, k, v and of the result while the blocks compute others."""
+
+    auto = "auto"  # on GPUs, where the plan says that it saves time
     on = "on"
     off = "off"

@@ -3,6 +3,7 @@
 TIME_CHANNELS = 256  # channels of the timestep embedding
 # rows x tokens that a block widens at once: a few hundred MB of activations, and products large enough for any GPU
 TOKENS_AT_ONCE = 8192
+HEAD_GROUPS = 4  # of a rank, whose results Ulysses sends back one after another
 VAE_CHUNK_NUMBERS = 2**27  # numbers in the input or output of a VAE layer that are processed at once
 DC_AE_CONV_STAGES = 3  # stages of the Video DC-AE that convolve, counted from the pixels; the others attend
 DC_AE_HEAD = 32  # channels of an attention head

@@ -13,6 +13,7 @@ from opensora_launch.model.vae import Autoencoder, empty_vae, load_vae
 from opensora_launch.model.weights import constant_weights, random_tensors, read_tensors, warn_of_constant
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis, Mesh
+from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.parallel.streaming import StreamedBlocks
 from opensora_launch.plan.layout import Layout
@@ -63,6 +64,8 @@ def shard_model(ctx: RankContext, networks: Networks, layouts: Mapping[int, Layo
     meshes = {rows: ctx.meshes[layout] for rows, layout in layouts.items()}
     sit_out = networks.blocks.pass_through if networks.blocks else None
     attention = choose_engine(ctx.plan.engine).attention
+    if ctx.plan.overlap:
+        attention = partial(sharded_attention, overlap=True)
     at_once = ctx.plan.placement.rows_at_once
     forward = partial(networks.mmdit.forward, parts=ctx.parts)
     return ShardedModel(forward, ctx.kernel.call, meshes, sit_out, at_once, attention)

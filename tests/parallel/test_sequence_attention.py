@@ -37,10 +37,10 @@ def kernel(dtype: torch.dtype):
     return choose_kernel("cpu_flash", device=torch.device("cpu"), dtype=dtype, head_dim=D).call
 
 
-def attention_on_rank(layout: Layout, tokens: int, heads: int) -> torch.Tensor:
+def attention_on_rank(layout: Layout, tokens: int, heads: int, overlap: bool) -> torch.Tensor:
     mesh = mesh_of(layout)
     mine = share_slices(tokens, layout.sequence)[mesh.sequence_index]
-    attend = sharded_attention(mesh, tokens, kernel(torch.float64))
+    attend = sharded_attention(mesh, 3, tokens, kernel(torch.float64), overlap=overlap)
     return attend(*(x[:, mine] for x in qkv(tokens, heads)))
 
 
@@ -56,10 +56,14 @@ LAYOUTS = [*QUICK, *(pytest.param(layout, marks=pytest.mark.slow) for layout in 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(("tokens", "heads"), [(23, 6), (9, 4)], ids=["23 tokens 6 heads", "9 tokens 4 heads"])
-def test_equals_one_device(layout, tokens, heads, tmp_path):
+@pytest.mark.parametrize(
+    ("tokens", "heads", "overlap"),
+    [(23, 6, False), (9, 4, False), (23, 6, True)],
+    ids=["23 tokens 6 heads", "9 tokens 4 heads", "overlapped"],
+)
+def test_equals_one_device(layout, tokens, heads, overlap, tmp_path):
     """Neither the tokens nor the heads divide, and on 7 ranks some have no head at all."""
-    got = torch.cat(run_ranks(layout.ranks, tmp_path, attention_on_rank, layout, tokens, heads), dim=1)
+    got = torch.cat(run_ranks(layout.ranks, tmp_path, attention_on_rank, layout, tokens, heads, overlap), dim=1)
     q, k, v = (x.transpose(1, 2) for x in qkv(tokens, heads))
     want = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from opensora_launch.model import load_mmdit
+from opensora_launch.model import block_parts, load_mmdit
 from opensora_launch.model.kernel_choice import choose_kernel
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.weights import random_tensors
 from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Groups, build_meshes
+from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.parallel.tile_spreading import spread_tiles
 from opensora_launch.plan.layout import Layout, LayoutFacts, Rules, layouts_by_rows
@@ -112,6 +114,45 @@ def test_a_geometry_at_its_true_token_count(tmp_path):
 def test_rows_need_not_divide_the_cfg_axis(ranks, fixed, rows, tmp_path):
     for distances in run_ranks(ranks, tmp_path, compare, [(rows, 5, 23)], fixed, torch.float64):
         assert max(distances) < 1e-10
+
+
+class Calls(list[tuple[str, int]]):
+    """The exchanges of an axis as they are recorded: name, bytes."""
+
+    def __call__(self, axis: str, ranks: tuple[int, ...], nbytes: int) -> Any:
+        self.append((axis, nbytes))
+        return nullcontext()
+
+
+def overlapped_and_not(layout: Layout, rows: int) -> list[tuple[torch.Tensor, Calls]]:
+    """The prediction with Ulysses' exchange all at once, and in spans and groups of heads."""
+    vars(block_parts)["TOKENS_AT_ONCE"] = 5
+    model, calls = small_model(torch.float32), Calls()
+    kernel = choose_kernel("cpu_flash", device=CPU, dtype=torch.float32, head_dim=8).call
+    mesh = build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=60)), calls)[layout]
+    latents, inputs = rows_of(rows, 7, 41, torch.float32)
+    made = []
+    for overlap in (False, True):
+        calls.clear()
+        attention = partial(sharded_attention, overlap=overlap)
+        sharded = ShardedModel(model.forward, kernel, {rows: mesh}, attention=attention)
+        made.append((sharded.predict(latents, position_ids(1, 1, 41, CPU), inputs), Calls(calls)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("layout", "rows"),
+    [(Layout(ulysses=2), 1), (Layout(ulysses=3), 2), (Layout(ring=2, ulysses=2), 1), (Layout(cfg=2, ulysses=2), 3)],
+    ids=str,
+)
+def test_an_exchange_that_overlaps_gives_the_same_bits(layout, rows, tmp_path):
+    """Of uneven spans: the text is on the first rank, 48 tokens in chunks of at most 5. As many bytes are sent."""
+    for (plain, plain_calls), (hidden, hidden_calls) in run_ranks(
+        layout.ranks, tmp_path, overlapped_and_not, layout, rows
+    ):
+        assert torch.equal(plain, hidden)
+        assert plain_calls == hidden_calls
+        assert any(axis == "ulysses" and nbytes for axis, nbytes in plain_calls)
 
 
 def tile(cost: int) -> Tile:

@@ -95,7 +95,7 @@ def forward_peak(case: dict[str, Any]) -> int:
         "cond": torch.zeros(rows, video, cfg.in_channels + 4, dtype=dtype),
     }
     with torch.no_grad(), LiveBytes() as live:
-        model(**inputs, attend=sharded_attention(mesh, TOKENS, kernel))
+        model(**inputs, attend=sharded_attention(mesh, TEXT, TOKENS, kernel, overlap=case["overlap"]))
     return int(live.peak)
 
 

@@ -31,8 +31,9 @@ from opensora_launch.schema.tiles import decode_grid
 
 ROOT = Path(__file__).parents[2]
 CASES: list[dict[str, Any]] = [
-    {"rows": rows, "dtype": dtype, "mlp_ratio": ratio, "layout": vars(layout), "at_once": at_once}
+    {"rows": rows, "dtype": dtype, "mlp_ratio": ratio, "layout": vars(layout), "at_once": at_once, "overlap": overlap}
     for at_once in (8192, 512, 128)
+    for overlap in (False, True)
     for rows, dtype, ratio, layout in (
         (1, "bfloat16", 4.0, Layout(cfg=8)),
         (2, "bfloat16", 4.0, Layout(cfg=8)),
@@ -57,6 +58,7 @@ CASES: list[dict[str, Any]] = [
         (1, "bfloat16", 4.0, Layout(ring=4, tp=2)),
         (1, "bfloat16", 2.0, Layout(ring=2, ulysses=2, tp=2)),
     )
+    if layout.ulysses > 1 or not overlap
 ]
 
 
@@ -90,7 +92,9 @@ def measured() -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "index", range(len(CASES)), ids=lambda i: f"{CASES[i]['dtype']}-{CASES[i]['layout']}-{CASES[i]['at_once']}"
+    "index",
+    range(len(CASES)),
+    ids=lambda i: f"{CASES[i]['dtype']}-{CASES[i]['layout']}-{CASES[i]['at_once']}{'-overlap' * CASES[i]['overlap']}",
 )
 def test_activations_are_what_a_forward_holds(index: int) -> None:
     case = CASES[index]
@@ -98,7 +102,7 @@ def test_activations_are_what_a_forward_holds(index: int) -> None:
     size = 2 if case["dtype"] == "bfloat16" else 4
     net = network_of(ModelConfig(mmdit=cfg, text=TextConfig(8)))
     grid, layout = TokenGrid(1, 2040, 8), Layout(**case["layout"])
-    found = activation_bytes(net, grid, layout, case["rows"], size, case["at_once"])
+    found = activation_bytes(net, grid, layout, case["rows"], size, case["at_once"], overlap=case["overlap"])
     assert found == pytest.approx(measured()["forward"][index], rel=0.04)
 
 
@@ -123,7 +127,7 @@ def test_placed_weights_and_a_forward_are_what_is_held(index: int) -> None:
 def test_a_tile_of_the_vae_is_what_decoding_holds() -> None:
     video = VideoSize(256, 256, 129, 256)
     assert tile_bytes(video, 2) == pytest.approx(measured()["decode"], rel=0.05)
-    assert measured()["decode"] < 7.1 * GIB
+    assert measured()["decode"] < 7.2 * GIB
 
 
 def test_tiles_are_open_soras() -> None:

@@ -99,7 +99,7 @@ def cut_t5(encoders: TextEncoders, axis: Axis, device: torch.device) -> TextEnco
 class ColossalEngine:
     """See `BlockEngine`."""
 
-    def attention(self, mesh: Mesh, total_tokens: int, kernel: KernelCall) -> Attend:
+    def attention(self, mesh: Mesh, num_text: int, total_tokens: int, kernel: KernelCall) -> Attend:
         return colossal_attention(mesh, total_tokens, kernel)
 
     def load_transformer(
