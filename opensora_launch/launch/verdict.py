@@ -21,7 +21,7 @@ from opensora_launch.telemetry.stall import (
     silence_message,
 )
 
-_AGENT_LINE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_AGENT_LINE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: \d+\)")
 _SRUN_LINE = re.compile(
     r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$",
     re.MULTILINE,
@@ -49,15 +49,14 @@ class Exit:
 
     rank: int
     code: int
-    pid: int
     host: str = ""  # as srun names it; torchrun's ranks are on this host
 
 
 def agent_exits(agent_log: str) -> tuple[Exit, ...]:
     """The exits in the log of torchrun or srun, in order. On one machine the local rank is the rank."""
-    found = [Exit(int(rank), int(code), int(pid)) for code, rank, pid in _AGENT_LINE.findall(agent_log)]
+    found = [Exit(int(rank), int(code)) for code, rank in _AGENT_LINE.findall(agent_log)]
     for host, rank, code, words in _SRUN_LINE.findall(agent_log):
-        found.append(Exit(int(rank), int(code) if code else -_SIGNALS.get(words, signal.SIGKILL), 0, host))
+        found.append(Exit(int(rank), int(code) if code else -_SIGNALS.get(words, signal.SIGKILL), host))
     return tuple(found)
 
 

@@ -30,6 +30,7 @@ from opensora_launch.runs.finished_videos import plan_with_less
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.runs.waited import Waited, record_job_start, record_waited
 from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
+from opensora_launch.slurm.task_env import job_id
 from opensora_launch.telemetry.failure import read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 
@@ -41,30 +42,29 @@ FRUITLESS = 3  # starts of a job in a row, after which it is not requeued
 def main(argv: Sequence[str]) -> int:
     """Answer one request; the exit code."""
     try:
-        if len(argv) == 2 and argv[0] == "--attempt":
-            attempt = attempt_of_launcher(AttemptDir(Path(argv[1])), os.environ)
-        elif len(argv) == 2 and argv[0] == "--with-less":
-            less = attempt_with_less(AttemptDir(Path(argv[1])), os.environ)
-            if less is None:
-                return exit_codes.FAILURE
-            attempt = less
-        elif len(argv) == 2 and argv[0] == "--code":
-            print(code_of_ranks(AttemptDir(Path(argv[1]))))
-            return 0
-        elif len(argv) == 3 and argv[0] == "--requeue":
-            refused = requeue_problem(AttemptDir(Path(argv[1])), argv[2], os.environ)
-            if refused:
-                print(refused)
-            return exit_codes.FAILURE if refused else exit_codes.DONE
-        else:
-            assert list(argv[::2])[:3] == ["--run-file", "--submitted", "--ranks-per-node"] and argv[6] == "--", argv
-            run_file = run_file_of(Path(argv[1]), float(argv[3]), os.environ)
-            attempt = attempt_by_hand(run_file, float(argv[3]), int(argv[5]), argv[7:], os.environ)
+        match argv:
+            case ["--attempt", folder]:
+                print(attempt_of_launcher(AttemptDir(Path(folder)), os.environ))
+            case ["--with-less", folder]:
+                less = attempt_with_less(AttemptDir(Path(folder)), os.environ)
+                if less is None:
+                    return exit_codes.FAILURE
+                print(less)
+            case ["--code", folder]:
+                print(code_of_ranks(AttemptDir(Path(folder))))
+            case ["--requeue", folder, why]:
+                if refused := requeue_problem(AttemptDir(Path(folder)), why, os.environ):
+                    print(refused)
+                    return exit_codes.FAILURE
+            case ["--run-file", first, "--submitted", submitted_s, "--ranks-per-node", ranks, "--", *words]:
+                run_file = run_file_of(Path(first), float(submitted_s), os.environ)
+                print(attempt_by_hand(run_file, float(submitted_s), int(ranks), words, os.environ))
+            case _:
+                raise AssertionError(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USER_ERROR
-    print(attempt)
-    return 0
+    return exit_codes.DONE
 
 
 def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
@@ -205,9 +205,7 @@ def _started(like: AttemptDir, plan: Plan, env: Mapping[str, str]) -> AttemptDir
 
 def this_job(env: Mapping[str, str]) -> Launched:
     """The job, or the task of an array, whose script runs; its name is empty outside of Slurm."""
-    if "SLURM_ARRAY_JOB_ID" in env:
-        return Launched("slurm", job=f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}")
-    return Launched("slurm", job=env.get("SLURM_JOB_ID", ""))
+    return Launched("slurm", job=job_id(env))
 
 
 if __name__ == "__main__":

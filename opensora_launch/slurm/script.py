@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from opensora_launch.errors import must_be_positive
 from opensora_launch.plan.plan import Machine
 from opensora_launch.schema.config import Device, TopologyConfig
 from opensora_launch.schema.slurm import Container, GpuOption, SlurmConfig, Starter
@@ -23,6 +24,7 @@ PLAIN = (
 PLAIN_WORD = re.compile(r"[A-Za-z0-9_./@%+-]+")
 TIME_LIMIT = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ASSIGNMENT = re.compile(f"{VARIABLE_NAME.pattern}=")
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,9 @@ def slurm_machine(topology: TopologyConfig, settings: SlurmConfig) -> tuple[Mach
 def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
     """Every reason why no job can be made of these settings."""
     at_least = {"cpus_per_rank": 1, "array": 1, "array_limit": 1, "max_restarts": 0, "signal_lead_s": 0}
-    problems = [
-        f"launcher.slurm.{name}={value} must be at least {least}"
-        for name, least in at_least.items()
-        if (value := getattr(settings, name)) is not None and value < least
-    ]
+    problems = []
+    for name, least in at_least.items():
+        problems += must_be_positive(f"launcher.slurm.{name}", getattr(settings, name), least)
     if settings.connect_timeout_s <= 0:
         problems.append(f"launcher.slurm.connect_timeout_s={settings.connect_timeout_s} must be more than 0 seconds")
     lead_s, limit_s = settings.signal_lead_s, time_limit_s(settings.time or "")
@@ -63,9 +63,7 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
             f"launcher.slurm.time={settings.time} is {limit_s} s, but ranks are asked to stop signal_lead_s={lead_s} s "
             "before the limit, so they would stop at once: raise time, or lower signal_lead_s"
         )
-    for entry in settings.env:
-        if not VARIABLE_NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
-            problems.append(f"launcher.slurm.env: {entry!r} is not NAME=VALUE")
+    problems += assignment_problems("launcher.slurm.env", settings.env)
     for entry in settings.extra:
         if not entry.startswith("-"):
             problems.append(f"launcher.slurm.extra: {entry!r} is not an option of sbatch; write it like --comment=x")
@@ -78,6 +76,11 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
         if item.name != "setup" and any("\n" in text for text in (value if isinstance(value, list) else [str(value)])):
             problems.append(f"launcher.slurm.{item.name} contains a line break, which options of sbatch cannot")
     return problems
+
+
+def assignment_problems(key: str, entries: Sequence[str]) -> list[str]:
+    """A line for each entry of a key that is not an assignment to a variable."""
+    return [f"{key}: {entry!r} is not NAME=VALUE" for entry in entries if not ASSIGNMENT.match(entry)]
 
 
 def time_limit_s(text: str) -> int | None:
@@ -97,7 +100,6 @@ def job_script(job: SlurmJob) -> str:
     lines = [
         *_options(job),
         "",
-        "# shellcheck disable=SC2016,SC2034,SC2317",
         CHECK,
         "",
         "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
@@ -106,8 +108,7 @@ def job_script(job: SlurmJob) -> str:
         *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
         *(f"unset {name}" for name in job.unsets),
     ]
-    find = '--attempt "$attempt_made"'
-    return _whole(lines, settings, find)
+    return _whole(lines, settings, '--attempt "$attempt_made"')
 
 
 def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node: int) -> str:
@@ -119,7 +120,6 @@ def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node
         "",
         *(f"# {line}".rstrip() for line in about.splitlines()),
         "",
-        "# shellcheck disable=SC2016,SC2034,SC2317",
         CHECK,
         "",
         "# Edit from here: how to start Python on a node, and what it needs.",
@@ -154,7 +154,9 @@ def _options(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
     yield "#!/bin/bash"
     for name, value in _option_values(job, by_hand):
         yield f"#SBATCH --{name}" + (f"={sbatch_value(value)}" if value is not None else "")
-    yield from (f"#SBATCH {_extra(entry)}" for entry in job.settings.extra)
+    for entry in job.settings.extra:
+        name, equals, value = entry.partition("=")
+        yield f"#SBATCH {name}{equals}{sbatch_value(value)}"
 
 
 def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | None]]:
@@ -183,11 +185,6 @@ def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | No
         yield "output", f"slurm-%{'A_%a' if settings.array > 1 else 'j'}.log"
     else:
         yield "output", f"{str(job.attempt / 'logs').replace('%', '%%')}/job{task}.log"
-
-
-def _extra(entry: str) -> str:
-    name, equals, value = entry.partition("=")
-    return f"{name}{equals}{sbatch_value(value)}"
 
 
 def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool = False) -> Iterator[str]:
