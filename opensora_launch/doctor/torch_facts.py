@@ -20,9 +20,6 @@ import torch
 found = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
 found["available"] = torch.cuda.is_available()
 found["archs"] = torch.cuda.get_arch_list() if found["available"] else []
-found["uuids"] = []
-for n in range(torch.cuda.device_count() if found["available"] else 0):
-    found["uuids"].append(str(torch.cuda.get_device_properties(n).uuid))
 try:
     found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if found["available"] else None
 except (AttributeError, RuntimeError):
@@ -57,7 +54,6 @@ class TorchFacts:
     hip: str | None
     available: bool
     archs: tuple[str, ...]  # sm_90, compute_90
-    uuids: tuple[str, ...]  # of the GPUs that torch sees
     nccl: str | None
     kernels: Mapping[str, str]  # why a library cannot be loaded, or ""
     cudnn: int | None = None  # 92000 is 9.20.0

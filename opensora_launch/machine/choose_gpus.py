@@ -97,10 +97,9 @@ def owner(pid: int) -> str:
     folder = Path(f"/proc/{pid}")
     try:
         name, uid = (folder / "comm").read_text(encoding="utf-8").strip(), folder.stat().st_uid
+        return f"process {pid} ({name} of {pwd.getpwuid(uid).pw_name})"
     except OSError:
         return f"process {pid}"
-    try:
-        return f"process {pid} ({name} of {pwd.getpwuid(uid).pw_name})"
     except KeyError:
         return f"process {pid} ({name} of user {uid})"
 

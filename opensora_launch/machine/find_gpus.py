@@ -4,6 +4,7 @@ Nothing here raises. Without a driver there are no GPUs, and a reason.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def find_gpus(devices: Path = Path("/dev")) -> HostGpus:
     opened, problem = open_gpus()
     if opened is None:
         return _none(str(problem), sorted(path.name for path in devices.glob("nvidia*")))
-    try:
+    with closing(opened):
         whole = [gpu for gpu in opened.gpus if gpu.parent is None]
         return HostGpus(
             gpus=tuple(map(_facts, whole)),
@@ -50,8 +51,6 @@ def find_gpus(devices: Path = Path("/dev")) -> HostGpus:
             expected=True,
             lost=tuple(opened.lost),
         )
-    finally:
-        opened.close()
 
 
 def _none(problem: str, devices: Sequence[str]) -> HostGpus:
@@ -73,7 +72,6 @@ def _try(reading: Callable[..., Any], *args: Any) -> Any:
 def _facts(gpu: Gpu) -> GpuFacts:
     handle = gpu.handle
     memory, shares_memory = _memory(handle)
-    ecc = _try(pynvml.nvmlDeviceGetEccMode, handle)
     remapped = _try(pynvml.nvmlDeviceGetRemappedRows, handle)
     mig = _try(pynvml.nvmlDeviceGetMigMode, handle)
     throttled = gpu.read("throttling").get("throttled")
@@ -85,7 +83,6 @@ def _facts(gpu: Gpu) -> GpuFacts:
         total_bytes=int(memory.total) if memory else None,
         free_bytes=int(memory.free) if memory else None,
         capability=_try(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-        ecc=bool(ecc[0]) if ecc else None,
         ecc_errors=gpu.read("ecc").get("ecc_uncorrected"),
         remap_pending=bool(remapped[2]) if remapped else None,
         throttled=None if throttled is None else tuple(throttled),
