@@ -6,7 +6,8 @@ no longer in the core's caches, so each function call costs microseconds.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,40 @@ class Recorder:
             path.write_text(record_line(facts), encoding="utf-8")
         self._path = path
 
-    def span(self, phase: str, *, video: str | None = None) -> "_Span":
+    @contextmanager
+    def span(self, phase: str, *, video: str | None = None) -> Iterator[None]:
         """Record a phase. It ends when the device has finished, so that its work does not count in the next phase.
 
         A phase inside another one belongs to that: only the heartbeat tells of it. So it is with the steps of an image,
         whose phases are inside the phase "image".
         """
         assert phase in PHASES, phase
-        return _Span(self, phase, video)
+        inner, beat = self.phase is not None, self.heartbeat
+        if not inner:
+            self.phase = phase
+        beat.phase, beat.video, beat.step, beat.steps = phase, video, None, None
+        start_s = time.monotonic()
+        try:
+            yield
+            self.clock.wait()
+        finally:
+            if not inner:
+                self.phase = None
+                self.done.append((PhaseSpan, phase, start_s, time.monotonic(), video))
+                self.flush()
 
-    def step(self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int) -> "_Step":
+    @contextmanager
+    def step(self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int) -> Iterator[None]:
         """Record a denoising step, inside a denoise phase. `rows` of all ranks together, `own_rows` of this one."""
-        return _Step(self, (video, step, rows, own_rows, layout), steps)
+        beat = self.heartbeat
+        beat.video, beat.step, beat.steps = video, step, steps
+        start = self.mark()
+        try:
+            yield
+        finally:
+            if self.phase != IMAGE:
+                self.done.append((Step, video, step, rows, own_rows, layout, start, self.mark()))
+            self.flush()
 
     def collective(self, axis: str, ranks: tuple[int, ...], nbytes: int) -> "_Collective":
         """Record the part of a collective in which this rank cannot compute. It sends `nbytes`."""
@@ -127,49 +150,6 @@ class Recorder:
                 continue
             return Position(*values[:3]) if self.clock.ready(values[-2]) else None
         return None
-
-
-class _Span:
-    __slots__ = ("inner", "phase", "recorder", "start_s", "video")
-
-    def __init__(self, recorder: Recorder, phase: str, video: str | None) -> None:
-        self.recorder, self.phase, self.video = recorder, phase, video
-
-    def __enter__(self) -> None:
-        self.inner = self.recorder.phase is not None
-        if not self.inner:
-            self.recorder.phase = self.phase
-        beat = self.recorder.heartbeat
-        beat.phase, beat.video, beat.step, beat.steps = self.phase, self.video, None, None
-        self.start_s = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        recorder = self.recorder
-        if kind is None:
-            recorder.clock.wait()
-        if self.inner:
-            return
-        recorder.phase = None
-        recorder.done.append((PhaseSpan, self.phase, self.start_s, time.monotonic(), self.video))
-        recorder.flush()
-
-
-class _Step:
-    __slots__ = ("fields", "recorder", "start", "steps")
-
-    def __init__(self, recorder: Recorder, fields: tuple[str, int, int, int, str], steps: int) -> None:
-        self.recorder, self.fields, self.steps = recorder, fields, steps
-
-    def __enter__(self) -> None:
-        beat = self.recorder.heartbeat
-        beat.video, beat.step, beat.steps = self.fields[0], self.fields[1], self.steps
-        self.start = self.recorder.mark()
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        recorder = self.recorder
-        if recorder.phase != IMAGE:
-            recorder.done.append((Step, *self.fields, self.start, recorder.mark()))
-        recorder.flush()
 
 
 class _Collective:
