@@ -29,7 +29,7 @@ class Surroundings:
 
 def audit(env: Mapping[str, str], here: Surroundings) -> list[CheckResult]:
     """Report every harmful setting."""
-    found = [*_links(env, here), *_kernels(env, here), *_threads(env, here), *_waits(env, here), *_logs(env)]
+    found = [*_links(env, here), *_kernels(env, here), *_threads(env, here), *_waits_and_logs(env, here)]
     found += check_allocator(env, here.torch) if here.gpus else []
     return found + check_socket_names(env, here.interfaces, nodes=here.nodes, gpus=here.gpus)
 
@@ -102,14 +102,11 @@ def _threads(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult
             yield _harm(name, env, why, f"unset {name}, or set launcher.threads_per_rank={each}")
 
 
-def _waits(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
+def _waits_and_logs(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
     for name in ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"):
         if here.gpus and _on(env, name):
             why = "the CPU blocks in every collective, so it launches nothing ahead; hangs are detected without it"
             yield _harm(name, env, why)
-
-
-def _logs(env: Mapping[str, str]) -> Iterator[CheckResult]:
     if env.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
         yield _harm("NCCL_DEBUG", env, "thousands of lines per rank hide what matters", "set NCCL_DEBUG=WARN")
     if env.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":

@@ -67,7 +67,8 @@ def full_checks(target: CheckTarget, layout: Layout, *, ranks: bool, nvlink_gb_s
     found += gpu_checks.check_links(gpus, {gpu.index for gpu in seen})
     found += host_checks.check_memory_and_disk(host, target.needs) + host_checks.check_limits(host, target.needs)
     found += _environment(target) or [ok("env", "no harmful setting reaches the ranks")]
-    if ranks and torch is not None and not _cannot_start(found):
+    stops = any(result.level is Level.fail and result.check in ("gpus", "torch", "driver") for result in found)
+    if ranks and torch is not None and not stops:
         found += _probe(target, layout, _link_gb_s(gpus, seen, nvlink_gb_s))
     return found
 
@@ -126,10 +127,6 @@ def _seen(gpus: HostGpus, setting: str | None, target: CheckTarget) -> Iterator[
 
 def _ours() -> set[int]:
     return {os.getpid(), *descendants(os.getpid())}
-
-
-def _cannot_start(found: Sequence[CheckResult]) -> bool:
-    return any(result.level is Level.fail and result.check in ("gpus", "torch", "driver") for result in found)
 
 
 def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | None) -> float | None:

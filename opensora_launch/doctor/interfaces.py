@@ -35,11 +35,8 @@ def nccl_matches(spec: str, names: Sequence[str]) -> list[str]:
     exclude = spec.startswith("^")
     exact = spec.removeprefix("^").startswith("=")
     wanted = [part for part in spec.lstrip("^=").split(",") if part]
-
-    def is_named(name: str) -> bool:
-        return any(name == part if exact else name.startswith(part) for part in wanted)
-
-    return [name for name in names if is_named(name) != exclude]
+    matches = str.__eq__ if exact else str.startswith
+    return [name for name in names if any(matches(name, part) for part in wanted) != exclude]
 
 
 def check_socket_names(

@@ -10,16 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from opensora_launch import exit_codes
+from opensora_launch.telemetry import stall
 from opensora_launch.telemetry.failure import UNKNOWN_HOST, Failure, failure_at
-from opensora_launch.telemetry.stall import (
-    Beat,
-    gone_message,
-    last_seen,
-    longest_silent,
-    name_of,
-    oldest,
-    silence_message,
-)
+from opensora_launch.telemetry.stall import Beat
 
 _AGENT_LINE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: \d+\)")
 _SRUN_LINE = re.compile(
@@ -98,12 +91,12 @@ def first_failure(
     if ended and not (reported and not killed):
         first = min(ended, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
         beat, how = by_rank.get(first.rank), how_it_ended(first.code)
-        message = f"{name_of(beat)} {how}; {last_seen(beat)}" if beat else how
+        message = f"{stall.name_of(beat)} {how}; {stall.last_seen(beat)}" if beat else how
         return failure_at(first.rank, beat, "failure", message)
     if reported:
         return reported
-    if gone := oldest([beat for beat in beats if beat.rank in lost]):
-        return failure_at(gone.rank, gone, "failure", gone_message(gone))
+    if gone := stall.oldest([beat for beat in beats if beat.rank in lost]):
+        return failure_at(gone.rank, gone, "failure", stall.gone_message(gone))
     message = f"the ranks ended without an error message (exit code of their starter: {code})"
     return failure_at(0, by_rank.get(0), "failure", message)
 
@@ -123,8 +116,8 @@ def with_last_words(failure: Failure, agent_log: str, here: str) -> Failure:
 
 def silent_failure(beats: Sequence[Beat], now: float, timeout_s: float) -> Failure | None:
     """The rank whose heartbeat stopped first, if that is more than `timeout_s` ago: its process is stopped."""
-    silent = longest_silent(beats, now, timeout_s)
-    return failure_at(silent.rank, silent, "stalled", silence_message(silent, now)) if silent else None
+    silent = stall.longest_silent(beats, now, timeout_s)
+    return failure_at(silent.rank, silent, "stalled", stall.silence_message(silent, now)) if silent else None
 
 
 def missing_failure(beats: Sequence[Beat], ranks: int, waited_s: float) -> Failure | None:

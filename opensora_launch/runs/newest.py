@@ -18,11 +18,6 @@ def runs_in(folder: Path) -> list[RunDir]:
     return sorted((RunDir(file.parent) for file in files), key=lambda run: run.path)
 
 
-def sweeps_in(folder: Path) -> list[SweepDir]:
-    """All sweeps of a folder."""
-    return [SweepDir(file.parent) for file in folder.glob(str(SweepDir(_ANY).state))]
-
-
 def named_run(text: str) -> Path:
     """The run that a command line names: its folder, or the newest run for `latest` and FOLDER/latest."""
     return _named(text, runs=True, sweeps=False)
@@ -46,7 +41,7 @@ def _named(text: str, *, runs: bool, sweeps: bool) -> Path:
     folder = path.parent if path != Path(LATEST) else Path(RunConfig().runs_dir)
     found = runs_in(folder) if runs else []
     begun = [run.plan for run in found if not sweeps or folder in (run.path, run.path.parent)]
-    begun += [sweep.command for sweep in sweeps_in(folder)] if sweeps else []
+    begun += [SweepDir(file.parent).command for file in folder.glob(str(SweepDir(_ANY).state)) if sweeps]
     if not begun:
         what = "run" if runs else "sweep"
         raise UserError(f"{text}: there is no {what} in {folder}; name a {what}'s folder, or FOLDER/{LATEST}")
