@@ -17,6 +17,7 @@ from opensora_launch.doctor.interfaces import infiniband_up, interfaces
 from opensora_launch.doctor.probe import ProbeResult, ProbeSpec, check_probe, run_probe
 from opensora_launch.doctor.torch_facts import ask_kernels, ask_torch, installed_torch, torch_problems
 from opensora_launch.launch.env_profile import Profiled
+from opensora_launch.machine.choose_gpus import link_of
 from opensora_launch.machine.find_gpus import find_gpus
 from opensora_launch.machine.host import host_facts
 from opensora_launch.machine.host_gpus import DIVIDED, GpuFacts, HostGpus, no_gpus_problem
@@ -131,14 +132,9 @@ def _ours() -> set[int]:
 
 def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | None) -> float | None:
     """Bandwidth of the slowest pair, one way: NVLink by the catalogue, else PCIe by the slot of the slowest card."""
-    indices = {gpu.index for gpu in seen}
-    pairs = [pair for pair in gpus.pairs if {pair.first, pair.second} <= indices]
-    if not pairs:
-        return None
-    if all(pair.nvlink for pair in pairs):
-        return nvlink_gb_s
+    link = link_of(seen, gpus.pairs)
     lanes = [PCIE_GB_S.get(gpu.pcie[1], 0.0) * gpu.pcie[2] / 16 for gpu in seen if gpu.pcie]
-    return min(lanes, default=None) or None
+    return {"nvlink": nvlink_gb_s, "pcie": min(lanes, default=None) or None}.get(link)
 
 
 def check_between_nodes(target: CheckTarget, layout: Layout, node_link_gb_s: float, shared: Path) -> list[CheckResult]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opensora_launch.doctor.check_result import CheckResult, Level, bad_variable
-from opensora_launch.machine.processes import kernel_text
+from opensora_launch.machine.processes import text_of
 
 SYS_NET, SYS_INFINIBAND = Path("/sys/class/net"), Path("/sys/class/infiniband")
 LOCAL = ("lo", "docker", "veth", "br-", "virbr")  # these reach no other host
@@ -27,7 +27,7 @@ def interfaces(root: Path = SYS_NET) -> tuple[Interface, ...]:
 
 def infiniband_up(root: Path = SYS_INFINIBAND) -> bool:
     """Whether any port of an InfiniBand or RoCE card is active."""
-    return any("ACTIVE" in kernel_text(state) for state in root.glob("*/ports/*/state"))
+    return any("ACTIVE" in text_of(state) for state in root.glob("*/ports/*/state"))
 
 
 def nccl_matches(spec: str, names: Sequence[str]) -> list[str]:
@@ -70,4 +70,4 @@ def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface]
 
 
 def _is_up(path: Path) -> bool:
-    return kernel_text(path / "operstate").strip() in ("up", "unknown")  # loopback and tunnels report unknown
+    return text_of(path / "operstate").strip() in ("up", "unknown")  # loopback and tunnels report unknown

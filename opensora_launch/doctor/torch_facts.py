@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from opensora_launch.machine.processes import text_of
+
 TIMEOUT_S = 60.0
 # Prints one JSON line. A kernel library that was built for another torch fails when its own module is loaded.
 ASK = """
@@ -102,10 +104,7 @@ def torch_build(folder: Path | None = None) -> dict[str, str | None]:
     """
     if folder is None and (spec := find_spec("torch")) and spec.origin:
         folder = Path(spec.origin).parent
-    try:
-        text = (folder / "version.py").read_text(encoding="utf-8") if folder else ""
-    except OSError:
-        return {}
+    text = text_of(folder / "version.py") if folder else ""
     found = re.findall(r"^(__version__|cuda|hip)\b.*= *(?:'(.*)'|None)$", text, re.MULTILINE)
     return {name: value or None for name, value in found}
 

@@ -76,8 +76,9 @@ def supervise(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome
                 outcome = _run(task, on_beats)
             except _Signalled as stop:
                 _ignore_signals()
-                processes.send(pids := _ours(task, before), signal.Signals(stop.signum))
-                processes.wait_for_end(pids, GRACE_S)
+                ours = _ours(task, before)
+                processes.send(ours, signal.Signals(stop.signum))
+                processes.wait_for_end(ours, GRACE_S)
                 outcome = Outcome(exit_codes.BY_SIGNAL + stop.signum)
             finally:
                 _ignore_signals()

@@ -86,10 +86,10 @@ def first_failure(
     if outside:
         return failure_at(-1, None, "failure", f"the ranks ended with their Slurm step, which {outside}")
     by_rank = {beat.rank: beat for beat in beats}
-    killed = [e for e in exits if e.code < 0 and -e.code not in _ENDED_BY_US]
-    ended = killed or [e for e in exits if e.code not in (0, -signal.SIGTERM, -signal.SIGINT)]
-    if ended and not (reported and not killed):
-        first = min(ended, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
+    ended = [e for e in exits if e.code and -e.code not in _ENDED_BY_US]
+    killed = [e for e in ended if e.code < 0]
+    if blamed := killed or ([] if reported else ended):
+        first = min(blamed, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
         beat, how = by_rank.get(first.rank), how_it_ended(first.code)
         message = f"{stall.name_of(beat)} {how}; {stall.last_seen(beat)}" if beat else how
         return failure_at(first.rank, beat, "failure", message)

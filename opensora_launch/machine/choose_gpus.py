@@ -53,7 +53,7 @@ def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Ca
 def _named(
     gpus: Sequence[GpuFacts], lost: Sequence[LostGpu], asked: Sequence[str]
 ) -> tuple[tuple[GpuFacts, ...], list[str]]:
-    if asked and not gpus and not lost:
+    if not gpus and not lost:
         named = ",".join(map(str, asked))
         return (), [f"topology.gpus=[{named}]: there is no GPU here; leave it out, or take CPU ranks: topology=cpu2"]
     found: list[GpuFacts] = []

@@ -90,7 +90,7 @@ def _facts(gpu: Gpu) -> GpuFacts:
         processes=tuple((pid, used) for pid, used in gpu.read("processes").get("processes", ())),
         power_limit_w=gpu.read("power limit").get("power_limit_w"),
         power_default_w=default / 1000 if default else None,
-        pcie=_pcie(handle),
+        pcie=_try(_pcie, handle),
         remap_failed=bool(remapped[3]) if remapped else None,
         shares_memory=shares_memory,
     )
@@ -104,16 +104,13 @@ def _memory(handle: Any) -> tuple[Any, bool]:
         return None, error.value == pynvml.NVML_ERROR_NOT_SUPPORTED
 
 
-def _pcie(handle: Any) -> tuple[int, int, int, int] | None:
-    readings = (
-        pynvml.nvmlDeviceGetCurrPcieLinkGeneration,
-        pynvml.nvmlDeviceGetMaxPcieLinkGeneration,
-        pynvml.nvmlDeviceGetCurrPcieLinkWidth,
-        pynvml.nvmlDeviceGetMaxPcieLinkWidth,
+def _pcie(handle: Any) -> tuple[int, int, int, int]:
+    return (
+        pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
+        pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+        pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
+        pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle),
     )
-    found = [_try(reading, handle) for reading in readings]
-    now, most, lanes, most_lanes = found
-    return None if None in found else (int(now), int(most), int(lanes), int(most_lanes))
 
 
 def _cuda() -> tuple[int, int] | None:
@@ -125,8 +122,8 @@ def _pair(a: Gpu, b: Gpu) -> PairFacts:
     status = _try(pynvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, P2P_READ)
     links = _nvlinks(a, b)
     level = _try(pynvml.nvmlDeviceGetTopologyCommonAncestor, a.handle, b.handle)
-    path = f"NV{links}" if links else PATHS.get(-1 if level is None else level, "unknown path")
-    return PairFacts(a.index, b.index, path, P2P.get(-1 if status is None else status, "unknown"))
+    path = f"NV{links}" if links else PATHS.get(level, "unknown path")
+    return PairFacts(a.index, b.index, path, P2P.get(status, "unknown"))
 
 
 def _nvlinks(a: Gpu, b: Gpu) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opensora_launch.machine.processes import kernel_text
+from opensora_launch.machine.processes import text_of
 
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -46,9 +46,9 @@ class HostFacts:
 
 def count_cpus() -> int:
     """Count the CPUs that this process may use: its affinity, and the smallest share of its cgroups, rounded up."""
-    limits = [kernel_text(folder / "cpu.max") for folder in _cgroup_folders("")]
+    limits = [text_of(folder / "cpu.max") for folder in _cgroup_folders("")]
     for folder in _cgroup_folders("cpu"):
-        limits.append(f"{kernel_text(folder / 'cpu.cfs_quota_us')} {kernel_text(folder / 'cpu.cfs_period_us')}")
+        limits.append(f"{text_of(folder / 'cpu.cfs_quota_us')} {text_of(folder / 'cpu.cfs_period_us')}")
     shares = [re.fullmatch(r"(\d+)\s+(\d+)\s*", limit) for limit in limits]  # of a period, unless it is "max" or -1
     return max(1, min([len(os.sched_getaffinity(0)), *(-(-int(s[1]) // int(s[2])) for s in shares if s)]))
 
@@ -90,7 +90,7 @@ def process_sample(pid: int, proc: Path = PROC) -> dict[str, Any]:
 
     `ran_s` and `starved_s` are seconds that its main thread, which computes, ran on a CPU and waited for one.
     """
-    stat = kernel_text(proc / str(pid) / "stat").rpartition(")")[2].split()
+    stat = text_of(proc / str(pid) / "stat").rpartition(")")[2].split()
     if not stat:
         return {}
     found: dict[str, Any] = {
@@ -158,7 +158,7 @@ def _cgroup_room() -> int | None:
     rooms = []
     for controller, (limit, used, cache) in names.items():
         for folder in _cgroup_folders(controller):
-            numbers = [kernel_text(folder / name).strip() for name in (limit, used)]
+            numbers = [text_of(folder / name).strip() for name in (limit, used)]
             if all(number.isdigit() for number in numbers):
                 stat = dict(line.split() for line in _lines(folder / "memory.stat"))
                 rooms.append(int(numbers[0]) - int(numbers[1]) + int(stat.get(cache, 0)))
@@ -166,8 +166,8 @@ def _cgroup_room() -> int | None:
 
 
 def _lines(path: Path) -> list[str]:
-    return kernel_text(path).splitlines()
+    return text_of(path).splitlines()
 
 
 def _words(path: Path) -> list[str]:
-    return kernel_text(path).partition("\n")[0].split()
+    return text_of(path).partition("\n")[0].split()

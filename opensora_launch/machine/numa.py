@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from opensora_launch.machine.nvml import open_gpus
-from opensora_launch.machine.processes import kernel_text
+from opensora_launch.machine.processes import text_of
 from opensora_launch.machine.visible import visible_gpus
 
 NODES = Path("/sys/devices/system/node")
@@ -42,7 +42,7 @@ def _share(cpus: Sequence[int], index: int, ranks: int) -> list[int]:
 def numa_nodes(root: Path = NODES) -> dict[int, list[int]]:
     """The CPUs of each NUMA node as the kernel lists them; empty if it does not."""
     folders = {int(folder.name.removeprefix("node")): folder for folder in root.glob("node[0-9]*")}
-    lists = {node: kernel_text(folder / "cpulist") for node, folder in sorted(folders.items())}
+    lists = {node: text_of(folder / "cpulist") for node, folder in sorted(folders.items())}
     return {node: parse_cpus(text) for node, text in lists.items() if text}
 
 
@@ -53,7 +53,7 @@ def gpu_nodes(env: Mapping[str, str], root: Path = PCI) -> list[int]:
         return []
     with closing(opened):
         shown = visible_gpus(opened.gpus, env.get("CUDA_VISIBLE_DEVICES"))
-        nodes = [kernel_text(root / gpu.pci_address / "numa_node").strip() for gpu in shown]
+        nodes = [text_of(root / gpu.pci_address / "numa_node").strip() for gpu in shown]
     return [int(node) for node in nodes] if all(map(str.isdigit, nodes)) else []  # -1: the firmware does not know
 
 

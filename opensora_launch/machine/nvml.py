@@ -6,6 +6,7 @@ missing in the samples. Nothing here raises after `open_gpus`. Match GPUs to CUD
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,10 +186,8 @@ def _mig(gpu: Gpu) -> list[Gpu]:
         return []
     found = []
     for n in range(count):
-        try:
+        with suppress(pynvml.NVMLError):  # an unused slot
             found.append(_gpu(gpu.index, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu.handle, n), gpu))
-        except pynvml.NVMLError:  # an unused slot
-            continue
     return found
 
 

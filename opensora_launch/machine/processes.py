@@ -79,11 +79,11 @@ def start_ticks(pid: int) -> int:
 
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/<pid>/stat from the state on; the name before them may contain anything."""
-    return kernel_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return text_of(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
-def kernel_text(path: Path) -> str:
-    """What the kernel says in a file of /proc or /sys; "" if it cannot be read."""
+def text_of(path: Path) -> str:
+    """The text of a file; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -23,7 +23,6 @@ OVER = (
 AT_WORK = ("RESIZING", "RUNNING", "SIGNALING", "STOPPED", "SUSPENDED")  # a job has nodes, and may have ranks
 COMPLETING = "COMPLETING"  # what is left of a job is being ended; then it is over, or waits again
 
-
 # What `sbatch --parsable` prints, and the errors after which its job may be there all the same.
 _JOB_ID = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)
 _UNDECIDED = re.compile(r"timed out|Zero Bytes|Unexpected message", re.IGNORECASE)

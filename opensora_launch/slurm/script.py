@@ -88,48 +88,38 @@ def time_limit_s(text: str) -> int | None:
     found = TIME_LIMIT.fullmatch(text)
     if not found:
         return None
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    hours = found[1] is not None or found[4] is not None  # else the first number is minutes
-    parts = (first, second, third) if hours else (0, first, second)
+    days, *parts = (int(part or 0) for part in found.groups())
+    if found[1] is None and found[4] is None:  # the first number is minutes
+        parts = [0, *parts]
     return days * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
 
 
 def job_script(job: SlurmJob) -> str:
     """The script that the launcher submits."""
-    settings, ranks = job.settings, job.machine.gpus_per_node
     lines = [
-        *_options(job),
-        "",
-        CHECK,
-        "",
         "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
-        *_settings(settings, ranks, job.python),
-        *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
+        *_settings(job),
+        *_environment(job),
         *(f"unset {name}" for name in job.unsets),
     ]
-    return _whole(lines, settings, '--attempt "$attempt_made"')
+    return _whole(job, [], lines, '--attempt "$attempt_made"')
 
 
 def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node: int) -> str:
     """A script for slurm/. Its user edits the options, and gives prompts and overrides on sbatch's command line."""
     machine = Machine("cuda", nodes, ranks_per_node, ranks_per_node * settings.cpus_per_rank)
     job = SlurmJob(settings, machine, settings.cpus_per_rank, Path("slurm-%j"), settings.python or "python3")
+    comment = ["", *(f"# {line}".rstrip() for line in about.splitlines())]
     lines = [
-        *_options(job, by_hand=True),
-        "",
-        *(f"# {line}".rstrip() for line in about.splitlines()),
-        "",
-        CHECK,
-        "",
         "# Edit from here: how to start Python on a node, and what it needs.",
-        *_settings(settings, ranks_per_node, job.python, by_hand=True),
-        *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
+        *_settings(job, by_hand=True),
+        *_environment(job),
     ]
     # All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.
     run_file = '"${SLURM_SUBMIT_DIR:-$PWD}/slurm-${me%_*}.run"'
     find = f'--run-file {run_file} --submitted "$submitted" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
-    return _whole(lines, settings, find)
+    return _whole(job, comment, lines, find, by_hand=True)
 
 
 def sbatch_value(text: str) -> str:
@@ -149,7 +139,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
-def _options(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
+def _options(job: SlurmJob, *, by_hand: bool) -> Iterator[str]:
     """The first lines, which sbatch reads."""
     yield "#!/bin/bash"
     for name, value in _option_values(job, by_hand):
@@ -180,15 +170,16 @@ def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | No
     yield ("requeue" if settings.requeue else "no-requeue"), None
     yield "signal", f"B:USR1@{settings.signal_lead_s}"
     yield "open-mode", "append"
-    task = ".%a" if settings.array > 1 else ""
     if by_hand:
         yield "output", f"slurm-%{'A_%a' if settings.array > 1 else 'j'}.log"
     else:
+        task = ".%a" if settings.array > 1 else ""
         yield "output", f"{str(job.attempt / 'logs').replace('%', '%%')}/job{task}.log"
 
 
-def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool = False) -> Iterator[str]:
+def _settings(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
     """The variables that the body reads."""
+    settings, ranks = job.settings, job.machine.gpus_per_node
     mounts = ",".join(settings.mounts)
     inside = settings.python or "python3"
     container: Sequence[str] = ()
@@ -198,7 +189,7 @@ def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool =
     elif settings.container is Container.apptainer:
         argv = ["apptainer", "exec", "--nv", *(["--bind", mounts] if mounts else []), str(settings.image), inside]
     else:
-        argv = [python]
+        argv = [job.python]
     yield f"python=({_words(argv)})"
     yield f"container=({_words(container)}) # options of srun"
     one_task_a_rank = by_hand and settings.starter is Starter.srun
@@ -207,9 +198,10 @@ def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool =
     yield f"may_requeue={int(settings.requeue)} max_restarts={settings.max_restarts}"
 
 
-def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[str]:
+def _environment(job: SlurmJob) -> Iterator[str]:
+    settings = job.settings
     own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1"}
-    own |= {"PYTHONSAFEPATH": "1", **threads}
+    own |= {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}
     own["CONNECT_TIMEOUT_S"] = f"{settings.connect_timeout_s:g}"
     if settings.interface:  # NCCL matches prefixes, after "=" whole names; gloo matches whole names
         own |= {"NCCL_SOCKET_IFNAME": f"={settings.interface}", "GLOO_SOCKET_IFNAME": settings.interface}
@@ -220,9 +212,10 @@ def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[
     yield from settings.setup
 
 
-def _whole(lines: Sequence[str], settings: SlurmConfig, find: str) -> str:
-    head = "\n".join(lines)
-    return f"{head}\n\n{BODY.replace('FIND_ATTEMPT', find).replace('START_RANKS', _start(settings))}"
+def _whole(job: SlurmJob, comment: Sequence[str], lines: Sequence[str], find: str, *, by_hand: bool = False) -> str:
+    """The script. `find` are the arguments that find the attempt."""
+    head = "\n".join([*_options(job, by_hand=by_hand), *comment, "", CHECK, "", *lines])
+    return f"{head}\n\n{BODY.replace('FIND_ATTEMPT', find).replace('START_RANKS', _start(job.settings))}"
 
 
 def _start(settings: SlurmConfig) -> str:

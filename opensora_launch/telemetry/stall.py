@@ -75,7 +75,6 @@ def find_guilty(
     `gone` are ranks whose process is known to have ended without a last heartbeat.
     """
     by_rank = {b.rank: b for b in beats}
-    mine = by_rank[me]
     running = [b for b in beats if b.state == "running" and b.rank != me]
     if ended := oldest([b for b in running if b.rank in gone]):
         return Verdict(ended.rank, gone_message(ended), math.inf)
@@ -83,7 +82,7 @@ def find_guilty(
         return Verdict(failed.rank, f"{name_of(failed)} has failed; {last_seen(failed)}", math.inf)
     if silent := longest_silent(running, now, silent_s):
         return Verdict(silent.rank, silence_message(silent, now), math.inf)
-    return _follow(by_rank, mine, now)
+    return _follow(by_rank, by_rank[me], now)
 
 
 def oldest(beats: Sequence[Beat]) -> Beat | None:
