@@ -160,13 +160,7 @@ def _probe(target: CheckTarget, layout: Layout, link_gb_s: float | None) -> list
 
 def _run(target: CheckTarget, layout: Layout, shared: Path | None) -> tuple[ProbeResult | None, str]:
     machine = target.machine
-    spec = ProbeSpec(
-        device=machine.device,
-        layout=layout,
-        threads_per_rank=max(1, machine.cpus_per_node // machine.gpus_per_node),
-        nbytes=PROBE_BYTES[machine.device],
-        repeats=PROBE_REPEATS,
-        timeout_s=PROBE_TIMEOUT_S,
-    )
-    env = {**target.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(spec.threads_per_rank)}
+    threads = max(1, machine.cpus_per_node // machine.gpus_per_node)
+    spec = ProbeSpec(machine.device, layout, threads, PROBE_BYTES[machine.device], PROBE_REPEATS, PROBE_TIMEOUT_S)
+    env = {**target.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads)}
     return run_probe(machine, spec, env, shared)

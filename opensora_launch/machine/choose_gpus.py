@@ -79,8 +79,7 @@ def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
     if gpu.mig:
         return DIVIDED
     others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
-    holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
-    return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
+    return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in others if used is None or used >= BUSY_BYTES)
 
 
 def _holds_much(gpu: GpuFacts) -> bool:

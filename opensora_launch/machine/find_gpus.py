@@ -42,11 +42,12 @@ def find_gpus(devices: Path = Path("/dev")) -> HostGpus:
         return _none(str(problem), sorted(path.name for path in devices.glob("nvidia*")))
     with closing(opened):
         whole = [gpu for gpu in opened.gpus if gpu.parent is None]
+        cuda = _try(pynvml.nvmlSystemGetCudaDriverVersion_v2)
         return HostGpus(
             gpus=tuple(map(_facts, whole)),
             pairs=tuple(_pair(a, b) for a, b in combinations(whole, 2)),
             driver=opened.driver,
-            cuda=_cuda(),
+            cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
             instances=tuple(_facts(gpu) for gpu in opened.gpus if gpu.parent),
             expected=True,
             lost=tuple(opened.lost),
@@ -111,11 +112,6 @@ def _pcie(handle: Any) -> tuple[int, int, int, int]:
         pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
         pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle),
     )
-
-
-def _cuda() -> tuple[int, int] | None:
-    version = _try(pynvml.nvmlSystemGetCudaDriverVersion_v2)
-    return (version // 1000, version % 1000 // 10) if version else None
 
 
 def _pair(a: Gpu, b: Gpu) -> PairFacts:

@@ -24,7 +24,9 @@ def on_its_node(env: Mapping[str, str]) -> bool:
 
 def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tuple[Machine, list[str]]:
     """The machine of a step, and every reason why the allocation cannot provide it."""
-    device, ranks = device_of(topology.device, env), topology.gpus_per_node
+    device, ranks = topology.device.value, topology.gpus_per_node
+    if topology.device is Device.auto:
+        device = "cuda" if any(env.get(name) for name in GPU_WORDS) else "cpu"
     if not in_allocation(env):
         machine = Machine(device, topology.nodes, ranks or 1, ranks or 1)
         return machine, [
@@ -45,13 +47,6 @@ def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tupl
     if device == "cuda" and gpus is not None and ranks > gpus:
         problems.append(f"topology.gpus_per_node={ranks}, but the allocation has {gpus} GPUs per node")
     return Machine(device, topology.nodes, ranks, max(cpus, ranks)), problems
-
-
-def device_of(configured: Device, env: Mapping[str, str]) -> str:
-    """The device that is configured; with auto, "cuda" if the allocation has GPUs, else "cpu"."""
-    if configured is not Device.auto:
-        return configured.value
-    return "cuda" if any(env.get(name) for name in GPU_WORDS) else "cpu"
 
 
 def cpus_per_node(env: Mapping[str, str]) -> int:
