@@ -196,11 +196,12 @@ def _register(gpus: list[Gpu]) -> Any:
     events = None
     for gpu in gpus:  # a GPU that refuses XID events does not stop the others from reporting
         try:
-            events = events or pynvml.nvmlEventSetCreate()
+            if events is None:
+                events = pynvml.nvmlEventSetCreate()
             pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, events)
         except pynvml.NVMLError as error:
             gpu.refused["xid"] = str(error)
-    if events and all("xid" in gpu.refused for gpu in gpus):
+    if events is not None and all("xid" in gpu.refused for gpu in gpus):
         pynvml.nvmlEventSetFree(events)
         return None
     return events
