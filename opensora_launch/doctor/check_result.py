@@ -64,8 +64,7 @@ def lines(results: Sequence[CheckResult]) -> list[str]:
 
 
 def worst(results: Iterable[CheckResult]) -> Level:
-    order = list(Level)
-    return max((result.level for result in results), key=order.index, default=Level.ok)
+    return max((result.level for result in results), key=list(Level).index, default=Level.ok)
 
 
 def size_text(count: int | float) -> str:

@@ -16,8 +16,7 @@ _T = TypeVar("_T")
 
 def read_request(run: RunDir) -> tuple[Plan, dict[str, Any], list[str]]:
     """The plan, the config and the command line of a run. Raises UserError if this is not a run's folder."""
-    plan = read_plan(run.plan)
-    return plan, _read(run.config, _yaml), _read(run.overrides, _words)
+    return read_plan(run.plan), _read(run.config, _yaml), _read(run.overrides, _words)
 
 
 def read_plan(path: Path) -> Plan:

@@ -28,8 +28,7 @@ def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tupl
     if topology.device is Device.auto:
         device = "cuda" if any(env.get(name) for name in GPU_WORDS) else "cpu"
     if not in_allocation(env):
-        machine = Machine(device, topology.nodes, ranks or 1, ranks or 1)
-        return machine, [
+        return Machine(device, topology.nodes, ranks or 1, ranks or 1), [
             "launcher=srun starts ranks inside an allocation, but this process is in none: get one with salloc or "
             "sbatch, or submit a job with launcher=slurm"
         ]

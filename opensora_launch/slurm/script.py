@@ -159,8 +159,7 @@ def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | No
     yield "cpus-per-task", str(settings.cpus_per_rank * ranks // tasks)
     if job.machine.device == "cuda" and settings.gpus is not GpuOption.none:
         count = f"{settings.gpu_type}:{ranks}" if settings.gpu_type else str(ranks)
-        by_gres = settings.gpus is GpuOption.gres
-        yield ("gres", f"gpu:{count}") if by_gres else ("gpus-per-node", count)
+        yield ("gres", f"gpu:{count}") if settings.gpus is GpuOption.gres else ("gpus-per-node", count)
     yield from ((name, value) for name, value in given.items() if value is not None)
     if settings.exclusive:
         yield "exclusive", None

@@ -12,20 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from opensora_launch.rundir import named
+from opensora_launch.telemetry import events
 from opensora_launch.telemetry.clocks import Clock, HostClock, cuda_clock
-from opensora_launch.telemetry.events import (
-    IMAGE,
-    PHASES,
-    Collective,
-    ConstantWeights,
-    End,
-    Meta,
-    PhaseSpan,
-    Step,
-    WorkSpan,
-    line_of,
-    record_line,
-)
+from opensora_launch.telemetry.events import Collective, PhaseSpan, Step, WorkSpan
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Position
 
@@ -52,12 +41,12 @@ class Recorder:
         self.phase: str | None = None  # the phase that is recorded, which holds all that begins inside it
         if self.clock.name == "device":
             heartbeat.device_position = self._device_position
-        facts = Meta(
+        facts = events.Meta(
             **(started | dict(meta) | {"device": device}), clock=self.clock.name, clock_error_s=self.clock.error_s
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path):
-            path.write_text(record_line(facts), encoding="utf-8")
+            path.write_text(events.record_line(facts), encoding="utf-8")
         self._path = path
 
     @contextmanager
@@ -67,7 +56,7 @@ class Recorder:
         A phase inside another one belongs to that: only the heartbeat tells of it. So it is with the steps of an image,
         whose phases are inside the phase "image".
         """
-        assert phase in PHASES, phase
+        assert phase in events.PHASES, phase
         inner, beat = self.phase is not None, self.heartbeat
         if not inner:
             self.phase = phase
@@ -91,7 +80,7 @@ class Recorder:
         try:
             yield
         finally:
-            if self.phase != IMAGE:
+            if self.phase != events.IMAGE:
                 self.done.append((Step, video, step, rows, own_rows, layout, start, self.mark()))
             self.flush()
 
@@ -103,9 +92,9 @@ class Recorder:
         """Record that a part of a step's compute, or a preview, is over; `start` is the mark taken when it began."""
         self.done.append((WorkSpan, part, start, self.mark()))
 
-    def constant(self, found: ConstantWeights) -> None:
+    def constant(self, found: events.ConstantWeights) -> None:
         """Record weights that are one number all over."""
-        self._append(record_line(found))
+        self._append(events.record_line(found))
 
     def flush(self) -> None:
         """Write the events whose marks are ready. Steps and phases call this at their end."""
@@ -115,7 +104,7 @@ class Recorder:
                 if not clock.ready(values[-1]):
                     break
                 values[-2:] = map(clock.seconds, values[-2:])
-            lines.append(line_of(kind, values))
+            lines.append(events.line_of(kind, values))
         self.done = self.done[len(lines) :]
         self._append("".join(lines))
 
@@ -132,8 +121,8 @@ class Recorder:
         self.flush()
         assert not self.done, "the device has finished"
         drift_s = self.clock.drift_s()
-        end = End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
-        self._append(record_line(end))
+        end = events.End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
+        self._append(events.record_line(end))
 
     def _append(self, lines: str) -> None:
         with named(self._path), self._path.open("a", encoding="utf-8") as file:
