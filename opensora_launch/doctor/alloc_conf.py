@@ -106,7 +106,7 @@ def _wrong_value(key: str, value: str, least: int) -> str:
     if key == "roundup_power2_divisions":
         listed = re.fullmatch(r"\[((?:(?:\d+|>):\d+,?)+)\]", value)
         parts = re.findall(r":(\d+)", listed[1]) if listed else [value]
-        right = all(part.isdigit() and (_is_power_of_2(int(part)) or (listed and int(part) == 0)) for part in parts)
+        right = all(part.isdigit() and (int(part).bit_count() == 1 or (listed and int(part) == 0)) for part in parts)
         return "" if right else "must be a power of 2, or a list like [256:1,512:2,>:4]"
     try:
         share = float(value)
@@ -122,7 +122,7 @@ def _wrong_count(key: str, value: str, segment_mb: int) -> str:
         return "must be a whole number"
     number = int(value)
     if key == "pinned_num_register_threads":
-        right = _is_power_of_2(number) and number <= MOST_REGISTER_THREADS
+        right = number.bit_count() == 1 and number <= MOST_REGISTER_THREADS
         return "" if right else f"must be a power of 2 of at most {MOST_REGISTER_THREADS}"
     least = {
         "large_segment_size_mb": LEAST_SEGMENT_MB,
@@ -130,7 +130,3 @@ def _wrong_count(key: str, value: str, segment_mb: int) -> str:
         "pinned_reserve_segment_size_mb": 1,
     }.get(key, 0)
     return "" if number >= least else f"must be at least {least}"
-
-
-def _is_power_of_2(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0

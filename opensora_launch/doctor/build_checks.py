@@ -1,5 +1,6 @@
 """Check that driver, CUDA, torch, NCCL and attention kernels were built for each other and for the GPUs. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from opensora_launch.doctor.check_result import CheckResult, failure, ok, warning
@@ -18,14 +19,9 @@ def check_builds(host: HostGpus, torch: TorchFacts | None, why_not: str, *, want
     """Check that driver, torch, NCCL and kernels fit each other and the GPUs. `why_not`: why torch is None."""
     if torch is None:
         return [failure("torch", f"cannot be imported: {why_not}", "run scripts/bootstrap", "minutes, 1 GB")]
-    found = [*_torch(host, torch, wants_gpu=wants_gpu)]
-    if not host.gpus:
-        return found
-    found += _driver(host, torch)
-    if torch.cuda:
-        found += _cards(host.gpus, torch)
-        found += _cudnn(torch)
-        found += _kernels(host.gpus, torch)
+    found = [*_torch(host, torch, wants_gpu=wants_gpu), *(_driver(host, torch) if host.gpus else ())]
+    if host.gpus and torch.cuda:
+        found += [*_cards(host.gpus, torch), *_cudnn(torch), *_kernels(host.gpus, torch)]
     return found
 
 
@@ -91,15 +87,9 @@ def _cards(gpus: Sequence[GpuFacts], torch: TorchFacts) -> Iterator[CheckResult]
 
 
 def _runs(capability: tuple[int, int], archs: Sequence[str]) -> bool:
-    for arch in archs:
-        kind, _, digits = arch.partition("_")
-        digits = digits.rstrip("af")
-        if not digits.isdigit():
-            continue
-        built = divmod(int(digits), 10)
-        if built <= capability and (kind == "compute" or (kind == "sm" and built[0] == capability[0])):
-            return True
-    return False
+    found = re.findall(r"\b(sm|compute)_(\d+)[af]*\b", " ".join(archs))
+    built = [(kind, divmod(int(digits), 10)) for kind, digits in found]
+    return any(code <= capability and (kind == "compute" or code[0] == capability[0]) for kind, code in built)
 
 
 def _cudnn(torch: TorchFacts) -> Iterator[CheckResult]:

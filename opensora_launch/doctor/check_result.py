@@ -54,20 +54,17 @@ def lines(results: Sequence[CheckResult]) -> list[str]:
     several = len({result.host for result in results}) > 1
     check = max((len(result.check) for result in results), default=0)
     host = max((len(result.host) for result in results), default=0) if several else 0
-    return [_line(result, host, check) for result in results]
-
-
-def _line(result: CheckResult, host: int, check: int) -> str:
-    parts = [f"{result.level.value:<4}", *([f"{result.host:<{host}}"] if host else []), f"{result.check:<{check}}"]
-    text = "  ".join([*parts, result.what])
-    if result.fix:
-        text += f"; fix: {result.fix}" + (f" ({result.cost})" if result.cost else "")
-    return text
+    found = []
+    for result in results:
+        place = [f"{result.host:<{host}}"] if host else []
+        text = "  ".join([f"{result.level.value:<4}", *place, f"{result.check:<{check}}", result.what])
+        cost = f" ({result.cost})" if result.cost else ""
+        found.append(text + (f"; fix: {result.fix}{cost}" if result.fix else ""))
+    return found
 
 
 def worst(results: Iterable[CheckResult]) -> Level:
-    order = list(Level)
-    return max((result.level for result in results), key=order.index, default=Level.ok)
+    return max((result.level for result in results), key=list(Level).index, default=Level.ok)
 
 
 def size_text(count: int | float) -> str:

@@ -4,7 +4,7 @@ Many come from public Docker files and guides for Open-Sora, where they were set
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from opensora_launch.doctor.alloc_conf import check_allocator
@@ -29,7 +29,11 @@ class Surroundings:
 
 def audit(env: Mapping[str, str], here: Surroundings) -> list[CheckResult]:
     """Report every harmful setting."""
-    found = [*_links(env, here), *_kernels(env, here), *_threads(env, here), *_waits(env, here), *_logs(env)]
+    found = [
+        bad_variable(f"{name}={env[name]}: {why}", fix or f"unset {name}")
+        for name, values, applies, why, fix in _harmful(here)
+        if applies and name in env and (values is None or env[name].strip().lower() in values)
+    ]
     found += check_allocator(env, here.torch) if here.gpus else []
     return found + check_socket_names(env, here.interfaces, nodes=here.nodes, gpus=here.gpus)
 
@@ -57,60 +61,33 @@ def _about(name: str, found: Iterable[CheckResult]) -> list[CheckResult]:
     return [result for result in found if re.match(rf"{name}\b", result.what)]
 
 
-def _on(env: Mapping[str, str], name: str) -> bool:
-    return env.get(name, "").strip().lower() in ON
-
-
-def _harm(name: str, env: Mapping[str, str], why: str, fix: str = "") -> CheckResult:
-    return bad_variable(f"{name}={env[name]}: {why}", fix or f"unset {name}")
-
-
-def _links(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
-    if here.gpus > 1 and _on(env, "NCCL_P2P_DISABLE"):
-        why = "GPUs exchange data through host memory and leave NVLink idle, 2 to 20 times slower"
-        hint = "it only helps if peer access hangs (the links line says whether the driver offers it)"
-        yield _harm("NCCL_P2P_DISABLE", env, f"{why}; {hint}")
-    if here.gpus > 1 and _on(env, "NCCL_SHM_DISABLE"):
-        yield _harm("NCCL_SHM_DISABLE", env, "GPUs of one machine without peer access use the network stack")
-    if here.infiniband and _on(env, "NCCL_IB_DISABLE"):
-        yield _harm("NCCL_IB_DISABLE", env, "InfiniBand is up, but NCCL would use TCP, which is 5 to 20 times slower")
-    if "NCCL_TREE_THRESHOLD" in env:
-        yield _harm("NCCL_TREE_THRESHOLD", env, "NCCL ignores it since version 2.5")
-
-
-def _kernels(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
-    if here.gpus and _on(env, "CUDA_LAUNCH_BLOCKING"):
-        why = "the CPU waits for every kernel, so launches and communication do not overlap; only for debugging"
-        yield _harm("CUDA_LAUNCH_BLOCKING", env, why)
-    if here.gpus and "PYTORCH_NO_CUDA_MEMORY_CACHING" in env:
-        why = "every tensor costs a cudaMalloc and a cudaFree, which stop the GPU; any value turns it on"
-        yield _harm("PYTORCH_NO_CUDA_MEMORY_CACHING", env, why)
-    if "CUDA_MEMORY_FRACTION" in env:
-        limit = "PYTORCH_CUDA_ALLOC_CONF=per_process_memory_fraction:0.9 (torch 2.7 or newer)"
-        fix = f"unset it; for a limit, use {limit}"
-        yield _harm("CUDA_MEMORY_FRACTION", env, "neither CUDA nor torch reads it", fix)
-
-
-def _threads(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
-    each = here.cpus // max(here.ranks_per_node, 1)
+def _harmful(here: Surroundings) -> Iterator[tuple[str, Sequence[str] | None, bool, str, str]]:
+    """Variable, the values in lower case that do harm (None: all), whether they do so here, why, and a special fix."""
+    gpus, several, each = here.gpus > 0, here.gpus > 1, here.cpus // max(here.ranks_per_node, 1)
+    why = "GPUs exchange data through host memory and leave NVLink idle, 2 to 20 times slower"
+    hint = "it only helps if peer access hangs (the links line says whether the driver offers it)"
+    yield "NCCL_P2P_DISABLE", ON, several, f"{why}; {hint}", ""
+    yield "NCCL_SHM_DISABLE", ON, several, "GPUs of one machine without peer access use the network stack", ""
+    why = "InfiniBand is up, but NCCL would use TCP, which is 5 to 20 times slower"
+    yield "NCCL_IB_DISABLE", ON, here.infiniband, why, ""
+    yield "NCCL_TREE_THRESHOLD", None, True, "NCCL ignores it since version 2.5", ""
+    why = "the CPU waits for every kernel, so launches and communication do not overlap; only for debugging"
+    yield "CUDA_LAUNCH_BLOCKING", ON, gpus, why, ""
+    why = "every tensor costs a cudaMalloc and a cudaFree, which stop the GPU; any value turns it on"
+    yield "PYTORCH_NO_CUDA_MEMORY_CACHING", None, gpus, why, ""
+    limit = "PYTORCH_CUDA_ALLOC_CONF=per_process_memory_fraction:0.9 (torch 2.7 or newer)"
+    fix = f"unset it; for a limit, use {limit}"
+    yield "CUDA_MEMORY_FRACTION", None, True, "neither CUDA nor torch reads it", fix
+    why = (
+        f"CPU ranks use one core each, though there are {each} per rank; the launcher gives its ranks their share, but "
+        "other programs (ranks started by hand, tokenizers, ffmpeg filters) stay on one core"
+    )
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        if env.get(name) == "1" and each > 1 and not here.gpus:
-            why = (
-                f"CPU ranks use one core each, though there are {each} per rank; the launcher gives its ranks their "
-                "share, but other programs (ranks started by hand, tokenizers, ffmpeg filters) stay on one core"
-            )
-            yield _harm(name, env, why, f"unset {name}, or set launcher.threads_per_rank={each}")
-
-
-def _waits(env: Mapping[str, str], here: Surroundings) -> Iterator[CheckResult]:
+        yield name, ("1",), each > 1 and not gpus, why, f"unset {name}, or set launcher.threads_per_rank={each}"
+    why = "the CPU blocks in every collective, so it launches nothing ahead; hangs are detected without it"
     for name in ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"):
-        if here.gpus and _on(env, name):
-            why = "the CPU blocks in every collective, so it launches nothing ahead; hangs are detected without it"
-            yield _harm(name, env, why)
-
-
-def _logs(env: Mapping[str, str]) -> Iterator[CheckResult]:
-    if env.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
-        yield _harm("NCCL_DEBUG", env, "thousands of lines per rank hide what matters", "set NCCL_DEBUG=WARN")
-    if env.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":
-        yield _harm("TORCH_DISTRIBUTED_DEBUG", env, "an extra collective compares every collective across ranks first")
+        yield name, ON, gpus, why, ""
+    why = "thousands of lines per rank hide what matters"
+    yield "NCCL_DEBUG", ("info", "trace"), True, why, "set NCCL_DEBUG=WARN"
+    why = "an extra collective compares every collective across ranks first"
+    yield "TORCH_DISTRIBUTED_DEBUG", ("detail",), True, why, ""

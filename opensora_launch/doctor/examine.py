@@ -17,6 +17,7 @@ from opensora_launch.doctor.interfaces import infiniband_up, interfaces
 from opensora_launch.doctor.probe import ProbeResult, ProbeSpec, check_probe, run_probe
 from opensora_launch.doctor.torch_facts import ask_kernels, ask_torch, installed_torch, torch_problems
 from opensora_launch.launch.env_profile import Profiled
+from opensora_launch.machine.choose_gpus import link_of
 from opensora_launch.machine.find_gpus import find_gpus
 from opensora_launch.machine.host import host_facts
 from opensora_launch.machine.host_gpus import DIVIDED, GpuFacts, HostGpus, no_gpus_problem
@@ -67,7 +68,8 @@ def full_checks(target: CheckTarget, layout: Layout, *, ranks: bool, nvlink_gb_s
     found += gpu_checks.check_links(gpus, {gpu.index for gpu in seen})
     found += host_checks.check_memory_and_disk(host, target.needs) + host_checks.check_limits(host, target.needs)
     found += _environment(target) or [ok("env", "no harmful setting reaches the ranks")]
-    if ranks and torch is not None and not _cannot_start(found):
+    stops = any(result.level is Level.fail and result.check in ("gpus", "torch", "driver") for result in found)
+    if ranks and torch is not None and not stops:
         found += _probe(target, layout, _link_gb_s(gpus, seen, nvlink_gb_s))
     return found
 
@@ -128,20 +130,11 @@ def _ours() -> set[int]:
     return {os.getpid(), *descendants(os.getpid())}
 
 
-def _cannot_start(found: Sequence[CheckResult]) -> bool:
-    return any(result.level is Level.fail and result.check in ("gpus", "torch", "driver") for result in found)
-
-
 def _link_gb_s(gpus: HostGpus, seen: Sequence[GpuFacts], nvlink_gb_s: float | None) -> float | None:
     """Bandwidth of the slowest pair, one way: NVLink by the catalogue, else PCIe by the slot of the slowest card."""
-    indices = {gpu.index for gpu in seen}
-    pairs = [pair for pair in gpus.pairs if {pair.first, pair.second} <= indices]
-    if not pairs:
-        return None
-    if all(pair.nvlink for pair in pairs):
-        return nvlink_gb_s
+    link = link_of(seen, gpus.pairs)
     lanes = [PCIE_GB_S.get(gpu.pcie[1], 0.0) * gpu.pcie[2] / 16 for gpu in seen if gpu.pcie]
-    return min(lanes, default=None) or None
+    return {"nvlink": nvlink_gb_s, "pcie": min(lanes, default=None) or None}.get(link)
 
 
 def check_between_nodes(target: CheckTarget, layout: Layout, node_link_gb_s: float, shared: Path) -> list[CheckResult]:
@@ -167,13 +160,7 @@ def _probe(target: CheckTarget, layout: Layout, link_gb_s: float | None) -> list
 
 def _run(target: CheckTarget, layout: Layout, shared: Path | None) -> tuple[ProbeResult | None, str]:
     machine = target.machine
-    spec = ProbeSpec(
-        device=machine.device,
-        layout=layout,
-        threads_per_rank=max(1, machine.cpus_per_node // machine.gpus_per_node),
-        nbytes=PROBE_BYTES[machine.device],
-        repeats=PROBE_REPEATS,
-        timeout_s=PROBE_TIMEOUT_S,
-    )
-    env = {**target.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(spec.threads_per_rank)}
+    threads = max(1, machine.cpus_per_node // machine.gpus_per_node)
+    spec = ProbeSpec(machine.device, layout, threads, PROBE_BYTES[machine.device], PROBE_REPEATS, PROBE_TIMEOUT_S)
+    env = {**target.env, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads)}
     return run_probe(machine, spec, env, shared)

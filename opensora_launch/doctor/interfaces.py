@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opensora_launch.doctor.check_result import CheckResult, Level, bad_variable
+from opensora_launch.machine.processes import text_of
 
 SYS_NET, SYS_INFINIBAND = Path("/sys/class/net"), Path("/sys/class/infiniband")
 LOCAL = ("lo", "docker", "veth", "br-", "virbr")  # these reach no other host
@@ -26,7 +27,7 @@ def interfaces(root: Path = SYS_NET) -> tuple[Interface, ...]:
 
 def infiniband_up(root: Path = SYS_INFINIBAND) -> bool:
     """Whether any port of an InfiniBand or RoCE card is active."""
-    return any("ACTIVE" in _text(state) for state in root.glob("*/ports/*/state"))
+    return any("ACTIVE" in text_of(state) for state in root.glob("*/ports/*/state"))
 
 
 def nccl_matches(spec: str, names: Sequence[str]) -> list[str]:
@@ -34,11 +35,8 @@ def nccl_matches(spec: str, names: Sequence[str]) -> list[str]:
     exclude = spec.startswith("^")
     exact = spec.removeprefix("^").startswith("=")
     wanted = [part for part in spec.lstrip("^=").split(",") if part]
-
-    def is_named(name: str) -> bool:
-        return any(name == part if exact else name.startswith(part) for part in wanted)
-
-    return [name for name in names if is_named(name) != exclude]
+    matches = str.__eq__ if exact else str.startswith
+    return [name for name in names if any(matches(name, part) for part in wanted) != exclude]
 
 
 def check_socket_names(
@@ -72,12 +70,4 @@ def _one(name: str, spec: str, matched: Sequence[str], here: Sequence[Interface]
 
 
 def _is_up(path: Path) -> bool:
-    state = _text(path / "operstate").strip()
-    return state in ("up", "unknown")  # loopback and tunnels report unknown
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
+    return text_of(path / "operstate").strip() in ("up", "unknown")  # loopback and tunnels report unknown

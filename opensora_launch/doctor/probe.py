@@ -41,7 +41,6 @@ class RankSeen:
     rank: int
     host: str
     gpu: str | None  # UUID
-    cpus: int
     clock_ahead_s: float | None
 
 

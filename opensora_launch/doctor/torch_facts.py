@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from opensora_launch.machine.processes import text_of
+
 TIMEOUT_S = 60.0
 # Prints one JSON line. A kernel library that was built for another torch fails when its own module is loaded.
 ASK = """
@@ -20,9 +22,6 @@ import torch
 found = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
 found["available"] = torch.cuda.is_available()
 found["archs"] = torch.cuda.get_arch_list() if found["available"] else []
-found["uuids"] = []
-for n in range(torch.cuda.device_count() if found["available"] else 0):
-    found["uuids"].append(str(torch.cuda.get_device_properties(n).uuid))
 try:
     found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if found["available"] else None
 except (AttributeError, RuntimeError):
@@ -57,7 +56,6 @@ class TorchFacts:
     hip: str | None
     available: bool
     archs: tuple[str, ...]  # sm_90, compute_90
-    uuids: tuple[str, ...]  # of the GPUs that torch sees
     nccl: str | None
     kernels: Mapping[str, str]  # why a library cannot be loaded, or ""
     cudnn: int | None = None  # 92000 is 9.20.0
@@ -106,10 +104,7 @@ def torch_build(folder: Path | None = None) -> dict[str, str | None]:
     """
     if folder is None and (spec := find_spec("torch")) and spec.origin:
         folder = Path(spec.origin).parent
-    try:
-        text = (folder / "version.py").read_text(encoding="utf-8") if folder else ""
-    except OSError:
-        return {}
+    text = text_of(folder / "version.py") if folder else ""
     found = re.findall(r"^(__version__|cuda|hip)\b.*= *(?:'(.*)'|None)$", text, re.MULTILINE)
     return {name: value or None for name, value in found}
 

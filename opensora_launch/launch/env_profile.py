@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opensora_launch.schema.ranks_env import EnvConfig
-from opensora_launch.slurm.script import VARIABLE_NAME
+from opensora_launch.slurm.script import VARIABLE_NAME, assignment_problems
 
 RECORDED = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "GLOO_", "NVIDIA_")  # never a secret
 SAME = {"PYTORCH_CUDA_ALLOC_CONF": "PYTORCH_ALLOC_CONF"}  # two names of one setting
@@ -39,12 +39,7 @@ class Profiled:
 
 def profile_problems(config: EnvConfig) -> list[str]:
     """Every entry that is not an assignment or not a name."""
-    wrong = [
-        f"env.set: {entry!r} is not NAME=VALUE"
-        for entry in config.set
-        if "=" not in entry or not VARIABLE_NAME.fullmatch(entry.partition("=")[0])
-    ]
-    return wrong + [
+    return assignment_problems("env.set", config.set) + [
         f"env.unset: {name!r} is not the name of a variable"
         for name in config.unset
         if not VARIABLE_NAME.fullmatch(name)

@@ -17,15 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from opensora_launch import exit_codes
-from opensora_launch.launch.verdict import (
-    agent_exits,
-    first_failure,
-    missing_failure,
-    silent_failure,
-    step_end,
-    was_preempted,
-    with_last_words,
-)
+from opensora_launch.launch import verdict
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.runs.alive import is_process_gone
@@ -84,7 +76,9 @@ def supervise(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome
                 outcome = _run(task, on_beats)
             except _Signalled as stop:
                 _ignore_signals()
-                _ask_to_stop(task, before, signal.Signals(stop.signum))
+                ours = _ours(task, before)
+                processes.send(ours, signal.Signals(stop.signum))
+                processes.wait_for_end(ours, GRACE_S)
                 outcome = Outcome(exit_codes.BY_SIGNAL + stop.signum)
             finally:
                 _ignore_signals()
@@ -118,9 +112,9 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
         if failure is None:
             time.sleep(TICK_S)
     said = _said(log)
-    if was_preempted(agent_exits(said)):
+    if verdict.was_preempted(verdict.agent_exits(said)):
         return Outcome(exit_codes.PREEMPTED)
-    failure = with_last_words(failure, said, socket.gethostname())
+    failure = verdict.with_last_words(failure, said, socket.gethostname())
     if not read_failure(task.attempt) and _disk_is_full(task.attempt):  # no rank could write why it ended
         failure = replace(failure, message=f"{failure.message}; No space left on device: {task.attempt}")
     record_failure(task.attempt, failure)
@@ -160,10 +154,12 @@ def _look(task: Task, watch: _Watch, beats: Sequence[Beat], code: int | None, lo
         if code is None and now - watch.failed_s < GRACE_S:
             return None
         said = _said(log)
-        return first_failure(reported, beats, agent_exits(said), watch.lost, code, step_end(said))
+        return verdict.first_failure(
+            reported, beats, verdict.agent_exits(said), watch.lost, code, verdict.step_end(said)
+        )
     waited, limit_s = now - watch.started_s, max(task.timeout_s, FIRST_BEAT_S)
-    return silent_failure(beats, now, task.timeout_s) or (
-        missing_failure(beats, task.ranks, waited) if waited > limit_s else None
+    return verdict.silent_failure(beats, now, task.timeout_s) or (
+        verdict.missing_failure(beats, task.ranks, waited) if waited > limit_s else None
     )
 
 
@@ -213,12 +209,6 @@ def _is_worker(pid: int, attempt: AttemptDir) -> bool:
         return os.fsencode(attempt) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-
-
-def _ask_to_stop(task: Task, before: set[int], signum: signal.Signals) -> None:
-    pids = _ours(task, before)
-    processes.send(pids, signum)
-    processes.wait_for_end(pids, GRACE_S)
 
 
 def _end_all(task: Task, before: set[int]) -> None:

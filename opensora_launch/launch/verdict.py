@@ -10,18 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from opensora_launch import exit_codes
+from opensora_launch.telemetry import stall
 from opensora_launch.telemetry.failure import UNKNOWN_HOST, Failure, failure_at
-from opensora_launch.telemetry.stall import (
-    Beat,
-    gone_message,
-    last_seen,
-    longest_silent,
-    name_of,
-    oldest,
-    silence_message,
-)
+from opensora_launch.telemetry.stall import Beat
 
-_AGENT_LINE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+_AGENT_LINE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: \d+\)")
 _SRUN_LINE = re.compile(
     r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$",
     re.MULTILINE,
@@ -49,15 +42,14 @@ class Exit:
 
     rank: int
     code: int
-    pid: int
     host: str = ""  # as srun names it; torchrun's ranks are on this host
 
 
 def agent_exits(agent_log: str) -> tuple[Exit, ...]:
     """The exits in the log of torchrun or srun, in order. On one machine the local rank is the rank."""
-    found = [Exit(int(rank), int(code), int(pid)) for code, rank, pid in _AGENT_LINE.findall(agent_log)]
+    found = [Exit(int(rank), int(code)) for code, rank in _AGENT_LINE.findall(agent_log)]
     for host, rank, code, words in _SRUN_LINE.findall(agent_log):
-        found.append(Exit(int(rank), int(code) if code else -_SIGNALS.get(words, signal.SIGKILL), 0, host))
+        found.append(Exit(int(rank), int(code) if code else -_SIGNALS.get(words, signal.SIGKILL), host))
     return tuple(found)
 
 
@@ -94,17 +86,17 @@ def first_failure(
     if outside:
         return failure_at(-1, None, "failure", f"the ranks ended with their Slurm step, which {outside}")
     by_rank = {beat.rank: beat for beat in beats}
-    killed = [e for e in exits if e.code < 0 and -e.code not in _ENDED_BY_US]
-    ended = killed or [e for e in exits if e.code not in (0, -signal.SIGTERM, -signal.SIGINT)]
-    if ended and not (reported and not killed):
-        first = min(ended, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
+    ended = [e for e in exits if e.code and -e.code not in _ENDED_BY_US]
+    killed = [e for e in ended if e.code < 0]
+    if blamed := killed or ([] if reported else ended):
+        first = min(blamed, key=lambda e: by_rank[e.rank].time_s if e.rank in by_rank else 0.0)
         beat, how = by_rank.get(first.rank), how_it_ended(first.code)
-        message = f"{name_of(beat)} {how}; {last_seen(beat)}" if beat else how
+        message = f"{stall.name_of(beat)} {how}; {stall.last_seen(beat)}" if beat else how
         return failure_at(first.rank, beat, "failure", message)
     if reported:
         return reported
-    if gone := oldest([beat for beat in beats if beat.rank in lost]):
-        return failure_at(gone.rank, gone, "failure", gone_message(gone))
+    if gone := stall.oldest([beat for beat in beats if beat.rank in lost]):
+        return failure_at(gone.rank, gone, "failure", stall.gone_message(gone))
     message = f"the ranks ended without an error message (exit code of their starter: {code})"
     return failure_at(0, by_rank.get(0), "failure", message)
 
@@ -124,8 +116,8 @@ def with_last_words(failure: Failure, agent_log: str, here: str) -> Failure:
 
 def silent_failure(beats: Sequence[Beat], now: float, timeout_s: float) -> Failure | None:
     """The rank whose heartbeat stopped first, if that is more than `timeout_s` ago: its process is stopped."""
-    silent = longest_silent(beats, now, timeout_s)
-    return failure_at(silent.rank, silent, "stalled", silence_message(silent, now)) if silent else None
+    silent = stall.longest_silent(beats, now, timeout_s)
+    return failure_at(silent.rank, silent, "stalled", stall.silence_message(silent, now)) if silent else None
 
 
 def missing_failure(beats: Sequence[Beat], ranks: int, waited_s: float) -> Failure | None:

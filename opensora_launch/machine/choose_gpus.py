@@ -53,7 +53,7 @@ def pick_gpus(host: HostGpus, asked: Sequence[str], visible: str | None, who: Ca
 def _named(
     gpus: Sequence[GpuFacts], lost: Sequence[LostGpu], asked: Sequence[str]
 ) -> tuple[tuple[GpuFacts, ...], list[str]]:
-    if asked and not gpus and not lost:
+    if not gpus and not lost:
         named = ",".join(map(str, asked))
         return (), [f"topology.gpus=[{named}]: there is no GPU here; leave it out, or take CPU ranks: topology=cpu2"]
     found: list[GpuFacts] = []
@@ -79,8 +79,7 @@ def _busy(gpu: GpuFacts, who: Callable[[int], str]) -> str:
     if gpu.mig:
         return DIVIDED
     others = [(pid, used) for pid, used in gpu.processes if pid != os.getpid()]
-    holding = [(pid, used) for pid, used in others if used is None or used >= BUSY_BYTES]
-    return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in holding)
+    return ", ".join(f"{who(pid)} holds {_size(used)}" for pid, used in others if used is None or used >= BUSY_BYTES)
 
 
 def _holds_much(gpu: GpuFacts) -> bool:
@@ -97,10 +96,9 @@ def owner(pid: int) -> str:
     folder = Path(f"/proc/{pid}")
     try:
         name, uid = (folder / "comm").read_text(encoding="utf-8").strip(), folder.stat().st_uid
+        return f"process {pid} ({name} of {pwd.getpwuid(uid).pw_name})"
     except OSError:
         return f"process {pid}"
-    try:
-        return f"process {pid} ({name} of {pwd.getpwuid(uid).pw_name})"
     except KeyError:
         return f"process {pid} ({name} of user {uid})"
 

@@ -4,6 +4,7 @@ Nothing here raises. Without a driver there are no GPUs, and a reason.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,18 @@ def find_gpus(devices: Path = Path("/dev")) -> HostGpus:
     opened, problem = open_gpus()
     if opened is None:
         return _none(str(problem), sorted(path.name for path in devices.glob("nvidia*")))
-    try:
+    with closing(opened):
         whole = [gpu for gpu in opened.gpus if gpu.parent is None]
+        cuda = _try(pynvml.nvmlSystemGetCudaDriverVersion_v2)
         return HostGpus(
             gpus=tuple(map(_facts, whole)),
             pairs=tuple(_pair(a, b) for a, b in combinations(whole, 2)),
             driver=opened.driver,
-            cuda=_cuda(),
+            cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
             instances=tuple(_facts(gpu) for gpu in opened.gpus if gpu.parent),
             expected=True,
             lost=tuple(opened.lost),
         )
-    finally:
-        opened.close()
 
 
 def _none(problem: str, devices: Sequence[str]) -> HostGpus:
@@ -73,7 +73,6 @@ def _try(reading: Callable[..., Any], *args: Any) -> Any:
 def _facts(gpu: Gpu) -> GpuFacts:
     handle = gpu.handle
     memory, shares_memory = _memory(handle)
-    ecc = _try(pynvml.nvmlDeviceGetEccMode, handle)
     remapped = _try(pynvml.nvmlDeviceGetRemappedRows, handle)
     mig = _try(pynvml.nvmlDeviceGetMigMode, handle)
     throttled = gpu.read("throttling").get("throttled")
@@ -85,7 +84,6 @@ def _facts(gpu: Gpu) -> GpuFacts:
         total_bytes=int(memory.total) if memory else None,
         free_bytes=int(memory.free) if memory else None,
         capability=_try(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-        ecc=bool(ecc[0]) if ecc else None,
         ecc_errors=gpu.read("ecc").get("ecc_uncorrected"),
         remap_pending=bool(remapped[2]) if remapped else None,
         throttled=None if throttled is None else tuple(throttled),
@@ -93,7 +91,7 @@ def _facts(gpu: Gpu) -> GpuFacts:
         processes=tuple((pid, used) for pid, used in gpu.read("processes").get("processes", ())),
         power_limit_w=gpu.read("power limit").get("power_limit_w"),
         power_default_w=default / 1000 if default else None,
-        pcie=_pcie(handle),
+        pcie=_try(_pcie, handle),
         remap_failed=bool(remapped[3]) if remapped else None,
         shares_memory=shares_memory,
     )
@@ -107,29 +105,21 @@ def _memory(handle: Any) -> tuple[Any, bool]:
         return None, error.value == pynvml.NVML_ERROR_NOT_SUPPORTED
 
 
-def _pcie(handle: Any) -> tuple[int, int, int, int] | None:
-    readings = (
-        pynvml.nvmlDeviceGetCurrPcieLinkGeneration,
-        pynvml.nvmlDeviceGetMaxPcieLinkGeneration,
-        pynvml.nvmlDeviceGetCurrPcieLinkWidth,
-        pynvml.nvmlDeviceGetMaxPcieLinkWidth,
+def _pcie(handle: Any) -> tuple[int, int, int, int]:
+    return (
+        pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
+        pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+        pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
+        pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle),
     )
-    found = [_try(reading, handle) for reading in readings]
-    now, most, lanes, most_lanes = found
-    return None if None in found else (int(now), int(most), int(lanes), int(most_lanes))
-
-
-def _cuda() -> tuple[int, int] | None:
-    version = _try(pynvml.nvmlSystemGetCudaDriverVersion_v2)
-    return (version // 1000, version % 1000 // 10) if version else None
 
 
 def _pair(a: Gpu, b: Gpu) -> PairFacts:
     status = _try(pynvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, P2P_READ)
     links = _nvlinks(a, b)
     level = _try(pynvml.nvmlDeviceGetTopologyCommonAncestor, a.handle, b.handle)
-    path = f"NV{links}" if links else PATHS.get(-1 if level is None else level, "unknown path")
-    return PairFacts(a.index, b.index, path, P2P.get(-1 if status is None else status, "unknown"))
+    path = f"NV{links}" if links else PATHS.get(level, "unknown path")
+    return PairFacts(a.index, b.index, path, P2P.get(status, "unknown"))
 
 
 def _nvlinks(a: Gpu, b: Gpu) -> int:

@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from opensora_launch.machine.processes import text_of
 
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -43,22 +46,11 @@ class HostFacts:
 
 def count_cpus() -> int:
     """Count the CPUs that this process may use: its affinity, and the smallest share of its cgroups, rounded up."""
-    shares = [
-        *(_share(text) for folder in _cgroup_folders("") if (text := _text(folder / "cpu.max"))),
-        *(
-            _share(f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}")
-            for folder in _cgroup_folders("cpu")
-        ),
-    ]
-    return max(1, min([len(os.sched_getaffinity(0)), *(-(-quota // period) for quota, period in filter(None, shares))]))
-
-
-def _share(text: str) -> tuple[int, int] | None:
-    """Microseconds of CPU, and of the period in which they may be used; None without a limit ("max", or -1)."""
-    words = text.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
-        return None
-    return int(words[0]), int(words[1])
+    limits = [text_of(folder / "cpu.max") for folder in _cgroup_folders("")]
+    for folder in _cgroup_folders("cpu"):
+        limits.append(f"{text_of(folder / 'cpu.cfs_quota_us')} {text_of(folder / 'cpu.cfs_period_us')}")
+    shares = [re.fullmatch(r"(\d+)\s+(\d+)\s*", limit) for limit in limits]  # of a period, unless it is "max" or -1
+    return max(1, min([len(os.sched_getaffinity(0)), *(-(-int(s[1]) // int(s[2])) for s in shares if s)]))
 
 
 def _cgroup_folders(controller: str) -> list[Path]:
@@ -98,7 +90,7 @@ def process_sample(pid: int, proc: Path = PROC) -> dict[str, Any]:
 
     `ran_s` and `starved_s` are seconds that its main thread, which computes, ran on a CPU and waited for one.
     """
-    stat = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
+    stat = text_of(proc / str(pid) / "stat").rpartition(")")[2].split()
     if not stat:
         return {}
     found: dict[str, Any] = {
@@ -166,24 +158,16 @@ def _cgroup_room() -> int | None:
     rooms = []
     for controller, (limit, used, cache) in names.items():
         for folder in _cgroup_folders(controller):
-            numbers = [_text(folder / name).strip() for name in (limit, used)]
+            numbers = [text_of(folder / name).strip() for name in (limit, used)]
             if all(number.isdigit() for number in numbers):
                 stat = dict(line.split() for line in _lines(folder / "memory.stat"))
                 rooms.append(int(numbers[0]) - int(numbers[1]) + int(stat.get(cache, 0)))
     return min(rooms, default=None)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _lines(path: Path) -> list[str]:
-    return _text(path).splitlines()
+    return text_of(path).splitlines()
 
 
 def _words(path: Path) -> list[str]:
-    lines = _lines(path)
-    return lines[0].split() if lines else []
+    return text_of(path).partition("\n")[0].split()

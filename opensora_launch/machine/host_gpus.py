@@ -18,7 +18,6 @@ class GpuFacts:
     total_bytes: int | None
     free_bytes: int | None
     capability: tuple[int, int] | None  # (9, 0) is Hopper
-    ecc: bool | None
     ecc_errors: int | None  # uncorrected, since boot
     remap_pending: bool | None  # a bad memory row will be replaced at the next reset
     throttled: tuple[str, ...] | None

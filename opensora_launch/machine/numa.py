@@ -1,9 +1,11 @@
 """NUMA nodes of this host: their CPUs, the GPUs beside them, and how ranks share them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from opensora_launch.machine.nvml import open_gpus
+from opensora_launch.machine.processes import text_of
 from opensora_launch.machine.visible import visible_gpus
 
 NODES = Path("/sys/devices/system/node")
@@ -39,38 +41,20 @@ def _share(cpus: Sequence[int], index: int, ranks: int) -> list[int]:
 
 def numa_nodes(root: Path = NODES) -> dict[int, list[int]]:
     """The CPUs of each NUMA node as the kernel lists them; empty if it does not."""
-    found = {}
-    for folder in sorted(root.glob("node[0-9]*"), key=lambda p: int(p.name.removeprefix("node"))):
-        try:
-            found[int(folder.name.removeprefix("node"))] = parse_cpus((folder / "cpulist").read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-    return found
+    folders = {int(folder.name.removeprefix("node")): folder for folder in root.glob("node[0-9]*")}
+    lists = {node: text_of(folder / "cpulist") for node, folder in sorted(folders.items())}
+    return {node: parse_cpus(text) for node, text in lists.items() if text}
 
 
 def gpu_nodes(env: Mapping[str, str], root: Path = PCI) -> list[int]:
     """The NUMA node of each GPU that CUDA shows this rank, in CUDA's order; empty if one of them is unknown."""
-    found = []
-    for address in _visible_addresses(env.get("CUDA_VISIBLE_DEVICES")):
-        try:
-            node = int((root / address / "numa_node").read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return []
-        if node < 0:  # the firmware does not know
-            return []
-        found.append(node)
-    return found
-
-
-def _visible_addresses(setting: str | None) -> list[str]:
-    """PCI addresses as in /sys; empty without a driver."""
     opened, _ = open_gpus()
     if opened is None:
         return []
-    try:
-        return [gpu.pci_address for gpu in visible_gpus(opened.gpus, setting)]
-    finally:
-        opened.close()
+    with closing(opened):
+        shown = visible_gpus(opened.gpus, env.get("CUDA_VISIBLE_DEVICES"))
+        nodes = [text_of(root / gpu.pci_address / "numa_node").strip() for gpu in shown]
+    return [int(node) for node in nodes] if all(map(str.isdigit, nodes)) else []  # -1: the firmware does not know
 
 
 def parse_cpus(text: str) -> list[int]:

@@ -6,6 +6,7 @@ missing in the samples. Nothing here raises after `open_gpus`. Match GPUs to CUD
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,7 @@ class Gpu:
     def pci_address(self) -> str:
         """As /sys writes it: NVML's domain has eight digits, the kernel's four. "" where the driver refuses it."""
         try:
-            return _text(pynvml.nvmlDeviceGetPciInfo((self.parent or self).handle).busId).lower()[-12:]
+            return str(pynvml.nvmlDeviceGetPciInfo((self.parent or self).handle).busId).lower()[-12:]
         except pynvml.NVMLError:
             return ""
 
@@ -113,7 +114,7 @@ class Gpus:
         while self._events is not None:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
-                found.append({"uuid": _text(pynvml.nvmlDeviceGetUUID(event.device)), "xid": int(event.eventData)})
+                found.append({"uuid": pynvml.nvmlDeviceGetUUID(event.device), "xid": int(event.eventData)})
             except Exception as error:  # noqa: BLE001 the samples continue without XIDs
                 if getattr(error, "value", None) != pynvml.NVML_ERROR_TIMEOUT:
                     self._refuse_events(error)
@@ -148,7 +149,7 @@ def open_gpus() -> tuple[Gpus | None, str | None]:
         whole, lost = _reachable(pynvml.nvmlDeviceGetCount())
         gpus = [gpu for one in whole for gpu in (one, *_mig(one))]
         if gpus:
-            return Gpus(gpus, lost, _text(pynvml.nvmlSystemGetDriverVersion()), _register(whole)), None
+            return Gpus(gpus, lost, pynvml.nvmlSystemGetDriverVersion(), _register(whole)), None
         problem = "; ".join(f"GPU {gpu.index}: {gpu.why}" for gpu in lost) or "the driver shows no GPU"
     except Exception as error:  # noqa: BLE001 the host is sampled without GPUs
         problem = nvml_cause(error)
@@ -172,9 +173,7 @@ def _reachable(count: int) -> tuple[list[Gpu], list[LostGpu]]:
 
 
 def _gpu(index: int, handle: Any, parent: Gpu | None = None) -> Gpu:
-    return Gpu(
-        index, _text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle)), handle, parent=parent
-    )
+    return Gpu(index, pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle), handle, parent)
 
 
 def _mig(gpu: Gpu) -> list[Gpu]:
@@ -187,32 +186,25 @@ def _mig(gpu: Gpu) -> list[Gpu]:
         return []
     found = []
     for n in range(count):
-        try:
+        with suppress(pynvml.NVMLError):  # an unused slot
             found.append(_gpu(gpu.index, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu.handle, n), gpu))
-        except pynvml.NVMLError:  # an unused slot
-            continue
     return found
 
 
 def _register(gpus: list[Gpu]) -> Any:
     """An event set that receives XIDs; None if every GPU refuses, with the reason in each GPU's `refused`."""
-    try:
-        events = pynvml.nvmlEventSetCreate()
-    except pynvml.NVMLError as error:
-        for gpu in gpus:
-            gpu.refused["xid"] = str(error)
-        return None
-    heard = 0
+    events = None
     for gpu in gpus:  # a GPU that refuses XID events does not stop the others from reporting
         try:
+            if events is None:
+                events = pynvml.nvmlEventSetCreate()
             pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, events)
-            heard += 1
         except pynvml.NVMLError as error:
             gpu.refused["xid"] = str(error)
-    if heard or not gpus:
-        return events
-    pynvml.nvmlEventSetFree(events)
-    return None
+    if events is not None and all("xid" in gpu.refused for gpu in gpus):
+        pynvml.nvmlEventSetFree(events)
+        return None
+    return events
 
 
 def _use(handle: Any) -> dict[str, Any]:
@@ -263,10 +255,6 @@ def _ecc(handle: Any) -> dict[str, Any]:
 def _processes(handle: Any) -> dict[str, Any]:
     """Processes that compute on a GPU. In a container, ids may be the host's, or only own processes are shown."""
     return {"processes": [[p.pid, p.usedGpuMemory] for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]}
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 _EVERY_SAMPLE: dict[str, Reading] = {

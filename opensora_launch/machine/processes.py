@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -23,12 +24,12 @@ def die_with_parent() -> None:
 
 def is_running(pid: int) -> bool:
     """Whether the process exists and is not a zombie."""
-    return _state(pid) not in ("", "Z", "X")
+    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
 
 
 def is_stopped(pid: int) -> bool:
     """Whether SIGSTOP or the like has suspended the process until SIGCONT."""
-    return _state(pid) == "T"
+    return _stat(pid)[:1] == ["T"]
 
 
 def descendants(of: int) -> set[int]:
@@ -49,10 +50,8 @@ def descendants(of: int) -> set[int]:
 def send(pids: Iterable[int], signum: signal.Signals) -> None:
     """Send a signal to those processes that still exist."""
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signum)
-        except ProcessLookupError:
-            continue
 
 
 def wait_for_end(pids: Iterable[int], seconds: float) -> bool:
@@ -68,10 +67,8 @@ def wait_for_end(pids: Iterable[int], seconds: float) -> bool:
 def reap(pids: Iterable[int]) -> None:
     """Collect the exit codes of adopted children that have ended, so that no zombies remain."""
     for pid in pids:
-        try:
+        with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            continue
 
 
 def start_ticks(pid: int) -> int:
@@ -80,14 +77,14 @@ def start_ticks(pid: int) -> int:
     return int(stat[19]) if stat else 0
 
 
-def _state(pid: int) -> str:
-    stat = _stat(pid)
-    return stat[0] if stat else ""
-
-
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/<pid>/stat from the state on; the name before them may contain anything."""
+    return text_of(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+
+
+def text_of(path: Path) -> str:
+    """The text of a file; "" if it cannot be read."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
+        return ""

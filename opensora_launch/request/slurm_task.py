@@ -31,6 +31,7 @@ from opensora_launch.runs.finished_videos import plan_with_less
 from opensora_launch.runs.state import Launched, read_attempts, record_launch
 from opensora_launch.runs.waited import Waited, record_job_start, record_waited
 from opensora_launch.slurm.allocation import cpus_per_node, in_allocation
+from opensora_launch.slurm.task_env import job_id
 from opensora_launch.telemetry.failure import read_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 
@@ -41,31 +42,30 @@ FRUITLESS = 3  # starts of a job in a row, after which it is not requeued
 
 def main(argv: Sequence[str]) -> int:
     """Answer one request; the exit code."""
-    answer: AttemptDir | int | str | None
-    env, failed = os.environ, False
     try:
         match argv:
             case ["--attempt", folder]:
-                answer = attempt_of_launcher(AttemptDir(Path(folder)), env)
+                print(attempt_of_launcher(AttemptDir(Path(folder)), os.environ))
             case ["--with-less", folder]:
-                answer = attempt_with_less(AttemptDir(Path(folder)), env)
-                failed = answer is None
+                less = attempt_with_less(AttemptDir(Path(folder)), os.environ)
+                if less is None:
+                    return exit_codes.FAILURE
+                print(less)
             case ["--code", folder]:
-                answer = code_of_ranks(AttemptDir(Path(folder)))
+                print(code_of_ranks(AttemptDir(Path(folder))))
             case ["--requeue", folder, why]:
-                answer = requeue_problem(AttemptDir(Path(folder)), why, env)
-                failed = answer is not None
-            case ["--run-file", file, "--submitted", at_s, "--ranks-per-node", ranks, "--", *words]:
-                run_file = run_file_of(Path(file), float(at_s), env)
-                answer = attempt_by_hand(run_file, float(at_s), int(ranks), words, env)
+                if refused := requeue_problem(AttemptDir(Path(folder)), why, os.environ):
+                    print(refused)
+                    return exit_codes.FAILURE
+            case ["--run-file", first, "--submitted", submitted_s, "--ranks-per-node", ranks, "--", *words]:
+                run_file = run_file_of(Path(first), float(submitted_s), os.environ)
+                print(attempt_by_hand(run_file, float(submitted_s), int(ranks), words, os.environ))
             case _:
                 raise AssertionError(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USER_ERROR
-    if answer is not None:
-        print(answer)
-    return exit_codes.FAILURE if failed else exit_codes.DONE
+    return exit_codes.DONE
 
 
 def attempt_of_launcher(made: AttemptDir, env: Mapping[str, str]) -> AttemptDir:
@@ -201,9 +201,7 @@ def _started(like: AttemptDir, env: Mapping[str, str], plan: Plan | None = None)
 
 def this_job(env: Mapping[str, str]) -> Launched:
     """The job, or the task of an array, whose script runs; its name is empty outside of Slurm."""
-    if "SLURM_ARRAY_JOB_ID" in env:
-        return Launched("slurm", job=f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}")
-    return Launched("slurm", job=env.get("SLURM_JOB_ID", ""))
+    return Launched("slurm", job=job_id(env))
 
 
 if __name__ == "__main__":

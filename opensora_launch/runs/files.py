@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,7 @@ _T = TypeVar("_T")
 
 def read_request(run: RunDir) -> tuple[Plan, dict[str, Any], list[str]]:
     """The plan, the config and the command line of a run. Raises UserError if this is not a run's folder."""
-    plan = read_plan(run.plan)
-    return plan, _read(run.config, _yaml), _read(run.overrides, _words)
+    return read_plan(run.plan), _read(run.config, _yaml), _read(run.overrides, _words)
 
 
 def read_plan(path: Path) -> Plan:
@@ -56,13 +56,10 @@ def cut_prompts(run: RunDir, videos: Sequence[VideoRequest]) -> list[str]:
     """One line per video whose prompt was longer than the text encoder accepts."""
     lines = []
     for video in videos:
-        try:
-            cut = json.loads(run.record(video.name).read_text(encoding="utf-8"))["cut_tokens"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if cut:
-            ignored = "last token of its prompt does" if cut == 1 else f"last {cut} tokens of its prompt do"
-            lines.append(f"{video.name}: the {ignored} not fit and {'is' if cut == 1 else 'are'} ignored")
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if cut := json.loads(run.record(video.name).read_text(encoding="utf-8"))["cut_tokens"]:
+                ignored = "last token of its prompt does" if cut == 1 else f"last {cut} tokens of its prompt do"
+                lines.append(f"{video.name}: the {ignored} not fit and {'is' if cut == 1 else 'are'} ignored")
     return lines
 
 
@@ -83,12 +80,9 @@ def stored_steps(run_dir: RunDir) -> list[tuple[str, int]]:
     """(first video, steps done) of each unfinished batch, from the heads of the checkpoints."""
     found = []
     for path in sorted(run_dir.checkpoints.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        with suppress(OSError, ValueError, KeyError, OverflowError, MemoryError), path.open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             found.append((path.stem, int(head["__metadata__"]["step"])))
-        except (OSError, ValueError, KeyError, OverflowError, MemoryError):
-            continue
     return found
 
 

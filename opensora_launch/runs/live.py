@@ -1,6 +1,7 @@
 """What the ranks of an attempt and their GPUs do now, by their heartbeats and samples."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -42,38 +43,30 @@ class DeviceUse:
 
 def rank_uses(attempt: AttemptDir, beats: Sequence[Beat]) -> dict[int, DeviceUse]:
     """What each rank uses, by the last samples of its node. Ranks of nodes without samples are left out."""
-    nodes = {node.host: node for node in _nodes(attempt)}
-    metas = rank_metas(attempt)
+    nodes, metas = dict[str, NodeSamples](), rank_metas(attempt)
+    for path in attempt.all_samples():
+        with suppress(OSError):  # it cannot be read at this moment, as may be with heartbeats
+            if (node := read_samples(path, TAIL_BYTES)) and node.samples:
+                nodes[node.host] = node
     return {b.rank: _use(b.rank, nodes[b.host], metas.get(b.rank)) for b in beats if b.host in nodes}
 
 
 def together(uses: Collection[DeviceUse]) -> DeviceUse:
     """Combine the use of several ranks: the mean of `busy`, the fullest memory, and the power of all."""
-    busy, power = _known(uses, "busy"), _known(uses, "power_w")
-    return DeviceUse(
-        busy=fmean(busy) if busy else None,
-        memory_bytes=max(_known(uses, "memory_bytes"), default=None),
-        power_w=sum(power) if power else None,
-        of_gpu=any(use.of_gpu for use in uses),
-    )
+    known = _combined(uses, busy=fmean, memory_bytes=max, power_w=sum)
+    return DeviceUse(**known, of_gpu=any(use.of_gpu for use in uses))
 
 
 def totals(uses: Sequence[DeviceUse]) -> DeviceUse:
     """The same, with the memory of all, the hottest GPU, and the slowest one."""
-    memory = _known(uses, "memory_bytes")
-    return replace(
-        together(uses),
-        memory_bytes=sum(memory) if memory else None,
-        memory_total_bytes=sum(_known(uses, "memory_total_bytes")) or None,
-        power_limit_w=sum(_known(uses, "power_limit_w")) or None,
-        temperature_c=max(_known(uses, "temperature_c"), default=None),
-        mhz=min(_known(uses, "mhz"), default=None),
-        mhz_max=min(_known(uses, "mhz_max"), default=None),
-    )
+    sums = _combined(uses, memory_bytes=sum, memory_total_bytes=sum, power_limit_w=sum)
+    return replace(together(uses), **sums, **_combined(uses, temperature_c=max, mhz=min, mhz_max=min))
 
 
-def _known(uses: Collection[DeviceUse], name: str) -> list[float]:
-    return [value for use in uses if (value := getattr(use, name)) is not None]
+def _combined(uses: Collection[DeviceUse], **how: Callable[[list[float]], float]) -> dict[str, Any]:
+    """Each of these values by its function, without those that are unknown of all."""
+    known = {name: [value for use in uses if (value := getattr(use, name)) is not None] for name in how}
+    return {name: how[name](values) for name, values in known.items() if values}
 
 
 def rank_metas(attempt: AttemptDir) -> dict[int, Meta]:
@@ -124,14 +117,3 @@ def _use(rank: int, node: NodeSamples, meta: Meta | None) -> DeviceUse:
     (first_s, first), (last_s, now) = here[0], here[-1]
     known = last_s > first_s and "cpu_s" in first and "cpu_s" in now
     return DeviceUse((now["cpu_s"] - first["cpu_s"]) / (last_s - first_s) if known else None, now.get("memory_bytes"))
-
-
-def _nodes(attempt: AttemptDir) -> Iterator[NodeSamples]:
-    """The last samples of each node. Files that cannot be read at this moment are ignored, like heartbeats."""
-    for path in attempt.all_samples():
-        try:
-            node = read_samples(path, TAIL_BYTES)
-        except OSError:
-            continue
-        if node and node.samples:
-            yield node

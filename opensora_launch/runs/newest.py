@@ -1,5 +1,6 @@
 """The runs of a folder, and the newest of them, which a command line calls `latest`."""
 
+from functools import partial
 from pathlib import Path
 
 from opensora_launch.errors import UserError
@@ -18,36 +19,24 @@ def runs_in(folder: Path) -> list[RunDir]:
     return sorted((RunDir(file.parent) for file in files), key=lambda run: run.path)
 
 
-def sweeps_in(folder: Path) -> list[SweepDir]:
-    """All sweeps of a folder."""
-    return [SweepDir(file.parent) for file in folder.glob(str(SweepDir(_ANY).state))]
-
-
-def named_run(text: str) -> Path:
-    """The run that a command line names: its folder, or the newest run for `latest` and FOLDER/latest."""
-    return _named(text, runs=True, sweeps=False)
-
-
-def named_sweep(text: str) -> Path:
-    """The same for a sweep."""
-    return _named(text, runs=False, sweeps=True)
-
-
-def named_report(text: str) -> Path:
-    """The same for what has a report: a run, or a sweep, whose own runs do not count."""
-    return _named(text, runs=True, sweeps=True)
-
-
 def _named(text: str, *, runs: bool, sweeps: bool) -> Path:
-    """Raises UserError if there is no newest one. Runs and sweeps are as old as the file that begins them."""
+    """What a command line names: its folder, or the newest one for `latest` and FOLDER/latest.
+
+    Raises UserError if there is none. Runs and sweeps are as old as the file that begins them.
+    """
     path = Path(text)
     if path.name != LATEST or path.exists():
         return path
     folder = path.parent if path != Path(LATEST) else Path(RunConfig().runs_dir)
     found = runs_in(folder) if runs else []
     begun = [run.plan for run in found if not sweeps or folder in (run.path, run.path.parent)]
-    begun += [sweep.command for sweep in sweeps_in(folder)] if sweeps else []
+    begun += [SweepDir(file.parent).command for file in folder.glob(str(SweepDir(_ANY).state)) if sweeps]
     if not begun:
         what = "run" if runs else "sweep"
         raise UserError(f"{text}: there is no {what} in {folder}; name a {what}'s folder, or FOLDER/{LATEST}")
     return max(begun, key=lambda file: (file.stat().st_mtime if file.exists() else 0.0, file)).parent
+
+
+named_run = partial(_named, runs=True, sweeps=False)
+named_sweep = partial(_named, runs=False, sweeps=True)
+named_report = partial(_named, runs=True, sweeps=True)  # a run, or a sweep, whose own runs do not count

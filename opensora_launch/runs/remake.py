@@ -23,7 +23,8 @@ def remake_command(run: RunDir, video: VideoRequest) -> str | None:
         own |= {"sampling.seed": video.seed, "sampling.num_samples": 1}
         flags, before = _split(words)
         last = [*line.get("overrides", ()), *(f"{key}={value}" for key, value in own.items())]
-        kept = {_key(word): word for word in (*before, *last) if _decides(word)}
+        every = {_key(word): word for word in (*before, *last)}
+        kept = {key: word for key, word in every.items() if key == STORAGE or key.partition(".")[0] in KEYS}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration):
         return None
     refs = [word for ref in video.refs for word in ("--ref", ref)]
@@ -46,9 +47,3 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+")
-
-
-def _decides(override: str) -> bool:
-    """Whether an override decides the video."""
-    key = _key(override)
-    return key == STORAGE or key.partition(".")[0] in KEYS

@@ -220,11 +220,10 @@ def is_over(attempt: AttemptState, *, alive: bool) -> bool:
     if launched is None:
         return bool(attempt.beats)
     if launched.job:
-        try:
-            states = job_states(launched.job)
-        except NoAnswer:
-            states = []
-        return all(state.over for state in states) if states else bool(attempt.beats)
+        with suppress(NoAnswer):
+            if states := job_states(launched.job):
+                return all(state.over for state in states)
+        return bool(attempt.beats)
     there = launcher_alive(launched)
     return not there if there is not None else bool(attempt.beats)
 

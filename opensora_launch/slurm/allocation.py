@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from opensora_launch.plan.plan import Machine
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import Device, TopologyConfig
+from opensora_launch.slurm.task_env import counts_by_node
 
 GPU_WORDS = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS")  # set if it has GPUs
 
@@ -23,14 +24,17 @@ def on_its_node(env: Mapping[str, str]) -> bool:
 
 def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tuple[Machine, list[str]]:
     """The machine of a step, and every reason why the allocation cannot provide it."""
-    device, ranks = device_of(topology.device, env), topology.gpus_per_node
+    device, ranks = topology.device.value, topology.gpus_per_node
+    if topology.device is Device.auto:
+        device = "cuda" if any(env.get(name) for name in GPU_WORDS) else "cpu"
     if not in_allocation(env):
-        machine = Machine(device, topology.nodes, ranks or 1, ranks or 1)
-        return machine, [
+        return Machine(device, topology.nodes, ranks or 1, ranks or 1), [
             "launcher=srun starts ranks inside an allocation, but this process is in none: get one with salloc or "
             "sbatch, or submit a job with launcher=slurm"
         ]
-    nodes, cpus, gpus = int(env.get("SLURM_JOB_NUM_NODES", "1")), cpus_per_node(env), _gpus_on_node(env)
+    nodes, cpus = int(env.get("SLURM_JOB_NUM_NODES", "1")), cpus_per_node(env)
+    told = env.get("SLURM_GPUS_ON_NODE", "")  # not on the host of salloc
+    gpus = int(told) if told.isdigit() else None
     problems = []
     if ranks is None and (ranks := gpus) is None:
         problems.append("launcher=srun needs the number of ranks per node: topology=8gpu, topology=2x8, ...")
@@ -44,24 +48,11 @@ def allocation_machine(topology: TopologyConfig, env: Mapping[str, str]) -> tupl
     return Machine(device, topology.nodes, ranks, max(cpus, ranks)), problems
 
 
-def device_of(configured: Device, env: Mapping[str, str]) -> str:
-    """The device that is configured; with auto, "cuda" if the allocation has GPUs, else "cpu"."""
-    if configured is not Device.auto:
-        return configured.value
-    return "cuda" if any(env.get(name) for name in GPU_WORDS) else "cpu"
-
-
 def cpus_per_node(env: Mapping[str, str]) -> int:
     """The number of CPUs on the smallest node: "72(x2),36" is 36."""
-    return min(int(part.partition("(")[0]) for part in env["SLURM_JOB_CPUS_PER_NODE"].split(","))
+    return min(counts_by_node(env["SLURM_JOB_CPUS_PER_NODE"]))
 
 
 def step_name(attempt: AttemptDir) -> str:
     """The name by which a step is found again, made from the whole path of its attempt."""
     return f"opensora-{zlib.crc32(os.fsencode(attempt)):08x}"
-
-
-def _gpus_on_node(env: Mapping[str, str]) -> int | None:
-    """None if Slurm does not tell, as on the host of salloc."""
-    count = env.get("SLURM_GPUS_ON_NODE", "")
-    return int(count) if count.isdigit() else None

@@ -2,7 +2,8 @@
 
 # ERR and EXIT in one: a line may fail, or end the script by `set -e`, `set -u` or exit. Inside a file that is sourced
 # commands may fail. A user's own EXIT trap takes the place of ours.
-CHECK = r"""# A line that fails before the ranks start, such as module load, ends the job.
+CHECK = r"""# shellcheck disable=SC2016,SC2034,SC2317
+# A line that fails before the ranks start, such as module load, ends the job.
 refuse() { # COMMAND DEPTH
   local code=$? line=${BASH_LINENO[-2]} text=$1
   if [ "$code" = 0 ] || [ -n "${checked:-}" ] || [ "$2" -gt 1 ]; then return; fi

@@ -23,7 +23,6 @@ OVER = (
 AT_WORK = ("RESIZING", "RUNNING", "SIGNALING", "STOPPED", "SUSPENDED")  # a job has nodes, and may have ranks
 COMPLETING = "COMPLETING"  # what is left of a job is being ended; then it is over, or waits again
 
-
 # What `sbatch --parsable` prints, and the errors after which its job may be there all the same.
 _JOB_ID = re.compile(r"^(\d+)(?:;\S+)?\s*$", re.MULTILINE)
 _UNDECIDED = re.compile(r"timed out|Zero Bytes|Unexpected message", re.IGNORECASE)
@@ -91,15 +90,14 @@ def submit_job(script: Path, env: Mapping[str, str], look_s: float = LOOK_UP_S) 
     find it, and UserError with the message of sbatch if it refuses the script.
     """
     done = _run(["sbatch", "--parsable", str(script)], within_s=SUBMIT_S, env=env)
-    message = done.stderr.strip() if done else f"no answer within {SUBMIT_S:.0f} s"
+    message = done.stderr if done else f"no answer within {SUBMIT_S:.0f} s"
     if done and not done.returncode:
         if ids := _JOB_ID.findall(done.stdout):  # a site's wrapper may print more
             return str(ids[-1])
         message = f"no job id in its output: {done.stdout.strip() or 'nothing'}"
-    elif done and not _UNDECIDED.search(message):
-        raise UserError(
-            f"sbatch refuses {script}", [line.removeprefix("sbatch: error: ") for line in message.splitlines()]
-        )
+    said = [line.removeprefix("sbatch: error: ") for line in message.strip().splitlines()]
+    if done and done.returncode and not _UNDECIDED.search(message):
+        raise UserError(f"sbatch refuses {script}", said)
     for look in range(LOOKS):
         time.sleep(look_s if look else 0)
         if job := _job_of(script):
@@ -107,7 +105,7 @@ def submit_job(script: Path, env: Mapping[str, str], look_s: float = LOOK_UP_S) 
     raise MaybeSubmitted(
         f"it is not known whether Slurm has taken {script}",
         [
-            *(line.removeprefix("sbatch: error: ") for line in message.splitlines()),
+            *said,
             "squeue shows no such job now, or does not answer; look later: squeue --me --format='%i %T %o'",
             "if the job is there, status and cancel of the run's folder find it; if it is not, submit it:",
             f"sbatch {shlex.quote(str(script))}",
@@ -190,13 +188,10 @@ def exit_code(states: Sequence[JobState]) -> int:
 
     A state other than success is a failure even without a code, and so is a script that a signal ended.
     """
-    codes = {_ours(state) for state in states} or {1}
-    return next(code for code in (1, 2, 75, 0) if code in codes)
-
-
-def _ours(state: JobState) -> int:
-    code = state.exit_code or (0 if state.state == "COMPLETED" else 1)
-    return code if code in (0, 2, 75) else 1
+    codes = {state.exit_code or int(state.state != "COMPLETED") for state in states}
+    if not codes or codes - {0, 2, 75}:
+        return 1
+    return next(code for code in (2, 75, 0) if code in codes)
 
 
 def _ask(job: str, sources: Sequence[Callable[[str], Iterator[JobState]]]) -> list[JobState]:
@@ -205,12 +200,11 @@ def _ask(job: str, sources: Sequence[Callable[[str], Iterator[JobState]]]) -> li
         try:
             if found := list(source(job)):
                 return found
+            answered |= source is not _sacct  # without accounting, sacct knows no job at all
         except NoAnswer as error:
             silences.append(error)
             if error.slow:  # the others would query the same daemon
                 break
-        else:
-            answered |= source is not _sacct  # without accounting, sacct knows no job at all
     if not answered:
         raise next((s for s in silences if s.slow), silences[0])
     return []
@@ -229,9 +223,7 @@ def _scontrol(job: str) -> Iterator[JobState]:
         found = dict(re.findall(r"(\w+)=(\S*)", line))
         if "JobState" not in found:
             continue
-        name = found["JobId"]
-        if "ArrayTaskId" in found:
-            name = f"{found['ArrayJobId']}_{found['ArrayTaskId']}"
+        name = f"{found['ArrayJobId']}_{found['ArrayTaskId']}" if "ArrayTaskId" in found else found["JobId"]
         nodes, code = found.get("NodeList", "").replace("(null)", ""), _code(found.get("ExitCode", "0:0"))
         yield JobState(name, found["JobState"], nodes, found.get("Reason", ""), code, "scontrol")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from opensora_launch.errors import must_be_positive
 from opensora_launch.plan.plan import Machine
 from opensora_launch.schema.config import Device, TopologyConfig
 from opensora_launch.schema.slurm import Container, GpuOption, SlurmConfig, Starter
@@ -23,6 +24,7 @@ PLAIN = (
 PLAIN_WORD = re.compile(r"[A-Za-z0-9_./@%+-]+")
 TIME_LIMIT = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ASSIGNMENT = re.compile(f"{VARIABLE_NAME.pattern}=")
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,9 @@ def slurm_machine(topology: TopologyConfig, settings: SlurmConfig) -> tuple[Mach
 def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
     """Every reason why no job can be made of these settings."""
     at_least = {"cpus_per_rank": 1, "array": 1, "array_limit": 1, "max_restarts": 0, "signal_lead_s": 0}
-    problems = [
-        f"launcher.slurm.{name}={value} must be at least {least}"
-        for name, least in at_least.items()
-        if (value := getattr(settings, name)) is not None and value < least
-    ]
+    problems = []
+    for name, least in at_least.items():
+        problems += must_be_positive(f"launcher.slurm.{name}", getattr(settings, name), least)
     if settings.connect_timeout_s <= 0:
         problems.append(f"launcher.slurm.connect_timeout_s={settings.connect_timeout_s} must be more than 0 seconds")
     lead_s, limit_s = settings.signal_lead_s, time_limit_s(settings.time or "")
@@ -63,9 +63,7 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
             f"launcher.slurm.time={settings.time} is {limit_s} s, but ranks are asked to stop signal_lead_s={lead_s} s "
             "before the limit, so they would stop at once: raise time, or lower signal_lead_s"
         )
-    for entry in settings.env:
-        if not VARIABLE_NAME.fullmatch(entry.partition("=")[0]) or "=" not in entry:
-            problems.append(f"launcher.slurm.env: {entry!r} is not NAME=VALUE")
+    problems += assignment_problems("launcher.slurm.env", settings.env)
     for entry in settings.extra:
         if not entry.startswith("-"):
             problems.append(f"launcher.slurm.extra: {entry!r} is not an option of sbatch; write it like --comment=x")
@@ -80,56 +78,48 @@ def slurm_problems(settings: SlurmConfig, machine: Machine) -> list[str]:
     return problems
 
 
+def assignment_problems(key: str, entries: Sequence[str]) -> list[str]:
+    """A line for each entry of a key that is not an assignment to a variable."""
+    return [f"{key}: {entry!r} is not NAME=VALUE" for entry in entries if not ASSIGNMENT.match(entry)]
+
+
 def time_limit_s(text: str) -> int | None:
     """Seconds of a limit in one of Slurm's formats; None if it is in none, which sbatch reports, or has no end."""
     found = TIME_LIMIT.fullmatch(text)
     if not found:
         return None
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    hours = found[1] is not None or found[4] is not None  # else the first number is minutes
-    parts = (first, second, third) if hours else (0, first, second)
+    days, *parts = (int(part or 0) for part in found.groups())
+    if found[1] is None and found[4] is None:  # the first number is minutes
+        parts = [0, *parts]
     return days * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
 
 
 def job_script(job: SlurmJob) -> str:
     """The script that the launcher submits."""
-    settings, ranks = job.settings, job.machine.gpus_per_node
     lines = [
-        *_options(job),
-        "",
-        "# shellcheck disable=SC2016,SC2034,SC2317",
-        CHECK,
-        "",
         "# Made by opensora-launch. To make what is missing, submit this file again with sbatch.",
         f"attempt_made={shlex.quote(str(job.attempt))}",
-        *_settings(settings, ranks, job.python),
-        *_environment(settings, {"OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}),
+        *_settings(job),
+        *_environment(job),
         *(f"unset {name}" for name in job.unsets),
     ]
-    find = '--attempt "$attempt_made"'
-    return _whole(lines, settings, find)
+    return _whole(job, [], lines, '--attempt "$attempt_made"')
 
 
 def hand_script(settings: SlurmConfig, about: str, *, nodes: int, ranks_per_node: int) -> str:
     """A script for slurm/. Its user edits the options, and gives prompts and overrides on sbatch's command line."""
     machine = Machine("cuda", nodes, ranks_per_node, ranks_per_node * settings.cpus_per_rank)
     job = SlurmJob(settings, machine, settings.cpus_per_rank, Path("slurm-%j"), settings.python or "python3")
+    comment = ["", *(f"# {line}".rstrip() for line in about.splitlines())]
     lines = [
-        *_options(job, by_hand=True),
-        "",
-        *(f"# {line}".rstrip() for line in about.splitlines()),
-        "",
-        "# shellcheck disable=SC2016,SC2034,SC2317",
-        CHECK,
-        "",
         "# Edit from here: how to start Python on a node, and what it needs.",
-        *_settings(settings, ranks_per_node, job.python, by_hand=True),
-        *_environment(settings, {"OMP_NUM_THREADS": str(settings.cpus_per_rank)}),
+        *_settings(job, by_hand=True),
+        *_environment(job),
     ]
     # All tasks of an array, and a requeued job, work on one run; this file holds the path of its folder.
     run_file = '"${SLURM_SUBMIT_DIR:-$PWD}/slurm-${me%_*}.run"'
     find = f'--run-file {run_file} --submitted "$submitted" --ranks-per-node "$ranks_per_node" -- launcher=slurm "$@"'
-    return _whole(lines, settings, find)
+    return _whole(job, comment, lines, find, by_hand=True)
 
 
 def sbatch_value(text: str) -> str:
@@ -149,12 +139,14 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
-def _options(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
+def _options(job: SlurmJob, *, by_hand: bool) -> Iterator[str]:
     """The first lines, which sbatch reads."""
     yield "#!/bin/bash"
     for name, value in _option_values(job, by_hand):
         yield f"#SBATCH --{name}" + (f"={sbatch_value(value)}" if value is not None else "")
-    yield from (f"#SBATCH {_extra(entry)}" for entry in job.settings.extra)
+    for entry in job.settings.extra:
+        name, equals, value = entry.partition("=")
+        yield f"#SBATCH {name}{equals}{sbatch_value(value)}"
 
 
 def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | None]]:
@@ -167,8 +159,7 @@ def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | No
     yield "cpus-per-task", str(settings.cpus_per_rank * ranks // tasks)
     if job.machine.device == "cuda" and settings.gpus is not GpuOption.none:
         count = f"{settings.gpu_type}:{ranks}" if settings.gpu_type else str(ranks)
-        by_gres = settings.gpus is GpuOption.gres
-        yield ("gres", f"gpu:{count}") if by_gres else ("gpus-per-node", count)
+        yield ("gres", f"gpu:{count}") if settings.gpus is GpuOption.gres else ("gpus-per-node", count)
     yield from ((name, value) for name, value in given.items() if value is not None)
     if settings.exclusive:
         yield "exclusive", None
@@ -178,20 +169,16 @@ def _option_values(job: SlurmJob, by_hand: bool) -> Iterator[tuple[str, str | No
     yield ("requeue" if settings.requeue else "no-requeue"), None
     yield "signal", f"B:USR1@{settings.signal_lead_s}"
     yield "open-mode", "append"
-    task = ".%a" if settings.array > 1 else ""
     if by_hand:
         yield "output", f"slurm-%{'A_%a' if settings.array > 1 else 'j'}.log"
     else:
+        task = ".%a" if settings.array > 1 else ""
         yield "output", f"{str(job.attempt / 'logs').replace('%', '%%')}/job{task}.log"
 
 
-def _extra(entry: str) -> str:
-    name, equals, value = entry.partition("=")
-    return f"{name}{equals}{sbatch_value(value)}"
-
-
-def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool = False) -> Iterator[str]:
+def _settings(job: SlurmJob, *, by_hand: bool = False) -> Iterator[str]:
     """The variables that the body reads."""
+    settings, ranks = job.settings, job.machine.gpus_per_node
     mounts = ",".join(settings.mounts)
     inside = settings.python or "python3"
     container: Sequence[str] = ()
@@ -201,7 +188,7 @@ def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool =
     elif settings.container is Container.apptainer:
         argv = ["apptainer", "exec", "--nv", *(["--bind", mounts] if mounts else []), str(settings.image), inside]
     else:
-        argv = [python]
+        argv = [job.python]
     yield f"python=({_words(argv)})"
     yield f"container=({_words(container)}) # options of srun"
     one_task_a_rank = by_hand and settings.starter is Starter.srun
@@ -210,9 +197,10 @@ def _settings(settings: SlurmConfig, ranks: int, python: str, *, by_hand: bool =
     yield f"may_requeue={int(settings.requeue)} max_restarts={settings.max_restarts}"
 
 
-def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[str]:
+def _environment(job: SlurmJob) -> Iterator[str]:
+    settings = job.settings
     own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "SLURM_EXPORT_ENV": "ALL", "PYTHONUNBUFFERED": "1"}
-    own |= {"PYTHONSAFEPATH": "1", **threads}
+    own |= {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(job.threads_per_rank), **job.exports}
     own["CONNECT_TIMEOUT_S"] = f"{settings.connect_timeout_s:g}"
     if settings.interface:  # NCCL matches prefixes, after "=" whole names; gloo matches whole names
         own |= {"NCCL_SOCKET_IFNAME": f"={settings.interface}", "GLOO_SOCKET_IFNAME": settings.interface}
@@ -223,9 +211,10 @@ def _environment(settings: SlurmConfig, threads: Mapping[str, str]) -> Iterator[
     yield from settings.setup
 
 
-def _whole(lines: Sequence[str], settings: SlurmConfig, find: str) -> str:
-    head = "\n".join(lines)
-    return f"{head}\n\n{BODY.replace('FIND_ATTEMPT', find).replace('START_RANKS', _start(settings))}"
+def _whole(job: SlurmJob, comment: Sequence[str], lines: Sequence[str], find: str, *, by_hand: bool = False) -> str:
+    """The script. `find` are the arguments that find the attempt."""
+    head = "\n".join([*_options(job, by_hand=by_hand), *comment, "", CHECK, "", *lines])
+    return f"{head}\n\n{BODY.replace('FIND_ATTEMPT', find).replace('START_RANKS', _start(job.settings))}"
 
 
 def _start(settings: SlurmConfig) -> str:

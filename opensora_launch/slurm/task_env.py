@@ -26,17 +26,14 @@ def read_step(env: Mapping[str, str]) -> SrunStep | None:
     if "SLURM_STEP_NUM_TASKS" not in env or "SLURM_PROCID" not in env:
         return None
     tasks = int(env["SLURM_STEP_NUM_TASKS"])
-    by_node = tasks_by_node(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))
+    by_node = counts_by_node(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"]))
     node = int(env.get("SLURM_NODEID", "0"))
     return SrunStep(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", "0")), tasks, by_node[node])
 
 
-def tasks_by_node(text: str) -> list[int]:
+def counts_by_node(text: str) -> list[int]:
     """Read a list of counts: "2(x3),1" is 2, 2, 2, 1."""
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(count)] * int(times or 1)
-    return counts
+    return [int(count) for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
 
 
 def refuse_two_worlds(step: SrunStep, world: int, local_world: int) -> None:
@@ -54,25 +51,26 @@ def head_host(env: Mapping[str, str]) -> str:
     if given := env.get("HEAD_ADDRESS") or env.get("MASTER_ADDR"):
         return given
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
-    argv = ["scontrol", "show", "hostnames", nodes]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True)
+        return _scontrol("show", "hostnames", nodes).split()[0]
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(
             f"the first node of {nodes} cannot be found ({error}): set MASTER_ADDR and MASTER_PORT"
         ) from error
-    return done.stdout.split()[0]
 
 
 def node_address(node: str) -> str:
     """The address at which Slurm itself reaches a node; "" if it does not know the node, or cannot be asked."""
-    argv = ["scontrol", "--oneliner", "show", "node", node]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True)
+        found = re.search(r"\bNodeAddr=(\S+)", _scontrol("--oneliner", "show", "node", node))
     except (OSError, subprocess.SubprocessError):
         return ""
-    found = re.search(r"\bNodeAddr=(\S+)", done.stdout)
     return found[1] if found else ""
+
+
+def _scontrol(*words: str) -> str:
+    argv = ["scontrol", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=SCONTROL_S, check=True).stdout
 
 
 def head_port(env: Mapping[str, str]) -> int:
@@ -83,8 +81,12 @@ def head_port(env: Mapping[str, str]) -> int:
     return FIRST_PORT + (job + STRIDE * step) % PORTS
 
 
-def job_name(env: Mapping[str, str]) -> str:
-    """The name of a job, the same after restarts, or of one task of an array; empty outside Slurm."""
+def job_id(env: Mapping[str, str]) -> str:
+    """The job, the same after restarts, or "12_3" for a task of an array; empty outside Slurm."""
     if "SLURM_ARRAY_JOB_ID" in env:
-        return f"slurm {env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
-    return f"slurm {env['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in env else ""
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
+    return env.get("SLURM_JOB_ID", "")
+
+
+def job_name(env: Mapping[str, str]) -> str:
+    return f"slurm {job_id(env)}" if job_id(env) else ""

@@ -198,8 +198,7 @@ def read_meta(path: Path) -> Meta | None:
     """The first line of a file, if it is whole; the rest may be long."""
     try:
         with path.open("rb") as file:
-            meta: Meta = _DECODERS["meta"].decode(file.readline())
-            return meta
+            return msgspec.json.decode(file.readline(), type=Meta)
     except (OSError, msgspec.MsgspecError):
         return None
 
@@ -209,8 +208,7 @@ def read_first_step(path: Path) -> Step | None:
     with path.open("rb") as file:
         line = next((line for line in file if line.startswith(b'{"kind": "step"')), b"")
     try:
-        step: Step = _DECODERS["step"].decode(line)
-        return step
+        return msgspec.json.decode(line, type=Step)
     except msgspec.MsgspecError:
         return None
 
@@ -224,5 +222,5 @@ def read_constant(path: Path) -> list[ConstantWeights]:
                 break
             if line.startswith(b'{"kind": "constant"'):
                 with suppress(msgspec.MsgspecError):
-                    found.append(_DECODERS["constant"].decode(line))
+                    found.append(msgspec.json.decode(line, type=ConstantWeights))
     return found

@@ -24,6 +24,10 @@ from opensora_launch.telemetry.stall import SILENT_S, Beat, Position, Verdict, f
 BEAT_INTERVAL_S = 0.5
 UNCOUNTED = ("setup", "load", "text")  # phases in which a rank may work for long without other signs of progress
 LONGEST_S = 3600.0  # of such a phase; after it, a busy rank may be in an endless loop
+_AS_SET = (  # attributes that a beat repeats
+    "phase", "video", "step", "steps", "videos_done", "videos", "loaded_bytes", "load_bytes", "load_since_s", "at_once",
+    "images", "problem",
+)  # fmt: skip
 
 log = logging.getLogger("opensora_launch.worker")
 _Watch = tuple[float, Callable[[Verdict], None]]
@@ -118,30 +122,20 @@ class Heartbeat:
         here = (*at, position, inside, worked)
         if here != self._last:
             self._last, self._progress_s = here, now
+        axis, ranks, sequence = position or (None, (), 0)
         return Beat(
             rank=self._rank,
             host=self._host,
             pid=os.getpid(),
             time_s=now,
             state=state,
-            phase=self.phase,
-            video=self.video,
-            step=self.step,
-            steps=self.steps,
-            videos_done=self.videos_done,
-            videos=self.videos,
-            collective=position.axis if position else None,
-            ranks=position.ranks if position else (),
-            sequence=position.sequence if position else 0,
+            collective=axis,
+            ranks=ranks,
+            sequence=sequence,
             inside=inside,
             progress_s=self._progress_s,
-            loaded_bytes=self.loaded_bytes,
-            load_bytes=self.load_bytes,
-            load_since_s=self.load_since_s,
-            at_once=self.at_once,
-            images=self.images,
             started=self._started,
-            problem=self.problem,
+            **{name: getattr(self, name) for name in _AS_SET},
         )
 
     def write(self, beat: Beat) -> None:

@@ -6,25 +6,15 @@ no longer in the core's caches, so each function call costs microseconds.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from opensora_launch.rundir import named
+from opensora_launch.telemetry import events
 from opensora_launch.telemetry.clocks import Clock, HostClock, cuda_clock
-from opensora_launch.telemetry.events import (
-    IMAGE,
-    PHASES,
-    Collective,
-    ConstantWeights,
-    End,
-    Meta,
-    PhaseSpan,
-    Step,
-    WorkSpan,
-    line_of,
-    record_line,
-)
+from opensora_launch.telemetry.events import Collective, PhaseSpan, Step, WorkSpan
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.stall import Position
 
@@ -51,26 +41,48 @@ class Recorder:
         self.phase: str | None = None  # the phase that is recorded, which holds all that begins inside it
         if self.clock.name == "device":
             heartbeat.device_position = self._device_position
-        facts = Meta(
+        facts = events.Meta(
             **(started | dict(meta) | {"device": device}), clock=self.clock.name, clock_error_s=self.clock.error_s
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         with named(path):
-            path.write_text(record_line(facts), encoding="utf-8")
+            path.write_text(events.record_line(facts), encoding="utf-8")
         self._path = path
 
-    def span(self, phase: str, *, video: str | None = None) -> "_Span":
+    @contextmanager
+    def span(self, phase: str, *, video: str | None = None) -> Iterator[None]:
         """Record a phase. It ends when the device has finished, so that its work does not count in the next phase.
 
         A phase inside another one belongs to that: only the heartbeat tells of it. So it is with the steps of an image,
         whose phases are inside the phase "image".
         """
-        assert phase in PHASES, phase
-        return _Span(self, phase, video)
+        assert phase in events.PHASES, phase
+        inner, beat = self.phase is not None, self.heartbeat
+        if not inner:
+            self.phase = phase
+        beat.phase, beat.video, beat.step, beat.steps = phase, video, None, None
+        start_s = time.monotonic()
+        try:
+            yield
+            self.clock.wait()
+        finally:
+            if not inner:
+                self.phase = None
+                self.done.append((PhaseSpan, phase, start_s, time.monotonic(), video))
+                self.flush()
 
-    def step(self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int) -> "_Step":
+    @contextmanager
+    def step(self, video: str, step: int, rows: int, own_rows: int, layout: str, steps: int) -> Iterator[None]:
         """Record a denoising step, inside a denoise phase. `rows` of all ranks together, `own_rows` of this one."""
-        return _Step(self, (video, step, rows, own_rows, layout), steps)
+        beat = self.heartbeat
+        beat.video, beat.step, beat.steps = video, step, steps
+        start = self.mark()
+        try:
+            yield
+        finally:
+            if self.phase != events.IMAGE:
+                self.done.append((Step, video, step, rows, own_rows, layout, start, self.mark()))
+            self.flush()
 
     def collective(self, axis: str, ranks: tuple[int, ...], nbytes: int) -> "_Collective":
         """Record the part of a collective in which this rank cannot compute. It sends `nbytes`."""
@@ -80,9 +92,9 @@ class Recorder:
         """Record that a part of a step's compute, or a preview, is over; `start` is the mark taken when it began."""
         self.done.append((WorkSpan, part, start, self.mark()))
 
-    def constant(self, found: ConstantWeights) -> None:
+    def constant(self, found: events.ConstantWeights) -> None:
         """Record weights that are one number all over."""
-        self._append(record_line(found))
+        self._append(events.record_line(found))
 
     def flush(self) -> None:
         """Write the events whose marks are ready. Steps and phases call this at their end."""
@@ -92,7 +104,7 @@ class Recorder:
                 if not clock.ready(values[-1]):
                     break
                 values[-2:] = map(clock.seconds, values[-2:])
-            lines.append(line_of(kind, values))
+            lines.append(events.line_of(kind, values))
         self.done = self.done[len(lines) :]
         self._append("".join(lines))
 
@@ -109,8 +121,8 @@ class Recorder:
         self.flush()
         assert not self.done, "the device has finished"
         drift_s = self.clock.drift_s()
-        end = End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
-        self._append(record_line(end))
+        end = events.End(time.monotonic(), peak_memory_bytes, tuple(videos), drift_s, clock_offset_s, set_aside_bytes)
+        self._append(events.record_line(end))
 
     def _append(self, lines: str) -> None:
         with named(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -127,49 +139,6 @@ class Recorder:
                 continue
             return Position(*values[:3]) if self.clock.ready(values[-2]) else None
         return None
-
-
-class _Span:
-    __slots__ = ("inner", "phase", "recorder", "start_s", "video")
-
-    def __init__(self, recorder: Recorder, phase: str, video: str | None) -> None:
-        self.recorder, self.phase, self.video = recorder, phase, video
-
-    def __enter__(self) -> None:
-        self.inner = self.recorder.phase is not None
-        if not self.inner:
-            self.recorder.phase = self.phase
-        beat = self.recorder.heartbeat
-        beat.phase, beat.video, beat.step, beat.steps = self.phase, self.video, None, None
-        self.start_s = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        recorder = self.recorder
-        if kind is None:
-            recorder.clock.wait()
-        if self.inner:
-            return
-        recorder.phase = None
-        recorder.done.append((PhaseSpan, self.phase, self.start_s, time.monotonic(), self.video))
-        recorder.flush()
-
-
-class _Step:
-    __slots__ = ("fields", "recorder", "start", "steps")
-
-    def __init__(self, recorder: Recorder, fields: tuple[str, int, int, int, str], steps: int) -> None:
-        self.recorder, self.fields, self.steps = recorder, fields, steps
-
-    def __enter__(self) -> None:
-        beat = self.recorder.heartbeat
-        beat.video, beat.step, beat.steps = self.fields[0], self.fields[1], self.steps
-        self.start = self.recorder.mark()
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        recorder = self.recorder
-        if recorder.phase != IMAGE:
-            recorder.done.append((Step, *self.fields, self.start, recorder.mark()))
-        recorder.flush()
 
 
 class _Collective:

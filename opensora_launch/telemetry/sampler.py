@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,8 @@ class Sampler:
     def _run(self) -> None:
         try:
             gpus, why_not = open_gpus()
-            try:
+            with closing(gpus) if gpus else nullcontext():
                 self._sample_all(gpus, why_not)
-            finally:
-                if gpus:
-                    gpus.close()
         except Exception as error:  # noqa: BLE001 a broken driver must not stop the run
             self.problem = f"{type(error).__name__}: {error}"
             with suppress(OSError), self._path.open("a", encoding="utf-8") as file:

@@ -58,14 +58,11 @@ class Beat:
 class Verdict:
     """Which rank, why, and for how long it has not moved: infinite for a rank that cannot move any more.
 
-    Kinds: missing (it never had a heartbeat), gone (its process has ended), failed, silent (its process is stopped or
-    its host is lost), done (it ended while others wait), outside (alive, not in a collective), behind (in an earlier
-    collective), mismatch (ranks wait for each other in different collectives), link (all ranks are in the same
-    collective, and it does not end). `rank` is None for the last two.
+    `rank` is None where no single rank is at fault: ranks wait for each other in different collectives, or all are in
+    the same one, and it does not end.
     """
 
     rank: int | None
-    kind: str
     message: str
     stalled_s: float
 
@@ -78,15 +75,14 @@ def find_guilty(
     `gone` are ranks whose process is known to have ended without a last heartbeat.
     """
     by_rank = {b.rank: b for b in beats}
-    mine = by_rank[me]
     running = [b for b in beats if b.state == "running" and b.rank != me]
     if ended := oldest([b for b in running if b.rank in gone]):
-        return Verdict(ended.rank, "gone", gone_message(ended), math.inf)
+        return Verdict(ended.rank, gone_message(ended), math.inf)
     if failed := oldest([b for b in beats if b.state == "failed" and b.rank != me]):
-        return Verdict(failed.rank, "failed", f"{name_of(failed)} has failed; {last_seen(failed)}", math.inf)
+        return Verdict(failed.rank, f"{name_of(failed)} has failed; {last_seen(failed)}", math.inf)
     if silent := longest_silent(running, now, silent_s):
-        return Verdict(silent.rank, "silent", silence_message(silent, now), math.inf)
-    return _follow(by_rank, mine, now)
+        return Verdict(silent.rank, silence_message(silent, now), math.inf)
+    return _follow(by_rank, by_rank[me], now)
 
 
 def oldest(beats: Sequence[Beat]) -> Beat | None:
@@ -140,7 +136,7 @@ def _follow(by_rank: Mapping[int, Beat], mine: Beat, now: float) -> Verdict:
 
 def _missing(rank: int, waiting: Beat) -> Verdict:
     text = f"rank {rank} has no heartbeat: it never started, or its host does not see the run's folder"
-    return Verdict(rank, "missing", f"{text}; {name_of(waiting)} waits for it, {last_seen(waiting)}", math.inf)
+    return Verdict(rank, f"{text}; {name_of(waiting)} waits for it, {last_seen(waiting)}", math.inf)
 
 
 def _together(one: Beat, other: Beat) -> bool:
@@ -152,16 +148,14 @@ def _link(together: Sequence[Beat], now: float) -> Verdict:
     beat = max(together, key=lambda b: b.progress_s)  # the last to arrive
     name = _collective(beat)
     text = f"{_ranks(beat.ranks)} are all in collective {name}, which does not end: the link between them hangs"
-    return Verdict(None, "link", f"{text}; {last_seen(beat)}", now - beat.progress_s)
+    return Verdict(None, f"{text}; {last_seen(beat)}", now - beat.progress_s)
 
 
 def _outside(beat: Beat, now: float) -> Verdict:
     if beat.state == "done":
-        return Verdict(
-            beat.rank, "done", f"{name_of(beat)} has ended, but others wait for it; {last_seen(beat)}", math.inf
-        )
+        return Verdict(beat.rank, f"{name_of(beat)} has ended, but others wait for it; {last_seen(beat)}", math.inf)
     text = f"{name_of(beat)} is alive but has not moved for {_ago(now, beat.progress_s)}; {last_seen(beat)}"
-    return Verdict(beat.rank, "outside", text, now - beat.progress_s)
+    return Verdict(beat.rank, text, now - beat.progress_s)
 
 
 def _knot(knot: Sequence[Beat], now: float) -> Verdict:
@@ -170,11 +164,11 @@ def _knot(knot: Sequence[Beat], now: float) -> Verdict:
     if len({b.ranks for b in knot}) == 1:
         last = min(knot, key=lambda b: b.sequence)
         text = f"{name_of(last)} is behind the others and has not moved for {_ago(now, last.progress_s)}"
-        return Verdict(last.rank, "behind", f"{text}; {last_seen(last)}", stalled_s)
+        return Verdict(last.rank, f"{text}; {last_seen(last)}", stalled_s)
     each = "; ".join(
         f"{name_of(b)} in {_collective(b)} of {_ranks(b.ranks)}" for b in sorted(knot, key=lambda b: b.rank)
     )
-    return Verdict(None, "mismatch", f"ranks wait for each other in different collectives: {each}", stalled_s)
+    return Verdict(None, f"ranks wait for each other in different collectives: {each}", stalled_s)
 
 
 def _collective(beat: Beat) -> str:

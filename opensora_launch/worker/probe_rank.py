@@ -100,7 +100,7 @@ def _see(me: Rank, device: torch.device) -> RankSeen:
         first = [wall_over_monotonic]
         dist.broadcast_object_list(first, 0)
         ahead = None if offset is None else wall_over_monotonic - offset - first[0]
-    return RankSeen(me.rank, socket.gethostname(), device_uuid(device), len(os.sched_getaffinity(0)), ahead)
+    return RankSeen(me.rank, socket.gethostname(), device_uuid(device), ahead)
 
 
 def _speed(

@@ -16,10 +16,10 @@ GIB = 2**30
 HOST = HostFacts(64 * GIB, 8 * GIB, (Disk("runs", 100 * GIB, True),), 65536, -1, -1, KernelClock(True, 0.01))
 NEEDS = Needs(ranks=4, nodes=1, on_gpu=True)
 GPU = GpuFacts(
-    0, "GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0), True, 0, False, (), False, (), 700.0, 700.0,
+    0, "GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, (9, 0), 0, False, (), False, (), 700.0, 700.0,
     (5, 5, 16, 16),
 )  # fmt: skip
-TORCH = TorchFacts("2.13.0", "12.8", None, True, ("sm_80", "sm_90", "sm_120"), ("GPU-a",), "2.27.3", {})
+TORCH = TorchFacts("2.13.0", "12.8", None, True, ("sm_80", "sm_90", "sm_120"), "2.27.3", {})
 MACHINE = HostGpus((GPU,), (), "570.86.10", (12, 8), None)
 
 
@@ -138,7 +138,7 @@ def test_links() -> None:
 
 def test_builds_that_fit() -> None:
     assert said(check_builds(MACHINE, TORCH, "", wants_gpu=True)) == ["ok torch", "ok driver", "ok kernels"]
-    cpu = TorchFacts("2.13.0+cpu", None, None, False, (), (), None, {})
+    cpu = TorchFacts("2.13.0+cpu", None, None, False, (), None, {})
     assert said(check_builds(HostGpus((), (), None, None, "no driver"), cpu, "", wants_gpu=False)) == ["ok torch"]
 
 

@@ -63,7 +63,7 @@ def test_ranks_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def seen(*gpus: str | None, hosts: str = "aa", ahead: tuple[float | None, ...] = (None, None)) -> ProbeResult:
-    ranks = tuple(RankSeen(n, hosts[n], gpu, 4, ahead[n]) for n, gpu in enumerate(gpus))
+    ranks = tuple(RankSeen(n, hosts[n], gpu, ahead[n]) for n, gpu in enumerate(gpus))
     return ProbeResult(ranks, (AxisSpeed("ulysses", "all_to_all", 2, 10**9, 0.01),))  # 100 GB/s
 
 

@@ -29,7 +29,7 @@ def test_torchruns_log_is_read() -> None:
         "E1120 18:44:57 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: -9) "
         "local_rank: 1 (pid: 4711) of binary: /usr/bin/python\n"
     )
-    assert agent_exits(log) == (Exit(rank=1, code=-9, pid=4711),)
+    assert agent_exits(log) == (Exit(rank=1, code=-9),)
 
 
 def test_sruns_log_is_read() -> None:
@@ -39,20 +39,20 @@ def test_sruns_log_is_read() -> None:
         "srun: error: n1: tasks 0-1: Exited with exit code 75\n"
         "srun: error: n1: task 2: Segmentation fault (core dumped)\n"
     )
-    assert agent_exits(log) == (Exit(3, -9, 0, "n2"), Exit(0, 75, 0, "n1"), Exit(2, -11, 0, "n1"))
+    assert agent_exits(log) == (Exit(3, -9, "n2"), Exit(0, 75, "n1"), Exit(2, -11, "n1"))
     assert was_preempted(agent_exits(log)[1:])
 
 
 def test_a_rank_that_says_what_is_wrong_with_itself_comes_first() -> None:
     said = Failure(rank=0, host="h", kind="failure", message="mine", traceback="Traceback")
-    assert first_failure(said, [beat(0), beat(1)], [Exit(1, -9, 5)], {1}, 1) is said
+    assert first_failure(said, [beat(0), beat(1)], [Exit(1, -9)], {1}, 1) is said
     user = Failure(rank=0, host="h", kind="user", message="yours")
-    assert first_failure(user, [], [Exit(1, -9, 5)], {1}, 1) is user
+    assert first_failure(user, [], [Exit(1, -9)], {1}, 1) is user
 
 
 def test_a_killed_rank_comes_before_what_its_peers_say() -> None:
     said = Failure(rank=0, host="h", kind="failure", message="rank 1 has not moved")
-    verdict = first_failure(said, [beat(0), beat(1, step=3, steps=6)], [Exit(1, -11, 1001)], set(), 1)
+    verdict = first_failure(said, [beat(0), beat(1, step=3, steps=6)], [Exit(1, -11)], set(), 1)
     assert verdict.rank == 1
     assert (
         "rank 1 on host h (pid 1001) was killed by SIGSEGV; last seen in phase denoise, step 3 of 6" in verdict.message
@@ -61,12 +61,12 @@ def test_a_killed_rank_comes_before_what_its_peers_say() -> None:
 
 def test_peers_are_believed_before_ranks_that_torchrun_ended() -> None:
     said = Failure(rank=2, host="h", kind="stalled", message="rank 2 is silent")
-    exits = [Exit(0, 1, 5), Exit(1, -15, 6)]
+    exits = [Exit(0, 1), Exit(1, -15)]
     assert first_failure(said, [beat(0), beat(1)], exits, {0, 1}, 1) is said
 
 
 def test_of_several_exits_the_oldest_heartbeat() -> None:
-    exits = [Exit(0, 1, 5), Exit(1, 7, 6), Exit(2, -15, 7)]
+    exits = [Exit(0, 1), Exit(1, 7), Exit(2, -15)]
     assert first_failure(None, [beat(0, 100.0), beat(1, 99.0), beat(2, 1.0)], exits, set(), 1).rank == 1
 
 

@@ -24,7 +24,7 @@ GIB = 2**30
 def gpu(index: int, *processes: tuple[int, int | None], name: str = "NVIDIA L20") -> GpuFacts:
     return GpuFacts(
         index=index, uuid=f"GPU-{index}{index}aa", name=name, total_bytes=48 * GIB, free_bytes=None, capability=(8, 9),
-        ecc=None, ecc_errors=None, remap_pending=None, throttled=(), mig=False, processes=processes, power_limit_w=None,
+        ecc_errors=None, remap_pending=None, throttled=(), mig=False, processes=processes, power_limit_w=None,
         power_default_w=None, pcie=None,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ ASK = """
 from opensora_launch.machine.find_gpus import find_gpus
 host = find_gpus()
 for gpu in host.gpus:
-    print(gpu.index, gpu.uuid, gpu.free_bytes >> 30, gpu.capability, gpu.ecc, gpu.ecc_errors, gpu.remap_pending,
+    print(gpu.index, gpu.uuid, gpu.free_bytes >> 30, gpu.capability, gpu.ecc_errors, gpu.remap_pending,
           gpu.throttled, gpu.mig, [pid for pid, _ in gpu.processes if pid == 4242], gpu.pcie, sep="|")
 for pair in host.pairs:
     print(pair.first, pair.second, pair.path, pair.p2p, sep="|")
@@ -27,7 +27,7 @@ held = [used for pid, used in gpu.processes if pid == 4242]
 print(gpu.remap_pending, gpu.remap_failed, gpu.shares_memory, gpu.throttled, held, *[i.mig for i in host.instances],
       sep="|")
 """
-HEALTHY = "60|(9, 0)|True|0|False|()|False|[]|(1, 5, 16, 16)"
+HEALTHY = "60|(9, 0)|0|False|()|False|[]|(1, 5, 16, 16)"
 
 
 def ask(folder: Path, *options: str) -> list[str]:
@@ -48,7 +48,7 @@ def ask(folder: Path, *options: str) -> list[str]:
         (
             ("GPUS=1", "HOT", "SICK", "BUSY", 'DRIVER="535.1"', "CUDA=12020", "CAPABILITY=89"),
             [
-                "0|GPU-0000-0|60|(8, 9)|True|2|True|('too hot (driver)',)|False|[4242]|(1, 5, 4, 16)",
+                "0|GPU-0000-0|60|(8, 9)|2|True|('too hot (driver)',)|False|[4242]|(1, 5, 4, 16)",
                 "535.1|(12, 2)|None",
             ],
         ),
@@ -65,8 +65,8 @@ def ask(folder: Path, *options: str) -> list[str]:
             ("GPUS=2", 'REFUSE="nvmlDeviceGetEccMode nvmlDeviceGetTotalEccErrors nvmlDeviceGetRemappedRows '
              'nvmlDeviceGetP2PStatus"'),
             [
-                "0|GPU-0000-0|60|(9, 0)|None|None|None|()|False|[]|(1, 5, 16, 16)",
-                "1|GPU-0000-1|60|(9, 0)|None|None|None|()|False|[]|(1, 5, 16, 16)",
+                "0|GPU-0000-0|60|(9, 0)|None|None|()|False|[]|(1, 5, 16, 16)",
+                "1|GPU-0000-1|60|(9, 0)|None|None|()|False|[]|(1, 5, 16, 16)",
                 "0|1|PHB|unknown",
                 "570.86.10|(12, 8)|None",
             ],
