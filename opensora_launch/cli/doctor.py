@@ -1,13 +1,12 @@
 """`opensora-launch doctor`: check this machine. Prints one line per finding, with the fix and its cost."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from opensora_launch import __version__, exit_codes
+from opensora_launch import exit_codes
 from opensora_launch.cli.plan_picture import Bar, picture_file, write_bars
-from opensora_launch.cli.terminal import elapsed, print_errors, print_lines
+from opensora_launch.cli.terminal import elapsed, print_errors, print_json, print_lines
 from opensora_launch.doctor.check_result import CheckResult, Level, lines, worst
 from opensora_launch.doctor.nodes import to_line
 from opensora_launch.request.checkup import examine, prepare_checkup
@@ -26,21 +25,12 @@ def doctor_verb(parsed: Parsed) -> int:
     if parsed.has("--here"):
         sys.stdout.writelines(f"{to_line(finding)}\n" for finding in found)
     elif parsed.has("--json"):
-        print(json.dumps(_as_json(found), ensure_ascii=False, indent=1))
+        print_json({"worst": worst(found).value, "findings": [asdict(finding) for finding in found]})
     else:
         _print(found)
     if picture:
         write_bars(picture, "doctor", _bars(found))
     return exit_codes.FAILURE if worst(found) is Level.fail else exit_codes.DONE
-
-
-def _as_json(found: Sequence[CheckResult]) -> dict[str, object]:
-    return {
-        "schema": 1,
-        "version": __version__,
-        "worst": worst(found).value,
-        "findings": [asdict(finding) for finding in found],
-    }
 
 
 def _bars(found: Sequence[CheckResult]) -> list[Bar]:

@@ -1,11 +1,14 @@
 """Lines for people: in colour on a terminal that has it, plain elsewhere (a pipe, a file, NO_COLOR, TERM=dumb)."""
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
+
+from opensora_launch import __version__
 
 StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
 _STARTS = {"error": "bold red", "hint": "cyan", "note": "yellow", "log": "dim"}  # what begins a line, before a colon
@@ -42,6 +45,11 @@ def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> No
     console = Console(file=stream, soft_wrap=True, highlight=False)
     for line in lines:
         console.print(Text.assemble(*line))
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print one JSON document, which begins with its schema and our version."""
+    print(json.dumps({"schema": 1, "version": __version__, **content}, ensure_ascii=False, indent=1))
 
 
 @contextmanager
