@@ -1,7 +1,6 @@
 """`opensora-launch compare A B`: two runs or sweeps side by side. Exit code 1 if B is slower beyond a threshold."""
 
 import math
-from pathlib import Path
 
 from opensora_launch.cli.terminal import print_lines
 from opensora_launch.errors import UserError
@@ -19,8 +18,11 @@ def compare_verb(parsed: Parsed) -> int:
     """Print one line per value. Exit code 1 if B is slower by more than the threshold and beyond the spread."""
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
-    threshold = _threshold(parsed.one("--threshold"))
-    out = _page_file(parsed)
+    percent = not_negative(parsed, "--threshold", "percentage")
+    threshold = (THRESHOLD_PERCENT if percent is None else percent) / 100
+    out = parsed.path("--html")
+    if out and out.is_dir():
+        raise UserError(f"--html {out} is a folder; give a file, such as {out / 'compare.html'}")
     a, b = (named_report(path) for path in parsed.rest)
     reports = (read_either(a), read_either(b))
     changes, notes = compare_reports(*reports)
@@ -42,23 +44,16 @@ def compare_verb(parsed: Parsed) -> int:
     return 1 if worse else 0
 
 
-def _page_file(parsed: Parsed) -> Path | None:
-    """Where the page goes, if one is wanted."""
-    out = parsed.path("--html")
-    if out and out.is_dir():
-        raise UserError(f"--html {out} is a folder; give a file, such as {out / 'compare.html'}")
-    return out
-
-
-def _threshold(text: str | None) -> float:
-    """The threshold as a share. It must be finite: every time would pass "nan"."""
+def not_negative(parsed: Parsed, name: str, kind: str = "number") -> float | None:
+    """The value of a flag, None without it. It must be finite: every comparison with "nan" is false."""
+    text = parsed.one(name)
     try:
-        percent = THRESHOLD_PERCENT if text is None else float(text)
+        value = None if text is None else float(text)
     except ValueError:
-        percent = math.nan
-    if not (math.isfinite(percent) and percent >= 0):
-        raise UserError(f"--threshold {text} must be a percentage of at least 0")
-    return percent / 100
+        value = math.nan
+    if value is not None and not 0 <= value < math.inf:
+        raise UserError(f"{name} {text} must be a {kind} of at least 0")
+    return value
 
 
 def slower(change: Change, threshold: float) -> bool:

@@ -1,12 +1,12 @@
 """`opensora-launch report`: where the time of a run or sweep went, or what published figures amount to."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
+from opensora_launch.cli.compare import not_negative
 from opensora_launch.cli.ending import failed_lines
 from opensora_launch.cli.terminal import print_lines, summary_line
 from opensora_launch.errors import UserError
@@ -39,7 +39,7 @@ def report_verb(parsed: Parsed) -> int:
     if not run_dir.plan.is_file():
         raise UserError(f"{run_dir} is not a run's folder: there is no {run_dir.plan.name}")
     baseline = parsed.one("--baseline")
-    prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
+    prices = Prices(not_negative(parsed, "--usd-per-gpu-hour"), not_negative(parsed, "--usd-per-kwh"))
     base, own = None if baseline is None else named_report(baseline), _in_its_job(run_dir)
     made = build_report(run_dir.path, baseline=base, prices=prices, waiting=own)
     lines = [*summary_lines(made), *failed_lines(run_dir), *advice_lines(made)]
@@ -50,21 +50,8 @@ def report_verb(parsed: Parsed) -> int:
 def _in_its_job(run_dir: RunDir) -> bool:
     """Whether the job that made the last attempt makes this report: the user waits until it is written."""
     attempts = read_attempts(run_dir)
-    job = attempts[-1].launched.job if attempts and attempts[-1].launched else ""
+    job = attempts[-1].job if attempts else ""
     return bool(job) and this_job(os.environ).job == job
-
-
-def _price(parsed: Parsed, name: str) -> float | None:
-    text = parsed.one(name)
-    if text is None:
-        return None
-    try:
-        price = float(text)
-    except ValueError:
-        price = math.nan
-    if not (math.isfinite(price) and price >= 0):
-        raise UserError(f"{name} {text} must be a number of at least 0")
-    return price
 
 
 def _sweep(folder: SweepDir, parsed: Parsed) -> int:
