@@ -72,10 +72,7 @@ VERBS = {
     ),
     "bench": Verb(
         "Measure scaling: a sweep over counts of GPUs, with one report.",
-        (
-            "gpus=[1,2,4] [repeats=3] [warmup=1] [scaling=strong|weak] [GROUP=CHOICE ...] [KEY=VALUE]",
-            "--resume FOLDER",
-        ),
+        ("gpus=[1,2,4] [repeats=3] [warmup=1] [scaling=strong|weak] [GROUP=CHOICE ...] [KEY=VALUE]", "--resume FOLDER"),
         "Run every point of a sweep alone, several times in alternating order, and write one report on all of them. A "
         f"count may be nodes x GPUs (2x8). Several values (video=256px,768px) give several lines. {AS_GENERATE}",
         (
