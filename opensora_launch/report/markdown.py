@@ -5,12 +5,12 @@ from typing import Any
 
 from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.report.markdown_tables import (
+    gib,
     link_table,
     machines,
     md_list,
     md_table,
     md_text,
-    number,
     prediction_table,
     secs,
     secs_of,
@@ -203,7 +203,7 @@ def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
     body = [
         [f"{r['rank']}{'' if r['complete'] else ' (cut off)'}", secs(r["wall_s"])]
         + [secs_of(r["parts"][part], r["wall_s"]) for part in parts]
-        + [number(r["peak_memory_bytes"], unit=2**30)]
+        + [gib(r["peak_memory_bytes"])]
         for r in ranks
     ]
     if len(ranks) > 1:
