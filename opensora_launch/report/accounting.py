@@ -223,7 +223,7 @@ def _timeline(whole: tuple[float, float], *layers: Sequence[Interval]) -> tuple[
                 at[n] += 1
             block = layer[at[n]] if at[n] < len(layer) else None
             holding.append(block if block and block.start_s <= begin else None)
-        part, detail = _part(*holding)
+        part, detail = _part(holding)
         if pieces and (pieces[-1].part, pieces[-1].detail) == (part, detail):
             pieces[-1] = pieces[-1]._replace(end_s=over)
         else:
@@ -231,13 +231,8 @@ def _timeline(whole: tuple[float, float], *layers: Sequence[Interval]) -> tuple[
     return tuple(pieces)
 
 
-def _part(
-    phase: Interval | None,
-    step: Interval | None,
-    block: Interval | None,
-    kernel: Interval | None,
-    inner: Interval | None,
-) -> tuple[str, str]:
+def _part(holding: Sequence[Interval | None]) -> tuple[str, str]:
+    phase, step, block, kernel, inner = holding
     if step and step.part == "idle":
         return "idle", ""
     if inner:

@@ -38,9 +38,6 @@ FAULTS_PER_S = 200
 MEMORY_STALL = 0.05  # of the time that tasks waited for memory
 
 
-OtherRanks = Sequence[RankAccount]
-
-
 @dataclass(frozen=True)
 class Evidence:
     """Everything known about an attempt."""
@@ -74,19 +71,15 @@ def findings(evidence: Evidence) -> list[Message]:
 
     The most costly comes first. Each has `ranks`, `host`, `gpu` (a UUID or null), `seconds` (lost; null where unknown).
     """
-    found = [
-        *_slow_ranks(evidence),
-        *_slow_links(evidence),
-        *_node_findings(evidence),
-        *reported_findings(evidence.events),
-    ]
-    return sorted(found, key=lambda f: -(f["seconds"] or 0.0))
+    found = [*_slow_ranks(evidence), *_slow_links(evidence), *_node_findings(evidence)]
+    return sorted([*found, *reported_findings(evidence.events)], key=lambda f: -(f["seconds"] or 0.0))
 
 
 def _slow_ranks(evidence: Evidence) -> list[Message]:
     accounts = evidence.accounts
     computing = [r for r in accounts.ranks if r.row_forwards]
     late = {w.rank: w for w in waited_for(accounts)}
+    causes, unknown = (_more_work, _slower_card, _gpu_cause, _cpu_cause), message("unknown_cause")
     found = []
     for r in computing:
         others = [o for o in computing if o.rank != r.rank]
@@ -109,7 +102,7 @@ def _slow_ranks(evidence: Evidence) -> list[Message]:
                 seconds=cost,
                 computed_s=r.parts["compute"],
                 others_s=usual,
-                cause=_cause(evidence, r, others, excess),
+                cause=next((cause for show in causes if (cause := show(evidence, r, others, excess))), unknown),
             )
         )
     return found
@@ -122,14 +115,6 @@ def _gpu_of(evidence: Evidence, r: RankAccount) -> tuple[str | None, str | None]
     own = bare_uuid(r.device_uuid)
     gpus = ((gpu["uuid"], f"GPU {gpu['index']}") for gpu in node.found.gpus if bare_uuid(gpu["uuid"]) == own)
     return next(gpus, (r.device_uuid, r.device_uuid))
-
-
-def _cause(evidence: Evidence, r: RankAccount, others: OtherRanks, excess_s: float) -> Message:
-    """The first cause that can be shown."""
-    for show in (_more_work, _slower_card, _gpu_cause, _cpu_cause):
-        if found := show(evidence, r, others, excess_s):
-            return found
-    return message("unknown_cause")
 
 
 def _more_work(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Message | None:
