@@ -10,7 +10,7 @@ from opensora_launch.cli.compare import not_negative
 from opensora_launch.cli.ending import failed_lines
 from opensora_launch.cli.terminal import print_lines, summary_line
 from opensora_launch.errors import UserError
-from opensora_launch.report.bench_report import is_sweep, report_sweep
+from opensora_launch.report.bench_report import report_sweep
 from opensora_launch.report.build import build_report, build_sweep
 from opensora_launch.report.markdown import advice_lines, summary_lines
 from opensora_launch.report.published import published
@@ -33,7 +33,7 @@ def report_verb(parsed: Parsed) -> int:
     path = named_report(parsed.rest[0])
     if path.is_file() and path.suffix == ".json":
         return _published(path, parsed.one("--out"))
-    if is_sweep(SweepDir(path)):
+    if SweepDir(path).state.is_file():
         return _sweep(SweepDir(path), parsed)
     run_dir = RunDir(path)
     if not run_dir.plan.is_file():

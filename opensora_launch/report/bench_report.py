@@ -101,7 +101,3 @@ def _changes(reports: Sequence[Mapping[str, Any]]) -> list[Message]:
     if any(p[name] != packages[0][name] for p in packages for name in everyones):
         found.append(message("other_packages"))
     return found
-
-
-def is_sweep(folder: SweepDir) -> bool:
-    return folder.state.is_file()
