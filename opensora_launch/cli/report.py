@@ -69,12 +69,15 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
 
 def sweep_lines(data: Mapping[str, Any]) -> Iterator[str]:
     """The table of a sweep: seconds and efficiency of each point, what they are relative to, and notes."""
-    width = max(len(point["name"]) for point in data["table"])
-    for point in data["table"]:
-        where = say(size(point["gpus"], data["unit"]))
-        yield f"{point['name']:<{width}} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}"
+    yield from _point_lines(data, max(len(point["name"]) for point in data["table"]), 12)
     yield from (baseline_text(base, data["unit"]) for base in data["baselines"])
     yield from note_lines(data)
+
+
+def _point_lines(data: Mapping[str, Any], name_chars: int, size_chars: int) -> Iterator[str]:
+    for point in data["table"]:
+        name, where = f"{point['name']:<{name_chars}}", f"{say(size(point['gpus'], data['unit'])):>{size_chars}}"
+        yield f"{name} {where} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}"
 
 
 def _published(file: Path, out: str | None) -> int:
@@ -87,8 +90,5 @@ def _published(file: Path, out: str | None) -> int:
     unknown = [message("load_time_unstated"), *limits]
     data = sweep_report("Published scaling", points, version=__version__, kind="published", unknown=unknown)
     build_sweep(folder, data, name)
-    for point in data["table"]:
-        where = say(size(point["gpus"], data["unit"]))
-        print(f"{point['name']:<40} {where:>6} {point['seconds']:>9.2f} s  efficiency {point['efficiency']:.1%}")
-    print(f"report: {folder / f'{name}.html'}")
+    print("\n".join([*_point_lines(data, 40, 6), f"report: {folder / f'{name}.html'}"]))
     return 0
