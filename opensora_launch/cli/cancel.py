@@ -35,9 +35,8 @@ def cancel_verb(parsed: Parsed) -> int:
 def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
     """Lines about what was stopped, and about what was not."""
     if answer.silence:
-        return [], [
-            f"job {answer.job} may still run: Slurm cannot be asked ({answer.silence}); scancel {answer.job} stops it"
-        ]
+        why = f"Slurm cannot be asked ({answer.silence})"
+        return [], [f"job {answer.job} may still run: {why}; scancel {answer.job} stops it"]
     if answer.over:
         return [], []
     problems = cancel_job(answer.job)

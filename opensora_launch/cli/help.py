@@ -92,9 +92,7 @@ def _topic_help(verb: str, topic: str) -> list[StyledLine]:
         lines += _part(f"choices, as {topic}=CHOICE (* is the default)", rows)
     values = _default_values()
     start = "" if topic == ALONE or found[0].path == topic else f"{topic}."
-    rows = (
-        (f"{key.path.removeprefix(start)}={as_text(values.get(key.path, key.default))}", _meaning(key)) for key in found
-    )
+    rows = ((f"{k.path.removeprefix(start)}={as_text(values.get(k.path, k.default))}", _meaning(k)) for k in found)
     return [*lines, *_part(f"keys, as {start}KEY=VALUE, with their defaults", rows)]
 
 

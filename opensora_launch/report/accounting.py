@@ -91,19 +91,18 @@ class Accounts:
         return self.wall_s * len(self.ranks)
 
 
-Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]  # each rank's moment and axis
+Arrivals = dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]]  # each rank's moment and axis
 
 
 def account(ranks: Sequence[RankEvents]) -> Accounts:
     """Account for one attempt. `ranks` are those that left events, at least one."""
     shifts, clock_error_s, unknown = _common_clock(ranks)
-    arrivals: dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]] = defaultdict(dict)
+    arrivals: Arrivals = defaultdict(dict)
     for events in ranks:
         for c in events.collectives:
             arrivals[c.ranks, c.sequence][events.meta.rank] = (c.start_s + shifts[events.meta.rank], c.axis)
-    accounts = tuple(
-        _account_one(events, shifts[events.meta.rank], arrivals) for events in sorted(ranks, key=lambda e: e.meta.rank)
-    )
+    by_rank = sorted(ranks, key=lambda e: e.meta.rank)
+    accounts = tuple(_account_one(events, shifts[events.meta.rank], arrivals) for events in by_rank)
     here = {events.meta.rank for events in ranks}
     if any(not here.issuperset(group) for group, _ in arrivals):
         unknown.append(message("waits_for_missing_ranks"))

@@ -46,9 +46,8 @@ def _prune(plan: Plan, accounts: Accounts) -> Hint | None:
     """Rows with weight zero, or equal ones, were computed."""
     if plan.sampling.prune_rows:
         return None
-    full, needed = (
-        sum(sum(rows_per_step(v, plan.geometry.latent_frames, prune)) for v in plan.videos) for prune in (False, True)
-    )
+    frames = plan.geometry.latent_frames
+    full, needed = (sum(sum(rows_per_step(v, frames, prune)) for v in plan.videos) for prune in (False, True))
     compute = max(r.parts["compute"] + r.parts["communication"] for r in accounts.ranks)
     what = message("unneeded_rows", computed=full, needed=needed)
     return what, message("set", overrides="sampling.prune_rows=true"), compute * (1 - needed / full)

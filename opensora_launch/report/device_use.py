@@ -59,9 +59,7 @@ class SampledNode:
 
 @dataclass(frozen=True)
 class RankUse:
-    """A rank's main thread in a window: seconds on a CPU, seconds ready to run without one, page faults that read a
-    disk.
-    """
+    """A rank's main thread in a window: seconds on a CPU, or ready to run without one; page faults that read a disk."""
 
     window: Window
     ran_s: float

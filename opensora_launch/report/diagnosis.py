@@ -162,12 +162,8 @@ def _gpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
     clocks = [u["sm_mhz_median"] for u in alike if u["sm_mhz_median"]]
     reasons = throttle_reasons(mine)
     slower = bool(clocks and mine["sm_mhz_median"]) and mine["sm_mhz_median"] < SLOWER_CLOCK * median(clocks)
-    throttled = message(
-        "gpu_throttled",
-        reasons=reasons,
-        sm_mhz=mine["sm_mhz_median"] if slower else None,
-        others_sm_mhz=median(clocks) if slower else None,
-    )
+    clock, others_clock = (mine["sm_mhz_median"], median(clocks)) if slower else (None, None)
+    throttled = message("gpu_throttled", reasons=reasons, sm_mhz=clock, others_sm_mhz=others_clock)
     if reasons and (slower or (not clocks and any(reason["code"] in HELD_DOWN for reason in reasons))):
         return throttled
     if (mine["others_share"] or 0) >= LEAST_SHARED:
@@ -191,18 +187,14 @@ def _cpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
     usual_s = median(o.starved_s for o in theirs) if theirs else 0.0
     longer_s = use.ran_s - (median(o.ran_s for o in theirs) if theirs else 0.0)
     starved_s = use.starved_s - usual_s
-    asleep_s = use.window[1] - use.window[0] - use.ran_s - use.starved_s - _off_cpu(r, use.window)
+    resting = (p for p in cut(r.timeline, *use.window) if p.part in ("waiting", "communication", "idle"))
+    off_cpu_s = sum(p.end_s - p.start_s for p in resting)  # a rank that waits or communicates needs no CPU
+    asleep_s = use.window[1] - use.window[0] - use.ran_s - use.starved_s - off_cpu_s
     if starved_s > max(longer_s, asleep_s):
         return message("starved", starved_s=use.starved_s, others_s=usual_s)
     if asleep_s > max(longer_s, LEAST_EXPLAINED * excess_s):
         return message("asleep", asleep_s=asleep_s)
     return None
-
-
-def _off_cpu(r: RankAccount, window: Window) -> float:
-    """Seconds of a window in which a rank needs no CPU: it waits or communicates."""
-    resting = (p for p in cut(r.timeline, *window) if p.part in ("waiting", "communication", "idle"))
-    return sum(p.end_s - p.start_s for p in resting)
 
 
 def _slow_links(evidence: Evidence) -> list[Message]:

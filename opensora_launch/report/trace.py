@@ -103,9 +103,8 @@ def _node_events(nodes: Sequence[SampledNode], zero: float) -> Iterator[TraceEve
         ]
         for x in node.found.xids:
             at = round((float(x["time_s"]) + node.shift_s - zero) * US, 1)
-            counters.append(
-                {"ph": "i", "s": "g", "name": f"XID {x['xid']}", "pid": pid, "ts": at, "args": {"gpu": x["uuid"]}}
-            )
+            mark = {"ph": "i", "s": "g", "name": f"XID {x['xid']}", "pid": pid, "ts": at}
+            counters.append(mark | {"args": {"gpu": x["uuid"]}})
         if counters:
             yield _name("process", pid, 0, f"host {node.host}")
             yield from counters
