@@ -27,7 +27,11 @@ def doctor_verb(parsed: Parsed) -> int:
     elif parsed.has("--json"):
         print_json({"worst": worst(found).value, "findings": [asdict(finding) for finding in found]})
     else:
-        _print(found)
+        counts = {level: sum(f.level is level for f in found) for level in Level}
+        warnings, failures = _count(counts[Level.warn], "warning"), _count(counts[Level.fail], "failure")
+        each = zip(found, lines(found), strict=True)
+        print_lines([(line[:4], COLOURS[f.level]), (line[4:], "")] for f, line in each)
+        print(f"{counts[Level.ok]} ok, {warnings}, {failures}")
     if picture:
         write_bars(picture, "doctor", _bars(found))
     return exit_codes.FAILURE if worst(found) is Level.fail else exit_codes.DONE
@@ -37,13 +41,6 @@ def _bars(found: Sequence[CheckResult]) -> list[Bar]:
     """Free memory, free disk, and the bandwidth of each axis."""
     measured = [(f"{f.host} " if f.host == "all" else "", f) for f in found if f.value is not None]
     return [(f"{where}{f.what.split(': ')[0][:44]}", f.value or 0.0, f.unit) for where, f in measured]
-
-
-def _print(found: Sequence[CheckResult]) -> None:
-    counts = {level: sum(f.level is level for f in found) for level in Level}
-    summary = f"{counts[Level.ok]} ok, {_count(counts[Level.warn], 'warning')}, {_count(counts[Level.fail], 'failure')}"
-    each = zip(found, lines(found), strict=True)
-    print_lines([*([(line[:4], COLOURS[f.level]), (line[4:], "")] for f, line in each), [(summary, "")]])
 
 
 def _count(number: int, noun: str) -> str:

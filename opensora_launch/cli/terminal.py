@@ -23,11 +23,6 @@ def can_redraw(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
-def has_colour(stream: TextIO) -> bool:
-    """Whether a stream shows colours, and its user wants them (no-color.org)."""
-    return can_redraw(stream) and not os.environ.get("NO_COLOR")
-
-
 def columns() -> int:
     """The width of the terminal; 80 without one, unless COLUMNS says otherwise."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
@@ -36,7 +31,8 @@ def columns() -> int:
 def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> None:
     """Print lines on standard output, or on `stream`. A narrow terminal wraps them; nothing is cut off."""
     stream = stream or sys.stdout
-    if not has_colour(stream):  # rich takes longer to import than some verbs take to answer
+    plain = not can_redraw(stream) or os.environ.get("NO_COLOR")  # no-color.org
+    if plain:  # rich takes longer to import than some verbs take to answer
         stream.writelines("".join(text for text, _ in line) + "\n" for line in lines)
         return
     from rich.console import Console
