@@ -63,7 +63,10 @@ def _no_peak(plan: Plan, accounts: Accounts, card: Card | None) -> Message:
 def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[str, Any]]:
     """By axis: the bytes that ranks sent, the seconds in which they could not compute, and the share of the peak."""
     several = plan.machine.nodes > 1
-    peak = _link_peak(card, plan.machine.gpus_per_node) if card and not several else None
+    peak = None  # bytes per second, one way, between the GPUs of one node
+    if card and not several:
+        gb_s = card.nvlink_gb_s if plan.machine.gpus_per_node <= card.nvlink_gpus else card.pcie_gb_s
+        peak = gb_s * 1e9 if gb_s else None
     reason = message("node_links_unknown") if several else message("link_peak_unknown")
     found = []
     for axis in sorted({axis for r in accounts.ranks for axis in r.bytes_by_axis}):
@@ -83,12 +86,6 @@ def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[s
             }
         )
     return found
-
-
-def _link_peak(card: Card, gpus: int) -> float | None:
-    """Bytes per second, one way, between so many GPUs of one node; None if unknown."""
-    rate = card.nvlink_gb_s if gpus <= card.nvlink_gpus else card.pcie_gb_s
-    return rate * 1e9 if rate else None
 
 
 def energy(attempts: Sequence[Mapping[str, Any]], videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
