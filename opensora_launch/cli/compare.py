@@ -4,7 +4,7 @@ import math
 
 from opensora_launch.cli.terminal import print_lines
 from opensora_launch.errors import UserError
-from opensora_launch.report.compare import Change, compare_reports, read_either
+from opensora_launch.report.compare import compare_reports, read_either
 from opensora_launch.report.compare_page import compare_page
 from opensora_launch.report.wording import say
 from opensora_launch.request.flags import Parsed
@@ -29,7 +29,8 @@ def compare_verb(parsed: Parsed) -> int:
     print_lines([[("A: ", "bold"), (f"{a}", "")], [("B: ", "bold"), (f"{b}", "")]])
     width = max(len(change.what) for change in changes)
     print_lines([[(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}", "bold")]])
-    worse = [change for change in changes if slower(change, threshold)]
+    # Slower is what is beyond the threshold, and beyond the spread if that is known.
+    worse = [c for c in changes if c.gates and c.ratio > 1 + threshold and c.beyond is not False]
     for change in changes:
         mark = "  <- slower" if change in worse else "  beyond the spread" if change.beyond else ""
         unit = f" {change.unit}"
@@ -54,8 +55,3 @@ def not_negative(parsed: Parsed, name: str, kind: str = "number") -> float | Non
     if value is not None and not 0 <= value < math.inf:
         raise UserError(f"{name} {text} must be a {kind} of at least 0")
     return value
-
-
-def slower(change: Change, threshold: float) -> bool:
-    """Whether B is beyond the threshold, and beyond the spread if that is known."""
-    return change.gates and change.ratio > 1 + threshold and change.beyond is not False

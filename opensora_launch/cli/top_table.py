@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opensora_launch.cli.terminal import short_name
-from opensora_launch.cli.view import RunView, step_text
+from opensora_launch.cli.view import RunView
 from opensora_launch.runs.live import DeviceUse, stuck_s, totals
 from opensora_launch.telemetry.stall import Beat
 
@@ -72,11 +72,12 @@ def _rows(view: RunView) -> Iterator[_RankRow]:
         ended = state not in ("running", "suspended", "lost")
         use = DeviceUse() if ended else use
         stuck = None if view.suspended else stuck_s(beat, time.monotonic())
+        step = "" if beat.step is None or not beat.steps else f"{beat.step + 1}/{beat.steps}"
         cells = {
             "rank": str(beat.rank),
             "host": beat.host,
             "doing": _doing(beat, state),
-            "step": "" if state == "done" else step_text(beat),
+            "step": "" if state == "done" else step,
             **_readings(use),
             "stuck since": "" if stuck is None else f"{stuck:.0f} s in {beat.collective}",
         }

@@ -147,11 +147,6 @@ def describe(beats: Sequence[Beat]) -> str:
     return f"{beat.phase}{video}{step}"
 
 
-def step_text(beat: Beat) -> str:
-    """The step that a rank works on: "3/50"."""
-    return f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
-
-
 @contextmanager
 def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     """A function that shows an attempt, given its folder and its heartbeats.
