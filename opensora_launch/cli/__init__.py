@@ -13,7 +13,7 @@ from opensora_launch.cli.terminal import print_errors, print_lines
 from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError, did_you_mean, disk_problem
 from opensora_launch.machine.output import secure_output
-from opensora_launch.request.flags import Parsed, parse
+from opensora_launch.request.flags import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,20 +57,17 @@ def _run(words: list[str]) -> int:
         return exit_codes.DONE
     if name in VERBS:
         _check_folder()
-        return _run_verb(name, parse(name, VERBS[name].flags, rest))
+        parsed = parse(name, VERBS[name].flags, rest)
+        if parsed.has("--help"):
+            from opensora_launch.cli.help import verb_help
+
+            print_lines(verb_help(name, parsed.one("--help")))
+            return exit_codes.DONE
+        module = importlib.import_module(f"opensora_launch.cli.{VERBS[name].module or name}")
+        code: int = getattr(module, f"{name}_verb")(parsed)
+        return code
     hint = did_you_mean(name, [*VERBS, "--help", "--version"]) or f"the verbs are {', '.join(VERBS)}"
     raise UserError(f"{name!r} is not a verb of opensora-launch; {hint}")
-
-
-def _run_verb(name: str, parsed: Parsed) -> int:
-    if parsed.has("--help"):
-        from opensora_launch.cli.help import verb_help
-
-        print_lines(verb_help(name, parsed.one("--help")))
-        return exit_codes.DONE
-    module = importlib.import_module(f"opensora_launch.cli.{VERBS[name].module or name}")
-    code: int = getattr(module, f"{name}_verb")(parsed)
-    return code
 
 
 def _check_folder() -> None:

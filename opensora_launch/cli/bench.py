@@ -137,9 +137,7 @@ def _run_names(folder: SweepDir) -> set[str]:
 
 
 def busy_share() -> float | None:
-    """The share of this machine's CPUs that is busy while nothing of ours runs. The load average would include our last
-    run.
-    """
+    """The share of this machine's CPUs that others keep busy. The load average would include our last run."""
     before = host_sample()
     time.sleep(_IDLE_LOOK_S)
     after = host_sample()

@@ -10,14 +10,7 @@ from opensora_launch.cli.status import one_run
 from opensora_launch.machine import processes
 from opensora_launch.request.flags import Parsed
 from opensora_launch.runs.files import read_request
-from opensora_launch.runs.state import (
-    AttemptState,
-    JobAnswer,
-    Launched,
-    launcher_alive,
-    read_state,
-    record_launch,
-)
+from opensora_launch.runs.state import AttemptState, JobAnswer, Launched, launcher_alive, read_state, record_launch
 from opensora_launch.slurm.query import NoAnswer, cancel_job, steps_named
 from opensora_launch.telemetry.stall import Beat
 
@@ -30,7 +23,7 @@ def cancel_verb(parsed: Parsed) -> int:
     read_request(run_dir)
     stopped, problems = list[str](), list[str]()
     state = read_state(run_dir)
-    without_job = [a for a in state.attempts if not (a.launched and a.launched.job)]
+    without_job = [a for a in state.attempts if not a.job]
     cancelled = [_cancel_attempt(attempt, state.beats_alive(attempt)) for attempt in without_job]
     for lines, wrong in (*map(_cancel_job, state.jobs), *cancelled):
         stopped += lines
@@ -42,9 +35,8 @@ def cancel_verb(parsed: Parsed) -> int:
 def _cancel_job(answer: JobAnswer) -> tuple[list[str], list[str]]:
     """Lines about what was stopped, and about what was not."""
     if answer.silence:
-        return [], [
-            f"job {answer.job} may still run: Slurm cannot be asked ({answer.silence}); scancel {answer.job} stops it"
-        ]
+        why = f"Slurm cannot be asked ({answer.silence})"
+        return [], [f"job {answer.job} may still run: {why}; scancel {answer.job} stops it"]
     if answer.over:
         return [], []
     problems = cancel_job(answer.job)

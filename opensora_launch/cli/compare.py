@@ -1,11 +1,10 @@
 """`opensora-launch compare A B`: two runs or sweeps side by side. Exit code 1 if B is slower beyond a threshold."""
 
 import math
-from pathlib import Path
 
 from opensora_launch.cli.terminal import print_lines
 from opensora_launch.errors import UserError
-from opensora_launch.report.compare import Change, compare_reports, read_either
+from opensora_launch.report.compare import compare_reports, read_either
 from opensora_launch.report.compare_page import compare_page
 from opensora_launch.report.wording import say
 from opensora_launch.request.flags import Parsed
@@ -19,15 +18,19 @@ def compare_verb(parsed: Parsed) -> int:
     """Print one line per value. Exit code 1 if B is slower by more than the threshold and beyond the spread."""
     if len(parsed.rest) != 2:
         raise UserError(f"compare takes two runs or sweeps, not {len(parsed.rest)}: opensora-launch compare A B")
-    threshold = _threshold(parsed.one("--threshold"))
-    out = _page_file(parsed)
+    percent = not_negative(parsed, "--threshold", "percentage")
+    threshold = (THRESHOLD_PERCENT if percent is None else percent) / 100
+    out = parsed.path("--html")
+    if out and out.is_dir():
+        raise UserError(f"--html {out} is a folder; give a file, such as {out / 'compare.html'}")
     a, b = (named_report(path) for path in parsed.rest)
     reports = (read_either(a), read_either(b))
     changes, notes = compare_reports(*reports)
     print_lines([[("A: ", "bold"), (f"{a}", "")], [("B: ", "bold"), (f"{b}", "")]])
     width = max(len(change.what) for change in changes)
     print_lines([[(f"{'':<{width}}  {'A':>10}  {'B':>10}  {'B / A':>7}", "bold")]])
-    worse = [change for change in changes if slower(change, threshold)]
+    # Slower is what is beyond the threshold, and beyond the spread if that is known.
+    worse = [c for c in changes if c.gates and c.ratio > 1 + threshold and c.beyond is not False]
     for change in changes:
         mark = "  <- slower" if change in worse else "  beyond the spread" if change.beyond else ""
         unit = f" {change.unit}"
@@ -42,25 +45,13 @@ def compare_verb(parsed: Parsed) -> int:
     return 1 if worse else 0
 
 
-def _page_file(parsed: Parsed) -> Path | None:
-    """Where the page goes, if one is wanted."""
-    out = parsed.path("--html")
-    if out and out.is_dir():
-        raise UserError(f"--html {out} is a folder; give a file, such as {out / 'compare.html'}")
-    return out
-
-
-def _threshold(text: str | None) -> float:
-    """The threshold as a share. It must be finite: every time would pass "nan"."""
+def not_negative(parsed: Parsed, name: str, kind: str = "number") -> float | None:
+    """The value of a flag, None without it. It must be finite: every comparison with "nan" is false."""
+    text = parsed.one(name)
     try:
-        percent = THRESHOLD_PERCENT if text is None else float(text)
+        value = None if text is None else float(text)
     except ValueError:
-        percent = math.nan
-    if not (math.isfinite(percent) and percent >= 0):
-        raise UserError(f"--threshold {text} must be a percentage of at least 0")
-    return percent / 100
-
-
-def slower(change: Change, threshold: float) -> bool:
-    """Whether B is beyond the threshold, and beyond the spread if that is known."""
-    return change.gates and change.ratio > 1 + threshold and change.beyond is not False
+        value = math.nan
+    if value is not None and not 0 <= value < math.inf:
+        raise UserError(f"{name} {text} must be a {kind} of at least 0")
+    return value

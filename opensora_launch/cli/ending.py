@@ -96,9 +96,8 @@ def job_lines(job: JobState, attempt: AttemptState, attempts: Sequence[AttemptSt
     why = [job.reason] if job.reason not in ("", "None") else []
     if code := job.exit_code:
         why.append(how_it_ended(code if code <= exit_codes.BY_SIGNAL else exit_codes.BY_SIGNAL - code))
-    yield f"error: job {job.job} ended as {job.state} on {job.nodes or 'no node'}" + (
-        f": {', '.join(why)}" if why else ""
-    )
+    reasons = f": {', '.join(why)}" if why else ""
+    yield f"error: job {job.job} ended as {job.state} on {job.nodes or 'no node'}{reasons}"
     log = job_log(attempts, attempt)
     said = _tail(log) if log else []
     exits = agent_exits("\n".join(said))

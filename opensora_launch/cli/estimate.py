@@ -1,15 +1,15 @@
 """`opensora-launch estimate [TOPIC]`: FLOPs, GPU-hours, energy, money, fleets, machines and cards. Needs no GPU."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from opensora_launch import __version__, exit_codes
+from opensora_launch import exit_codes
 from opensora_launch.cli.plan_picture import picture_file, write_bars
-from opensora_launch.cli.terminal import StyledLine, print_lines
+from opensora_launch.cli.terminal import StyledLine, print_json, print_lines
 from opensora_launch.estimate.card_ranking import FITS, NOT, CardEstimate
 from opensora_launch.estimate.figures import Figure
+from opensora_launch.plan.table import aligned
 from opensora_launch.plan.workload import Workload
 from opensora_launch.request.estimation import EstimateRequest, answer, prepare_estimate, ranked_cards
 from opensora_launch.request.flags import Parsed
@@ -17,10 +17,7 @@ from opensora_launch.request.flags import Parsed
 
 def figures_text(figures: Sequence[Figure], title: str) -> Iterator[StyledLine]:
     """One line per figure: label, value, and the arithmetic."""
-    label, value = (
-        max(len(text) for text in column)
-        for column in zip(*((one.label, value_text(one)) for one in figures), strict=True)
-    )
+    label, value = max(len(one.label) for one in figures), max(len(value_text(one)) for one in figures)
     yield [(title, "bold")]
     for line in figures:
         how = f"  {line.how}" if line.how else ""
@@ -47,16 +44,10 @@ def cards_text(found: Sequence[CardEstimate], work: Workload) -> Iterator[Styled
     size = work.video
     title = f"{work.net.name}, {size.width_px} x {size.height_px}, {size.length}, on {work.ranks} of each card"
     head = ("card", "memory", "needs", "seconds", "kWh", "USD", "watts", "runs with")
-    rows = [head, *(_card(one) for one in found)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
+    lines = aligned([head, *map(_card, found)], {0, len(head) - 1})
     styles = ["bold", *({FITS: "green", NOT: "dim"}.get(one.fit, "yellow") for one in found)]
     yield [(title, "bold")]
-    for row, style in zip(rows, styles, strict=True):
-        cells = (
-            f"{cell:<{w}}" if n in (0, 7) else f"{cell:>{w}}"
-            for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        yield [(f"  {'  '.join(cells)}".rstrip(), style)]
+    yield from ([(f"  {line}", style)] for line, style in zip(lines, styles, strict=True))
     end = "USD: list price over the machine's life and electricity; - where none is published. Predicted, not measured."
     yield [(end, "dim")]
 
@@ -79,7 +70,7 @@ def estimate_verb(parsed: Parsed) -> int:
     if parsed.has("--json"):
         values = {one.key: one.value for one in figures}
         how = {one.key: one.how for one in figures if one.how}
-        _print_json({"topic": asked.topic, "hardware": asked.run.hardware.name, "values": values, "how": how})
+        print_json({"topic": asked.topic, "hardware": asked.run.hardware.name, "values": values, "how": how})
     else:
         print_lines(figures_text(figures, f"{asked.topic}: {asked.note}" if asked.note else asked.topic))
     if picture:
@@ -91,7 +82,7 @@ def estimate_verb(parsed: Parsed) -> int:
 def _cards(parsed: Parsed, picture: Path | None, asked: EstimateRequest) -> int:
     work, found = ranked_cards(asked)
     if parsed.has("--json"):
-        _print_json({"topic": "card", "cards": [_card_json(one) for one in found]})
+        print_json({"topic": "card", "cards": [_card_json(one) for one in found]})
     else:
         print_lines(cards_text(found, work))
     if picture:
@@ -115,7 +106,3 @@ def _card_json(one: CardEstimate) -> dict[str, Any]:
         "watts": one.watts,
         "price_usd": one.card.price_usd,
     }
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps({"schema": 1, "version": __version__, **content}, ensure_ascii=False, indent=1))

@@ -129,8 +129,7 @@ class Followed:
         return any(beat.state in ("running", "done") for beat in attempt.beats)
 
     def _state(self, attempt: AttemptState) -> JobState | None:
-        job = attempt.launched.job if attempt.launched else ""
-        return next((state for state in self.states if state.job == job), None)
+        return next((state for state in self.states if state.job == attempt.job), None)
 
     def _restart(self, task: str, newest: AttemptState) -> Iterator[str]:
         """A line if the last start of a task has ended, and the task starts again."""

@@ -1,6 +1,7 @@
 """`opensora-launch generate`: from a command line to videos."""
 
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.plan_summary import command_lines, plan_summary
+from opensora_launch.cli.plan_summary import plan_summary
 from opensora_launch.cli.start import start_run
 from opensora_launch.cli.submit import NotSubmitted, array_notes, submit_run
 from opensora_launch.cli.terminal import elapsed, print_errors
@@ -76,8 +77,10 @@ def _run_all(runs: Sequence[PlannedRun], since_s: float) -> int:
     A run that fails does not stop the rest. One that is stopped or asked to stop does.
     """
     codes = list[int]()
+    # A run's files go to the disk of its folder.
+    placed = [(replace(p.run, runs_dir=str(p.folder)) if p.folder else p.run, p.plan) for p in runs]
     with elapsed("checking this machine"):
-        environments, warnings = preflight([(_with_folder(planned), planned.plan) for planned in runs])
+        environments, warnings = preflight(placed)
     print_errors(warnings)
     for number, (planned, made) in enumerate(zip(runs, environments, strict=True), start=1):
         if len(runs) > 1:
@@ -99,11 +102,6 @@ def _run_all(runs: Sequence[PlannedRun], since_s: float) -> int:
         return codes[-1]
     worst = (exit_codes.FAILURE, exit_codes.USER_ERROR)
     return next((code for code in worst if code in codes), max(codes, default=exit_codes.DONE))
-
-
-def _with_folder(planned: PlannedRun) -> RunConfig:
-    """The config with the folder whose disk gets the run's files."""
-    return replace(planned.run, runs_dir=str(planned.folder)) if planned.folder else planned.run
 
 
 def _stops_sweep(planned: PlannedRun, code: int) -> bool:
@@ -136,12 +134,9 @@ def _print_dry_run(run: RunConfig, plan: Plan, run_dir: RunDir, unfit: Sequence[
     if kind is LauncherKind.slurm:
         script = script_of(run, plan, attempt, profiled(os.environ, run.env))
         print_errors(array_notes(run, plan))
-        print(
-            "\n".join(
-                [f"{attempt.batch_script.name}:", script, *estimate_start(script, without_others(os.environ, kind))]
-            )
-        )
+        start = estimate_start(script, without_others(os.environ, kind))
+        print("\n".join([f"{attempt.batch_script.name}:", script, *start]))
     else:
-        print(f"command:\n{command_lines(command(kind, plan.machine, attempt))}")
+        print(f"command:\n  {shlex.join(command(kind, plan.machine, attempt))}")
     if unfit:
         print("this machine cannot run it:\n" + "\n".join(f"  - {line}" for line in unfit))

@@ -55,10 +55,10 @@ def verb_help(name: str, topic: str | None) -> list[StyledLine]:
     verb = VERBS[name]
     if topic and topic != "all":
         return _topic_help(name, topic)
-    usages = (
-        f"{'usage:' if n == 0 else '      '} opensora-launch {name} {words}" for n, words in enumerate(verb.usage)
-    )
-    lines = [*(line for usage in usages for line in _wrapped(usage, _USAGE)), _BLANK]
+    lines = list[StyledLine]()
+    for n, words in enumerate(verb.usage):
+        lines += _wrapped(f"{'      ' if n else 'usage:'} opensora-launch {name} {words}", _USAGE)
+    lines.append(_BLANK)
     for text in verb.text.splitlines():
         lines += _wrapped(text, _TEXT if text.startswith(" ") else "")
     lines += _part("flags", ((_names(flag), _about(flag)) for flag in verb.flags))
@@ -79,26 +79,21 @@ def topics(verb: str) -> list[str]:
 
 
 def _topic_help(verb: str, topic: str) -> list[StyledLine]:
-    found = [key for key in keys() if _is_below(key, topic)]
+    below = f"{topic}."
+    found = [k for k in keys() if ("." not in k.path if topic == ALONE else f"{k.path}.".startswith(below))]
     if not found:
         near = did_you_mean(topic, topics(verb)) or f"use one of {', '.join(topics(verb))}"
         raise UserError(f"there is no group {topic}; {near}")
     group = next((group for group in groups() if group.name == topic), None)
     about = about_section(topic) or ("Keys that belong to no group." if topic == ALONE else "")
-    lines: list[StyledLine] = [*_wrapped(f"{topic}: {about}" if about else topic)]
+    lines = _wrapped(f"{topic}: {about}" if about else topic)
     if group:
         rows = ((f"{c.name}{'*' if c.name == group.default else ''}", c.about) for c in group.choices)
         lines += _part(f"choices, as {topic}=CHOICE (* is the default)", rows)
     values = _default_values()
     start = "" if topic == ALONE or found[0].path == topic else f"{topic}."
-    rows = (
-        (f"{key.path.removeprefix(start)}={as_text(values.get(key.path, key.default))}", _meaning(key)) for key in found
-    )
+    rows = ((f"{k.path.removeprefix(start)}={as_text(values.get(k.path, k.default))}", _meaning(k)) for k in found)
     return [*lines, *_part(f"keys, as {start}KEY=VALUE, with their defaults", rows)]
-
-
-def _is_below(key: Key, topic: str) -> bool:
-    return "." not in key.path if topic == ALONE else key.path == topic or key.path.startswith(f"{topic}.")
 
 
 def _meaning(key: Key) -> str:
@@ -138,29 +133,25 @@ def _examples() -> Iterator[StyledLine]:
 def _part(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[StyledLine]:
     """A title, and two columns, of which the right one is wrapped. A long name has lines of its own."""
     yield _BLANK
-    yield from ([(line, "bold")] for line in _lines(f"{title}:", ""))
+    yield from _wrapped(f"{title}:", style="bold")
     listed = list(rows)
     left = min(_LEFT, max(len(name) for name, _ in listed))
     for name, about in listed:
         texts = wrap(about, columns() - left - 4, break_on_hyphens=False) or [""]
         if len(name) <= left:
-            yield [
-                (f"  {name:<{left}}  ".rstrip() if texts == [""] else f"  {name:<{left}}  ", "cyan"),
-                (texts.pop(0), ""),
-            ]
+            start = f"  {name:<{left}}  "
+            yield [(start.rstrip() if texts == [""] else start, "cyan"), (texts.pop(0), "")]
         else:
-            yield from ([(line, "cyan")] for line in _lines(f"  {name}", "    "))
+            yield from _wrapped(f"  {name}", "    ", "cyan")
         yield from ([(f"{'':<{left + 4}}{text}", "")] for text in texts)
 
 
-def _wrapped(text: str, indent: str = "") -> Iterator[StyledLine]:
-    yield from ([(line, "")] for line in _lines(text, indent))
-
-
-def _lines(text: str, indent: str) -> list[str]:
+def _wrapped(text: str, indent: str = "", style: str = "") -> list[StyledLine]:
     """A text that fits the terminal; `indent` is before continued lines. Blanks before its first word are kept."""
     start = text[: len(text) - len(text.lstrip())]
-    return wrap(text.lstrip(), columns(), initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
+    rest, width = text.lstrip(), columns()
+    lines = wrap(rest, width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
+    return [[(line, style)] for line in lines]
 
 
 def _default_values() -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from opensora_launch import exit_codes
-from opensora_launch.cli.plan_picture import picture_file
+from opensora_launch.cli.plan_picture import picture_file, plot_plan
 from opensora_launch.cli.terminal import StyledLine, print_lines
 from opensora_launch.plan.count_table import counts_text
 from opensora_launch.plan.table import plan_json, plan_text
@@ -29,8 +29,6 @@ def plan_verb(parsed: Parsed) -> int:
         lines += [word for line in found.misfits for word in ("", f"nothing fits: {line}")]
         print_lines(map(_styled, lines))
     if picture:
-        from opensora_launch.cli.plan_picture import plot_plan
-
         plot_plan(found.work, found.options, picture)
     return exit_codes.FAILURE if found.misfits else exit_codes.DONE
 

@@ -19,13 +19,11 @@ from opensora_launch.request.flags import Parsed
 
 def plot_plan(work: Workload, found: Sequence[Option], file: Path) -> None:
     """Write the picture in the format of the file's suffix."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     shown = list(found[:SHOWN])
-    figure, (times, memory, roof) = pyplot.subplots(1, 3, figsize=(16, 1.5 + 0.4 * max(len(shown), 6)))
+    figure = Figure(figsize=(16, 1.5 + 0.4 * max(len(shown), 6)))
+    times, memory, roof = figure.subplots(1, 3)
     names = [layout_text(option.layout) for option in shown]
     left = [0.0] * len(shown)
     for part in PHASE_COLUMNS:
@@ -44,7 +42,6 @@ def plot_plan(work: Workload, found: Sequence[Option], file: Path) -> None:
     figure.suptitle(f"{work.net.name} on {work.ranks} x {work.card.name}, predicted")
     figure.tight_layout()
     figure.savefig(file)
-    pyplot.close(figure)
 
 
 def _roofline(axis: Any, work: Workload) -> None:
@@ -54,13 +51,10 @@ def _roofline(axis: Any, work: Workload) -> None:
     peak, bandwidth = (work.card.tflops(work.products) or 0.0) * 1e12, work.card.bandwidth_gb_s * 1e9
     steps = [2.0**power for power in range(-2, 15)]
     axis.loglog(steps, [min(peak, x * bandwidth) / 1e12 for x in steps], color="black", label="data sheet")
-    traffic = 2.0 * work.net.blocks * row.tokens * 12 * work.net.hidden
+    tensor = 2.0 * work.net.blocks * row.tokens * work.net.hidden  # bytes of one tensor in all blocks
     parts = {
-        "products": (row.matmul_flops / traffic, rates.matmul_flops),
-        "attention": (
-            row.attention_flops / (8.0 * work.net.blocks * row.tokens * work.net.hidden),
-            rates.attention_flops,
-        ),
+        "products": (row.matmul_flops / (12 * tensor), rates.matmul_flops),
+        "attention": (row.attention_flops / (4 * tensor), rates.attention_flops),
         "elementwise": (0.5, 0.5 * rates.memory_bytes),
     }
     for name, (intensity, rate) in parts.items():
@@ -104,8 +98,20 @@ def write_bars(file: Path, title: str, rows: Sequence[Bar]) -> None:
     """Draw bars in the format of the file's suffix."""
     if file.suffix.lower() == ".svg":
         file.write_text(bars_svg(title, rows), encoding="utf-8")
-    else:
-        _draw_bars(file, title, rows)
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 0.25 * len(rows)))
+    axis = figure.subplots()
+    bars = axis.barh(range(len(rows)), _shares(rows), color="#4878a8")
+    axis.bar_label(bars, [f"{value:,.4g} {unit}" for _, value, unit in rows], padding=4, fontsize="small")
+    axis.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize="small")
+    axis.set_xticks([])
+    axis.set_xlim(0, 1.35)
+    axis.spines[:].set_visible(False)
+    axis.invert_yaxis()
+    axis.set_title(title, loc="left", fontweight="bold")
+    figure.savefig(file, bbox_inches="tight")
 
 
 def bars_svg(title: str, rows: Sequence[Bar]) -> str:
@@ -130,22 +136,3 @@ def _shares(rows: Sequence[Bar]) -> list[float]:
     """The length of each bar as a share of the longest with its unit."""
     most = {unit: max(value for _, value, u in rows if u == unit) or 1.0 for _, _, unit in rows}
     return [max(value, 0.0) / most[unit] for _, value, unit in rows]
-
-
-def _draw_bars(file: Path, title: str, rows: Sequence[Bar]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(9, 1 + 0.25 * len(rows)))
-    bars = axis.barh(range(len(rows)), _shares(rows), color="#4878a8")
-    axis.bar_label(bars, [f"{value:,.4g} {unit}" for _, value, unit in rows], padding=4, fontsize="small")
-    axis.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize="small")
-    axis.set_xticks([])
-    axis.set_xlim(0, 1.35)
-    axis.spines[:].set_visible(False)
-    axis.invert_yaxis()
-    axis.set_title(title, loc="left", fontweight="bold")
-    figure.savefig(file, bbox_inches="tight")
-    pyplot.close(figure)

@@ -1,8 +1,7 @@
 """A plan as text: what is made, how much work it is, and how the ranks share it."""
 
-import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from opensora_launch.cli.terminal import short_name
 from opensora_launch.plan.placement import placement_text
@@ -24,17 +23,6 @@ def made_name(plan: Plan) -> str:
     return "video" if plan.geometry.num_frames > 1 else "image"
 
 
-def _row_forwards(plan: Plan) -> tuple[int, int]:
-    """Row-forwards of all videos as planned, and as the reference computes them."""
-    ours = sum(sum(_rows(plan, i)) for i in range(len(plan.videos)))
-    theirs = sum(v.guidance.num_steps * (1 if v.guidance.distilled else NUM_ROWS) for v in plan.videos)
-    return ours, theirs
-
-
-def _rows(plan: Plan, index: int) -> tuple[int, ...]:
-    return rows_per_step(plan.videos[index], plan.geometry.latent_frames, plan.sampling.prune_rows)
-
-
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     g, machine, model = plan.geometry, plan.machine, plan.model
     compiled = "" if plan.compile is Compile.off else ", compiled blocks"
@@ -53,7 +41,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield f"layout, {rows} row{'s' if rows > 1 else ''}", str(layout)
     nodes = f" on {machine.nodes} nodes" if machine.nodes > 1 else ""
     unit = "GPU" if machine.device == "cuda" else "CPU rank"
-    yield "ranks", f"{machine.ranks} ({unit}{'s' if machine.ranks > 1 else ''}{nodes}), {_threads(plan)}"
+    threads = f"{plan.threads_per_rank} CPU thread{'s' if plan.threads_per_rank > 1 else ''} each"
+    yield "ranks", f"{machine.ranks} ({unit}{'s' if machine.ranks > 1 else ''}{nodes}), {threads}"
 
 
 def _images(plan: Plan) -> str:
@@ -63,17 +52,11 @@ def _images(plan: Plan) -> str:
     return f"{made}; {placement_text(plan.placement)}, {plan.layouts[-1][1]}"
 
 
-def _threads(plan: Plan) -> str:
-    return f"{plan.threads_per_rank} CPU thread{'s' if plan.threads_per_rank > 1 else ''} each"
-
-
 def _videos(plan: Plan) -> Iterator[tuple[str, str]]:
     kinds = Counter(video.cond_type for video in plan.videos)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    yield (
-        f"{made_name(plan)}s",
-        f"{len(plan.videos)} ({listed}) in {len(plan.batches)} batch{'es' if len(plan.batches) > 1 else ''}",
-    )
+    batches = f"{len(plan.batches)} batch{'es' if len(plan.batches) > 1 else ''}"
+    yield f"{made_name(plan)}s", f"{len(plan.videos)} ({listed}) in {batches}"
     for video in plan.videos[:4]:
         text = video.prompt if len(video.prompt) <= 60 else f"{video.prompt[:57]}..."
         yield f"  {short_name(video.name)}", f"{text!r}, seed {video.seed}, {video.guidance.num_steps} steps"
@@ -82,14 +65,11 @@ def _videos(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _work(plan: Plan) -> Iterator[tuple[str, str]]:
-    steps = Counter(rows for i in range(len(plan.videos)) for rows in _rows(plan, i))
+    frames, prune = plan.geometry.latent_frames, plan.sampling.prune_rows
+    steps = Counter(rows for video in plan.videos for rows in rows_per_step(video, frames, prune))
     each = ", ".join(f"{count} steps of {rows}" for rows, count in sorted(steps.items(), reverse=True))
-    ours, theirs = _row_forwards(plan)
+    ours = sum(rows * count for rows, count in steps.items())
+    theirs = sum(v.guidance.num_steps * (1 if v.guidance.distilled else NUM_ROWS) for v in plan.videos)
     fewer = f", {theirs / ours:.3f}x fewer" if theirs > ours else ""
     reference = "" if plan.model.vae.kind is VaeKind.image else f"; the reference computes {theirs}{fewer}"
     yield "rows", f"{each}: {ours} row-forwards{reference}"
-
-
-def command_lines(argv: Sequence[str]) -> str:
-    """The command, quoted for a shell."""
-    return f"  {shlex.join(argv)}"

@@ -1,16 +1,16 @@
 """`opensora-launch report`: where the time of a run or sweep went, or what published figures amount to."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opensora_launch import __version__
+from opensora_launch.cli.compare import not_negative
 from opensora_launch.cli.ending import failed_lines
 from opensora_launch.cli.terminal import print_lines, summary_line
 from opensora_launch.errors import UserError
-from opensora_launch.report.bench_report import is_sweep, report_sweep
+from opensora_launch.report.bench_report import report_sweep
 from opensora_launch.report.build import build_report, build_sweep
 from opensora_launch.report.markdown import advice_lines, summary_lines
 from opensora_launch.report.published import published
@@ -33,13 +33,13 @@ def report_verb(parsed: Parsed) -> int:
     path = named_report(parsed.rest[0])
     if path.is_file() and path.suffix == ".json":
         return _published(path, parsed.one("--out"))
-    if is_sweep(SweepDir(path)):
+    if SweepDir(path).state.is_file():
         return _sweep(SweepDir(path), parsed)
     run_dir = RunDir(path)
     if not run_dir.plan.is_file():
         raise UserError(f"{run_dir} is not a run's folder: there is no {run_dir.plan.name}")
     baseline = parsed.one("--baseline")
-    prices = Prices(*(_price(parsed, name) for name in ("--usd-per-gpu-hour", "--usd-per-kwh")))
+    prices = Prices(not_negative(parsed, "--usd-per-gpu-hour"), not_negative(parsed, "--usd-per-kwh"))
     base, own = None if baseline is None else named_report(baseline), _in_its_job(run_dir)
     made = build_report(run_dir.path, baseline=base, prices=prices, waiting=own)
     lines = [*summary_lines(made), *failed_lines(run_dir), *advice_lines(made)]
@@ -50,21 +50,8 @@ def report_verb(parsed: Parsed) -> int:
 def _in_its_job(run_dir: RunDir) -> bool:
     """Whether the job that made the last attempt makes this report: the user waits until it is written."""
     attempts = read_attempts(run_dir)
-    job = attempts[-1].launched.job if attempts and attempts[-1].launched else ""
+    job = attempts[-1].job if attempts else ""
     return bool(job) and this_job(os.environ).job == job
-
-
-def _price(parsed: Parsed, name: str) -> float | None:
-    text = parsed.one(name)
-    if text is None:
-        return None
-    try:
-        price = float(text)
-    except ValueError:
-        price = math.nan
-    if not (math.isfinite(price) and price >= 0):
-        raise UserError(f"{name} {text} must be a number of at least 0")
-    return price
 
 
 def _sweep(folder: SweepDir, parsed: Parsed) -> int:
@@ -82,12 +69,15 @@ def _sweep(folder: SweepDir, parsed: Parsed) -> int:
 
 def sweep_lines(data: Mapping[str, Any]) -> Iterator[str]:
     """The table of a sweep: seconds and efficiency of each point, what they are relative to, and notes."""
-    width = max(len(point["name"]) for point in data["table"])
-    for point in data["table"]:
-        where = say(size(point["gpus"], data["unit"]))
-        yield f"{point['name']:<{width}} {where:>12} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}"
+    yield from _point_lines(data, max(len(point["name"]) for point in data["table"]), 12)
     yield from (baseline_text(base, data["unit"]) for base in data["baselines"])
     yield from note_lines(data)
+
+
+def _point_lines(data: Mapping[str, Any], name_chars: int, size_chars: int) -> Iterator[str]:
+    for point in data["table"]:
+        name, where = f"{point['name']:<{name_chars}}", f"{say(size(point['gpus'], data['unit'])):>{size_chars}}"
+        yield f"{name} {where} {point['seconds']:>9.2f} s  efficiency {efficiency_text(point)}"
 
 
 def _published(file: Path, out: str | None) -> int:
@@ -100,8 +90,5 @@ def _published(file: Path, out: str | None) -> int:
     unknown = [message("load_time_unstated"), *limits]
     data = sweep_report("Published scaling", points, version=__version__, kind="published", unknown=unknown)
     build_sweep(folder, data, name)
-    for point in data["table"]:
-        where = say(size(point["gpus"], data["unit"]))
-        print(f"{point['name']:<40} {where:>6} {point['seconds']:>9.2f} s  efficiency {point['efficiency']:.1%}")
-    print(f"report: {folder / f'{name}.html'}")
+    print("\n".join([*_point_lines(data, 40, 6), f"report: {folder / f'{name}.html'}"]))
     return 0

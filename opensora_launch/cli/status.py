@@ -17,13 +17,7 @@ from opensora_launch.runs.files import read_request
 from opensora_launch.runs.finished_videos import missing_videos
 from opensora_launch.runs.newest import named_run
 from opensora_launch.runs.progress import Pace
-from opensora_launch.runs.state import (
-    AttemptState,
-    JobAnswer,
-    RunState,
-    is_job_suspended,
-    read_state,
-)
+from opensora_launch.runs.state import AttemptState, JobAnswer, RunState, is_job_suspended, read_state
 from opensora_launch.slurm.pending import advice_on
 from opensora_launch.telemetry.stall import Beat
 

@@ -57,6 +57,5 @@ def array_notes(run: RunConfig, plan: Plan) -> list[str]:
     asked, tasks = run.launcher.slurm.array, array_tasks(run, plan)
     if tasks == asked:
         return []
-    return [
-        f"launcher.slurm.array={asked}: {tasks} {'is' if tasks == 1 else 'are'} enough for {len(plan.videos)} videos"
-    ]
+    are = "is" if tasks == 1 else "are"
+    return [f"launcher.slurm.array={asked}: {tasks} {are} enough for {len(plan.videos)} videos"]

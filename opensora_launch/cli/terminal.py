@@ -1,11 +1,14 @@
 """Lines for people: in colour on a terminal that has it, plain elsewhere (a pipe, a file, NO_COLOR, TERM=dumb)."""
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
+
+from opensora_launch import __version__
 
 StyledLine = Sequence[tuple[str, str]]  # pieces of text, each with a style of rich; "" is none
 _STARTS = {"error": "bold red", "hint": "cyan", "note": "yellow", "log": "dim"}  # what begins a line, before a colon
@@ -20,11 +23,6 @@ def can_redraw(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
-def has_colour(stream: TextIO) -> bool:
-    """Whether a stream shows colours, and its user wants them (no-color.org)."""
-    return can_redraw(stream) and not os.environ.get("NO_COLOR")
-
-
 def columns() -> int:
     """The width of the terminal; 80 without one, unless COLUMNS says otherwise."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
@@ -33,7 +31,8 @@ def columns() -> int:
 def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> None:
     """Print lines on standard output, or on `stream`. A narrow terminal wraps them; nothing is cut off."""
     stream = stream or sys.stdout
-    if not has_colour(stream):  # rich takes longer to import than some verbs take to answer
+    plain = not can_redraw(stream) or os.environ.get("NO_COLOR")  # no-color.org
+    if plain:  # rich takes longer to import than some verbs take to answer
         stream.writelines("".join(text for text, _ in line) + "\n" for line in lines)
         return
     from rich.console import Console
@@ -42,6 +41,11 @@ def print_lines(lines: Iterable[StyledLine], stream: TextIO | None = None) -> No
     console = Console(file=stream, soft_wrap=True, highlight=False)
     for line in lines:
         console.print(Text.assemble(*line))
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print one JSON document, which begins with its schema and our version."""
+    print(json.dumps({"schema": 1, "version": __version__, **content}, ensure_ascii=False, indent=1))
 
 
 @contextmanager

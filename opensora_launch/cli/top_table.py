@@ -1,12 +1,12 @@
 """The table of `top`: a row per rank with its device's readings; bars, colours and totals on a terminal."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opensora_launch.cli.terminal import short_name
-from opensora_launch.cli.view import RunView, step_text
+from opensora_launch.cli.view import RunView
 from opensora_launch.runs.live import DeviceUse, stuck_s, totals
 from opensora_launch.telemetry.stall import Beat
 
@@ -18,6 +18,14 @@ NAMES = ("rank", "host", "doing", "step", "use", "memory", "power", "temp", "clo
 ALWAYS = ("rank", "doing", "step")  # on a terminal, other columns need a value
 WIDE = 110  # columns of a terminal with room for bars
 BAR_CHARS = 10
+# Of a column: its reading, the most that this can be, and the colour of a share from so much on.
+_LEVELS: Mapping[str, tuple[str, str | float, Mapping[float, str]]] = {
+    "use": ("busy", 1.0, {0.7: "green", 0: "yellow"}),  # an idle device is what to look at, not a busy one
+    "memory": ("memory_bytes", "memory_total_bytes", {0.97: "red", 0.85: "yellow", 0: "green"}),
+    "power": ("power_w", "power_limit_w", {2: "red", 0: "green"}),  # at its limit is as it should be
+    "temp": ("temperature_c", 100.0, {0.88: "red", 0.8: "yellow", 0: "green"}),
+    "clock": ("mhz", "mhz_max", {0.8: "green", 0: "yellow"}),
+}
 _STATES = {"failed": "bold red", "lost": "bold red", "suspended": "yellow", "stopped": "yellow", "ended": "dim"}
 
 
@@ -51,7 +59,8 @@ def rank_table(view: RunView, width: int) -> "Table":
     for name in shown:
         table.add_column(name, no_wrap=name != "stuck since")
     if len(rows) > 1 and any(row.use != DeviceUse() for row in rows):
-        rows.append(_all(rows))
+        use = totals([row.use for row in rows])
+        rows.append(_RankRow(dict.fromkeys(NAMES, "") | {"rank": "all"} | _readings(use), use, "bold"))
     for row in rows:
         table.add_row(*(_painted(name, row, bars=width >= WIDE) for name in shown), style=row.style)
     return table
@@ -63,11 +72,12 @@ def _rows(view: RunView) -> Iterator[_RankRow]:
         ended = state not in ("running", "suspended", "lost")
         use = DeviceUse() if ended else use
         stuck = None if view.suspended else stuck_s(beat, time.monotonic())
+        step = "" if beat.step is None or not beat.steps else f"{beat.step + 1}/{beat.steps}"
         cells = {
             "rank": str(beat.rank),
             "host": beat.host,
             "doing": _doing(beat, state),
-            "step": "" if state == "done" else step_text(beat),
+            "step": "" if state == "done" else step,
             **_readings(use),
             "stuck since": "" if stuck is None else f"{stuck:.0f} s in {beat.collective}",
         }
@@ -94,18 +104,12 @@ def _readings(use: DeviceUse) -> dict[str, str]:
     }
 
 
-def _all(rows: Sequence[_RankRow]) -> _RankRow:
-    """The ranks together: mean use, memory and power of all, the hottest and the slowest GPU."""
-    use = totals([row.use for row in rows])
-    return _RankRow(dict.fromkeys(NAMES, "") | {"rank": "all"} | _readings(use), use, "bold")
-
-
 def _painted(name: str, row: _RankRow, *, bars: bool) -> "Text":
     """A cell; readings are in the colour of their level, behind a bar if there is room."""
     from rich.text import Text
 
     text = row.cells[name]
-    found = _LEVELS[name](row.use) if name in _LEVELS and text else None
+    found = _level(name, row.use) if name in _LEVELS and text else None
     if found is None:
         return Text(text)
     share, colour = found
@@ -114,29 +118,10 @@ def _painted(name: str, row: _RankRow, *, bars: bool) -> "Text":
     return Text.assemble((bar, colour), (text, colour))
 
 
-def _share(value: float | None, most: float | None) -> float | None:
-    return value / most if value is not None and most else None
-
-
-def _level(share: float | None, warn: float, bad: float) -> tuple[float, str] | None:
-    """The share with its colour: green, yellow from `warn` on, red from `bad` on."""
-    return None if share is None else (share, "red" if share >= bad else "yellow" if share >= warn else "green")
-
-
-def _use_level(use: DeviceUse) -> tuple[float, str] | None:
-    """An idle device is what to look at, not a busy one."""
-    return None if use.busy is None else (use.busy, "green" if use.busy >= 0.7 else "yellow")
-
-
-def _clock_level(use: DeviceUse) -> tuple[float, str] | None:
-    share = _share(use.mhz, use.mhz_max)
-    return None if share is None else (share, "green" if share >= 0.8 else "yellow")
-
-
-_LEVELS: dict[str, Callable[[DeviceUse], tuple[float, str] | None]] = {
-    "use": _use_level,
-    "memory": lambda use: _level(_share(use.memory_bytes, use.memory_total_bytes), 0.85, 0.97),
-    "power": lambda use: _level(_share(use.power_w, use.power_limit_w), 2.0, 2.0),  # at its limit is as it should be
-    "temp": lambda use: _level(_share(use.temperature_c, 100.0), 0.8, 0.88),
-    "clock": _clock_level,
-}
+def _level(name: str, use: DeviceUse) -> tuple[float, str] | None:
+    """A reading as a share of the most that it can be, and its colour; None if one of them is unknown."""
+    reading, most, colours = _LEVELS[name]
+    value, whole = getattr(use, reading), getattr(use, most) if isinstance(most, str) else most
+    if value is None or not whole:
+        return None
+    return value / whole, next((colour for least, colour in colours.items() if value / whole >= least), "")

@@ -7,6 +7,7 @@ from opensora_launch.request.flags import CONFIG_DIR, GENERATE_FLAGS, HELP, PROM
 SETTINGS = "[GROUP=CHOICE ...] [KEY=VALUE ...]"
 RUN = "RUN is a folder; latest is the newest run in runs/, FOLDER/latest that of another folder."
 AS_GENERATE = "Groups and keys are those of generate: opensora-launch generate --help."
+OF_SETTINGS = (CONFIG_DIR, SETTINGS_HELP)  # flags of verbs that take groups and keys
 JSON = Flag(("--json",), "", "Print one JSON document.")
 
 
@@ -47,8 +48,7 @@ VERBS = {
             Flag(("--wide",), "", "Show each phase, and why each layout and placement is not chosen."),
             JSON,
             Flag(("--plot",), "FILE", "Draw time, memory and roofline: .svg, .png or .pdf. Needs matplotlib."),
-            CONFIG_DIR,
-            SETTINGS_HELP,
+            *OF_SETTINGS,
         ),
         settings=True,
     ),
@@ -64,18 +64,14 @@ VERBS = {
                 "Stored case (docs/verify.md). Without one, the current model is checked. May be repeated.",
                 repeats=True,
             ),
-            CONFIG_DIR,
-            SETTINGS_HELP,
+            *OF_SETTINGS,
         ),
         settings=True,
         works=True,
     ),
     "bench": Verb(
         "Measure scaling: a sweep over counts of GPUs, with one report.",
-        (
-            "gpus=[1,2,4] [repeats=3] [warmup=1] [scaling=strong|weak] [GROUP=CHOICE ...] [KEY=VALUE]",
-            "--resume FOLDER",
-        ),
+        ("gpus=[1,2,4] [repeats=3] [warmup=1] [scaling=strong|weak] [GROUP=CHOICE ...] [KEY=VALUE]", "--resume FOLDER"),
         "Run every point of a sweep alone, several times in alternating order, and write one report on all of them. A "
         f"count may be nodes x GPUs (2x8). Several values (video=256px,768px) give several lines. {AS_GENERATE}",
         (
@@ -83,8 +79,7 @@ VERBS = {
             PROMPTS,
             Flag(("--output",), "DIR", "The sweep's folder: new or empty [a new one in runs/]."),
             Flag(("--resume",), "FOLDER", "Continue a sweep that was interrupted."),
-            CONFIG_DIR,
-            SETTINGS_HELP,
+            *OF_SETTINGS,
         ),
         settings=True,
         works=True,
@@ -162,8 +157,7 @@ VERBS = {
             JSON,
             Flag(("--plot",), "FILE", "Draw free memory and bandwidth: .svg; .png and .pdf need matplotlib."),
             Flag(("--here",), "", "In a Slurm job: check only this node, and print one line of JSON per finding."),
-            CONFIG_DIR,
-            SETTINGS_HELP,
+            *OF_SETTINGS,
         ),
         settings=True,
     ),
@@ -177,7 +171,7 @@ VERBS = {
         "  card       cards that run this video: by memory, then by estimate.card_order\n"
         "  build      power, supply and cooling of a machine, and buying against renting\n"
         f"estimate=sora, estimate=dit_xl and estimate=guide_4090 hold figures of published documents. {AS_GENERATE}",
-        (JSON, Flag(("--plot",), "FILE", "Draw bars: .svg; .png and .pdf need matplotlib."), CONFIG_DIR, SETTINGS_HELP),
+        (JSON, Flag(("--plot",), "FILE", "Draw bars: .svg; .png and .pdf need matplotlib."), *OF_SETTINGS),
         settings=True,
     ),
 }

@@ -5,7 +5,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -72,32 +72,23 @@ class RunView:
         """Seconds of the epoch, by a clock that never jumps."""
         return time.monotonic() + self._epoch_s
 
-    def bar(self, words: str = "") -> "Table":
-        """One line: what the first rank does, a bar, and `words`."""
+    def bar(self, width: int = 0) -> "Table":
+        """One line: what the first rank does, a bar, and as many words as there is room for in `width` characters."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         share = self.pace.share
-        percent = "" if share is None else f"{share:>4.0%}"
+        bar = ProgressBar(total=None if share is None else 1.0, completed=share or 0.0)
+        doing = describe(self.beats).replace(", video", "").replace(", image", " image").replace(" of ", "/")
+        room = width - len(doing) - SPARE_CHARS
+        fitting = [words for words in accumulate(self._short_words(), "{} {}".format) if len(words) <= room]
         line = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             line.add_column(ratio=ratio, no_wrap=True)
-        line.add_row(
-            Text(self._doing),
-            ProgressBar(total=None if share is None else 1.0, completed=share or 0.0),
-            percent,
-            Text(words),
-        )
+        percent = "" if share is None else f"{share:>4.0%}"
+        line.add_row(Text(doing), bar, percent, Text(max(fitting, key=len, default="")))
         return line
-
-    def bar_with_words(self, width: int) -> "Table":
-        """The bar with as many words as there is room for in `width` characters."""
-        return self.bar(_fitting(self._short_words(), width - len(self._doing) - SPARE_CHARS))
-
-    @property
-    def _doing(self) -> str:
-        return describe(self.beats).replace(", video", "").replace(", image", " image").replace(" of ", "/")
 
     def summary(self) -> str:
         """How many ranks work, the share of the videos that is done, and the time left."""
@@ -105,19 +96,13 @@ class RunView:
         running = states.count("running")
         lines = [f"{count} {how}" for how in ("failed", "lost", "stopped", "suspended") if (count := states.count(how))]
         if not running and "suspended" not in states:
-            return ", ".join(
-                [f"all {len(states)} ranks have ended" if len(states) > 1 else "the rank has ended", *lines]
-            )
+            over = f"all {len(states)} ranks have ended" if len(states) > 1 else "the rank has ended"
+            return ", ".join([over, *lines])
         started = min((meta.start_epoch_s for meta in rank_metas(self.attempt).values()), default=self._now())
         left = self.seconds_left
-        done = f"{self.pace.share or 0.0:.0%} done after {self._now() - started:.0f} s"
-        return ", ".join(
-            [
-                f"{running} of {len(states)} ranks working",
-                *lines,
-                done + ("" if left is None else f", about {left:.0f} s left"),
-            ]
-        )
+        words = [f"{running} of {len(states)} ranks working", *lines]
+        words.append(f"{self.pace.share or 0.0:.0%} done after {self._now() - started:.0f} s")
+        return ", ".join(words if left is None else [*words, f"about {left:.0f} s left"])
 
     def _short_words(self) -> Iterator[str]:
         """For a terminal of 80 columns: time, which ranks wait for which, and use, memory and power."""
@@ -162,11 +147,6 @@ def describe(beats: Sequence[Beat]) -> str:
     return f"{beat.phase}{video}{step}"
 
 
-def step_text(beat: Beat) -> str:
-    """The step that a rank works on: "3/50"."""
-    return f"{beat.step + 1}/{beat.steps}" if beat.step is not None and beat.steps else ""
-
-
 @contextmanager
 def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
     """A function that shows an attempt, given its folder and its heartbeats.
@@ -189,7 +169,7 @@ def progress(stream: TextIO = sys.stderr) -> Iterator[OnBeats]:
             view.look(beats)
             if live:
                 phase = describe(beats)
-                live.update(view.bar_with_words(live.console.width), refresh=True)
+                live.update(view.bar(live.console.width), refresh=True)
                 return
             now, doing = time.monotonic(), describe(beats).partition(",")[0]
             if doing != phase or now - last_s >= LINE_EVERY_S:
@@ -214,11 +194,6 @@ def screen(stream: TextIO, *, stays: bool = True) -> Iterator["Live | None"]:
     # Without rich's thread: the launcher forks the ranks while the screen is there, and a fork with threads is a risk.
     with Live(console=Console(file=stream, highlight=False), auto_refresh=False, transient=not stays) as live:
         yield live
-
-
-def _fitting(words: Iterable[str], chars: int) -> str:
-    """As many of the first words as there is room for."""
-    return max((text for text in accumulate(words, "{} {}".format) if len(text) <= chars), key=len, default="")
 
 
 def clock(seconds: float) -> str:

@@ -91,19 +91,18 @@ class Accounts:
         return self.wall_s * len(self.ranks)
 
 
-Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, tuple[float, str]]]  # each rank's moment and axis
+Arrivals = dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]]  # each rank's moment and axis
 
 
 def account(ranks: Sequence[RankEvents]) -> Accounts:
     """Account for one attempt. `ranks` are those that left events, at least one."""
     shifts, clock_error_s, unknown = _common_clock(ranks)
-    arrivals: dict[tuple[tuple[int, ...], int], dict[int, tuple[float, str]]] = defaultdict(dict)
+    arrivals: Arrivals = defaultdict(dict)
     for events in ranks:
         for c in events.collectives:
             arrivals[c.ranks, c.sequence][events.meta.rank] = (c.start_s + shifts[events.meta.rank], c.axis)
-    accounts = tuple(
-        _account_one(events, shifts[events.meta.rank], arrivals) for events in sorted(ranks, key=lambda e: e.meta.rank)
-    )
+    by_rank = sorted(ranks, key=lambda e: e.meta.rank)
+    accounts = tuple(_account_one(events, shifts[events.meta.rank], arrivals) for events in by_rank)
     here = {events.meta.rank for events in ranks}
     if any(not here.issuperset(group) for group, _ in arrivals):
         unknown.append(message("waits_for_missing_ranks"))
@@ -223,7 +222,7 @@ def _timeline(whole: tuple[float, float], *layers: Sequence[Interval]) -> tuple[
                 at[n] += 1
             block = layer[at[n]] if at[n] < len(layer) else None
             holding.append(block if block and block.start_s <= begin else None)
-        part, detail = _part(*holding)
+        part, detail = _part(holding)
         if pieces and (pieces[-1].part, pieces[-1].detail) == (part, detail):
             pieces[-1] = pieces[-1]._replace(end_s=over)
         else:
@@ -231,13 +230,8 @@ def _timeline(whole: tuple[float, float], *layers: Sequence[Interval]) -> tuple[
     return tuple(pieces)
 
 
-def _part(
-    phase: Interval | None,
-    step: Interval | None,
-    block: Interval | None,
-    kernel: Interval | None,
-    inner: Interval | None,
-) -> tuple[str, str]:
+def _part(holding: Sequence[Interval | None]) -> tuple[str, str]:
+    phase, step, block, kernel, inner = holding
     if step and step.part == "idle":
         return "idle", ""
     if inner:

@@ -15,7 +15,6 @@ from opensora_launch.report.wording import Message, message
 LEAST_GAIN = 0.02  # of the job's time
 LONG_LOAD = 0.2  # of the job's time
 
-
 Hint = tuple[Message, Message, float]  # what was seen, what to do about it, gain_s
 
 
@@ -33,10 +32,9 @@ def advise(
     hints = [hint for rule in (rules if faster is None else (_one_load,)) if (hint := rule(plan, accounts))]
     hints += [(f, message("remedy", cause=f["cause"]), f["seconds"]) for f in found if f["code"] == "slow_rank"]
     hints += [(f, message("check_link"), f["seconds"]) for f in found if f["code"] == "slow_link"]
-    based = [(*hint, "measured") for hint in hints]
     making = wall - max(r.parts["setup"] + r.parts["load"] + r.parts["text"] + r.image_s for r in accounts.ranks)
-    for way in faster or ():
-        based.append((way.what, message("set", overrides=way.overrides), way.share * making, "predicted"))
+    ways = [(way.what, message("set", overrides=way.overrides), way.share * making) for way in faster or ()]
+    based = [*((*hint, "measured") for hint in hints), *((*way, "predicted") for way in ways)]
     return [
         {"what": what, "do": do, "gain_s": gain, "now_s": wall, "then_s": wall - gain, "basis": basis}
         for what, do, gain, basis in sorted(based, key=lambda advice: -advice[2])
@@ -48,9 +46,8 @@ def _prune(plan: Plan, accounts: Accounts) -> Hint | None:
     """Rows with weight zero, or equal ones, were computed."""
     if plan.sampling.prune_rows:
         return None
-    full, needed = (
-        sum(sum(rows_per_step(v, plan.geometry.latent_frames, prune)) for v in plan.videos) for prune in (False, True)
-    )
+    frames = plan.geometry.latent_frames
+    full, needed = (sum(sum(rows_per_step(v, frames, prune)) for v in plan.videos) for prune in (False, True))
     compute = max(r.parts["compute"] + r.parts["communication"] for r in accounts.ranks)
     what = message("unneeded_rows", computed=full, needed=needed)
     return what, message("set", overrides="sampling.prune_rows=true"), compute * (1 - needed / full)

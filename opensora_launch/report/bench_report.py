@@ -25,9 +25,8 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
     for place, point in enumerate(plan.points):
         runs = [d.run for d in plan.done if d.point == place and d.round >= plan.warmup and reports[d.run]["times"]]
         if not runs:
-            unknown.append(
-                message("no_successful_run", name=point.series, size=size(point.gpus, device_unit(point.device)))
-            )
+            of_point = size(point.gpus, device_unit(point.device))
+            unknown.append(message("no_successful_run", name=point.series, size=of_point))
             continue
         counted += (reports[run] for run in runs)
         first = reports[runs[0]]
@@ -38,35 +37,27 @@ def report_sweep(folder: SweepDir, plan: Sweep) -> dict[str, Any] | None:
         usual_s = median(seconds)
         nearest = min(runs, key=lambda run: abs(reports[run]["times"]["job_s"] - usual_s))
         measured.append(MeasuredPoint(point.series, point.gpus, usual_s, reports[nearest]))
-        points.append(
-            SweepPoint(point.series, point.gpus, seconds, "; ".join(named), runs[0], f"{runs[0]}/report.html", works)
-        )
+        layout, page = "; ".join(named), f"{runs[0]}/report.html"
+        points.append(SweepPoint(point.series, point.gpus, seconds, layout, runs[0], page, works))
     if not points:
         return None
-    data = _sweep(folder, plan, points, [*unknown, *_changes(counted)], counted[0])
+    machine, command = counted[0]["machine"], folder.command
+    data = sweep_report(
+        folder.path.resolve().name,
+        points,
+        version=__version__,
+        weak=plan.weak,
+        unit=device_unit(machine["device"]),
+        device=", ".join(machine["device_names"]),
+        command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
+        unknown=[*unknown, *_changes(counted)],
+        peers=peer_lines(counted[0]["work"]),
+    )
     own = [line for line in data["curve"] if line["kind"] == "measured"]
     sizes = {m.gpus: size(m.gpus, data["unit"]) for m in measured}
     data["explained"] = [explain_scaling(line, measured, weak=plan.weak, unit_of=sizes) for line in own]
     build_sweep(folder.path, data)
     return data
-
-
-def _sweep(
-    folder: SweepDir, plan: Sweep, points: list[SweepPoint], unknown: list[Message], first: Mapping[str, Any]
-) -> dict[str, Any]:
-    command = folder.command
-    return sweep_report(
-        folder.path.resolve().name,
-        points,
-        version=__version__,
-        weak=plan.weak,
-        kind="sweep",
-        unit=device_unit(first["machine"]["device"]),
-        device=", ".join(first["machine"]["device_names"]),
-        command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
-        unknown=unknown,
-        peers=peer_lines(first["work"]),
-    )
 
 
 def _limits(plan: Sweep) -> list[Message]:
@@ -101,7 +92,3 @@ def _changes(reports: Sequence[Mapping[str, Any]]) -> list[Message]:
     if any(p[name] != packages[0][name] for p in packages for name in everyones):
         found.append(message("other_packages"))
     return found
-
-
-def is_sweep(folder: SweepDir) -> bool:
-    return folder.state.is_file()

@@ -48,7 +48,7 @@ def build_report(
     write_whole(folder.metrics, metrics(report))
     write_whole(folder.ranks_csv, ranks_csv(report))
     if (last := last_with_events(analyses)) and last.accounts:
-        write_whole(folder.trace, "".join(trace(last.attempt.events, last.accounts, last.nodes)))
+        write_whole(folder.trace, trace(last.attempt.events, last.accounts, last.nodes))
     if waiting and report["wait"]:
         report["wait"] = rounded(_ended_wait(folder, run, analyses[-1]))
     write_whole(folder.report_json, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
@@ -89,14 +89,11 @@ def _curve(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     if report["efficiency"] is None:
         return []
     job, kind = report["efficiency"]["job"], report["efficiency"]["baseline"]["kind"]
-    base, own = (job["gpus_base"], job["t_base_s"]), (job["gpus"], job["t_s"])
-    points = [
-        {"gpus": n, "seconds": t, "speedup": speedup, "efficiency": efficiency, "kind": which}
-        for (n, t), speedup, efficiency, which in (
-            (base, float(base[0]), 1.0, kind),
-            (own, job["speedup"] * base[0], job["efficiency"], "measured"),
-        )
-    ]
+    base = job["gpus_base"]
+    names = ("gpus", "seconds", "speedup", "efficiency", "kind")
+    first = (base, job["t_base_s"], float(base), 1.0, kind)
+    own = (job["gpus"], job["t_s"], job["speedup"] * base, job["efficiency"], "measured")
+    points = [dict(zip(names, point, strict=True)) for point in (first, own)]
     return [{"name": "", "own": True, "kind": "measured", "points": points}, *peer_lines(report["work"])]
 
 

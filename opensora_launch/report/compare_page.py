@@ -30,22 +30,23 @@ def compare_page(
     names = [_name(path, report) for path, report in zip(paths, reports, strict=True)]
     of_runs = reports[0]["of"] == "run"
     timelines = [_timeline(path) if of_runs else None for path in paths]
+    a, b = (dict(_settings(report)) for report in reports)
+    unlike = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     longest = max((drawn["wall_s"] for drawn in timelines if drawn), default=0.0)
     return page(
         {
             "kind": "compare",
             "title": f"{names[0]} | {names[1]}",
             "version": __version__,
-            "unit": _unit(reports[0]),
+            "unit": device_unit(reports[0]["machine"]["device"]) if of_runs else reports[0]["unit"],
             "of": reports[0]["of"],
             "names": names,
             "paths": [str(path) for path in paths],
             "commands": [report["command"] for report in reports],
             "changes": [asdict(change) | {"slower": change in worse} for change in changes],
             "notes": list(notes),
-            "settings": _unlike_settings(*(dict(_settings(report)) for report in reports)),
-            # on one time axis
-            "timelines": [drawn and drawn | {"wall_s": longest} for drawn in timelines],
+            "settings": [{"key": key, "a": a.get(key), "b": b.get(key)} for key in unlike],
+            "timelines": [drawn and drawn | {"wall_s": longest} for drawn in timelines],  # on one time axis
             "curve": [] if of_runs else [line for pair in zip("AB", reports, strict=True) for line in _lines(*pair)],
         }
     )
@@ -53,12 +54,6 @@ def compare_page(
 
 def _name(path: Path, report: Mapping[str, Any]) -> str:
     return str(report["run"] if report["of"] == "run" else report["title"]) or path.name
-
-
-def _unit(report: Mapping[str, Any]) -> str:
-    if report["of"] == "sweep":
-        return str(report["unit"])
-    return device_unit(report["machine"]["device"])
 
 
 def _timeline(path: Path) -> dict[str, Any] | None:
@@ -88,10 +83,6 @@ def _settings(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "environment profile", environment.get("profile")
     yield from environment.get("versions", {}).items()
     yield from environment.get("variables", {}).items()
-
-
-def _unlike_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": key, "a": a.get(key), "b": b.get(key)} for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def _lines(side: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import fmean, median
 from typing import Any
 
@@ -58,9 +59,7 @@ class SampledNode:
 
 @dataclass(frozen=True)
 class RankUse:
-    """A rank's main thread in a window: seconds on a CPU, seconds ready to run without one, page faults that read a
-    disk.
-    """
+    """A rank's main thread in a window: seconds on a CPU, or ready to run without one; page faults that read a disk."""
 
     window: Window
     ran_s: float
@@ -108,7 +107,7 @@ def host_use(node: SampledNode, window: Window) -> dict[str, Any]:
     return {
         "host": node.host,
         "cpu_share": busy / cpu if busy is not None and cpu else None,
-        "memory_bytes": _last(hosts, "memory_bytes"),
+        "memory_bytes": _over(hosts, "memory_bytes", itemgetter(-1)),
         "least_available_bytes": _over(hosts, "available_bytes", min),
         "memory_stall_s": _gain(hosts, "memory_stall_s"),
         "driver": node.found.driver,
@@ -201,11 +200,6 @@ def _gain(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return found[-1] - found[0] if len(found) > 1 else None
 
 
-def _last(samples: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    found = _values(samples, name)
-    return found[-1] if found else None
-
-
 def _over(samples: Sequence[Mapping[str, Any]], name: str, fold: Callable[[list[float]], float]) -> float | None:
     found = _values(samples, name)
     return float(fold(found)) if found else None
@@ -217,8 +211,20 @@ def throttle_reasons(gpu: Mapping[str, Any]) -> list[Message]:
 
 
 def gpu_findings(gpu: Mapping[str, Any]) -> list[Message]:
-    """What is wrong with a GPU, whether or not a rank lost time by it, as findings (see diagnosis.py)."""
-    return [*_heat(gpu), *_others(gpu), *_errors(gpu)]
+    """What is wrong with a GPU, whether or not a rank lost time by it, as findings (see diagnosis.py).
+
+    A power cap is normal under full load, and locked clocks are the owner's choice.
+    """
+    found = []
+    if reasons := [reason for reason in throttle_reasons(gpu) if reason["code"] in HELD_DOWN]:
+        clocks = {"sm_mhz": gpu["sm_mhz_median"] or None, "sm_mhz_max": gpu["sm_mhz_max"]}
+        found.append(message("throttled", reasons=reasons, **clocks, **_of_gpu(gpu, "throttled")))
+    if (share := gpu["others_share"] or 0.0) >= LEAST_SHARED:
+        found.append(message("shared_gpu", share=share, **_of_gpu(gpu, "others_share")))
+    errors = [(xid_error(xid), "xids") for xid in gpu["xids"]]
+    if count := gpu["ecc_uncorrected"]:
+        errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
+    return found + [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]
 
 
 def _of_gpu(gpu: Mapping[str, Any], reading: str) -> dict[str, Any]:
@@ -230,26 +236,3 @@ def _of_gpu(gpu: Mapping[str, Any], reading: str) -> dict[str, Any]:
         "whole_card": message("whole_card") if reading in gpu["of_whole_card"] else None,
         "seconds": None,
     }
-
-
-def _heat(gpu: Mapping[str, Any]) -> list[Message]:
-    """Throttling by heat, power supply or a fault.
-
-    A power cap is normal under full load, and locked clocks are the owner's choice.
-    """
-    reasons = [reason for reason in throttle_reasons(gpu) if reason["code"] in HELD_DOWN]
-    clocks = {"sm_mhz": gpu["sm_mhz_median"] or None, "sm_mhz_max": gpu["sm_mhz_max"]}
-    return [message("throttled", reasons=reasons, **clocks, **_of_gpu(gpu, "throttled"))] if reasons else []
-
-
-def _others(gpu: Mapping[str, Any]) -> list[Message]:
-    if (share := gpu["others_share"] or 0.0) < LEAST_SHARED:
-        return []
-    return [message("shared_gpu", share=share, **_of_gpu(gpu, "others_share"))]
-
-
-def _errors(gpu: Mapping[str, Any]) -> list[Message]:
-    errors = [(xid_error(xid), "xids") for xid in gpu["xids"]]
-    if count := gpu["ecc_uncorrected"]:
-        errors.append((message("uncorrectable", errors=count), "ecc_uncorrected"))
-    return [message("gpu_error", error=error, **_of_gpu(gpu, reading)) for error, reading in errors]

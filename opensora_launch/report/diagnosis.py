@@ -38,9 +38,6 @@ FAULTS_PER_S = 200
 MEMORY_STALL = 0.05  # of the time that tasks waited for memory
 
 
-OtherRanks = Sequence[RankAccount]
-
-
 @dataclass(frozen=True)
 class Evidence:
     """Everything known about an attempt."""
@@ -74,19 +71,15 @@ def findings(evidence: Evidence) -> list[Message]:
 
     The most costly comes first. Each has `ranks`, `host`, `gpu` (a UUID or null), `seconds` (lost; null where unknown).
     """
-    found = [
-        *_slow_ranks(evidence),
-        *_slow_links(evidence),
-        *_node_findings(evidence),
-        *reported_findings(evidence.events),
-    ]
-    return sorted(found, key=lambda f: -(f["seconds"] or 0.0))
+    found = [*_slow_ranks(evidence), *_slow_links(evidence), *_node_findings(evidence)]
+    return sorted([*found, *reported_findings(evidence.events)], key=lambda f: -(f["seconds"] or 0.0))
 
 
 def _slow_ranks(evidence: Evidence) -> list[Message]:
     accounts = evidence.accounts
     computing = [r for r in accounts.ranks if r.row_forwards]
     late = {w.rank: w for w in waited_for(accounts)}
+    causes, unknown = (_more_work, _slower_card, _gpu_cause, _cpu_cause), message("unknown_cause")
     found = []
     for r in computing:
         others = [o for o in computing if o.rank != r.rank]
@@ -109,7 +102,7 @@ def _slow_ranks(evidence: Evidence) -> list[Message]:
                 seconds=cost,
                 computed_s=r.parts["compute"],
                 others_s=usual,
-                cause=_cause(evidence, r, others, excess),
+                cause=next((cause for show in causes if (cause := show(evidence, r, others, excess))), unknown),
             )
         )
     return found
@@ -122,14 +115,6 @@ def _gpu_of(evidence: Evidence, r: RankAccount) -> tuple[str | None, str | None]
     own = bare_uuid(r.device_uuid)
     gpus = ((gpu["uuid"], f"GPU {gpu['index']}") for gpu in node.found.gpus if bare_uuid(gpu["uuid"]) == own)
     return next(gpus, (r.device_uuid, r.device_uuid))
-
-
-def _cause(evidence: Evidence, r: RankAccount, others: OtherRanks, excess_s: float) -> Message:
-    """The first cause that can be shown."""
-    for show in (_more_work, _slower_card, _gpu_cause, _cpu_cause):
-        if found := show(evidence, r, others, excess_s):
-            return found
-    return message("unknown_cause")
 
 
 def _more_work(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount], excess_s: float) -> Message | None:
@@ -177,12 +162,8 @@ def _gpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
     clocks = [u["sm_mhz_median"] for u in alike if u["sm_mhz_median"]]
     reasons = throttle_reasons(mine)
     slower = bool(clocks and mine["sm_mhz_median"]) and mine["sm_mhz_median"] < SLOWER_CLOCK * median(clocks)
-    throttled = message(
-        "gpu_throttled",
-        reasons=reasons,
-        sm_mhz=mine["sm_mhz_median"] if slower else None,
-        others_sm_mhz=median(clocks) if slower else None,
-    )
+    clock, others_clock = (mine["sm_mhz_median"], median(clocks)) if slower else (None, None)
+    throttled = message("gpu_throttled", reasons=reasons, sm_mhz=clock, others_sm_mhz=others_clock)
     if reasons and (slower or (not clocks and any(reason["code"] in HELD_DOWN for reason in reasons))):
         return throttled
     if (mine["others_share"] or 0) >= LEAST_SHARED:
@@ -206,18 +187,14 @@ def _cpu_cause(evidence: Evidence, r: RankAccount, others: Sequence[RankAccount]
     usual_s = median(o.starved_s for o in theirs) if theirs else 0.0
     longer_s = use.ran_s - (median(o.ran_s for o in theirs) if theirs else 0.0)
     starved_s = use.starved_s - usual_s
-    asleep_s = use.window[1] - use.window[0] - use.ran_s - use.starved_s - _off_cpu(r, use.window)
+    resting = (p for p in cut(r.timeline, *use.window) if p.part in ("waiting", "communication", "idle"))
+    off_cpu_s = sum(p.end_s - p.start_s for p in resting)  # a rank that waits or communicates needs no CPU
+    asleep_s = use.window[1] - use.window[0] - use.ran_s - use.starved_s - off_cpu_s
     if starved_s > max(longer_s, asleep_s):
         return message("starved", starved_s=use.starved_s, others_s=usual_s)
     if asleep_s > max(longer_s, LEAST_EXPLAINED * excess_s):
         return message("asleep", asleep_s=asleep_s)
     return None
-
-
-def _off_cpu(r: RankAccount, window: Window) -> float:
-    """Seconds of a window in which a rank needs no CPU: it waits or communicates."""
-    resting = (p for p in cut(r.timeline, *window) if p.part in ("waiting", "communication", "idle"))
-    return sum(p.end_s - p.start_s for p in resting)
 
 
 def _slow_links(evidence: Evidence) -> list[Message]:

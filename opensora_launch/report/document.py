@@ -37,10 +37,7 @@ def rounded(value: Any) -> Any:
 
 
 def document(
-    run: RecordedRun,
-    analyses: Sequence[AttemptAnalysis],
-    baseline: Mapping[str, Any] | None,
-    prices: Prices,
+    run: RecordedRun, analyses: Sequence[AttemptAnalysis], baseline: Mapping[str, Any] | None, prices: Prices
 ) -> dict[str, Any]:
     """The whole report. UserError if the baseline did other work."""
     report = _report(run, analyses)

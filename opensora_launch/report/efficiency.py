@@ -69,14 +69,12 @@ def measured_baseline(report: Mapping[str, Any], hosts: Sequence[str]) -> Baseli
     report shows.
     """
     refuse_without_times(report, "be a baseline")
-    run, gpus, device, engine = report["run"], report["times"]["gpus"], report["work"]["device_name"], engine_of(report)
-    theirs = report["machine"]["hosts"]
+    times, theirs = Times(**report["times"]), report["machine"]["hosts"]
+    device, engine = report["work"]["device_name"], engine_of(report)
+    ran = {"run": report["run"], "gpus": times.gpus, "device": device, "engine": engine}
     if theirs and set(theirs) <= set(hosts):
-        kind, how = MEASURED, message("how_measured", run=run, gpus=gpus, device=device, engine=engine)
-    else:
-        kind = STORED
-        how = message("how_stored", run=run, gpus=gpus, device=device, engine=engine, hosts=theirs)
-    return Baseline(kind, run, how, Times(**report["times"]))
+        return Baseline(MEASURED, report["run"], message("how_measured", **ran), times)
+    return Baseline(STORED, report["run"], message("how_stored", **ran, hosts=theirs), times)
 
 
 def refuse_without_times(report: Mapping[str, Any], use: str) -> None:
@@ -114,23 +112,17 @@ def comparable_work(
         "threads_per_rank": plan.threads_per_rank if plan.machine.device == "cpu" else None,
         "precision": plan.precision,
         "attention": attention or plan.attention,
-        "height_px": shape.height_px,
-        "width_px": shape.width_px,
-        "num_frames": shape.num_frames,
-        "text_tokens": shape.text_tokens,
+        **{name: getattr(shape, name) for name in ("height_px", "width_px", "num_frames", "text_tokens")},
         "videos": len(plan.videos),
         "num_steps": sampling.num_steps,
         "row_forwards": row_forwards,
-        "batch_size": sampling.batch_size,
-        "state_dtype": sampling.state_dtype,
-        "noise_device": sampling.noise_device,
+        **{name: getattr(sampling, name) for name in ("batch_size", "state_dtype", "noise_device")},
         "profile": plan.profile,
     }
     if plan.images:
         size, steps = plan.images.geometry, plan.images.sampling.num_steps
-        work["images"] = (
-            f"{len(plan.images.videos)} by {plan.images.model.name}, {size.width_px}x{size.height_px}, {steps} steps"
-        )
+        made = f"{len(plan.images.videos)} by {plan.images.model.name}"
+        work["images"] = f"{made}, {size.width_px}x{size.height_px}, {steps} steps"
     compared = {"model": {part: model[part] for part in ("name", "init", "mmdit", "vae", "text")}}
     known = flat(compared | {"placement": asdict(plan.placement)})
     return work | {key: str(leaf) if isinstance(leaf, list | str) else leaf for key, leaf in known}

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
-from opensora_launch.report.accounting import RankAccount
 from opensora_launch.report.device_use import HELD_DOWN, gpu_uses, rank_use
 from opensora_launch.report.diagnosis import Evidence, exchanges
 from opensora_launch.report.root_waits import HeldUp, root_waits
@@ -148,18 +147,15 @@ def _parts(
         link = next((f for f in found if f["code"] == "slow_link" and f["axis"] == axis), None)
         yield message("loss_exchange", ranks=everyone, axis=axis, link=link, seconds=lost_s, share=lost_s / whole_s)
     for part, what in LOST_PARTS.items():
-        by_rank = {r.rank: _own_seconds(r, part) for r in accounts.ranks}
+        by_rank = {r.rank: r.previews_s if part == "preview" else r.parts[part] for r in accounts.ranks}
+        if part == "other":  # of which previews are a loss of their own
+            by_rank = {r.rank: by_rank[r.rank] - r.previews_s for r in accounts.ranks}
         lost_s, owners = sum(by_rank.values()), _owners(by_rank)
         on = owners if len(owners) <= MOST_OWNERS < len(everyone) or what is LOST_PARTS["idle"] else []
         yield message("loss_part", ranks=owners, what=what, on=on, seconds=lost_s, share=lost_s / whole_s)
     tails = {r.rank: accounts.wall_s - r.wall_s for r in accounts.ranks}
     lost_s = sum(tails.values())
     yield message("loss_ends", ranks=_owners(tails), seconds=lost_s, share=lost_s / whole_s)
-
-
-def _own_seconds(r: RankAccount, part: str) -> float:
-    """Previews are a part of `other`, and a loss of their own."""
-    return r.previews_s if part == "preview" else r.parts[part] - (r.previews_s if part == "other" else 0.0)
 
 
 def _starved(evidence: Evidence, made: Sequence[Message]) -> Iterator[Message]:
@@ -208,9 +204,7 @@ def _delayed(evidence: Evidence, axis: str) -> float:
     delayed_s = 0.0
     for (of_axis, _), taken in exchanges(evidence).items():
         if of_axis == axis:
-            fastest: dict[int, float] = {}
-            for seconds, sent in taken:
-                fastest[sent] = min(seconds, fastest.get(sent, seconds))
+            fastest = {sent: seconds for seconds, sent in sorted(taken, reverse=True)}  # the last of as many bytes
             delayed_s += sum(seconds - fastest[sent] for seconds, sent in taken)
     return delayed_s
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from opensora_launch.report.accounting import WALL_PARTS
 from opensora_launch.report.markdown_tables import (
+    gib,
     link_table,
     machines,
     md_list,
     md_table,
     md_text,
-    number,
     prediction_table,
     secs,
     secs_of,
@@ -203,7 +203,7 @@ def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
     body = [
         [f"{r['rank']}{'' if r['complete'] else ' (cut off)'}", secs(r["wall_s"])]
         + [secs_of(r["parts"][part], r["wall_s"]) for part in parts]
-        + [number(r["peak_memory_bytes"], unit=2**30)]
+        + [gib(r["peak_memory_bytes"])]
         for r in ranks
     ]
     if len(ranks) > 1:
@@ -234,14 +234,14 @@ def _slowest(attempt: Mapping[str, Any]) -> list[str]:
 
 
 def _samples(report: Mapping[str, Any]) -> list[str]:
-    body = [[_file_cell(s), str(s["seed"]), _prompt(s["prompt"])] for s in report["samples"]]
+    body = []
+    for s in report["samples"]:
+        files = ", ".join(f"[{f}]({f})" for f in s["files"]) or f"{s['name']}: {md_text(s['failure'] or 'not made')}"
+        prompt = " ".join(s["prompt"].split())
+        shown = prompt if len(prompt) <= PROMPT_CHARS else prompt[: PROMPT_CHARS - 1] + "…"
+        body.append([files, str(s["seed"]), md_text(shown)])
     title = label("samples" if report["work"]["num_frames"] > 1 else "sample_images")
     return [f"## {title}", md_table(["file", "seed", "prompt"], body, (0, 2))] if body else []
-
-
-def _file_cell(sample: Mapping[str, Any]) -> str:
-    files = ", ".join(f"[{f}]({f})" for f in sample["files"])
-    return files or f"{sample['name']}: {md_text(sample['failure'] or 'not made')}"
 
 
 def _all_unknown(report: Mapping[str, Any]) -> list[str]:
@@ -267,8 +267,3 @@ def _seconds(parts: Mapping[str, float]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _prompt(text: str) -> str:
-    one_line = " ".join(text.split())
-    return md_text(one_line if len(one_line) <= PROMPT_CHARS else one_line[: PROMPT_CHARS - 1] + "…")

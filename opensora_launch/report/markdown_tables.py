@@ -21,6 +21,10 @@ def number(value: float | None, form: str = ".2f", unit: float = 1) -> str:
     return "?" if value is None else format(value / unit, form)
 
 
+def gib(value: float | None) -> str:
+    return number(value, unit=2**30)
+
+
 def md_text(text: str) -> str:
     """Escape text so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
@@ -62,16 +66,10 @@ def link_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     if not found:
         return []
     head = [label("axis"), "sent MB", "seconds", "a rank sends MB/s", label("share_link")]
-    body = [
-        [
-            x["axis"],
-            number(x["bytes"], unit=1e6),
-            secs(x["seconds"]),
-            number(x["bytes_per_s"], unit=1e6),
-            number(x["share"], ".1%"),
-        ]
-        for x in found
-    ]
+    body = []
+    for x in found:
+        sent, rate = (number(x[key], unit=1e6) for key in ("bytes", "bytes_per_s"))
+        body.append([x["axis"], sent, secs(x["seconds"]), rate, number(x["share"], ".1%")])
     return ["## Links", md_table(head, body)]
 
 
@@ -85,26 +83,14 @@ def prediction_table(found: Sequence[Mapping[str, Any]] | None) -> list[str]:
 
 
 def _gpu(g: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{g['index']} {md_text(g['name'])}",
-        g["host"],
-        ", ".join(map(str, g["ranks"])),
-        number(g["memory_peak_bytes"], unit=2**30),
-        number(g["memory_bytes"], unit=2**30),
-        number(g["power_mean_w"], ".0f"),
-        number(g["power_limit_w"], ".0f"),
-        number(g["util_mean"], ".0%"),
-    ]
+    who = [f"{g['index']} {md_text(g['name'])}", g["host"], ", ".join(map(str, g["ranks"]))]
+    watts = [number(g[key], ".0f") for key in ("power_mean_w", "power_limit_w")]
+    return [*who, gib(g["memory_peak_bytes"]), gib(g["memory_bytes"]), *watts, number(g["util_mean"], ".0%")]
 
 
 def _host(h: Mapping[str, Any]) -> list[str]:
-    return [
-        h["host"],
-        number(h["cpu_share"], ".0%"),
-        number(h["memory_bytes"], unit=2**30),
-        number(h["least_available_bytes"], unit=2**30),
-        number(h["memory_stall_s"]),
-    ]
+    memory = [gib(h["memory_bytes"]), gib(h["least_available_bytes"]), number(h["memory_stall_s"])]
+    return [h["host"], number(h["cpu_share"], ".0%"), *memory]
 
 
 def _difference(x: Mapping[str, Any]) -> str:

@@ -84,19 +84,15 @@ def _of_attempt(attempt: Mapping[str, Any]) -> Iterator[Metric]:
     for kind, count in sorted(Counter(f["code"] for f in attempt["findings"]).items()):
         yield "findings", count, {"kind": kind}
     for gpu in attempt["gpus"]:
-        yield from _of_gpu(gpu)
-
-
-def _of_gpu(gpu: Mapping[str, Any]) -> Iterator[Metric]:
-    where = {"gpu": gpu["index"], "uuid": gpu["uuid"], "host": gpu["host"]}
-    yield "gpu_power_mean_watts", gpu["power_mean_w"], where
-    yield "gpu_memory_peak_bytes", gpu["memory_peak_bytes"], where
-    yield "gpu_temperature_max_celsius", gpu["temperature_max_c"], where
-    yield "gpu_ecc_uncorrected", gpu["ecc_uncorrected"], where
-    yield "gpu_xids", len(gpu["xids"]), where
-    for way in ("tx", "rx"):
-        yield "gpu_nvlink_bytes", gpu[f"nvlink_{way}_bytes"], where | {"way": way}
-        yield "gpu_pcie_bytes_per_second", gpu[f"pcie_{way}_bytes_per_s"], where | {"way": way}
+        where = {"gpu": gpu["index"], "uuid": gpu["uuid"], "host": gpu["host"]}
+        yield "gpu_power_mean_watts", gpu["power_mean_w"], where
+        yield "gpu_memory_peak_bytes", gpu["memory_peak_bytes"], where
+        yield "gpu_temperature_max_celsius", gpu["temperature_max_c"], where
+        yield "gpu_ecc_uncorrected", gpu["ecc_uncorrected"], where
+        yield "gpu_xids", len(gpu["xids"]), where
+        for way in ("tx", "rx"):
+            yield "gpu_nvlink_bytes", gpu[f"nvlink_{way}_bytes"], where | {"way": way}
+            yield "gpu_pcie_bytes_per_second", gpu[f"pcie_{way}_bytes_per_s"], where | {"way": way}
 
 
 def _labels(labels: Mapping[str, Any]) -> str:

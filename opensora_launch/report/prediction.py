@@ -53,19 +53,12 @@ def predict_run(config: RunConfig | None, plan: Plan) -> PredictedRun | Message:
 
 def beside_measured(ran: PredictedRun, accounts: Accounts) -> list[dict[str, Any]]:
     """The planner's seconds and the busiest rank's, by phase."""
-    most = {part: max(r.parts[part] for r in accounts.ranks) for part in ("load", "text", "vae", "save")}
-    phases = ran.option.phases
-    pairs = {
-        "load": (phases.load, most["load"]),
-        "text": (phases.text, most["text"]),
-        **({"compile": (phases.compile, max(r.parts["compile"] for r in accounts.ranks))} if phases.compile else {}),
-        **({"image": (phases.image, max(r.image_s for r in accounts.ranks))} if phases.image else {}),
-        "denoise": (phases.denoise, max(r.denoise_s for r in accounts.ranks)),
-        "vae": (phases.vae, most["vae"]),
-        "save": (phases.save, most["save"]),
-        "total": (phases.total, accounts.wall_s),
-    }
-    return [{"what": what, "predicted_s": p, "measured_s": m} for what, (p, m) in pairs.items()]
+    ranks = [{**r.parts, "image": r.image_s, "denoise": r.denoise_s, "total": accounts.wall_s} for r in accounts.ranks]
+    return [
+        {"what": what, "predicted_s": seconds, "measured_s": max(parts[what] for parts in ranks)}
+        for what in ("load", "text", "compile", "image", "denoise", "vae", "save", "total")
+        if (seconds := getattr(ran.option.phases, what)) or what not in ("compile", "image")
+    ]
 
 
 def faster_settings(ran: PredictedRun, plan: Plan) -> list[FasterSetting]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from opensora_launch.report.accounting import Interval, RankAccount
-from opensora_launch.telemetry.events import Collective, RankEvents
+from opensora_launch.telemetry.events import RankEvents
 
 MOST_PIECES = 3000  # per rank
 MOST_STEPS = 2000  # per rank
 DIGITS_S = 5
+EXCHANGES = ("waiting", "communication")  # parts with collectives in them
 
 
 def rank_pieces(account: RankAccount, events: RankEvents | None, zero: float) -> tuple[dict[str, Any], float]:
@@ -32,7 +33,9 @@ def rank_pieces(account: RankAccount, events: RankEvents | None, zero: float) ->
         begin, over = p.start_s - zero, p.end_s - zero
         cut = [round(begin, DIGITS_S), round(over, DIGITS_S), p.part, p.detail]
         first = max(0, bisect_right(starts, begin + 1e-9) - 1)  # no two collectives of a rank overlap
-        drawn.append(cut + _inside(p, collectives[first : bisect_right(starts, over - 1e-9)]))
+        inside = collectives[first : bisect_right(starts, over - 1e-9)]  # of which there may be several in a row
+        exchanged = [inside[0].axis, sum(c.bytes for c in inside)] if inside and p.part in EXCHANGES else []
+        drawn.append(cut + exchanged)
     steps = events.steps if events and len(events.steps) <= MOST_STEPS else ()
     return {
         "rank": account.rank,
@@ -42,13 +45,6 @@ def rank_pieces(account: RankAccount, events: RankEvents | None, zero: float) ->
             [round(s.start_s + shift, DIGITS_S), round(s.end_s + shift, DIGITS_S), s.step, s.own_rows] for s in steps
         ],
     }, bin_s
-
-
-def _inside(piece: Interval, found: Sequence[Collective]) -> list[Any]:
-    """Axis and bytes of the collectives in a piece of waiting or communication, which may be several in a row."""
-    if piece.part not in ("waiting", "communication") or not found:
-        return []
-    return [found[0].axis, sum(c.bytes for c in found)]
 
 
 def _merged(pieces: Sequence[Interval]) -> tuple[Sequence[Interval], float]:

@@ -29,8 +29,8 @@ class Prices:
 def row_flops(plan: Plan) -> float:
     """FLOPs of one row in one forward of the diffusion transformer, as planned."""
     shape = plan.geometry
-    net = network_of(plan.model)
-    return row_work(net, TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)).flops
+    grid = TokenGrid(shape.latent_frames, shape.tokens_per_frame, shape.text_tokens)
+    return row_work(network_of(plan.model), grid).flops
 
 
 def compute_rates(plan: Plan, accounts: Accounts, row_forwards: int, card: Card | None) -> dict[str, Any]:
@@ -63,7 +63,10 @@ def _no_peak(plan: Plan, accounts: Accounts, card: Card | None) -> Message:
 def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[str, Any]]:
     """By axis: the bytes that ranks sent, the seconds in which they could not compute, and the share of the peak."""
     several = plan.machine.nodes > 1
-    peak = _link_peak(card, plan.machine.gpus_per_node) if card and not several else None
+    peak = None  # bytes per second, one way, between the GPUs of one node
+    if card and not several:
+        gb_s = card.nvlink_gb_s if plan.machine.gpus_per_node <= card.nvlink_gpus else card.pcie_gb_s
+        peak = gb_s * 1e9 if gb_s else None
     reason = message("node_links_unknown") if several else message("link_peak_unknown")
     found = []
     for axis in sorted({axis for r in accounts.ranks for axis in r.bytes_by_axis}):
@@ -85,12 +88,6 @@ def link_rates(plan: Plan, accounts: Accounts, card: Card | None) -> list[dict[s
     return found
 
 
-def _link_peak(card: Card, gpus: int) -> float | None:
-    """Bytes per second, one way, between so many GPUs of one node; None if unknown."""
-    rate = card.nvlink_gb_s if gpus <= card.nvlink_gpus else card.pcie_gb_s
-    return rate * 1e9 if rate else None
-
-
 def energy(attempts: Sequence[Mapping[str, Any]], videos: int, usd_per_kwh: float | None) -> dict[str, Any]:
     """Energy of all GPUs, from their counters or else their mean power; without CPUs, fans and switches.
 
@@ -109,7 +106,11 @@ def energy(attempts: Sequence[Mapping[str, Any]], videos: int, usd_per_kwh: floa
 
 def _joules_of(attempt: Mapping[str, Any]) -> float | None:
     """MIG instances have their card's."""
-    joules = {(gpu["host"], gpu["index"]): _joules(gpu, attempt["wall_s"]) for gpu in attempt["gpus"]}
+    joules = dict[tuple[str, int], float | None]()
+    for gpu in attempt["gpus"]:
+        mean_w, counted = gpu["power_mean_w"], gpu["energy_j"]
+        by_power = None if mean_w is None else mean_w * attempt["wall_s"]
+        joules[gpu["host"], gpu["index"]] = by_power if counted is None else counted
     return _sum_of_known(joules.values())
 
 
@@ -117,12 +118,6 @@ def _sum_of_known(values: Collection[float | None]) -> float | None:
     """The sum; None where one of the values is unknown, or where there is none."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
-
-
-def _joules(gpu: Mapping[str, Any], wall_s: float) -> float | None:
-    if gpu["energy_j"] is not None:
-        return float(gpu["energy_j"])
-    return None if gpu["power_mean_w"] is None else float(gpu["power_mean_w"]) * wall_s
 
 
 def cost(attempts: Sequence[Mapping[str, Any]], videos: int, usd_per_gpu_hour: float | None) -> dict[str, Any]:
@@ -155,15 +150,11 @@ def amount(value: float) -> str:
 
 def imbalance(accounts: Accounts) -> dict[str, Any]:
     """The busiest rank over the mean, minus 1, for compute seconds and for row-forwards."""
-    ranks = accounts.ranks
-
-    def of(values: list[float]) -> float | None:
-        return max(values) / fmean(values) - 1 if values and fmean(values) else None
-
-    return {
-        "compute": of([r.parts["compute"] for r in ranks]),
-        "row_forwards": of([float(r.row_forwards) for r in ranks]),
+    by_rank = {
+        "compute": [r.parts["compute"] for r in accounts.ranks],
+        "row_forwards": [float(r.row_forwards) for r in accounts.ranks],
     }
+    return {of: max(found) / fmean(found) - 1 if any(found) else None for of, found in by_rank.items()}
 
 
 def karp_flatt(speedup: float, ranks: int) -> float | None:

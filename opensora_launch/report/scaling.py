@@ -41,11 +41,14 @@ def explain_scaling(
     drawn = [(p["gpus"], p["seconds"], p["efficiency"]) for p in line["points"]]
     points = {m.gpus: m for m in measured if m.series == line["name"] and (m.gpus, m.seconds) in {p[:2] for p in drawn}}
     bars = [{"gpus": gpus, "parts": _parts_of(points[gpus].report)} for gpus, _, _ in drawn]
+    most, _, efficiency = drawn[-1]
+    last = points[most].report
+    sizes = {"base": unit_of[drawn[0][0]], "size": unit_of[most], "efficiency": efficiency}
     return {
         "name": line["name"],
         "bars": bars,
-        "why": _why(bars, drawn[-1][2], points[drawn[-1][0]].report, weak=weak, unit_of=unit_of),
-        "advice": [*_enough(drawn, weak=weak, unit_of=unit_of), *points[drawn[-1][0]].report["advice"][:MOST_ADVICE]],
+        "why": _why(bars, last, sizes, weak=weak),
+        "advice": [*_enough(drawn, weak=weak, unit_of=unit_of), *last["advice"][:MOST_ADVICE]],
     }
 
 
@@ -58,17 +61,11 @@ def _parts_of(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _why(
-    bars: Sequence[Mapping[str, Any]],
-    efficiency: float,
-    last: Mapping[str, Any],
-    *,
-    weak: bool,
-    unit_of: Mapping[int, Message],
+    bars: Sequence[Mapping[str, Any]], last: Mapping[str, Any], sizes: Mapping[str, Any], *, weak: bool
 ) -> Message:
-    base, most = bars[0], bars[-1]
-    sizes = {"base": unit_of[base["gpus"]], "size": unit_of[most["gpus"]], "efficiency": efficiency}
-    if efficiency > 1 - LEAST_LOSS:
+    if sizes["efficiency"] > 1 - LEAST_LOSS:
         return message("scales_well", **sizes)
+    base, most = bars[0], bars[-1]
     ranks, whole_s = most["gpus"], most["gpus"] * sum(most["parts"].values())
     before = ranks if weak else base["gpus"]
     grown = {part: (ranks * s - before * base["parts"][part]) / whole_s for part, s in most["parts"].items()}

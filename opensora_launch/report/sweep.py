@@ -46,12 +46,12 @@ def sweep_report(
         series[point.series].append(point)
     bases = {name: min(found, key=_smallest) for name, found in series.items()}
     table = [entry for name, found in series.items() for entry in _entries(found, bases[name], weak)]
-    lines = [_line(name, table, own) for name in series]
-    fits = []
-    for name in series if not weak else ():
-        best = [(e["gpus"], e["seconds"]) for e in _best(name, table)]
-        if fit := amdahl(best):
-            fits.append({"name": name, **fit})
+    best = {name: _best(name, table) for name in series}
+    lines = [
+        {"name": name, "kind": own, "points": [_drawn(entry) | {"kind": own} for entry in found]}
+        for name, found in best.items()
+    ]
+    times = {name: [(e["gpus"], e["seconds"]) for e in found] for name, found in best.items() if not weak}
     return {
         "schema": SWEEP_SCHEMA,
         "kind": kind,
@@ -67,7 +67,7 @@ def sweep_report(
         ],
         "table": table,
         "curve": [line for line in lines if len(line["points"]) >= LEAST_COUNTS][:MOST_LINES] + more.get("peers", []),
-        "amdahl": fits,
+        "amdahl": [{"name": name, **fit} for name, found in times.items() if (fit := amdahl(found))],
         "explained": [],
         "unknown": [*_other_work(table, bases, weak, unit), *_faults(table, kind, unit), *more.get("unknown", ())],
     }
@@ -161,10 +161,6 @@ def _best(name: str, table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     mine = [e for e in table if e["name"] == name and e["efficiency"] is not None]
     counts = sorted({e["gpus"] for e in mine})
     return [min((e for e in mine if e["gpus"] == n), key=lambda e: float(e["seconds"])) for n in counts]
-
-
-def _line(name: str, table: Sequence[Mapping[str, Any]], own: str) -> dict[str, Any]:
-    return {"name": name, "kind": own, "points": [_drawn(entry) | {"kind": own} for entry in _best(name, table)]}
 
 
 def _drawn(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,21 +28,20 @@ def sweep_markdown(data: Mapping[str, Any]) -> str:
         ]
         for e in data["table"]
     ]
-    names = ("name", "layout", "median", "spread", "speedup", "efficiency", "karp", "source")
-    head = [label(name) for name in names]
+    names = ("layout", "median", "spread", "speedup", "efficiency", "karp", "source")
+    head = [label("name"), f"{data['unit']}s", *map(label, names)]
     blocks = [f"# {data['title']}", label("lead_published") if data["kind"] == "published" else ""]
     blocks += [f"**{md_text(say(note))}**" for note in scaling_notes(data)]
-    blocks += [md_table([head[0], f"{data['unit']}s", *head[1:]], body, (0, 2, 8))]
+    blocks += [md_table(head, body, (0, 2, 8))]
     blocks += ["\n".join(f"- {baseline_text(base, data['unit'])}" for base in data["baselines"])]
     blocks += [
         f"{fit['name']}: {label('amdahl_about' if fit['parallel_s'] else 'amdahl_none', **fit)}"
         for fit in data["amdahl"]
     ]
     for explained in data["explained"]:
-        blocks += [f"## {label('where_title')}: {explained['name']}", _where(explained, data["unit"])]
-        blocks += [
-            md_list([f"{say(a['what'], 'title').removesuffix('.')}. {say(a['do'])}" for a in explained["advice"]])
-        ]
+        advice = [f"{say(a['what'], 'title').removesuffix('.')}. {say(a['do'])}" for a in explained["advice"]]
+        title = f"## {label('where_title')}: {explained['name']}"
+        blocks += [title, _where(explained, data["unit"]), md_list(advice)]
     if data["command"]:
         blocks.append(f"```\n{data['command']}\n```")
     if data["unknown"]:

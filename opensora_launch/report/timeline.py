@@ -16,9 +16,7 @@ MS = 3  # digits of seconds
 
 
 def timeline(accounts: Accounts, nodes: Sequence[SampledNode], events: Sequence[RankEvents] = ()) -> dict[str, Any]:
-    """Return `ranks` (rank_pieces), `lines` of measured values, each with its unit and maximum, and `marks`: moments
-    with a name, such as an XID.
-    """
+    """Return `ranks` (rank_pieces), `lines` of values with unit and maximum, and `marks`: moments such as XIDs."""
     zero = min(r.start_s for r in accounts.ranks)
     of_rank = {e.meta.rank: e for e in events}
     found = [rank_pieces(r, of_rank.get(r.rank), zero) for r in accounts.ranks]

@@ -30,15 +30,12 @@ _Span = tuple[int, str, float, float, dict[str, Any]]  # thread, name, start, en
 _Arrivals = Mapping[tuple[tuple[int, ...], int], Mapping[int, float]]
 
 
-def trace(events: Sequence[RankEvents], accounts: Accounts, nodes: Sequence[SampledNode]) -> Iterator[str]:
-    """Yield the file as text, piece by piece."""
+def trace(events: Sequence[RankEvents], accounts: Accounts, nodes: Sequence[SampledNode]) -> str:
+    """The file as text."""
     zero = min(r.start_s for r in accounts.ranks)
-    yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
-    first = True
-    for event in (*_rank_events(events, accounts, zero), *_node_events(nodes, zero)):
-        yield ("" if first else ",\n") + json.dumps(event, ensure_ascii=False)
-        first = False
-    yield "\n]}\n"
+    found = (*_rank_events(events, accounts, zero), *_node_events(nodes, zero))
+    lines = ",\n".join(json.dumps(event, ensure_ascii=False) for event in found)
+    return f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n'
 
 
 def _rank_events(events: Sequence[RankEvents], accounts: Accounts, zero: float) -> Iterator[TraceEvent]:
@@ -97,12 +94,17 @@ def _node_events(nodes: Sequence[SampledNode], zero: float) -> Iterator[TraceEve
     """Readings of GPUs and hosts, and XIDs, in a process per host; readings of ranks in the ranks' own."""
     for number, node in enumerate(nodes):
         pid = HOST_PROCESS + number
-        counters = [*_gpu_counters(node, pid, zero), *_host_counters(node, pid, zero)]
+        hosts = [s["host"] for s in node.found.samples]
+        available = [host.get("available_bytes") for host in hosts]
+        counters = [
+            *_gpu_counters(node, pid, zero),
+            *_counter("share of all CPUs", "share", pid, node, zero, cpu_shares(hosts)),
+            *_counter("available memory", "bytes", pid, node, zero, available),
+        ]
         for x in node.found.xids:
             at = round((float(x["time_s"]) + node.shift_s - zero) * US, 1)
-            counters.append(
-                {"ph": "i", "s": "g", "name": f"XID {x['xid']}", "pid": pid, "ts": at, "args": {"gpu": x["uuid"]}}
-            )
+            mark = {"ph": "i", "s": "g", "name": f"XID {x['xid']}", "pid": pid, "ts": at}
+            counters.append(mark | {"args": {"gpu": x["uuid"]}})
         if counters:
             yield _name("process", pid, 0, f"host {node.host}")
             yield from counters
@@ -117,13 +119,6 @@ def _gpu_counters(node: SampledNode, pid: int, zero: float) -> Iterator[TraceEve
         found |= {key: [len(s[key]) if key in s else None for s in samples] for key in ("throttled", "processes")}
         for key, values in found.items():
             yield from _counter(f"GPU {facts['index']} {key}", key, pid, node, zero, values)
-
-
-def _host_counters(node: SampledNode, pid: int, zero: float) -> Iterator[TraceEvent]:
-    hosts = [s["host"] for s in node.found.samples]
-    yield from _counter("share of all CPUs", "share", pid, node, zero, cpu_shares(hosts))
-    available = [host.get("available_bytes") for host in hosts]
-    yield from _counter("available memory", "bytes", pid, node, zero, available)
 
 
 def _rank_counters(node: SampledNode, zero: float) -> Iterator[TraceEvent]:

@@ -22,7 +22,8 @@ def whole_wait(attempts: Sequence[RecordedAttempt], accounts: Accounts | None) -
         return None
     waited, begun = last.waited, last.waited.begun_epoch_s
     of_command = [a for a in attempts if a.waited and a.waited.asked_epoch_s == waited.asked_epoch_s]
-    if any(_last_event(a) > begun for a in of_command[:-1]):
+    earlier = [e for a in of_command[:-1] for e in a.events]
+    if any(e.meta.start_epoch_s + e.end_s - e.meta.start_s > begun for e in earlier):
         return None
     first = of_command[0].waited
     first_begun = first.begun_epoch_s if first and first.begun_epoch_s else begun
@@ -37,11 +38,6 @@ def whole_wait(attempts: Sequence[RecordedAttempt], accounts: Accounts | None) -
     }
     known = {part: max(0.0, seconds) for part, seconds in parts.items() if seconds is not None}
     return {"total_s": sum(known.values()), "parts": known}
-
-
-def _last_event(attempt: RecordedAttempt) -> float:
-    """When an attempt's last rank ended, by the wall clock."""
-    return max((e.meta.start_epoch_s + e.end_s - e.meta.start_s for e in attempt.events), default=0.0)
 
 
 def job_phases(events: Sequence[RankEvents], accounts: Accounts) -> Mapping[str, float]:

@@ -55,10 +55,6 @@ def label(key: str, **parameters: Any) -> str:
     return say(message(key, **parameters))
 
 
-def _seconds_text(seconds: float) -> str:
-    return f"{seconds:.{0 if seconds >= 100 else 1 if seconds >= 10 else 2}f}"
-
-
 def _chosen(value: Any, forms: str) -> str:
     one, many = forms.split("|")
     return one if (len(value) if isinstance(value, list) else value) == 1 else many
@@ -70,7 +66,7 @@ def _shown(value: Any, form: str, language: str) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(item, form, language) for item in value)
     if form == "s":
-        return _seconds_text(value)
+        return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
     if form in UNITS:
         return f"{value / UNITS[form]:.1f} {form}"
     return format(value, form) if form else str(value)
