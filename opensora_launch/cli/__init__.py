@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(words)
         sys.stdout.flush()
+        if argv is None and "torch" in sys.modules:  # a rank was in this process; Python takes long to take torch apart
+            sys.stderr.flush()
+            os._exit(code)
         return code
     except UserError as error:
         print_errors([f"error: {error}"])

@@ -154,7 +154,7 @@ def _inline(attempt: AttemptDir, env: Mapping[str, str]) -> Outcome:
 
 def _watched(kind: LauncherKind, plan: Plan, attempt: AttemptDir, env: Mapping[str, str]) -> Outcome:
     argv = command(kind, plan.machine, attempt)
-    task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s)
+    task = Task(argv, env, attempt, plan.machine.ranks, plan.timeout_s, kind is LauncherKind.srun)
     try:
         with progress() as show:
             return supervise(task, partial(show, attempt))

@@ -20,6 +20,7 @@ from opensora_launch.plan.verify_spec import VerifyLine
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.verification import prepare_verify
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.schema.config import LauncherKind
 
 
 def verify_verb(parsed: Parsed) -> int:
@@ -30,11 +31,13 @@ def verify_verb(parsed: Parsed) -> int:
     spec, attempt = asked.spec, AttemptDir(Path(tempfile.mkdtemp(prefix="opensora-verify-")))
     attempt.make_folders()
     attempt.verify_spec.write_text(json.dumps(asdict(spec)), encoding="utf-8")
-    argv = command(asked.run.launcher.kind, spec.machine, attempt, "--verify")
-    base = without_others(profiled(os.environ, asked.run.env).env, asked.run.launcher.kind)
+    kind = asked.run.launcher.kind
+    argv = command(kind, spec.machine, attempt, "--verify")
+    base = without_others(profiled(os.environ, asked.run.env).env, kind)
     env = environment(spec.threads_per_rank, base, spec.machine.gpus)
     with progress() as show:
-        outcome = supervise(Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s), partial(show, attempt))
+        task = Task(argv, env, attempt, spec.machine.ranks, spec.timeout_s, kind is LauncherKind.srun)
+        outcome = supervise(task, partial(show, attempt))
     if outcome.code > exit_codes.BY_SIGNAL:
         shutil.rmtree(attempt)  # the user stopped it: its logs are of no use
         return outcome.code

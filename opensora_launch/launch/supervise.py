@@ -20,7 +20,7 @@ from opensora_launch import exit_codes
 from opensora_launch.launch import verdict
 from opensora_launch.machine import processes
 from opensora_launch.rundir import AttemptDir
-from opensora_launch.runs.alive import is_process_gone
+from opensora_launch.runs.alive import has_ended_well, is_process_gone
 from opensora_launch.telemetry.failure import Failure, read_failure, record_failure
 from opensora_launch.telemetry.heartbeat import read_heartbeats
 from opensora_launch.telemetry.moves import Moves
@@ -41,6 +41,7 @@ class Task:
     attempt: AttemptDir
     ranks: int
     timeout_s: float
+    on_other_hosts: bool = False  # some ranks may be, so their starter tells when all have ended
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def _run(task: Task, on_beats: Callable[[Sequence[Beat]], None]) -> Outcome:
         code = process.poll()
         beats = read_heartbeats(task.attempt.heartbeats)
         on_beats(beats)
+        if code is None and not task.on_other_hosts and has_ended_well(beats, task.ranks):
+            process.kill()  # torchrun has nothing left to do, but takes a second to take its Python apart
+            code = exit_codes.DONE
         if code == exit_codes.DONE:
             return Outcome(exit_codes.DONE)
         failure = _look(task, watch, watch.moves.own_time(beats), code, log)

@@ -101,10 +101,9 @@ def activation_bytes(
 def memory_of(
     net: Network,
     grid: TokenGrid,
-    layout: Layout,
     video: VideoSize,
+    step: tuple[int, Layout],
     *,
-    rows: int,
     gpus_per_node: int,
     placement: Placement,
     element_bytes: int,
@@ -112,11 +111,12 @@ def memory_of(
     set_aside: float = RESERVED_BYTES,
     overlap: bool = False,
 ) -> Memory:
-    """Return the memory of steps with `rows` rows. `set_aside` is that of one rank alone if it is not given.
+    """Return the memory of steps with some rows in a layout. `set_aside` is that of one rank alone if it is not given.
 
     `text` is the least that text encoding needs: a window of the encoders, or T5 in `t5_parts` with ColossalAI. If
     there is room, text encoding uses all encoders.
     """
+    rows, layout = step
     weights = resident_weights(net, layout, gpus_per_node, placement, element_bytes)
     vae = VAES[net.vae].parameters * element_bytes
     mine = math.ceil(rows / layout.cfg)
@@ -153,7 +153,7 @@ def memory_of_run(
     aside = set_aside_bytes(tuple(lay for _, lay in layouts), gpus_per_node, on_node=on_node, nvlink=nvlink)
     each = [
         memory_of(
-            net, grid, layout, video, rows=rows, gpus_per_node=gpus_per_node, placement=placement,
+            net, grid, video, (rows, layout), gpus_per_node=gpus_per_node, placement=placement,
             element_bytes=element_bytes, t5_parts=layout.tp if engine is Engine.colossalai else 0, set_aside=aside,
             overlap=overlap,
         )

@@ -5,7 +5,7 @@ On its own host, the process tells. On another host, its heartbeat moves or does
 
 import socket
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from opensora_launch.machine import processes
@@ -20,6 +20,11 @@ _LOOK_S = 0.2
 def is_process_gone(beat: Beat) -> bool:
     """Whether a rank of this host ended without a last heartbeat. Nothing is known about other hosts: False."""
     return beat.state == "running" and _is_here(beat) and not _is_process_there(beat)
+
+
+def has_ended_well(beats: Sequence[Beat], ranks: int) -> bool:
+    """Whether all ranks are done, and none of their processes is left on this host."""
+    return len(beats) == ranks and all(beat.state == "done" and not _is_process_there(beat) for beat in beats)
 
 
 def is_suspended(beat: Beat) -> bool:

@@ -116,8 +116,8 @@ def test_a_rank_sends_and_holds_what_the_planner_counts(tmp_path):
         held.append([parameters for _, _, parameters in results])
     for tp, most in ((2, max(held[0])), (5, max(held[1]))):
         memory = memory_of(
-            net, TokenGrid(2, 9, TEXT), Layout(tp=tp), VideoSize(16, 16, 5, None),
-            rows=1, gpus_per_node=tp, placement=Placement(), element_bytes=1,
+            net, TokenGrid(2, 9, TEXT), VideoSize(16, 16, 5, None), (1, Layout(tp=tp)),
+            gpus_per_node=tp, placement=Placement(), element_bytes=1,
         )  # fmt: skip
         assert memory.weights == pytest.approx(most, rel=0.05)  # the biases are not counted as cut
 

@@ -149,10 +149,11 @@ def test_tiles_are_counted_as_they_are_cut(frames: int, tile_frames: int | None)
     assert largest == size.tile_pixels
 
 
-def large(layout: Layout, shard: Shard = Shard.none, offload: Offload = Offload.none, **more: int) -> Memory:
-    given = {"rows": 2, "gpus_per_node": 8, "element_bytes": 2} | more
+def large(layout: Layout, shard: Shard = Shard.none, offload: Offload = Offload.none, **more: Any) -> Memory:
+    given: dict[str, Any] = {"gpus_per_node": 8, "element_bytes": 2} | more
     video = VideoSize(1024, 576, 129, 256)
-    return memory_of(OPEN_SORA_2, TokenGrid(33, 2304, 512), layout, video, placement=Placement(shard, offload), **given)
+    placement, rows = Placement(shard, offload), given.pop("rows", 2)
+    return memory_of(OPEN_SORA_2, TokenGrid(33, 2304, 512), video, (rows, layout), placement=placement, **given)
 
 
 def test_weights_by_placement() -> None:
