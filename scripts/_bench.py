@@ -5,6 +5,8 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -49,6 +51,19 @@ def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     for number in range(rounds):
         for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
             found[name].append(runs[name]())
+    return found
+
+
+def on_torchrun(script: str, ranks: int, rounds: int) -> dict[str, Any]:
+    """Run `script --rounds N --on-rank FILE` on so many ranks of one thread each, and return what FILE then holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+            *("--nproc-per-node", str(ranks), script, "--rounds", str(rounds), "--on-rank", str(out)),
+        ]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=1800)
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found
 
 

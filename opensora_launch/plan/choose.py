@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opensora_launch.plan.compile_choice import COMPILE_S
@@ -134,10 +134,10 @@ def may_fit(work: Workload, fixed: LayoutConfig) -> bool:
     )
 
 
-def overlap_saves(work: Workload, layouts: Iterable[tuple[int, Layout]], placement: Placement) -> bool:
-    """Return whether the steps are shorter if Ulysses exchanges while the blocks compute."""
-    predict, chosen = _Predictor(work, placement), tuple(layouts)
-    return predict.steps_s(chosen, overlap=True) < predict.steps_s(chosen, overlap=False)
+def overlap_saves_s(work: Workload, layouts: Sequence[tuple[int, Layout]], placement: Placement) -> float:
+    """Return the seconds that a batch is faster if Ulysses exchanges while the blocks compute; less than 0: slower."""
+    predict = _Predictor(work, placement)
+    return predict.steps_s(layouts, overlap=False) - predict.steps_s(layouts, overlap=True)
 
 
 def _layouts(work: Workload, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
@@ -231,7 +231,7 @@ class _Predictor:
             self._steps[key] = min(ways, key=lambda way: way.total)
         return self._steps[key]
 
-    def steps_s(self, layouts: Iterable[tuple[int, Layout]], *, overlap: bool) -> float:
+    def steps_s(self, layouts: Sequence[tuple[int, Layout]], *, overlap: bool) -> float:
         """Return the seconds of all steps of a batch."""
         by_rows, most = dict(layouts), self.placement
         counted = ((count, self._counts(rows, by_rows[rows], most, overlap=overlap)) for rows, count in self.work.steps)

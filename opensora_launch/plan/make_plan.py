@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from opensora_launch.errors import UserError
 from opensora_launch.plan.checks import early_problems
-from opensora_launch.plan.choose import Option, options, overlap_saves
+from opensora_launch.plan.choose import Option, options, overlap_saves_s
 from opensora_launch.plan.compile_choice import compile_choice, compile_problems
 from opensora_launch.plan.first_frames import first_frame_px, image_problems, image_requests, image_run
 from opensora_launch.plan.fit import fit_problems
@@ -87,7 +87,7 @@ def _overlaps(
     if not work.overlap or all(layout.ulysses == 1 for _, layout in layouts):
         return False
     known = device == "cuda" and run.hardware.known
-    return run.overlap is Overlap.on or (known and overlap_saves(work, layouts, placement))
+    return run.overlap is Overlap.on or (known and overlap_saves_s(work, layouts, placement) > 0.0)
 
 
 def _plan_images(

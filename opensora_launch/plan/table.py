@@ -1,21 +1,24 @@
 """Show predictions as text and as JSON."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence, Set
 from textwrap import fill
 from typing import Any
 
-from opensora_launch.plan.choose import Option
+from opensora_launch.plan.choose import Option, overlap_saves_s
 from opensora_launch.plan.compile_choice import COMPILE_S, saved_s
 from opensora_launch.plan.fit import phase_of, reason
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement, placement_text
 from opensora_launch.plan.times import rates_of, uses_nvlink
+from opensora_launch.plan.video_size import busiest_pixels
 from opensora_launch.plan.workload import Workload
 from opensora_launch.schema.config import Engine
 
 SHOWN = 12  # rows of the table
+SMALLEST_S = 0.05  # that is shown
 NARROW = 80  # characters of a line
 PHASE_COLUMNS = ("compute", "ulysses", "ring", "tensor", "gather", "launch", "vae", "save")
 
@@ -130,7 +133,7 @@ def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iter
     images = f", images {seconds_text(phases.image)}" if best.images else ""
     images += f", compiling {seconds_text(phases.compile)}" if phases.compile else ""
     yield f"before that, once: weights from disk {seconds_text(phases.load)}, text {seconds_text(phases.text)}{images}"
-    yield from _compiling(work)
+    yield from _savings(work, best)
     yield from _images(work, best)
     price = "" if usd_per_gpu_hour is None else f", {cost_text(cost_usd(work, best, usd_per_gpu_hour))}"
     yield f"in total: {seconds_text(phases.total)} s, {best.energy_kwh:.3f} kWh{price}"
@@ -142,11 +145,21 @@ def _below(work: Workload, best: Option, usd_per_gpu_hour: float | None) -> Iter
     yield "predicted, not measured: docs/plan.md explains how, docs/prediction.md how well"
 
 
-def _compiling(work: Workload) -> Iterator[str]:
-    """Say what compiled blocks save, or would."""
+def _savings(work: Workload, best: Option) -> Iterator[str]:
+    """Say what compiled blocks save, or would; and what overlap and sharing save."""
     if work.engine is Engine.native:
         saves = "compiled blocks save" if work.compiled else "compile=on would save"
         yield f"{saves} about {seconds_text(saved_s(work))} s of the steps, for {COMPILE_S:.0f} s once"
+    rounds = math.ceil(work.batches / best.layout.dp)
+    hidden_s = rounds * overlap_saves_s(work, best.layouts, best.placement) if work.overlap else 0.0
+    ranks = work.ranks // best.layout.dp
+    shared = busiest_pixels(work.video, ranks, whole=True) / busiest_pixels(work.video, ranks) - 1
+    for what, saved in (
+        ("Ulysses exchanging while blocks compute", hidden_s),
+        ("sharing the VAE's largest tiles", shared * best.phases.vae),
+    ):
+        if saved >= SMALLEST_S:
+            yield f"{what} saves about {seconds_text(saved)} s"
 
 
 def _images(work: Workload, best: Option) -> Iterator[str]:

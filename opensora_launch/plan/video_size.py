@@ -6,7 +6,7 @@ from functools import cache
 
 from opensora_launch.plan.geometry import Geometry
 from opensora_launch.schema.autoencoder import VaeConfig
-from opensora_launch.schema.tile_shares import EXCHANGE, deal_tiles
+from opensora_launch.schema.tile_shares import EXCHANGE, deal_tiles, deal_whole
 from opensora_launch.schema.tiles import Tile, decode_grid, tile_cost
 
 
@@ -59,12 +59,12 @@ def video_size(shape: Geometry, vae: VaeConfig) -> VideoSize:
 
 
 @cache
-def busiest_pixels(video: VideoSize, ranks: int) -> float:
-    """Return the pixels of the busiest rank's tiles, which overlap.
+def busiest_pixels(video: VideoSize, ranks: int, *, whole: bool = False) -> float:
+    """Return the pixels of the busiest rank's tiles, which overlap; `whole`: if ranks shared none.
 
     Shared tiles count EXCHANGE more. Of a model whose tiles are not known, they are as large as the largest.
     """
     if not video.cut:
         return float(math.ceil(video.tiles / ranks) * video.tile_pixels)
-    deal = deal_tiles(video.cut, ranks)
+    deal = (deal_whole if whole else deal_tiles)(video.cut, ranks)
     return max(deal.loads) + EXCHANGE * sum(tile_cost(video.cut[i]) for i in deal.shared) / ranks

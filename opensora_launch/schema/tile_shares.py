@@ -34,7 +34,7 @@ class TileDeal:
 
 def deal_tiles(tiles: Sequence[Tile], ranks: int) -> TileDeal:
     """Share as many of the largest tiles as pays, and deal the others whole."""
-    order = sorted(range(len(tiles)), key=lambda i: (-tile_cost(tiles[i]), i))
+    order = _largest_first(tiles)
     shares = [shares_of(tiles[i], ranks, turn) for turn, i in enumerate(order)]
     most = next((count for count, share in enumerate(shares) if len(share) == 1), len(order))
     ways = [_deal(tiles, dict(zip(order[:n], shares, strict=False)), order[n:], ranks) for n in range(most + 1)]
@@ -43,6 +43,15 @@ def deal_tiles(tiles: Sequence[Tile], ranks: int) -> TileDeal:
         return max(deal.loads) + EXCHANGE * sum(tile_cost(tiles[i]) for i in deal.shared) / ranks
 
     return min(ways, key=seconds)
+
+
+def deal_whole(tiles: Sequence[Tile], ranks: int) -> TileDeal:
+    """Deal all tiles whole."""
+    return _deal(tiles, {}, _largest_first(tiles), ranks)
+
+
+def _largest_first(tiles: Sequence[Tile]) -> list[int]:
+    return sorted(range(len(tiles)), key=lambda i: (-tile_cost(tiles[i]), i))
 
 
 def _deal(

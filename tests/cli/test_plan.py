@@ -39,7 +39,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[6].startswith("*")
     assert lines[6].endswith("chosen")
     assert "as fast: 7 other placements of the weights (--wide names them)" in lines
-    assert "seconds: compute 110.5, ulysses 2.1, vae 6.1, save 1.3" in lines
+    assert "seconds: compute 106.6, ulysses 4.4, vae 6.1, save 1.3" in lines
 
 
 def test_the_wide_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_several_counts(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line.split()[0]: line.split() for line in lines[5:8]}
     assert list(rows) == ["1", "8", "2x8"]
     assert rows["1"][1:3] == ["1", "rank"]
-    assert rows["8"][1:5] == ["cfg2", "ring4,", "then", "ulysses8"]
+    assert rows["8"][1:5] == ["cfg2", "ulysses4,", "then", "ulysses8"]
     single, whole = asked(capsys, *H100)[1], float(rows["8"][-4])
     assert f" {whole} " in single  # the same number as in the table of that count
     assert float(rows["8"][-1]) == pytest.approx((whole + 19) / 3600 * 8 * 2, abs=0.001)

@@ -18,11 +18,11 @@ from tests.model.test_vae import CFG, TENSORS
 from tests.parallel.test_sharded_model import unrecorded
 from tests.ranks import run_ranks
 
-# One tile of 8 parts; two tiles in space of 4 and 2 parts; tiles in time, whose later ones drop a frame.
+# One tile of 4 parts; tiles in space, of which two have parts; tiles in time, whose later one drops a frame.
 CASES = {
-    "one": (CFG, (33, 8, 8)),
-    "space": (VaeConfig(**{**vars(CFG), "tile_px": 64}), (17, 8, 12)),
-    "time": (VaeConfig(**{**vars(CFG), "tile_frames": 64}), (20, 8, 8)),
+    "one": (CFG, (17, 8, 8)),
+    "space": (VaeConfig(**{**vars(CFG), "tile_px": 64}), (12, 8, 12)),
+    "time": (VaeConfig(**{**vars(CFG), "tile_frames": 32}), (10, 8, 12)),
 }
 
 
@@ -40,7 +40,7 @@ def decode_on_ranks() -> dict[str, Tensor] | None:
     axis = build_meshes([layout], dist.get_rank(), Groups(timedelta(seconds=60)), unrecorded)[layout].video
     made = {}
     for name, (cfg, shape) in CASES.items():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16) if name == "one" else (torch.float32,):
             out = decode_latents(load_vae(cfg, weights(dtype)), cfg, latent_of(shape), spread_tiles(axis))
             if out is not None:
                 made[f"{name} {dtype}"] = out
@@ -50,29 +50,29 @@ def decode_on_ranks() -> dict[str, Tensor] | None:
 @pytest.fixture(scope="module")
 def on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     (made,) = run_ranks(1, tmp_path_factory.mktemp("one"), decode_on_ranks)
-    assert len(made) == 6
+    assert len(made) == 4
     return dict(made)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_shared_tile_has_the_bits_of_one_rank(ranks, on_one_rank, tmp_path):
     shared = [len(deal_tiles(decode_grid(*case).tiles, ranks).shared) for case in CASES.values()]
-    assert shared == {2: [1, 0, 2], 3: [1, 2, 1], 4: [1, 2, 2]}[ranks]
+    assert shared == {2: [1, 1, 1], 3: [1, 2, 1], 4: [1, 1, 1]}[ranks]
     found = run_ranks(ranks, tmp_path, decode_on_ranks)
     assert found[1:] == [None] * (ranks - 1)
     for name, pixels in on_one_rank.items():
         assert torch.equal(found[0][name], pixels), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["one", "time", pytest.param("space", marks=pytest.mark.slow)])
 def test_parts_of_a_tile_give_what_the_whole_gives(case):
     cfg, shape = CASES[case]
-    vae, grid, latent = load_vae(cfg, weights(torch.float64)), decode_grid(cfg, shape), latent_of(shape).double()
+    vae, grid, latent = load_vae(cfg, weights(torch.float32)), decode_grid(cfg, shape), latent_of(shape)
     assert any(len(tile.parts) > 1 for tile in grid.tiles)
     for tile in grid.tiles:
         whole = vae.decode(latent[:, :, slice(*tile.time), slice(*tile.y), slice(*tile.x)])
         whole = whole[:, :, whole.shape[2] - tile.out_shape[0] :]
-        torch.testing.assert_close(compute_tile(vae.decode, latent, tile), whole, atol=1e-12, rtol=0)
+        torch.testing.assert_close(compute_tile(vae.decode, latent, tile), whole, atol=3e-5, rtol=3e-5)
 
 
 def videos() -> dict[str, tuple[int, int, int]]:
