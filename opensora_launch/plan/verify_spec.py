@@ -22,6 +22,7 @@ class VerifySpec:
     placement: Placement = field(default_factory=Placement)  # for the cases' transformers
     engine: Engine = Engine.native  # for the cases
     compile: Compile = Compile.off  # for the cases
+    overlap: bool = False  # for the cases
 
 
 @dataclass(frozen=True)

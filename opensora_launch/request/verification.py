@@ -18,8 +18,8 @@ from opensora_launch.request.final_config import final_config
 from opensora_launch.request.flags import Parsed
 from opensora_launch.request.prepare import gpus_of_run, ranks_machine, weight_problems
 from opensora_launch.schema.autoencoder import VaeKind
-from opensora_launch.schema.config import LauncherKind, RunConfig, VideoConfig
-from opensora_launch.schema.kernel_kinds import Compile
+from opensora_launch.schema.config import Engine, LauncherKind, RunConfig, VideoConfig
+from opensora_launch.schema.kernel_kinds import Compile, Overlap
 
 SMALL_VIDEO = VideoConfig(resolution=None, height_px=96, width_px=160, num_frames=17)
 NUM_STEPS = 13  # guidance oscillates from the tenth step
@@ -62,6 +62,7 @@ def prepare_verify(parsed: Parsed) -> VerifyRequest:
         plan=None if cases else small_plan(run, machine),
         engine=run.engine,
         compile=run.compile if run.compile is Compile.on else Compile.off,
+        overlap=run.overlap is Overlap.on and run.engine is Engine.native,
     )
     return VerifyRequest(run, spec, found.notes)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.choice import choose_engine, chosen_attention
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
 from opensora_launch.media.video import to_uint8
@@ -45,6 +45,7 @@ class Ranks:
     kernel: Callable[[torch.dtype, int], KernelCall]  # by dtype and head size
     engine: Engine = Engine.native
     parts: Parts = EAGER
+    overlap: bool = False  # Ulysses exchanges while the blocks compute
 
 
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
@@ -87,7 +88,8 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
     kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
     sit_out = loaded.blocks.pass_through if loaded.blocks else None
     forward, at_once = partial(loaded.module.forward, parts=ranks.parts), ranks.placement.rows_at_once
-    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, engine.attention), loaded.blocks
+    attention = chosen_attention(ranks.engine, overlap=ranks.overlap)
+    return ShardedModel(forward, kernel, ranks.meshes, sit_out, at_once, attention), loaded.blocks
 
 
 def _run_mmdit(case: Case, model: ShardedModel) -> dict[str, Tensor]:

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from opensora_launch.engines.base import BlockEngine, Tick
-from opensora_launch.engines.choice import choose_engine
+from opensora_launch.engines.choice import choose_engine, chosen_attention
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import Autoencoder, empty_vae, load_vae
 from opensora_launch.model.weights import constant_weights, random_tensors, read_tensors, warn_of_constant
 from opensora_launch.parallel.host_memory import free_caches
 from opensora_launch.parallel.mesh import Axis, Mesh
-from opensora_launch.parallel.sequence_attention import sharded_attention
 from opensora_launch.parallel.sharded_model import ShardedModel
 from opensora_launch.parallel.streaming import StreamedBlocks
 from opensora_launch.plan.layout import Layout
@@ -63,9 +62,7 @@ def shard_model(ctx: RankContext, networks: Networks, layouts: Mapping[int, Layo
     """Return the transformer as it runs on the ranks. layouts: by number of rows in a step."""
     meshes = {rows: ctx.meshes[layout] for rows, layout in layouts.items()}
     sit_out = networks.blocks.pass_through if networks.blocks else None
-    attention = choose_engine(ctx.plan.engine).attention
-    if ctx.plan.overlap:
-        attention = partial(sharded_attention, overlap=True)
+    attention = chosen_attention(ctx.plan.engine, overlap=ctx.plan.overlap)
     at_once = ctx.plan.placement.rows_at_once
     forward = partial(networks.mmdit.forward, parts=ctx.parts)
     return ShardedModel(forward, ctx.kernel.call, meshes, sit_out, at_once, attention)

@@ -96,7 +96,7 @@ def _verify_case(case: Case, spec: VerifySpec, me: Rank) -> list[VerifyLine]:
     on_node = gathers_on_node(spec.engine, steps[-1], spec.placement)
     warm_up(device_sets(steps, me.rank, me.local_world, on_node=on_node), me.rank, groups, unrecorded, case.device)
     parts = chosen_parts(spec.compile, case.device, gathered)
-    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine, parts), unrecorded)
+    got = run_case(case, Ranks(by_rows, node, spec.placement, kernel, spec.engine, parts, spec.overlap), unrecorded)
     if me.rank != 0:
         return []
     by_one = got

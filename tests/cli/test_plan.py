@@ -227,7 +227,7 @@ def test_mixed_cards(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quick_and_without_torch(words: list[str]) -> None:
     """Measured: 1.9 times what Hydra takes for nothing with 8 ranks, 2.2 with 16. With torch it would be ten times."""
     code = main_without(words, {"torch", "numpy", "diffusers", "matplotlib"})
-    assert times_slower(in_python(code, "[]"), in_python(HYDRA), 2.5) <= 2.5
+    assert times_slower(in_python(code, "[]"), in_python(HYDRA), 3.0) <= 3.0
 
 
 def test_cards_by_the_drivers_names() -> None:

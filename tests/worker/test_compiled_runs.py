@@ -55,8 +55,8 @@ def test_every_case_on_one_rank(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["layout.ulysses=2", "layout.ring=2", "layout.cfg=2"])
 def test_cases_on_two_ranks(layout: str, tmp_path: Path) -> None:
-    """The comparison on one rank is eager."""
-    lines = verified(tmp_path, SOME, "topology=cpu2", layout)
+    """Ulysses overlaps. The comparison on one rank is eager."""
+    lines = verified(tmp_path, SOME, "topology=cpu2", "overlap=on", layout)
     assert len(lines) == 5
     assert all(line.endswith("ok=true") for line in lines)
 
