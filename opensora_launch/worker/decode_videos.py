@@ -1,6 +1,6 @@
 """Decode phase: from latents (C T H W) to frames (F Y X 3)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from opensora_launch.schema.tiles import TileGrid
 from opensora_launch.worker.context import RankContext
 from opensora_launch.worker.failures import VideoFailed
 
+Ready = Callable[[UInt8[np.ndarray, "F Y X 3"], int], None]  # all frames, and how many of them are there
+
 
 def decode_video(
-    ctx: RankContext, vae: Autoencoder, video: VideoRequest, latent: Float[Tensor, "C T H W"] | None
+    ctx: RankContext, vae: Autoencoder, video: VideoRequest, latent: Float[Tensor, "C T H W"] | None, ready: Ready
 ) -> UInt8[np.ndarray, "F Y X 3"] | None:
     """Return the frames on the group's first rank, None on the others. The device holds one tile's output at a time.
 
+    `ready` is called where tiles end in time, except for the last ones: until then, not all is known to be finite.
     Raises VideoFailed on all ranks if there are no latents (denoise_videos), and on the first rank if pixels are not
     finite: NaN would become black. By then the rank has taken the tiles of all others, so none of them waits.
     """
@@ -33,13 +36,15 @@ def decode_video(
         grid, regions = decode_latent(ctx, vae, latent)
         if regions is None:
             return None
-        frames = room_for_frames(*grid.out_shape)
+        frames, count = room_for_frames(*grid.out_shape), ctx.plan.geometry.num_frames
         for region in regions:
             finite &= torch.isfinite(region.values).all()
             frames[region.frames, region.y, region.x] = to_frames(region.values[0])
+            if (region.y.stop, region.x.stop) == grid.out_shape[1:] and region.frames.stop < count:
+                ready(frames[:count], region.frames.stop)
     if not finite:
         raise VideoFailed(f"its decoded pixels are not finite{vae_hint(ctx.plan)}")
-    return frames[: ctx.plan.geometry.num_frames]
+    return frames[:count]
 
 
 def vae_hint(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from opensora_launch.worker.denoise_videos import denoise_videos
 from opensora_launch.worker.encode_references import encode_references
 from opensora_launch.worker.failures import VideoFailed
 from opensora_launch.worker.load_networks import Networks
-from opensora_launch.worker.save_videos import save_with_record
+from opensora_launch.worker.save_videos import early_video, save_with_record
 
 log = logging.getLogger("opensora_launch.worker")
 
@@ -42,13 +42,14 @@ def make_videos(
         if networks.blocks:
             networks.blocks.release()  # room for the VAE
         for video, latent in zip(videos, latents, strict=True):
-            try:
-                frames = decode_video(ctx, networks.vae, video, latent)
-            except VideoFailed as error:  # for its pixels only on the group's first rank, where they are
-                _record(ctx, video, error)
-                continue
-            if frames is not None:
-                save_with_record(ctx, video, frames, texts[video.text].cut)
+            with early_video(ctx, video) as file:
+                try:
+                    frames = decode_video(ctx, networks.vae, video, latent, file.ready)
+                except VideoFailed as error:  # for its pixels only on the group's first rank, where they are
+                    _record(ctx, video, error)
+                    continue
+                if frames is not None:
+                    save_with_record(ctx, video, file, frames, texts[video.text].cut)
             done.append(video.name)
         if ctx.checkpoints:
             ctx.checkpoints.drop(videos[0].name)

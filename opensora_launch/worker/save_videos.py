@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from opensora_launch.media.contact_sheet import contact_sheet
-from opensora_launch.media.video import save_png, save_video
+from opensora_launch.media.early_video import EarlyVideo
+from opensora_launch.media.video import save_png
 from opensora_launch.model.block_parts import EAGER
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.rundir import RunDir, write_whole
@@ -18,17 +19,21 @@ from opensora_launch.worker.context import RankContext
 log = logging.getLogger("opensora_launch.worker")
 
 
+def early_video(ctx: RankContext, video: VideoRequest) -> EarlyVideo:
+    """Return the file of a video that is about to be decoded."""
+    return EarlyVideo(ctx.run_dir.samples / video.name, ctx.plan.geometry.fps, _about(ctx, video))
+
+
 def save_with_record(
-    ctx: RankContext, video: VideoRequest, frames: UInt8[np.ndarray, "F Y X 3"], cut_tokens: int
+    ctx: RankContext, video: VideoRequest, file: EarlyVideo, frames: UInt8[np.ndarray, "F Y X 3"], cut_tokens: int
 ) -> None:
-    """Write the video and then its record; both files appear whole or not at all. Their contact sheet may be missing.
+    """Finish the video and then write its record; both files appear whole or not at all. The sheet may be missing.
 
     cut_tokens: tokens of the prompt that did not fit.
     """
     plan = ctx.plan
     with ctx.recorder.span("save", video=video.name):
-        ctx.run_dir.samples.mkdir(parents=True, exist_ok=True)
-        path = save_video(ctx.run_dir.samples / video.name, frames, plan.geometry.fps, _about(ctx, video))
+        path = file.finish(frames)
         record = {
             **asdict(video),
             "cut_tokens": cut_tokens,
