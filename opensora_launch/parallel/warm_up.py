@@ -26,14 +26,12 @@ def warm_up(
         ones, got = (torch.ones(len(ranks), device=device) for _ in range(2))
         with record("connect", ranks, 0):
             dist.all_reduce(got, group=group)
-            if "ulysses" in uses.axes:
-                dist.all_to_all_single(got, ones, group=group)
-            if "ring" in uses.axes:
+            if uses.direct == len(ranks) - 1:
+                others = [other for other in ranks if other != rank]
+                sends = [dist.P2POp(dist.isend, ones, other, group) for other in others]
+                receives = [dist.P2POp(dist.irecv, torch.empty_like(got), other, group) for other in others]
+                exchange_pairs(*sends, *receives)
+            elif "ring" in uses.axes:
                 to, source = ranks[(index + 1) % len(ranks)], ranks[index - 1]
                 exchange_pairs(dist.P2POp(dist.isend, ones, to, group), dist.P2POp(dist.irecv, got, source, group))
-            if "video" in uses.axes and index > 0:  # its tiles go to the first rank
-                exchange_pairs(dist.P2POp(dist.isend, ones, ranks[0], group))
-            elif "video" in uses.axes:
-                for other in ranks[1:]:
-                    exchange_pairs(dist.P2POp(dist.irecv, got, other, group))
             assert int(got.sum()) > 0, "this waits for the device"

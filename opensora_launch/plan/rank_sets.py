@@ -58,7 +58,7 @@ class Uses:
     """
 
     axes: tuple[str, ...]
-    direct: float
+    direct: int
 
 
 def device_sets(
@@ -67,15 +67,14 @@ def device_sets(
     """Return the distinct sets of two ranks or more with which a rank exchanges tensors of the device, in order.
 
     Each set needs one communicator. The last layout is that of the steps with the most rows: `on_node` says that its
-    ranks gather weights on each node. An all-to-all connects all pairs, a ring two neighbours, and finished tiles of
-    the VAE go to one rank, in one direction, which takes half of the buffers.
+    ranks gather weights on each node. Ulysses and tiles that ranks share connect all pairs, a ring two neighbours.
     """
     found: dict[tuple[int, ...], Uses] = {}
 
     def add(axis: str, ranks: tuple[int, ...]) -> None:
         others = len(ranks) - 1
         if others:
-            direct = {"ulysses": others, "ring": min(2, others), "video": others / 2}.get(axis, 0)
+            direct = {"ulysses": others, "ring": min(2, others), "video": others}.get(axis, 0)
             before = found.get(ranks, Uses((), 0))
             found[ranks] = Uses((*before.axes, axis), max(before.direct, direct))
 

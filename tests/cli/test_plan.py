@@ -139,7 +139,7 @@ def test_generate_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) 
     words = ["generate", "--prompt", "a", "model=open_sora_v2", "model.init=random", "video=768px", "topology=8gpu"]
     code, _, err = asked(capsys, *words, "hardware=rtx4090", "fit=strict", "layout.tp=1", "dry_run=true")
     assert code == 2
-    assert "placement.shard=node fits in 12.8 GiB" in err
+    assert "placement.shard=node fits in 12.9 GiB" in err
     code, out, _ = asked(capsys, *words, "hardware=rtx4090", "dry_run=true")
     assert code == 0
     assert "weights spread over a node" in out

@@ -83,7 +83,7 @@ def test_the_sets_of_a_rank():
         (0, 1, 2, 3): ("shares", "video", "shares", "video", "node"),
         (1, 3): ("ring",),
     }
-    assert [uses.direct for uses in sets.values()] == [1, 1.5, 1]
+    assert [uses.direct for uses in sets.values()] == [1, 3, 1]
     assert device_sets([Layout(dp=8)], 3, 8, on_node=True) == {}
 
 

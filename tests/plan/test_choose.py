@@ -153,7 +153,7 @@ def test_the_refusal_says_what_would_fit() -> None:
     with pytest.raises(UserError) as e:
         make_plan(run_of("rtx4090", fit=Fit.strict, layout=LayoutConfig(tp=1)), machine(8), videos(), "0")
     (line,) = e.value.problems
-    assert line.startswith("replicated weights: VAE needs 32.2 of 23.6 GiB on rtx4090; placement.shard=node fits in ")
+    assert line.startswith("replicated weights: VAE needs 32.3 of 23.6 GiB on rtx4090; placement.shard=node fits in ")
     many = run_of("rtx4090", placement=PlacementConfig(offload=Offload.host, resident_blocks=57))
     with pytest.raises(UserError, match=r"; placement\.offload=host placement\.resident_blocks=\d+ fits in"):
         make_plan(many, machine(1), videos(), "0")
