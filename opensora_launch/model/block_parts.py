@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from opensora_launch.model.frame_norms import EAGER_NORMS, Norms, activated, moments
 from opensora_launch.model.kernels import QKV, Attend, AttentionAtOnce, BegunAttention, Place, SpanAttend
 from opensora_launch.model.layers import QKNorm, Rotary, modulate
 from opensora_launch.schema.even_shares import chunk_counts, share_slices
@@ -118,11 +119,15 @@ def finish_single(
 
 @dataclass(frozen=True)
 class Parts:
-    """The three functions, eager or compiled. Blocks of a kind share them: they get the weights as an argument."""
+    """The three functions, eager or compiled. Blocks of a kind share them: they get the weights as an argument.
+
+    `norms` is what the causal VAE computes around its convolutions.
+    """
 
     project: Callable[..., None] = project
     finish_double: Callable[..., Tensor] = finish_double
     finish_single: Callable[..., Tensor] = finish_single
+    norms: Norms = EAGER_NORMS
 
 
 EAGER = Parts()
@@ -133,7 +138,10 @@ def compiled() -> Parts:
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = RECOMPILES
     return Parts(
-        project=_compiled(project), finish_double=_compiled(finish_double), finish_single=_compiled(finish_single)
+        project=_compiled(project),
+        finish_double=_compiled(finish_double),
+        finish_single=_compiled(finish_single),
+        norms=Norms(moments=_compiled(moments), activated=_compiled(activated)),
     )
 
 

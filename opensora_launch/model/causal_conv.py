@@ -76,13 +76,9 @@ def normed_conv(
         normed = F.silu(norm(x), inplace=True)
         return conv.over(x.shape, lambda first, stop: normed[:, :, first:stop], level, None, into)
     scale, shift = scale_and_shift(norm, x, level)
-
-    def activated(part: Tensor) -> Tensor:
-        return F.silu(torch.addcmul(shift, part, scale).to(x.dtype), inplace=True)
-
-    before = level.before(x, conv.kernel - 1)
-    earlier = None if before is None else activated(before)
-    return conv.over(x.shape, lambda first, stop: activated(x[:, :, first:stop]), level, earlier, into)
+    activated, before = level.norms.activated, level.before(x, conv.kernel - 1)
+    earlier = None if before is None else activated(before, scale, shift)
+    return conv.over(x.shape, lambda first, stop: activated(x[:, :, first:stop], scale, shift), level, earlier, into)
 
 
 def scale_and_shift(
@@ -92,10 +88,9 @@ def scale_and_shift(
 
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1, with equal parts.
     """
-    groups = (x.shape[0], norm.num_groups, -1)
     wide = torch.promote_types(x.dtype, torch.float32)
-    each = [torch.var_mean(frame.to(wide).reshape(groups), dim=2, correction=0) for frame in x.unbind(2)]
-    variances, means = level.gathered(torch.stack([torch.stack(moments) for moments in each])).unbind(1)
+    own = torch.stack([level.norms.moments(frame, norm.num_groups) for frame in x.unbind(2)])
+    variances, means = level.gathered(own).unbind(1)
     spread, mean = torch.var_mean(means, dim=0, correction=0)
     rate = (variances.mean(0) + spread + norm.eps).rsqrt()
     per_group = x.shape[1] // norm.num_groups

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opensora_launch.model.causal_conv import NORM_EPS, CausalConv3d, normed_conv, scale_and_shift
+from opensora_launch.model.frame_norms import EAGER_NORMS, Norms
 from opensora_launch.model.frame_shares import WHOLE, FrameLevel, FrameShare
 from opensora_launch.model.video_layout import empty_video, layout_of
 from opensora_launch.schema.autoencoder import VaeConfig
@@ -221,9 +222,11 @@ class CausalVae(nn.Module):
         out: Tensor = self.quant_conv(self.encoder(pixels))
         return out.contiguous()
 
-    def decode(self, z: Float[Tensor, "B C t h w"], share: FrameShare | None = None) -> Float[Tensor, "B 3 T H W"]:
+    def decode(
+        self, z: Float[Tensor, "B C t h w"], share: FrameShare | None = None, norms: Norms = EAGER_NORMS
+    ) -> Float[Tensor, "B 3 T H W"]:
         """Decode the latents, which are those of the share. Without one, they are all, and computed at once."""
-        level = WHOLE if share is None else FrameLevel(share)
+        level = WHOLE if share is None else FrameLevel(share, norms=norms)
         z = torch.cat([self.post_quant_conv(z[:, :, a:b]) for a, b in level.pieces(z.shape[2], z.shape[2])], 2)
         out: Tensor = self.decoder(z, level)
         return out.contiguous()

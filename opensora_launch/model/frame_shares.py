@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Shaped
 from torch import Tensor
 
+from opensora_launch.model.frame_norms import EAGER_NORMS, Norms
 from opensora_launch.schema.tiles import Bounds
 
 
@@ -52,6 +53,7 @@ class FrameLevel:
 
     share: FrameShare | None = None
     rate: int = 1
+    norms: Norms = EAGER_NORMS
 
     def up(self, factor: int) -> "FrameLevel":
         return replace(self, rate=self.rate * factor)

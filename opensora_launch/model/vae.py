@@ -18,12 +18,14 @@ dtype of the VAE, and is blended in place. `schema/tile_shares.py` balances the 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.frame_norms import EAGER_NORMS, Norms
 from opensora_launch.model.frame_shares import FrameShare
 from opensora_launch.model.image_vae import ImageVae, renamed_weights
 from opensora_launch.model.load import fill
@@ -80,12 +82,17 @@ class Region:
 
 @torch.no_grad()
 def decode_regions(
-    vae: Autoencoder, cfg: VaeConfig, latent: Float[Tensor, "B C T H W"], run_tiles: RunTiles = one_after_another
+    vae: Autoencoder,
+    cfg: VaeConfig,
+    latent: Float[Tensor, "B C T H W"],
+    run_tiles: RunTiles = one_after_another,
+    norms: Norms = EAGER_NORMS,
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Decode latents to pixels B 3 T' H' W', nearly in [-1, 1], region by region; None where `run_tiles` gives None."""
     z = (latent / cfg.scale_factor + cfg.shift_factor).to(vae.like)
     grid = decode_grid(cfg, video_shape(z))
-    outputs = run_tiles(grid.tiles, lambda tile, share=None: compute_tile(vae.decode, z, tile, share))
+    decode = partial(vae.decode, norms=norms) if isinstance(vae, CausalVae) else vae.decode
+    outputs = run_tiles(grid.tiles, lambda tile, share=None: compute_tile(decode, z, tile, share))
     return grid, None if outputs is None else blend(grid, outputs)
 
 

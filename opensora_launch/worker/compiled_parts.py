@@ -12,9 +12,11 @@ import torch
 
 from opensora_launch.errors import UserError
 from opensora_launch.model.block_parts import EAGER, Parts, compiled
+from opensora_launch.model.video_layout import layout_for
 from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel
 from opensora_launch.plan.plan import Plan
 from opensora_launch.sampling.latents import position_ids
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import Engine
 from opensora_launch.schema.kernel_kinds import Compile
 from opensora_launch.worker.context import DTYPES, RankContext
@@ -89,3 +91,17 @@ def compile_ahead(ctx: RankContext, model: ShardedModel) -> None:
             )
             latents = torch.zeros(1, video, cfg.in_channels, device=ctx.device)
             model.predict(latents, position_ids(1, 1, video, ctx.device), [row] * rows)
+        if ctx.plan.model.vae.kind is VaeKind.causal:
+            _compile_norms(ctx)
+
+
+@torch.no_grad()
+def _compile_norms(ctx: RankContext) -> None:
+    """Compile the causal VAE's norms for one frame and for several, of any size."""
+    groups, layout = ctx.plan.model.vae.norm_num_groups, layout_for(ctx.device, ctx.dtype)
+    per_channel = torch.ones(1, 2 * groups, 1, 1, 1, device=ctx.device)
+    for frames in (1, 2):
+        x = torch.zeros(1, 2 * groups, frames, 4, 4, dtype=ctx.dtype, device=ctx.device)
+        x = x.to(memory_format=layout)
+        ctx.parts.norms.activated(x, per_channel, per_channel)
+        ctx.parts.norms.moments(x[:, :, 0], groups)

@@ -58,4 +58,4 @@ def decode_latent(
     ctx: RankContext, vae: Autoencoder, latent: Float[Tensor, "C T H W"]
 ) -> tuple[TileGrid, Iterator[Region] | None]:
     """Yield regions of the video's pixels as they are finished, on the group's first rank; None on the others."""
-    return decode_regions(vae, ctx.plan.model.vae, latent[None], spread_tiles(ctx.mesh.video))
+    return decode_regions(vae, ctx.plan.model.vae, latent[None], spread_tiles(ctx.mesh.video), ctx.parts.norms)

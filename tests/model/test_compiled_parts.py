@@ -35,6 +35,8 @@ def test_compiled_equals_eager(config: dict[str, bool], dtype: str, least: float
     assert found["breaks"] == {}
     first, last = found["graphs"]
     assert first == last <= MOST_GRAPHS, found
+    assert all(compiled <= max(1.5 * eager, 4 * least) for eager, compiled in found["vae_errors"]), found
+    assert found["vae_graphs"] <= 4, "two functions, each for one frame and for several"
 
 
 def test_off_is_eager() -> None:
