@@ -66,29 +66,39 @@ class Groups:
     """Makes the process groups of a run, one for each distinct set of ranks: on GPUs each takes up to a gigabyte.
 
     The exchanges of a group run one after another. So all its ranks must begin them in one order, whatever they are
-    for. The default group is not used for all ranks: its timeout is that of the start.
+    for. Weights that are gathered ahead of use have a group of their own (`apart`) where Ulysses overlaps, whose
+    exchanges would wait for them. The default group is not used for all ranks: its timeout is that of the start.
     """
 
     def __init__(self, timeout: timedelta) -> None:
         self._timeout = timeout
-        self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._made: dict[tuple[tuple[int, ...], bool], dist.ProcessGroup] = {}
 
-    def make(self, ranks: tuple[int, ...]) -> None:
+    def make(self, ranks: tuple[int, ...], *, apart: bool = False) -> None:
         """Make the group of these ranks, if there is none. All ranks of the run make all groups, in one order."""
-        if ranks not in self._made:
-            self._made[ranks] = dist.new_group(list(ranks), timeout=self._timeout)
+        if (ranks, apart) not in self._made:
+            self._made[ranks, apart] = dist.new_group(list(ranks), timeout=self._timeout)
 
-    def of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
+    def has(self, ranks: tuple[int, ...]) -> bool:
+        """Whether there is a group of these ranks; the same on all ranks of the run."""
+        return (ranks, False) in self._made
+
+    def of(self, ranks: tuple[int, ...], *, apart: bool = False) -> dist.ProcessGroup:
         """Return the group of these ranks, of which this rank is one."""
-        return self._made[ranks]
+        return self._made[ranks, apart]
 
 
-def node_axis(mesh: Mesh, ranks_per_node: int, world: int, groups: Groups) -> Axis:
-    """Build the axis of the ranks on this node that work on the same videos. All ranks must call this together."""
-    for rank in range(world):
-        groups.make(ranks_on_node(mesh.layout, rank, ranks_per_node))
-    ours = ranks_on_node(mesh.layout, mesh.rank, ranks_per_node)
-    return Axis("weights", ours, ours.index(mesh.rank), groups.of(ours), mesh.video.record)
+def node_axis(mesh: Mesh, ranks_per_node: int, world: int, groups: Groups, *, apart: bool = False) -> Axis:
+    """Build the axis of the ranks on this node that work on the same videos. All ranks must call this together.
+
+    apart: it needs a group that nothing else uses.
+    """
+    sets = [ranks_on_node(mesh.layout, rank, ranks_per_node) for rank in range(world)]
+    second = {ranks: apart and groups.has(ranks) for ranks in sets}
+    for ranks in sets:
+        groups.make(ranks, apart=second[ranks])
+    ours = sets[mesh.rank]
+    return Axis("weights", ours, ours.index(mesh.rank), groups.of(ours, apart=second[ours]), mesh.video.record)
 
 
 def world_axis(rank: int, world: int, groups: Groups, record: Record) -> Axis:

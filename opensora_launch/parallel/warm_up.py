@@ -34,4 +34,6 @@ def warm_up(
             elif "ring" in uses.axes:
                 to, source = ranks[(index + 1) % len(ranks)], ranks[index - 1]
                 exchange_pairs(dist.P2POp(dist.isend, ones, to, group), dist.P2POp(dist.irecv, got, source, group))
+            if uses.apart:
+                dist.all_reduce(got, group=groups.of(ranks, apart=True))
             assert int(got.sum()) > 0, "this waits for the device"

@@ -125,11 +125,11 @@ def _options(work: Workload, fixed: LayoutConfig, placement: Placement) -> tuple
 
 
 def may_fit(work: Workload, fixed: LayoutConfig) -> bool:
-    """Return whether any layout fits if weights are divided or placed smallest. Much faster than `options`."""
+    """Return whether any layout fits in any placement. Much faster than `options`."""
     ladder = placements(work.placement, work.fit, work.ranks, work.gpus_per_node)
     return any(
         predict.fits(layout)
-        for predict in (_Predictor(work, ladder[-1]), _Predictor(work, ladder[0]))
+        for predict in (_Predictor(work, placement) for placement in reversed(ladder))
         for layout in _layouts(work, fixed, predict.placement)
     )
 

@@ -13,7 +13,7 @@ from opensora_launch.plan.costs import block_weight_bytes, block_weights, uneven
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.networks import VAES, Network, TokenGrid
 from opensora_launch.plan.placement import Placement, staying
-from opensora_launch.plan.rank_sets import gathers_on_node
+from opensora_launch.plan.rank_sets import gathers_apart, gathers_on_node
 from opensora_launch.plan.set_aside import RESERVED_BYTES, set_aside_bytes
 from opensora_launch.plan.video_size import VideoSize, busiest_pixels
 from opensora_launch.schema.config import Engine, Offload, Shard, Storage
@@ -150,7 +150,9 @@ def memory_of_run(
 ) -> Memory:
     """Return the memory of the steps that need the most. `layouts` are (rows of a step, its layout), rows ascending."""
     on_node = gathers_on_node(engine, layouts[-1][1], placement)
-    aside = set_aside_bytes(tuple(lay for _, lay in layouts), gpus_per_node, on_node=on_node, nvlink=nvlink)
+    apart = on_node and gathers_apart(layouts[-1][1], placement, overlap=overlap)
+    of_steps = tuple(layout for _, layout in layouts)
+    aside = set_aside_bytes(of_steps, gpus_per_node, on_node=on_node, nvlink=nvlink, apart=apart)
     each = [
         memory_of(
             net, grid, video, (rows, layout), gpus_per_node=gpus_per_node, placement=placement,

@@ -50,6 +50,11 @@ def gathers_on_node(engine: Engine, layout: Layout, placement: Placement) -> boo
     return engine is Engine.native and layout.tp == 1 and placement.shard is not Shard.all
 
 
+def gathers_apart(layout: Layout, placement: Placement, *, overlap: bool) -> bool:
+    """Return whether the ranks of a node gather weights in a group of their own, beside Ulysses that overlaps."""
+    return overlap and layout.ulysses > 1 and placement.shard is Shard.node
+
+
 @dataclass(frozen=True)
 class Uses:
     """What a set of ranks exchanges. `direct` counts the other ranks to which this rank sends in an exchange of pairs.
@@ -59,15 +64,17 @@ class Uses:
 
     axes: tuple[str, ...]
     direct: int
+    apart: bool = False  # whether they have a second communicator, for weights
 
 
 def device_sets(
-    layouts: Iterable[Layout], rank: int, gpus_per_node: int, *, on_node: bool
+    layouts: Iterable[Layout], rank: int, gpus_per_node: int, *, on_node: bool, apart: bool = False
 ) -> Mapping[tuple[int, ...], Uses]:
     """Return the distinct sets of two ranks or more with which a rank exchanges tensors of the device, in order.
 
-    Each set needs one communicator. The last layout is that of the steps with the most rows: `on_node` says that its
-    ranks gather weights on each node. Ulysses and tiles that ranks share connect all pairs, a ring two neighbours.
+    Each set needs one communicator, and a second one if weights are gathered `apart` in a set that serves something
+    else. The last layout is that of the steps with the most rows: `on_node` says that its ranks gather weights on each
+    node. Ulysses and tiles that ranks share connect all pairs, a ring two neighbours.
     """
     found: dict[tuple[int, ...], Uses] = {}
 
@@ -76,7 +83,9 @@ def device_sets(
         if others:
             direct = {"ulysses": others, "ring": min(2, others), "video": others}.get(axis, 0)
             before = found.get(ranks, Uses((), 0))
-            found[ranks] = Uses((*before.axes, axis), max(before.direct, direct))
+            found[ranks] = Uses(
+                (*before.axes, axis), max(before.direct, direct), apart and axis == "node" and before.direct > 0
+            )
 
     last = None
     for last in layouts:

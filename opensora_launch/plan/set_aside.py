@@ -17,8 +17,10 @@ CHANNELS, DIRECT_CHANNELS = 8 / 24, 2 / 32  # of those over NVLink, without it
 
 
 @cache
-def set_aside_bytes(layouts: tuple[Layout, ...], gpus_per_node: int, *, on_node: bool, nvlink: bool) -> float:
-    """Return the bytes to set aside on each GPU of a run. Layouts and `on_node` are those of `device_sets`.
+def set_aside_bytes(
+    layouts: tuple[Layout, ...], gpus_per_node: int, *, on_node: bool, nvlink: bool, apart: bool = False
+) -> float:
+    """Return the bytes to set aside on each GPU of a run. Layouts, `on_node` and `apart` are those of `device_sets`.
 
     Each distinct set of ranks that exchanges tensors of the device has a communicator: 544 MiB with two ranks and
     688 MiB with more (4 A100 with NVLink, https://github.com/NVIDIA/nccl/issues/964). Ranks that send to each other
@@ -29,8 +31,8 @@ def set_aside_bytes(layouts: tuple[Layout, ...], gpus_per_node: int, *, on_node:
     first.
     """
     total, few = RESERVED_BYTES, DIRECT_BYTES * DIRECT_CHANNELS
-    for ranks, uses in device_sets(layouts, 0, gpus_per_node, on_node=on_node).items():
+    for ranks, uses in device_sets(layouts, 0, gpus_per_node, on_node=on_node, apart=apart).items():
         near = min(uses.direct, gpus_per_node - 1)
-        total += (GROUP_BYTES if len(ranks) > 2 else PAIR_BYTES) * (1 if nvlink else CHANNELS)
+        total += (GROUP_BYTES if len(ranks) > 2 else PAIR_BYTES) * (1 if nvlink else CHANNELS) * (1 + uses.apart)
         total += near * (DIRECT_BYTES if nvlink else few) + (uses.direct - near) * few
     return total

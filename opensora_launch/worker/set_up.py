@@ -17,7 +17,7 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.plan import Plan
-from opensora_launch.plan.rank_sets import Uses, device_sets, gathers_on_node
+from opensora_launch.plan.rank_sets import Uses, device_sets, gathers_apart, gathers_on_node
 from opensora_launch.plan.resident import fitting_placement, needed_bytes
 from opensora_launch.plan.set_aside import LATER_BYTES
 from opensora_launch.rundir import AttemptDir
@@ -80,7 +80,10 @@ def set_up(
             layouts = [layout for stage in stages for _, layout in stage.layouts]
             meshes = build_meshes(dict.fromkeys([*layouts, *more]), me.rank, groups, recorder.collective)
             world = world_axis(me.rank, me.world, groups, recorder.collective)
-            nodes = [node_axis(meshes[stage.layouts[-1][1]], me.local_world, me.world, groups) for stage in stages]
+            nodes = [
+                node_axis(meshes[stage.layouts[-1][1]], me.local_world, me.world, groups, apart=_apart(stage))
+                for stage in stages
+            ]
         warm_up(_device_sets(stages, me), me.rank, groups, recorder.collective, device)
         left = memory_left(device)
         placements = [stage.placement if left is None else agreed_placement(stage, *left, world) for stage in stages]
@@ -136,8 +139,12 @@ def _device_sets(stages: Sequence[Plan], me: Rank) -> dict[tuple[int, ...], Uses
     for stage in stages:
         layouts = [layout for _, layout in stage.layouts]
         on_node = gathers_on_node(stage.engine, layouts[-1], stage.placement)
-        found |= device_sets(layouts, me.rank, me.local_world, on_node=on_node)
+        found |= device_sets(layouts, me.rank, me.local_world, on_node=on_node, apart=_apart(stage))
     return dict(sorted(found.items()))
+
+
+def _apart(stage: Plan) -> bool:
+    return gathers_apart(stage.layouts[-1][1], stage.placement, overlap=stage.overlap)
 
 
 def agreed_placement(plan: Plan, free_bytes: int, set_aside_bytes: int, world: Axis) -> Placement:

@@ -35,7 +35,7 @@ NODE = 4  # ranks of a node
 Ranks = tuple[int, ...]
 
 
-def made_on_rank(layouts: tuple[Layout, ...], per_node: int) -> tuple[dict[Ranks, int], list[Ranks]]:
+def made_on_rank(layouts: tuple[Layout, ...], per_node: int, apart: bool) -> tuple[dict[Ranks, int], list[Ranks]]:
     """The sets of the axes that exchange tensors of the device, with the number of their groups; and the warm-up's."""
     rank, world, seen = dist.get_rank(), dist.get_world_size(), []
 
@@ -46,15 +46,16 @@ def made_on_rank(layouts: tuple[Layout, ...], per_node: int) -> tuple[dict[Ranks
     groups = Groups(timedelta(seconds=60))
     meshes = build_meshes(layouts, rank, groups, record)
     last = meshes[layouts[-1]]
-    axes: list[Axis] = [world_axis(rank, world, groups, record), node_axis(last, per_node, world, groups)]
+    axes: list[Axis] = [world_axis(rank, world, groups, record), node_axis(last, per_node, world, groups, apart=apart)]
     axes += [a for m in meshes.values() for a in (m.ring, m.ulysses, m.tp, m.shares, m.video)]
     by_ranks: dict[Ranks, set[int]] = {}
     for axis in axes:
         by_ranks.setdefault(axis.ranks, set()).add(id(axis.group))
-    warm_up(device_sets(layouts, rank, per_node, on_node=True), rank, groups, record, CPU)
+    warm_up(device_sets(layouts, rank, per_node, on_node=True, apart=apart), rank, groups, record, CPU)
     return {ranks: len(ids) for ranks, ids in by_ranks.items() if len(ranks) > 1}, seen
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize(
     ("layouts", "per_node"),
     [
@@ -66,12 +67,16 @@ def made_on_rank(layouts: tuple[Layout, ...], per_node: int) -> tuple[dict[Ranks
         ((Layout(cfg=2, ulysses=3),), 4),  # the second node holds fewer ranks
     ],
 )
-def test_what_is_made_is_what_the_planner_counts(layouts, per_node, tmp_path):
+def test_what_is_made_is_what_the_planner_counts(layouts, per_node, apart, tmp_path):
+    """Axes with the same ranks share a group, but for weights that are gathered apart."""
     world = layouts[0].ranks
-    every = run_ranks(world, tmp_path, made_on_rank, layouts, per_node)
+    every = run_ranks(world, tmp_path, made_on_rank, layouts, per_node, apart)
     for rank, (made, connected) in enumerate(every):
-        counted = device_sets(layouts, rank, per_node, on_node=True)
-        assert set(made.values()) == {1}, "axes with the same ranks share a group"
+        counted = device_sets(layouts, rank, per_node, on_node=True, apart=apart)
+        assert {ranks for ranks, groups in made.items() if groups > 1} == {
+            r for r, uses in counted.items() if uses.apart
+        }
+        assert max(made.values()) == 1 + any(uses.apart for uses in counted.values())
         assert set(counted) | {tuple(range(world))} == set(made)  # of all ranks there is one, for texts on the CPU
         assert connected == list(counted), "each is connected once, in an order that all ranks have"
 
