@@ -13,6 +13,7 @@ from opensora_launch.cli.terminal import print_errors, print_lines
 from opensora_launch.cli.verbs import VERBS
 from opensora_launch.errors import UserError, did_you_mean, disk_problem
 from opensora_launch.machine.output import secure_output
+from opensora_launch.machine.processes import end_without_teardown
 from opensora_launch.request.flags import parse
 
 
@@ -24,9 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(words)
         sys.stdout.flush()
-        if argv is None and "torch" in sys.modules:  # a rank was in this process; Python takes long to take torch apart
-            sys.stderr.flush()
-            os._exit(code)
+        if argv is None and "torch" in sys.modules:  # a rank was in this process
+            end_without_teardown(code)
         return code
     except UserError as error:
         print_errors([f"error: {error}"])

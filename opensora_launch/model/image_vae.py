@@ -20,7 +20,7 @@ class ImageVae(nn.Module):
     """Map pixels in [-1, 1] of one frame to moments of latents (mean, then log variance) and back, unscaled."""
 
     def __init__(self, cfg: VaeConfig) -> None:
-        from diffusers import AutoencoderKL  # takes seconds, and videos do not need it
+        from diffusers import AutoencoderKL
 
         super().__init__()
         levels = len(cfg.block_out_channels)

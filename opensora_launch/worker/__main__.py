@@ -3,7 +3,8 @@
 import sys
 
 from opensora_launch.machine.output import secure_output
+from opensora_launch.machine.processes import end_without_teardown
 from opensora_launch.worker import main
 
 secure_output()
-sys.exit(main(sys.argv[1:]))
+end_without_teardown(main(sys.argv[1:]))

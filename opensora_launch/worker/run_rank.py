@@ -77,10 +77,9 @@ def run_rank(argv: Sequence[str]) -> int:
         return code
     beat.close("done")
     dist.destroy_process_group()
-    code = _report(attempt) if not launched and me.rank == 0 else exit_codes.DONE
-    if not alone:
-        leave(code)  # at once: the interpreter takes long to take torch apart, and the user waits for it
-    return code
+    if not launched and me.rank == 0:
+        return _report(attempt)
+    return 0
 
 
 def _agree(argv: Sequence[str], me: Rank, launched: bool) -> tuple[AttemptDir, Plan | VerifySpec]:

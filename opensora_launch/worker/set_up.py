@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from opensora_launch.model.block_parts import Parts
 from opensora_launch.model.kernel_choice import Kernel, choose_kernel
+from opensora_launch.model.vae import empty_vae
 from opensora_launch.parallel.mesh import Axis, Groups, build_meshes, node_axis, world_axis
 from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout
@@ -21,6 +22,7 @@ from opensora_launch.plan.rank_sets import Uses, device_sets, gathers_apart, gat
 from opensora_launch.plan.resident import fitting_placement, needed_bytes
 from opensora_launch.plan.set_aside import LATER_BYTES
 from opensora_launch.rundir import AttemptDir
+from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.kernel_kinds import Compile
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.telemetry.recorder import Recorder
@@ -84,6 +86,9 @@ def set_up(
                 node_axis(meshes[stage.layouts[-1][1]], me.local_world, me.world, groups, apart=_apart(stage))
                 for stage in stages
             ]
+        for stage in stages:
+            if stage.model.vae.kind is VaeKind.image:  # what is imported for it keeps the frames that wait, and what
+                empty_vae(stage.model.vae)  # they hold, alive for a while: here they hold no weights
         warm_up(_device_sets(stages, me), me.rank, groups, recorder.collective, device)
         left = memory_left(device)
         placements = [stage.placement if left is None else agreed_placement(stage, *left, world) for stage in stages]

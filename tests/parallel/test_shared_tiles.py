@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opensora_launch.model.causal_vae import CausalVae
 from opensora_launch.model.vae import compute_tile, decode_latents, load_vae
 from opensora_launch.parallel.mesh import Groups, build_meshes
 from opensora_launch.parallel.tile_spreading import spread_tiles
@@ -14,10 +15,10 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.schema.autoencoder import VaeConfig, VaeKind
 from opensora_launch.schema.tile_shares import deal_tiles, share_shape, shares_of
 from opensora_launch.schema.tiles import decode_grid, part_frames, tile_cost
-from tests.model.test_vae import CFG, TENSORS
 from tests.parallel.test_sharded_model import unrecorded
 from tests.ranks import run_ranks
 
+CFG = VaeConfig(latent_channels=4, norm_num_groups=2, block_out_channels=[4, 4, 8, 8], layers_per_block=1, tile_px=None)
 # One tile of 4 parts; tiles in space, of which two have parts; tiles in time, whose later one drops a frame.
 CASES = {
     "one": (CFG, (17, 8, 8)),
@@ -27,7 +28,8 @@ CASES = {
 
 
 def weights(dtype: torch.dtype) -> dict[str, Tensor]:
-    return {k.removeprefix("weight."): v.to(dtype) for k, v in TENSORS.items() if k.startswith("weight.")}
+    torch.manual_seed(0)
+    return {name: tensor.to(dtype) for name, tensor in CausalVae(CFG).state_dict().items()}
 
 
 def latent_of(shape: tuple[int, int, int]) -> Tensor:
