@@ -86,9 +86,7 @@ def set_up(
                 node_axis(meshes[stage.layouts[-1][1]], me.local_world, me.world, groups, apart=_apart(stage))
                 for stage in stages
             ]
-        for stage in stages:
-            if stage.model.vae.kind is VaeKind.image:  # what is imported for it keeps the frames that wait, and what
-                empty_vae(stage.model.vae)  # they hold, alive for a while: here they hold no weights
+        _import_for_images(stages)
         warm_up(_device_sets(stages, me), me.rank, groups, recorder.collective, device)
         left = memory_left(device)
         placements = [stage.placement if left is None else agreed_placement(stage, *left, world) for stage in stages]
@@ -118,6 +116,13 @@ def set_up(
         node=nodes[1],
     )
     return replace(ctx, images=images)
+
+
+def _import_for_images(stages: Sequence[Plan]) -> None:
+    """Import what the image autoencoder needs: it keeps alive the frames that wait for it, which hold no weights here."""
+    for stage in stages:
+        if stage.model.vae.kind is VaeKind.image:
+            empty_vae(stage.model.vae)
 
 
 def _log(plan: Plan, device: torch.device, kernel: Kernel) -> None:
