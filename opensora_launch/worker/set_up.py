@@ -119,7 +119,7 @@ def set_up(
 
 
 def _import_for_images(stages: Sequence[Plan]) -> None:
-    """Import what the image autoencoder needs: it keeps alive the frames that wait for it, which hold no weights here."""
+    """Import what the image autoencoder needs: the import keeps the frames below it, which hold no weights here."""
     for stage in stages:
         if stage.model.vae.kind is VaeKind.image:
             empty_vae(stage.model.vae)
