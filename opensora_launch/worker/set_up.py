@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from opensora_launch.model.block_parts import Parts
 from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.model.vae import empty_vae
-from opensora_launch.parallel.mesh import Axis, Groups, build_meshes, node_axis, world_axis
+from opensora_launch.parallel.mesh import Axis, Groups, Mesh, build_meshes, node_axis, world_axis
 from opensora_launch.parallel.warm_up import warm_up
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.memory import GIB
@@ -82,10 +82,7 @@ def set_up(
             layouts = [layout for stage in stages for _, layout in stage.layouts]
             meshes = build_meshes(dict.fromkeys([*layouts, *more]), me.rank, groups, recorder.collective)
             world = world_axis(me.rank, me.world, groups, recorder.collective)
-            nodes = [
-                node_axis(meshes[stage.layouts[-1][1]], me.local_world, me.world, groups, apart=_apart(stage))
-                for stage in stages
-            ]
+            nodes = [_node_axis(stage, meshes, me, groups) for stage in stages]
         _import_for_images(stages)
         warm_up(_device_sets(stages, me), me.rank, groups, recorder.collective, device)
         left = memory_left(device)
@@ -151,6 +148,11 @@ def _device_sets(stages: Sequence[Plan], me: Rank) -> dict[tuple[int, ...], Uses
         on_node = gathers_on_node(stage.engine, layouts[-1], stage.placement)
         found |= device_sets(layouts, me.rank, me.local_world, on_node=on_node, apart=_apart(stage))
     return dict(sorted(found.items()))
+
+
+def _node_axis(stage: Plan, meshes: Mapping[Layout, Mesh], me: Rank, groups: Groups) -> Axis:
+    mesh = meshes[stage.layouts[-1][1]]
+    return node_axis(mesh, me.local_world, me.world, groups, apart=_apart(stage))
 
 
 def _apart(stage: Plan) -> bool:
