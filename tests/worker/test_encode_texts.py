@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ from opensora_launch.worker.encode_texts import TextCache, encode_texts, send_em
 from tests.model.text_folders import WORDS, make_clip, make_t5, tiny_model
 from tests.ranks import run_ranks
 
+ROOT = Path(__file__).parents[2]
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -142,3 +145,10 @@ def shared_on_rank(model: ModelConfig) -> float:
 def test_every_rank_gets_what_the_first_encoded(model, tmp_path):
     first, second = run_ranks(2, tmp_path, shared_on_rank, replace(model, init=Init.random))
     assert first == second != 0
+
+
+def test_a_rank_imports_no_encoders_before_a_text_needs_them():
+    """They take seconds of CPU time on every rank, and where all texts are in the cache nothing needs them."""
+    code = "import sys, opensora_launch.worker.run_rank; print({'transformers', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
