@@ -21,6 +21,8 @@ PRELOAD = [
     "tests.ranks",
     "pytest",
     "torch.distributed.tensor",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.loaders.single_file_utils",
     "opensora_launch.cli.generate",
     "opensora_launch.worker.run_rank",
     "opensora_launch.parallel.sharded_model",

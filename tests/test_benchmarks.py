@@ -1,40 +1,26 @@
 """Tables in the documents say what the result files say, and the helpers of the benchmarks compute what they claim."""
 
-import importlib.machinery
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.script_module import script_module
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
 
 
-def script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """A command of scripts/, imported: they have no suffix."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    loader = importlib.machinery.SourceFileLoader(name, str(ROOT / "scripts" / name))
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    loader.exec_module(module)
-    return module
-
-
-def test_the_table_of_correctness_is_the_json(monkeypatch):
-    correctness = script(monkeypatch, "correctness")
+def test_the_table_of_correctness_is_the_json():
+    correctness = script_module("correctness")
     result = json.loads((RESULTS / "correctness.json").read_text())
     page = (ROOT / "docs" / "correctness.md").read_text()
     assert f"<!-- table -->\n{correctness.table_text(result)}\n<!-- /table -->" in page
 
 
-def test_every_reference_case_was_run_on_every_layout(monkeypatch):
-    correctness = script(monkeypatch, "correctness")
+def test_every_reference_case_was_run_on_every_layout():
+    correctness = script_module("correctness")
     result = json.loads((RESULTS / "correctness.json").read_text())
     cases = correctness.reference_cases()
     assert len(cases) == 16
@@ -47,8 +33,8 @@ def test_every_reference_case_was_run_on_every_layout(monkeypatch):
         assert {line["ranks"] for line in start["lines"]} == {correctness.LAYOUTS[name][0]}
 
 
-def test_a_tensor_that_is_not_compared_is_no_yes(monkeypatch):
-    correctness = script(monkeypatch, "correctness")
+def test_a_tensor_that_is_not_compared_is_no_yes():
+    correctness = script_module("correctness")
     line = {"case": "a", "max_abs_stored": 1e-5, "max_abs_one_rank": 2e-6, "ok": True}
     bound = {"atol": 1e-4, "rtol": 1e-4}
     result: dict[str, Any] = {
@@ -85,15 +71,15 @@ def test_the_results_hold_what_the_pages_say():
         assert max(ratio["low"] for ratio in found) <= 1, "slower than a rival, by more than the spread"
 
 
-def test_ratios_are_taken_round_by_round(monkeypatch):
-    bench = script(monkeypatch, "_bench.py")
+def test_ratios_are_taken_round_by_round():
+    bench = script_module("_bench.py")
     assert bench.ratios([2.0, 30.0, 8.0], [1.0, 10.0, 8.0]) == bench.Spread(2.0, 1.0, 3.0, 3)
     assert bench.spread([5.0, 1.0, 2.0, 3.0, 4.0]) == bench.Spread(3.0, 2.0, 4.0, 5)
     assert bench.spread([1.0]).text(1e3, 0) == "1000 (1000 – 1000)"
 
 
-def test_runs_take_turns_and_turn_round(monkeypatch):
-    bench = script(monkeypatch, "_bench.py")
+def test_runs_take_turns_and_turn_round():
+    bench = script_module("_bench.py")
     order: list[str] = []
 
     def run(name: str) -> float:
@@ -105,8 +91,8 @@ def test_runs_take_turns_and_turn_round(monkeypatch):
     assert found == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
-def test_only_what_stands_between_the_markers_changes(monkeypatch):
-    bench = script(monkeypatch, "_bench.py")
+def test_only_what_stands_between_the_markers_changes():
+    bench = script_module("_bench.py")
     page = "a\n<!-- t -->\nold\n<!-- /t -->\nb\n"
     assert bench.between_markers(page, "t", "new") == "a\n<!-- t -->\nnew\n<!-- /t -->\nb\n"
     with pytest.raises(ValueError, match="<!-- u -->"):
@@ -115,7 +101,7 @@ def test_only_what_stands_between_the_markers_changes(monkeypatch):
 
 def test_an_overhead_is_against_the_same_work_without_exchange(monkeypatch):
     """4 ranks that need 30 ms together for what takes each of them 100 ms alone: 4 * 30 / 100."""
-    parallel = script(monkeypatch, "bench_parallel")
+    parallel = script_module("bench_parallel")
 
     def way(name: str, seconds: float, **more: object) -> dict[str, object]:
         times = {"wall_s": [seconds], "cpu_s": [2 * seconds]}

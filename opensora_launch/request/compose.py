@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import cast
@@ -52,14 +53,20 @@ class Composed:
     model_note: str
 
 
+@cache
+def _register_once() -> None:
+    """Tell Hydra, whose registries are the process's, of the schema and of the source of the YAML files."""
+    version.setbase(VERSION_BASE)
+    ConfigStore.instance().store("schema", RunConfig)
+    SourcesRegistry.instance().register(TextSource)
+
+
 @contextmanager
 def hydra_session(config_dir: Path | None) -> Iterator[Hydra]:
     """Hydra with this package's schema and YAML files; `config_dir` is a folder with the user's own."""
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
-    version.setbase(VERSION_BASE)
-    ConfigStore.instance().store("schema", RunConfig)
-    SourcesRegistry.instance().register(TextSource)
+    _register_once()
     path = create_config_search_path(f"{SCHEME}://{config_folder()}")
     if config_dir is not None:
         path.prepend("command-line", f"{SCHEME}://{config_dir.absolute()}", anchor="schema")

@@ -8,11 +8,13 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opensora_launch.errors import did_you_mean
@@ -141,8 +143,7 @@ def _wrong_choices(group: str, override: Override, values: list[str] | None, all
 def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
     """A line for a value that the schema's type refuses. An interpolation is checked when it is resolved."""
     try:
-        whole = RunConfig(image=ImageConfig(model=ModelConfig()))  # with the part that may be null
-        OmegaConf.update(OmegaConf.structured(whole), path, value, merge=True)
+        OmegaConf.update(deepcopy(_schema()), path, value, merge=True)
     except OmegaConfBaseException:
         known = _by_path().get(path)
         near = did_you_mean(str(value), known.allowed) if known and len(known.allowed) > FEW else ""
@@ -150,6 +151,14 @@ def _wrong_value(text: str, path: str, value: object) -> Iterator[str]:
         yield f"{text} is not known; {near}" if near else f"{text}: {path} takes {takes}"
 
 
+@cache
+def _schema() -> DictConfig:
+    """Every key with its type, with the part that may be null."""
+    schema: DictConfig = OmegaConf.structured(RunConfig(image=ImageConfig(model=ModelConfig())))
+    return schema
+
+
+@cache
 def _by_path() -> dict[str, Key]:
     return {key.path: key for key in keys()}
 

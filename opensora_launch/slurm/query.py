@@ -254,10 +254,10 @@ def _lines(argv: Sequence[str]) -> list[str]:
 
 
 def _run(
-    argv: Sequence[str], text: str | None = None, within_s: float = ASK_S, env: Mapping[str, str] | None = None
+    argv: Sequence[str], text: str | None = None, within_s: float | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str] | None:
     """Run a command, in this process's environment if no other is given; None if it is not there or takes too long."""
     try:
-        return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=within_s, env=env)
+        return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=within_s or ASK_S, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return None

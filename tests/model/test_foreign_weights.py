@@ -16,8 +16,10 @@ from opensora_launch.schema.config import ModelConfig
 from tests.model.test_weight_files import model  # noqa: F401 a fixture
 
 
-@pytest.mark.parametrize("keys", [(), ("state_dict",), ("module",), ("model", "state_dict")])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("keys", "zipped"),
+    [((), True), (("state_dict",), False), (("module",), True), (("model", "state_dict"), False)],
+)
 def test_the_conversion_command_converts(keys: tuple[str, ...], zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / 'it\'s "mine" $HOME' / "a b.bin"
     path.parent.mkdir()

@@ -1,13 +1,9 @@
 """report.html as it is used: by keyboard, by screen reader, on paper, in Korean; and of a real run, one rank slowed."""
 
-import importlib.machinery
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +17,7 @@ from tests.report.browser import Page
 from tests.report.checked import build, check
 from tests.report.synthetic import a_plan, plain_simulation, write_run
 from tests.report.test_page import LARGE, ROOT, made_run
+from tests.script_module import script_module
 
 ENGLISH = re.compile(r"[a-z]{3,} [a-z]{2,} [a-z]{2,}")  # three words in a row
 pytestmark = pytest.mark.browser
@@ -249,21 +246,10 @@ def test_the_korean_page_is_korean(page: Page, run: Path, curve: Path, which: st
     assert page.run("[...document.querySelectorAll('main [lang=en]')].map((e) => e.textContent)") == []
 
 
-def report_picture() -> ModuleType:
-    """scripts/report_picture, imported: it has no suffix."""
-    loader = importlib.machinery.SourceFileLoader("report_picture", str(ROOT / "scripts" / "report_picture"))
-    spec = importlib.util.spec_from_loader("report_picture", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["report_picture"] = module
-    loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real `generate` on four CPU ranks, of which one is put to sleep again and again."""
-    return Path(report_picture().run(tmp_path_factory.mktemp("slowed"), slow_rank=True))
+    return Path(script_module("report_picture").run(tmp_path_factory.mktemp("slowed"), slow_rank=True))
 
 
 @pytest.mark.timeout(600)

@@ -40,12 +40,12 @@ def on_rank(spec: VerifySpec, attempt: str) -> None:
 
 def verify(ranks: int, layout: LayoutConfig, cases: list[Path], tmp_path: Path, **more: Any) -> list[dict]:
     spec = VerifySpec(Machine("cpu", 1, ranks, 2), layout, "auto", 1, 60.0, tuple(str(c) for c in cases), **more)
-    run_ranks(ranks, tmp_path, on_rank, spec, str(tmp_path), timeout=100.0)
+    run_ranks(ranks, tmp_path, on_rank, spec, str(tmp_path), timeout=400.0)
     return [json.loads(line) for line in (tmp_path / "verify.jsonl").read_text().splitlines()]
 
 
 def test_a_case_of_each_kind_holds(tmp_path):
-    cases = [c for c in CASES if c.stem in ("mmdit_tiny_i2v", "vae_tiny", "ae2d_tiny", "sampling_i2v_loop")]
+    cases = [c for c in CASES if c.stem in ("mmdit_tiny_i2v", "ae2d_tiny", "sampling_i2v_loop")]
     lines = verify(2, LayoutConfig(ring=2), cases, tmp_path)
     assert {line["case"] for line in lines} == {c.stem for c in cases}
     assert [line for line in lines if not line["ok"]] == []
