@@ -78,10 +78,14 @@ def precision_problems(run: RunConfig, device: str) -> list[str]:
 def sampling_problems(sampling: SamplingConfig) -> list[str]:
     """Return problems with counts, names and the seed."""
     problems = list[str]()
-    for name in ("num_steps", "num_samples", "batch_size"):
+    for name in ("num_steps", "num_samples", "batch_size", "reuse_every"):
         problems += must_be_positive(f"sampling.{name}", getattr(sampling, name), 1)
     problems += must_be_one_of("sampling.noise_device", sampling.noise_device, ("cpu", "cuda"))
     problems += must_be_one_of("sampling.state_dtype", sampling.state_dtype, ("fp32", "bf16"))
+    if not 0 <= sampling.guidance_until <= 1:
+        problems.append(f"sampling.guidance_until={sampling.guidance_until:g} must be between 0 and 1")
+    if sampling.reuse_from < 1:
+        problems.append(f"sampling.reuse_from={sampling.reuse_from} must be at least 1: the first step has no prediction")
     if sampling.flow_shift is not None and sampling.flow_shift <= 0:
         problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null to compute it")
     if sampling.seed is not None and not 0 <= sampling.seed <= MAX_SEED:

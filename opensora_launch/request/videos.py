@@ -117,6 +117,9 @@ def _videos(entry: PromptEntry, run: RunConfig) -> list[VideoRequest]:
         image_osci=sampling.image_osci,
         temporal_osci=sampling.scale_temporal_osci and "i2v" in cond_type,
         distilled=run.model.mmdit.guidance_embed,
+        guidance_until=sampling.guidance_until,
+        reuse_every=sampling.reuse_every,
+        reuse_from=sampling.reuse_from,
     )
     written = entry.refined or entry.text
     suffixed = with_suffixes(written, run.video.fps, sampling.motion_score)

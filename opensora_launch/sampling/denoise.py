@@ -10,23 +10,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opensora_launch.plan.rows import NUM_ROWS, Guidance, Row, needed_rows
+from opensora_launch.plan.rows import NUM_ROWS, Guidance, Row, rows_of_steps
 
 StepRow = tuple[int, Row]  # index of the video in the batch, the row
 Predict = Callable[[int, Float[Tensor, "V S C"], float, Sequence[StepRow]], Float[Tensor, "R S C"]]
-AfterStep = Callable[[int, Float[Tensor, "V S C"]], None]  # finished steps, and the latents after them
+Reused = Float[Tensor, "K S C"]  # the predictions that later steps reuse, in the order of `reused_after`
+AfterStep = Callable[[int, Float[Tensor, "V S C"], Reused], None]  # finished steps, the latents after them
 FrameWeights = Mapping[tuple[float, ...], Float[Tensor, "frames"]]  # a row's weights of the frames, on the device
 
 
-def step_rows(
-    guidance: Guidance, step: int, latent_frames: int, equal_to: Sequence[tuple[int, ...]], prune: bool
-) -> list[StepRow]:
-    """Return every row that one step of a batch computes. equal_to[v] is for video v, as in `needed_rows`."""
+def batch_rows(
+    guidance: Guidance, latent_frames: int, equal_to: Sequence[tuple[int, ...]], prune: bool
+) -> list[list[StepRow]]:
+    """Return every row that each step of a batch needs. equal_to[v] is for video v, as in `needed_rows`."""
+    videos = [rows_of_steps(guidance, latent_frames, equal_to=equal, prune=prune) for equal in equal_to]
     return [
-        (video, row)
-        for video, equal in enumerate(equal_to)
-        for row in needed_rows(guidance, step, latent_frames, equal_to=equal, prune=prune)
+        [(video, row) for video, rows in enumerate(each) for row in rows] for each in zip(*videos, strict=True)
     ]
+
+
+def reused_after(steps: Sequence[Sequence[StepRow]], done: int) -> list[tuple[int, int]]:
+    """Return (video, branch) of each prediction of the first `done` steps that a later step reuses."""
+    return sorted({(video, row.branch) for rows in steps[done:] for video, row in rows if row.made_at < done})
 
 
 def equal_inputs(branches: Sequence[tuple[Tensor | None, ...]]) -> tuple[int, ...]:
@@ -45,10 +50,10 @@ def weights_on_device(steps: Sequence[Sequence[StepRow]], like: Tensor) -> Frame
 
 
 def mix(
-    preds: Float[Tensor, "R S C"], rows: Sequence[StepRow], videos: int, weights: FrameWeights
+    preds: Sequence[Float[Tensor, "S C"]], rows: Sequence[StepRow], videos: int, weights: FrameWeights
 ) -> Float[Tensor, "V S C"]:
     """Mix each video's prediction: its rows times their weights, which may differ between frames."""
-    out = preds.new_zeros(videos, *preds.shape[1:])
+    out = preds[0].new_zeros(videos, *preds[0].shape)
     for pred, (video, row) in zip(preds, rows, strict=True):
         weight = weights[row.frame_weights]
         frames = (weight.numel(), -1)
@@ -59,23 +64,29 @@ def mix(
 def denoise(
     latents: Float[Tensor, "V S C"],
     times: Sequence[float],
-    rows_at: Callable[[int], Sequence[StepRow]],
+    steps: Sequence[Sequence[StepRow]],
     predict: Predict,
     *,
     first: int = 0,
-    after_step: AfterStep = lambda done, latents: None,
+    reused: Reused | None = None,
+    after_step: AfterStep = lambda done, latents, reused: None,
 ) -> Float[Tensor, "V S C"]:
-    """Take the latents from times[first] to times[-1].
+    """Take the latents from times[first] to times[-1]. steps[i] are the rows that step i needs.
 
-    `predict` returns the model's output for the rows of a step, on whatever ranks. Times are rounded to the latents'
-    dtype before the model sees them, as in the reference's bf16 state.
+    `predict` returns the model's output for the rows that a step computes, on whatever ranks. `reused` is what the
+    steps before `first` left to `after_step`. Times are rounded to the latents' dtype before the model sees them, as in
+    the reference's bf16 state.
     """
-    rows_of = [rows_at(step) for step in range(len(times) - 1)]
-    weights = weights_on_device(rows_of, latents)
+    weights = weights_on_device(steps, latents)
+    known = dict(zip(reused_after(steps, first), () if reused is None else reused, strict=True))
     for step, (t, t_next) in islice(enumerate(pairwise(times)), first, None):
-        rows = rows_of[step]
+        rows = steps[step]
         seen = torch.tensor(t, dtype=latents.dtype).item()
-        preds = predict(step, latents, seen, rows)
+        if due := [(video, row) for video, row in rows if row.made_at == step]:
+            made = predict(step, latents, seen, due)
+            known |= {(video, row.branch): pred for (video, row), pred in zip(due, made, strict=True)}
+        preds = [known[video, row.branch] for video, row in rows]
         latents = latents + (t_next - t) * mix(preds, rows, latents.shape[0], weights)
-        after_step(step + 1, latents)
+        known = {key: known[key] for key in reused_after(steps, step + 1)}
+        after_step(step + 1, latents, torch.stack([*known.values()]) if known else latents[:0])
     return latents

@@ -51,6 +51,14 @@ class Storage(StrEnum):
     fp8 = "fp8"  # approximate: float8_e4m3 with a power of two per row; halves memory and traffic
 
 
+class Quality(StrEnum):
+    """Presets of approximate settings, by their measured loss (docs/quality.md)."""
+
+    exact = "exact"
+    balanced = "balanced"
+    fast = "fast"
+
+
 class Fit(StrEnum):
     auto = "auto"  # if memory runs out, continue once with a smaller placement
     strict = "strict"  # if memory runs out, fail
@@ -208,6 +216,9 @@ class SamplingConfig:
     prune_rows: bool = key(
         True, "compute only rows with a weight; false: all three in every step, as the reference does"
     )
+    guidance_until: float = key(1.0, "approximate below 1: share of the steps with guidance; the others have one row")
+    reuse_every: int = key(1, "approximate above 1: steps for which a row's prediction serves before it is computed again")
+    reuse_from: int = key(4, "first of the steps that may reuse a prediction; the first ones decide most")
     noise_device: str = key("cpu", "where noise is drawn; cuda: from the GPU's generator, as the reference does")
     state_dtype: str = key("fp32", "of latents and timesteps; bf16: rounded, as the reference does")
 
@@ -246,6 +257,7 @@ class RunConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     engine: Engine = key(Engine.native, "library that parallelises the transformer and T5; both give the same video")
+    quality: Quality = key(Quality.exact, "name of the preset; give quality=balanced or fast for a model of its table")
     precision: Precision = key(Precision.auto, "of the networks; auto: bf16 on GPUs, fp32 on a CPU")
     numerics: NumericsConfig = field(default_factory=NumericsConfig)
     attention: AttentionKind = key(

@@ -1,7 +1,7 @@
 """Store latents and step of a batch in one file, so that denoising can stop after any step and resume there.
 
-Every rank of a group has the whole latents after a step, so the first one writes them and any number of ranks can
-resume. Files: checkpoints/<batch>.safetensors in the run's folder, until the videos of the batch are saved.
+Every rank of a group has the whole latents after a step, and the predictions that later steps reuse, so the first one
+writes them and any number of ranks can resume. Files: checkpoints/<batch>.safetensors in the run's folder, until the videos of the batch are saved.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from opensora_launch.parallel.collectives import broadcast
 from opensora_launch.parallel.mesh import Axis
 from opensora_launch.plan.plan import Plan, VideoRequest
 from opensora_launch.rundir import AttemptDir, aside
+from opensora_launch.sampling.denoise import Reused
 
 # Settings that change how a video is made, and not the video.
 FREE_SAMPLING = ("batch_size", "num_samples", "prune_rows")
@@ -41,32 +42,38 @@ class Preempted(Exception):
 class Checkpoints:
     """The checkpoints of a group of ranks. axis: the ranks that work on the same videos.
 
-    `last` is what the last step left in memory: batch, fingerprint, steps done, latents.
+    `last` is what the last step left in memory: batch, fingerprint, steps done, latents, predictions to reuse.
     """
 
     folder: Path
     stop_file: Path  # once it exists, the group stores and stops after the current step
     every: int  # steps; 0 stores only when asked to stop
     axis: Axis
-    last: tuple[str, str, int, Tensor] | None = None
+    last: tuple[str, str, int, Tensor, Reused] | None = None
 
-    def load(self, name: str, fingerprint: str, noise: Float[Tensor, "V S C"]) -> tuple[int, Tensor]:
-        """Return (first step to compute, its latents), the same on every rank; 0 and the noise if nothing is stored."""
+    def load(self, name: str, fingerprint: str, noise: Float[Tensor, "V S C"]) -> tuple[int, Tensor, Reused]:
+        """Return (first step to compute, its latents, what it and later steps reuse), the same on every rank.
+
+        That is 0, the noise and no predictions if nothing is stored.
+        """
         found = self._read(self._path(name), fingerprint, noise) if self.axis.index == 0 else None
         step = torch.tensor([found[0] if found else 0])
         step = broadcast(self.axis, step if self.axis.index == 0 else None, torch.device("cpu"))
         if not step.item():
-            return 0, noise
+            return 0, noise, noise[:0]
         log.info("%s resumes after step %d", name, step.item())
-        return int(step.item()), broadcast(self.axis, found[1] if found else None, noise.device)
+        latents, reused = (broadcast(self.axis, found[i] if found else None, noise.device) for i in (1, 2))
+        return int(step.item()), latents, reused
 
-    def after_step(self, name: str, fingerprint: str, done: int, latents: Float[Tensor, "V S C"]) -> None:
+    def after_step(
+        self, name: str, fingerprint: str, done: int, latents: Float[Tensor, "V S C"], reused: Reused
+    ) -> None:
         """Store the step if one is due. Raises Preempted on all ranks of the group if the group is to stop."""
-        self.last = (name, fingerprint, done, latents)
+        self.last = (name, fingerprint, done, latents, reused)
         stop = self.asked_to_stop()
         if stop or (self.every and done % self.every == 0):
             if self.axis.index == 0:
-                self._write(self._path(name), fingerprint, done, latents)
+                self._write(*self.last)
             if stop:
                 log.info("%s is stored after step %d", name, done)
                 raise Preempted
@@ -74,9 +81,8 @@ class Checkpoints:
     def store_last(self) -> None:
         """Store the last finished step, if any. Any rank can do this: all have the same latents."""
         if self.last:
-            name, fingerprint, done, latents = self.last
-            self._write(self._path(name), fingerprint, done, latents)
-            log.info("%s is stored after step %d", name, done)
+            self._write(*self.last)
+            log.info("%s is stored after step %d", self.last[0], self.last[2])
 
     def asked_to_stop(self) -> bool:
         """Whether the group's first rank sees the stop file, on all of its ranks: they must agree on the step."""
@@ -95,10 +101,11 @@ class Checkpoints:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _read(self, path: Path, fingerprint: str, noise: Tensor) -> tuple[int, Tensor] | None:
+    def _read(self, path: Path, fingerprint: str, noise: Tensor) -> tuple[int, Tensor, Reused] | None:
         try:
             with safe_open(path, framework="pt", device=str(noise.device)) as file:
                 facts, latents = file.metadata(), file.get_tensor("latents")
+                reused = file.get_tensor("reused") if "reused" in file.keys() else noise[:0]  # noqa: SIM118 no mapping
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
@@ -107,14 +114,16 @@ class Checkpoints:
         if facts.get("fingerprint") != fingerprint or latents.shape != noise.shape or latents.dtype != noise.dtype:
             log.warning("%s belongs to another request: the batch starts from its noise", path)
             return None
-        return int(facts["step"]), latents
+        return int(facts["step"]), latents, reused
 
-    def _write(self, path: Path, fingerprint: str, step: int, latents: Tensor) -> None:
+    def _write(self, name: str, fingerprint: str, step: int, latents: Tensor, reused: Reused) -> None:
         """Write the file whole or not at all, and flush it to the disk: the node may be gone a moment later."""
+        path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(step), "fingerprint": fingerprint}
+        tensors = {"latents": latents, "reused": reused}
         with aside(path) as beside:
-            save_file({"latents": latents.detach().cpu().contiguous()}, beside, metadata=facts)
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside, metadata=facts)
             with beside.open("rb+") as file:
                 os.fsync(file.fileno())
 

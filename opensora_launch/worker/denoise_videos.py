@@ -15,7 +15,7 @@ from opensora_launch.parallel.sharded_model import RowInputs, ShardedModel, own_
 from opensora_launch.plan.plan import VideoRequest
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
-from opensora_launch.sampling.denoise import AfterStep, StepRow, denoise, equal_inputs, step_rows
+from opensora_launch.sampling.denoise import AfterStep, Reused, StepRow, batch_rows, denoise, equal_inputs
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.worker.checkpoint import fingerprint
@@ -46,19 +46,20 @@ def denoise_batch(
     model: ShardedModel,
     record: StepRecord,
     first: int = 0,
-    after_step: AfterStep = lambda done, latents: None,
+    reused: Reused | None = None,
+    after_step: AfterStep = lambda done, latents, reused: None,
 ) -> Float[Tensor, "V S C"]:
-    """Return the denoised latents, on every rank. first: how many steps the latents of the batch have been through."""
-    steps = len(batch.times) - 1
-    equal_to = [equal_inputs(branches) for branches in batch.branches]
+    """Return the denoised latents, on every rank. first: how many steps the latents of the batch have been through.
 
-    def rows_at(step: int) -> list[StepRow]:
-        return step_rows(batch.guidance, step, batch.latent_frames, equal_to, batch.prune)
+    `reused` is what these steps left to `after_step`.
+    """
+    equal_to = [equal_inputs(branches) for branches in batch.branches]
+    steps = batch_rows(batch.guidance, batch.latent_frames, equal_to, batch.prune)
 
     def predict(step: int, latents: Tensor, t: float, rows: Sequence[StepRow]) -> Tensor:
         mesh = model.meshes[len(rows)]
         own = own_rows(mesh, len(rows))
-        with record(batch.name, step, len(rows), own.stop - own.start, str(mesh.layout), steps):
+        with record(batch.name, step, len(rows), own.stop - own.start, str(mesh.layout), len(steps)):
             inputs = [
                 RowInputs(video, t, *batch.branches[video][row.branch], batch.guidance.text_scale)
                 for video, row in rows
@@ -66,7 +67,9 @@ def denoise_batch(
             return model.predict(latents, batch.img_ids, inputs)
 
     with torch.no_grad():
-        return denoise(batch.latents, batch.times, rows_at, predict, first=first, after_step=after_step)
+        return denoise(
+            batch.latents, batch.times, steps, predict, first=first, reused=reused, after_step=after_step
+        )
 
 
 def denoise_videos(
@@ -108,19 +111,19 @@ def _denoise(
         return denoise_batch(batch, model, ctx.recorder.step)
     name, kept, previews = batch.name, ctx.checkpoints, ctx.previews
     own = fingerprint(ctx.plan, videos)
-    first, latents = kept.load(name, own, batch.latents)
+    first, latents, reused = kept.load(name, own, batch.latents)
     resumed = replace(batch, latents=latents)
 
-    def after_step(done: int, latents: Tensor) -> None:
+    def after_step(done: int, latents: Tensor, reused: Tensor) -> None:
         if previews:
             start = ctx.recorder.mark()
             if previews.after_step(videos, batch.times, done, latents):
                 ctx.recorder.work("preview", start)
-        kept.after_step(name, own, done, latents)
+        kept.after_step(name, own, done, latents, reused)
 
     if previews:
         previews.begin(latents)
-    return denoise_batch(resumed, model, ctx.recorder.step, first, after_step)
+    return denoise_batch(resumed, model, ctx.recorder.step, first, reused, after_step)
 
 
 def _batch(

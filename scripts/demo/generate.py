@@ -19,7 +19,7 @@ from opensora_launch.model.weights import read_tensors
 from opensora_launch.plan.geometry import geometry_of
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, pack_condition, restore_given
-from opensora_launch.sampling.denoise import StepRow, denoise, equal_inputs, step_rows
+from opensora_launch.sampling.denoise import StepRow, batch_rows, denoise, equal_inputs
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 from opensora_launch.schema.config import ModelConfig, VideoConfig
@@ -117,8 +117,7 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
         return out.float()
 
     times = timesteps(guidance.num_steps, size.tokens_per_frame, frames, shift=True, flow_shift=FLOW_SHIFT)
-    rows_at = [step_rows(guidance, step, frames, equal, prune=True) for step in range(guidance.num_steps)]
-    tokens = denoise(pack(noise, patch), times, lambda step: rows_at[step], predict)
+    tokens = denoise(pack(noise, patch), times, batch_rows(guidance, frames, equal, prune=True), predict)
     latents = unpack(tokens, frames, height, width, patch)
     return decode(networks, torch.stack([restore_given(x, kind, ref) for x, ref in zip(latents, refs, strict=True)]))
 

@@ -78,9 +78,9 @@ def stop_after_the_first_step() -> None:
 
     after_step = Checkpoints.after_step
 
-    def stopping(self: Checkpoints, name: str, fingerprint: str, done: int, latents: object) -> None:
+    def stopping(self: Checkpoints, *step: Any) -> None:
         self.stop_file.touch()
-        after_step(self, name, fingerprint, done, latents)  # type: ignore[arg-type]
+        after_step(self, *step)
 
     Checkpoints.after_step = stopping  # type: ignore[method-assign]
 
