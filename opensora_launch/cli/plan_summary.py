@@ -8,7 +8,7 @@ from opensora_launch.plan.placement import placement_text
 from opensora_launch.plan.plan import Plan, rows_per_step
 from opensora_launch.plan.rows import NUM_ROWS
 from opensora_launch.schema.autoencoder import VaeKind
-from opensora_launch.schema.kernel_kinds import Compile
+from opensora_launch.schema.kernel_kinds import APPROXIMATE, Compile
 
 
 def plan_summary(plan: Plan) -> str:
@@ -27,7 +27,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     g, machine, model = plan.geometry, plan.machine, plan.model
     compiled = "" if plan.compile is Compile.off else ", compiled blocks"
     kind = ", random weights" if model.init == "random" else ""
-    yield "model", f"{model.name}{kind}; {plan.precision}, attention={plan.attention}, engine={plan.engine}{compiled}"
+    attention = plan.attention + (" (approximate)" if plan.attention in APPROXIMATE else "")
+    yield "model", f"{model.name}{kind}; {plan.precision}, attention={attention}, engine={plan.engine}{compiled}"
     seconds = g.num_frames / g.fps
     frames = f"{g.num_frames} frames at {g.fps} fps ({seconds:.1f} s)" if g.num_frames > 1 else "an image"
     yield "size", f"{g.width_px} x {g.height_px} pixels, {frames}"

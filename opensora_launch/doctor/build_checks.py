@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from opensora_launch.doctor.check_result import CheckResult, failure, ok, warning
 from opensora_launch.doctor.torch_facts import TorchFacts, version_number
 from opensora_launch.machine.host_gpus import GpuFacts, HostGpus
+from opensora_launch.schema.kernel_kinds import APPROXIMATE
 
 # The oldest Linux driver per CUDA major version; minor versions are compatible (CUDA toolkit release notes).
 LEAST_DRIVER = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
@@ -31,8 +32,11 @@ def check_trials(problems: Mapping[str, str] | None, why_not: str) -> Iterator[C
         fix = "name a kernel that works: attention=sdpa_flash or attention=reference"
         yield warning("kernels", f"the trial of the attention kernels ended: {why_not}", fix, "no cost")
         return
-    if fine := [name for name, problem in problems.items() if not problem]:
-        yield ok("kernels", f"{', '.join(fine)}: equal to the reference on this GPU")
+    fine = [name for name, problem in problems.items() if not problem]
+    if exact := [name for name in fine if name not in APPROXIMATE]:
+        yield ok("kernels", f"{', '.join(exact)}: equal to the reference on this GPU")
+    if rounded := [name for name in fine if name in APPROXIMATE]:
+        yield ok("kernels", f"{', '.join(rounded)}: as close to the reference as 8 bits are; attention=auto takes none")
     for name, problem in problems.items():
         if problem:
             what = f"{name} fails on this GPU: {problem}; attention=auto does not use it"

@@ -10,6 +10,7 @@ schemas.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from opensora_launch.schema.model_constants import FP8_LARGEST
 
 KernelCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # q, k, v -> out, lse
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (each B S N D) -> out, which a block of the model calls
@@ -126,23 +129,66 @@ def load_flash4() -> tuple[KernelCall, str]:
     return lambda q, k, v: flash(q, k, v, return_lse=True)[:2], version_of("flash-attn-4", "flash-attn")
 
 
-def load_flash3() -> tuple[KernelCall, str]:
-    """Load the source build, or else the wheel that computes forward only.
+def flash3_function() -> tuple[Callable[..., Any], str]:
+    """Return FlashAttention-3's function, which returns (out, lse): of the source build, or else of the wheel.
 
-    Releases before 2025-10 always return (out, lse) and have no `return_attn_probs`.
+    The wheel computes forward only. Releases before 2025-10 always return the lse and have no `return_attn_probs`.
     """
     try:
         flash = import_module("flash_attn_interface").flash_attn_func
     except ImportError:
         flash = import_module("fa3_fwd_interface").flash_attn_func
-    asks = "return_attn_probs" in inspect.signature(flash).parameters
-    options: dict[str, Any] = {"return_attn_probs": True} if asks else {}
-    return lambda q, k, v: flash(q, k, v, **options)[:2], version_of("flash_attn_3", "fa3-fwd", "flash-attn")
+    if "return_attn_probs" in inspect.signature(flash).parameters:
+        flash = partial(flash, return_attn_probs=True)
+    return flash, version_of("flash_attn_3", "fa3-fwd", "flash-attn")
+
+
+def load_flash3() -> tuple[KernelCall, str]:
+    flash, version = flash3_function()
+    return lambda q, k, v: flash(q, k, v)[:2], version
+
+
+def load_flash3_fp8() -> tuple[KernelCall, str]:
+    """Load FlashAttention-3 for q, k and v in float8_e4m3fn. It returns bf16, and the lse of what it was given.
+
+    Each `descale` is fp32, one per row of the batch and head of the keys: hopper/flash_api.cpp at 000090d, and
+    fa3_fwd_interface.py of fa3-fwd 0.0.3. The lse is natural: Softmax::finalize in hopper/softmax.h at 2291ed1.
+    """
+    flash, version = flash3_function()
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        (q8, q_scale), (k8, k_scale), (v8, v_scale) = (heads_to_fp8(x) for x in (q, k, v))
+        out, lse = flash(q8, k8, v8, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale)[:2]
+        return out.to(q.dtype), lse
+
+    return call, version
+
+
+def heads_to_fp8(x: Float[Tensor, "B S N D"]) -> tuple[Float[Tensor, "B S N D"], Float[Tensor, "B N"]]:
+    """Round each head to float8_e4m3fn, divided by the least power of two that makes it fit, and return that too.
+
+    Such a division rounds nothing. The powers are normal numbers of fp16 too.
+    """
+    largest = torch.linalg.vector_norm(x, float("inf"), dim=(1, 3)).float().clamp(min=FP8_LARGEST * 2**-14)
+    scale = torch.exp2(torch.ceil(torch.log2(largest / FP8_LARGEST)))
+    return (x / scale[:, None, :, None].to(x.dtype)).to(torch.float8_e4m3fn), scale
 
 
 def load_flash2() -> tuple[KernelCall, str]:
     flash = import_module("flash_attn").flash_attn_func
     return lambda q, k, v: flash(q, k, v, return_attn_probs=True)[:2], version_of("flash-attn")
+
+
+def load_sage2() -> tuple[KernelCall, str]:
+    """Load SageAttention 2, which takes B S N D as "NHD". Read in core.py of 2.2.0, at bbe24d4 and 0116592.
+
+    It subtracts the mean of the keys before it rounds them. From the lse in base 2 it makes the natural one, B N S, and
+    adds q times the mean, which is a product of 16 bits: the only part of the lse that is not in fp32.
+    """
+    sage = import_module("sageattention")
+    if not hasattr(sage, "sageattn_qk_int8_pv_fp16_cuda"):
+        raise ImportError(f"{version_of('sageattention')} is not SageAttention 2")
+    return lambda q, k, v: sage.sageattn(q, k, v, tensor_layout="NHD", return_lse=True), version_of("sageattention")
 
 
 def load_xformers() -> tuple[KernelCall, str]:

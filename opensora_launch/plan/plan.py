@@ -15,7 +15,7 @@ from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance, row_counts
 from opensora_launch.schema.autoencoder import VaeKind
 from opensora_launch.schema.config import Engine, ModelConfig, NumericsConfig, SamplingConfig, Storage
-from opensora_launch.schema.kernel_kinds import Compile
+from opensora_launch.schema.kernel_kinds import APPROXIMATE, Compile
 from opensora_launch.schema.plain import unknown_keys
 
 SCHEMA = 1
@@ -94,6 +94,7 @@ class Plan:
         vae = self.model.vae
         settings = {
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
+            f"attention={self.attention}": self.attention in APPROXIMATE,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
             "model.vae.tile_frames": vae.kind is VaeKind.causal and vae.tile_frames is not None,
             "model.vae.tile_px": vae.kind is VaeKind.image and vae.tile_px is not None,

@@ -24,9 +24,10 @@ from opensora_launch.runs.finished_videos import forget_failed, missing_videos, 
 from opensora_launch.runs.newest import named_run
 from opensora_launch.runs.state import read_state
 from opensora_launch.schema.config import Device, LauncherKind, ModelConfig, RunConfig, TopologyConfig
+from opensora_launch.schema.kernel_kinds import APPROXIMATE
 from opensora_launch.schema.plain import flat, plain
 
-# What may differ from the run's config: where and how the videos are made, not which.
+# What may differ from the run's config: where and how the videos are made, not which. Attention only if it is exact.
 MAY_CHANGE = (
     "topology", "layout", "launcher", "env", "estimate", "attention", "compile", "overlap", "profile",
     "preview_every_steps", "dry_run", "follow", "runs_dir",
@@ -183,7 +184,8 @@ def _key(override: str) -> str:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Lines on settings that would change the videos. A run of an earlier version has the default of what it lacks."""
     old, new = dict(flat(plain(RunConfig()))) | dict(flat(before)), dict(flat(now))
-    may_change = tuple(f"{name}." for name in MAY_CHANGE)
+    fixed = {"attention"} if not APPROXIMATE.isdisjoint((old["attention"], new["attention"])) else set()
+    may_change = tuple(f"{name}." for name in MAY_CHANGE if name not in fixed)
     for key in dict.fromkeys([*old, *new]):
         if not f"{key}.".startswith(may_change) and old.get(key) != new.get(key):
             yield f"{key}={new.get(key)} would change the videos (the run has {old.get(key)}); start a new run for that"

@@ -261,7 +261,8 @@ class RunConfig:
     precision: Precision = key(Precision.auto, "of the networks; auto: bf16 on GPUs, fp32 on a CPU")
     numerics: NumericsConfig = field(default_factory=NumericsConfig)
     attention: AttentionKind = key(
-        AttentionKind.auto, "kernel; auto: the fastest one that supports GPU, type and shape"
+        AttentionKind.auto,
+        "kernel; auto: the fastest exact one for GPU, type and shape; sage2, flash3_fp8: approximate",
     )
     compile: Compile = key(Compile.auto, "make the kernels of the blocks by torch.compile; auto: on GPUs where it pays")
     overlap: Overlap = key(Overlap.auto, "for debugging: off, if nothing may be exchanged while blocks compute")

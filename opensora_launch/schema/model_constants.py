@@ -8,3 +8,4 @@ VAE_CHUNK_NUMBERS = 2**27  # numbers in the input or output of a VAE layer that 
 DC_AE_CONV_STAGES = 3  # stages of the Video DC-AE that convolve, counted from the pixels; the others attend
 DC_AE_HEAD = 32  # channels of an attention head
 DC_AE_WIDENED = 4  # the factor by which a gated convolution widens its channels
+FP8_LARGEST = 448.0  # the largest number of float8_e4m3fn

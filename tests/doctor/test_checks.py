@@ -183,6 +183,9 @@ def test_the_trial_of_kernels() -> None:
     assert (good.level, good.what) == (Level.ok, "cudnn, sdpa_flash: equal to the reference on this GPU")
     assert (bad.level, bad.check) == (Level.warn, "kernels")
     assert "flash3 fails on this GPU: RuntimeError: no kernel image; attention=auto does not use it" in bad.what
+    exact, rounded = check_trials({"flash3": "", "sage2": "", "flash3_fp8": ""}, "")
+    assert exact.what.startswith("flash3: equal to the reference")
+    assert rounded.what.startswith("sage2, flash3_fp8: as close to the reference as 8 bits are")
     (ended,) = check_trials(None, "exit code -11")
     assert (ended.level, ended.what) == (Level.warn, "the trial of the attention kernels ended: exit code -11")
 

@@ -221,6 +221,14 @@ def test_a_missing_package_is_one_line_with_the_command() -> None:
         ("cudnn", ((9, 0), BF16, 192), "heads may have 128 channels at most"),
         ("flash2", ((9, 0), BF16, 20), "a multiple of 8"),
         ("xformers", ((7, 0), BF16, 64), "bf16 needs sm80"),
+        ("sage2", (None, BF16, 128), "it needs a GPU"),
+        ("sage2", ((10, 0), BF16, 128), "it needs sm80, sm86, sm89, sm90, sm120, this GPU is sm100"),
+        ("sage2", ((7, 5), torch.float16, 128), "it needs sm80"),
+        ("sage2", ((9, 0), FP32, 128), "it computes in bfloat16, float16, not torch.float32"),
+        ("sage2", ((9, 0), BF16, 192), "heads may have 128 channels at most"),
+        ("flash3_fp8", ((8, 9), BF16, 128), "it needs sm90, this GPU is sm89"),
+        ("flash3_fp8", ((9, 0), FP32, 128), "it computes in bfloat16, float16, not torch.float32"),
+        ("flash3_fp8", ((9, 0), BF16, 72), "a multiple of 16"),
     ],
 )
 def test_why_a_kernel_does_not_suit(kind: str, target: Want, why: str) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from opensora_launch.cli.plan_summary import plan_summary
 from opensora_launch.errors import UserError
 from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.make_plan import make_plan
 from opensora_launch.plan.plan import Machine, Plan, VideoRequest, batches, rows_per_step
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.schema.config import LayoutConfig, RunConfig, SamplingConfig, VideoConfig
+from opensora_launch.schema.kernel_kinds import APPROXIMATE, AttentionKind
 
 SP_ROWS = json.loads((Path(__file__).parent.parent / "reference/sp_geometry.json").read_text())["rows"]
 T2V = Guidance(50, 7.5, 3.0, True, True, False)
@@ -85,6 +87,16 @@ def test_a_plan_survives_its_json():
     data["videos"][1]["guidance"]["scale"] = 1.0
     with pytest.raises(ValueError, match="it has an unknown key 'scale'"):
         Plan.from_dict(data)
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_approximate_attention_is_off_by_default_and_named(kind: AttentionKind):
+    assert RunConfig().attention is AttentionKind.auto
+    if kind is AttentionKind.cpu_flash:
+        return
+    plan = planned(RunConfig(attention=kind), 2)
+    assert plan.approximate == ((f"attention={kind}",) if kind in APPROXIMATE else ())
+    assert (f"attention={kind} (approximate)" in plan_summary(plan)) is (kind in APPROXIMATE)
 
 
 def test_batches_hold_neighbours_with_equal_guidance():

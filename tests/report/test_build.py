@@ -51,6 +51,10 @@ def test_approximate_settings_are_named_at_the_head(tmp_path: Path) -> None:
     assert (tmp_path / "run/report.md").read_text().splitlines()[2].replace("\\", "") == f"**{line}**"
     assert " ".join(word.strip() for word in summary_lines(report)[:2]) == line
     assert build(good_run(tmp_path / "exact"))["approximate"] == []
+    plan = replace(a_plan(2), attention="flash3_fp8")
+    report = build(write_run(tmp_path / "8bit", plan, [plain_simulation(2).events()], done=["0000_0"]))
+    assert report["approximate"] == ["attention=flash3_fp8"]
+    assert summary_lines(report)[0].strip().startswith("Approximate:")
 
 
 def test_a_good_run(tmp_path: Path) -> None:

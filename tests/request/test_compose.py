@@ -133,7 +133,7 @@ def test_a_sites_own_yaml(empty_folder: Path) -> None:
         ("sampling.seed=1.5", "sampling.seed takes a whole number or null"),
         ("sampling.guidance=high", "sampling.guidance takes a number"),
         ("model=demmo", "model=demmo is not known; did you mean demo"),
-        ("attention=flash", "attention=flash is not known; did you mean flash4, flash3 or flash2?"),
+        ("attention=flash", "attention=flash is not known; did you mean flash4, flash3, flash2 or flash3_fp8?"),
         ("precision=fp8", "precision takes one of auto, bf16, fp16, fp32"),
         ("profile=perhaps", "profile takes true or false"),
         ("model.mmdit.axes_dim=4", "takes a list"),

@@ -132,12 +132,13 @@ def test_folders_are_the_runs_own(
 def test_overrides_that_change_the_videos_are_refused(
     run: Path, started: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["sampling.guidance=2", "video.num_frames=9", "precision=bf16", "topology=cpu1"]
+    argv = ["sampling.guidance=2", "video.num_frames=9", "precision=bf16", "topology=cpu1", "attention=sage2"]
     assert main(["generate", "--resume", str(run), *argv, "--prompt", "d"]) == 2
     said = capsys.readouterr().err
     assert "sampling.guidance=2.0 would change the videos (the run has 7.5)" in said
     assert "video.num_frames=9 would" in said
     assert "precision=bf16 would" in said
+    assert "attention=sage2 would change the videos (the run has auto)" in said
     assert "topology" not in said.replace(str(run), "")
     assert "--prompt does not go with --resume" in said
     assert started == []

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from opensora_launch.plan.plan import Plan
 from opensora_launch.rundir import AttemptDir
 from opensora_launch.schema.config import LayoutConfig, PlacementConfig, Shard, Storage
+from opensora_launch.schema.kernel_kinds import AttentionKind
 from opensora_launch.telemetry.heartbeat import Heartbeat
 from opensora_launch.worker.checkpoint import Preempted, fingerprint
 from opensora_launch.worker.rank import Rank
@@ -112,6 +113,8 @@ def test_every_k_steps_and_two_groups_stop_together(tmp_path: Path) -> None:
         ({"frames": 5}, False),
         ({"placement": PlacementConfig(Shard.node)}, True),
         ({"placement": PlacementConfig(storage=Storage.fp8)}, False),
+        ({"attention": AttentionKind.reference}, True),
+        ({"attention": AttentionKind.sage2}, False),
         ({"video": video(seed=1)}, False),
         ({"video": video(steps=12)}, False),
     ],
@@ -119,5 +122,6 @@ def test_every_k_steps_and_two_groups_stop_together(tmp_path: Path) -> None:
 def test_what_a_checkpoint_fits(change: dict, same: bool) -> None:
     plan, asked = small_plan(1, [video()], frames=9), change.pop("video", video())
     ranks, frames = change.pop("machine", 1), change.pop("frames", 9)
-    other = small_plan(ranks, [asked], frames=frames, **change)
+    attention = change.pop("attention", AttentionKind.auto)
+    other = replace(small_plan(ranks, [asked], frames=frames, **change), attention=attention.value)
     assert (fingerprint(plan, plan.videos) == fingerprint(other, other.videos)) is same
