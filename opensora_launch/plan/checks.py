@@ -10,11 +10,13 @@ from opensora_launch.schema.cards import PCIE_GB_S, Card
 from opensora_launch.schema.config import (
     MAX_COUNT,
     MAX_SEED,
+    MEASURED_MODELS,
     Engine,
     LauncherConfig,
     Link,
     MmditConfig,
     Precision,
+    Quality,
     RunConfig,
     SamplingConfig,
     TopologyConfig,
@@ -32,6 +34,7 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     if run.preview_every_steps < 0:
         problems.append(f"preview_every_steps={run.preview_every_steps} must be at least 0 (0: no previews)")
     problems += attention_problems(run.attention, device) + precision_problems(run, device) + untested_problems(run)
+    problems += quality_problems(run)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems
     try:
@@ -85,12 +88,23 @@ def sampling_problems(sampling: SamplingConfig) -> list[str]:
     if not 0 <= sampling.guidance_until <= 1:
         problems.append(f"sampling.guidance_until={sampling.guidance_until:g} must be between 0 and 1")
     if sampling.reuse_from < 1:
-        problems.append(f"sampling.reuse_from={sampling.reuse_from} must be at least 1: the first step has no prediction")
+        problems.append(f"sampling.reuse_from={sampling.reuse_from} must be at least 1: step 0 reuses nothing")
     if sampling.flow_shift is not None and sampling.flow_shift <= 0:
         problems.append(f"sampling.flow_shift={sampling.flow_shift} must be more than 0, or null to compute it")
     if sampling.seed is not None and not 0 <= sampling.seed <= MAX_SEED:
         problems.append(f"sampling.seed={sampling.seed} must be between 0 and 2^63 - 1, or null for a random one")
     return problems
+
+
+def quality_problems(run: RunConfig) -> list[str]:
+    """Return a problem with a preset whose loss nobody measured for the model."""
+    if run.quality is Quality.exact or run.model.name in MEASURED_MODELS:
+        return []
+    known = ", ".join(MEASURED_MODELS)
+    return [
+        f"quality={run.quality} was measured for model={known} only, not for {run.model.name}: use quality=exact,"
+        " or set sampling.reuse_every and sampling.guidance_until yourself (docs/quality.md)"
+    ]
 
 
 def model_problems(mmdit: MmditConfig) -> list[str]:

@@ -14,7 +14,7 @@ from opensora_launch.plan.layout import Layout
 from opensora_launch.plan.placement import Placement
 from opensora_launch.plan.rows import Guidance, row_counts
 from opensora_launch.schema.autoencoder import VaeKind
-from opensora_launch.schema.config import Engine, ModelConfig, NumericsConfig, SamplingConfig, Storage
+from opensora_launch.schema.config import MEASURED_MODELS, Engine, ModelConfig, NumericsConfig, SamplingConfig, Storage
 from opensora_launch.schema.kernel_kinds import APPROXIMATE, Compile
 from opensora_launch.schema.plain import unknown_keys
 
@@ -91,8 +91,11 @@ class Plan:
     @property
     def approximate(self) -> tuple[str, ...]:
         """The settings that change the video by more than rounding. Every summary of the run names them."""
-        vae = self.model.vae
+        vae, sampling = self.model.vae, self.sampling
+        unknown = "" if self.model.name in MEASURED_MODELS else " (loss not measured for this model)"
         settings = {
+            f"sampling.reuse_every={sampling.reuse_every}{unknown}": sampling.reuse_every > 1,
+            f"sampling.guidance_until={sampling.guidance_until:g}{unknown}": sampling.guidance_until < 1,
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
             f"attention={self.attention}": self.attention in APPROXIMATE,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",

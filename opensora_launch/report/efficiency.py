@@ -119,6 +119,8 @@ def comparable_work(
         **{name: getattr(sampling, name) for name in ("batch_size", "state_dtype", "noise_device")},
         "profile": plan.profile,
     }
+    if plan.approximate:  # reports of earlier versions do not name them
+        work["approximate"] = ", ".join(plan.approximate)
     if plan.images:
         size, steps = plan.images.geometry, plan.images.sampling.num_steps
         made = f"{len(plan.images.videos)} by {plan.images.model.name}"

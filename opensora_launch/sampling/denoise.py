@@ -14,7 +14,7 @@ from opensora_launch.plan.rows import NUM_ROWS, Guidance, Row, rows_of_steps
 
 StepRow = tuple[int, Row]  # index of the video in the batch, the row
 Predict = Callable[[int, Float[Tensor, "V S C"], float, Sequence[StepRow]], Float[Tensor, "R S C"]]
-Reused = Float[Tensor, "K S C"]  # the predictions that later steps reuse, in the order of `reused_after`
+Reused = Sequence[Float[Tensor, "S C"]]  # the predictions that later steps reuse, in the order of `reused_after`
 AfterStep = Callable[[int, Float[Tensor, "V S C"], Reused], None]  # finished steps, the latents after them
 FrameWeights = Mapping[tuple[float, ...], Float[Tensor, "frames"]]  # a row's weights of the frames, on the device
 
@@ -24,9 +24,7 @@ def batch_rows(
 ) -> list[list[StepRow]]:
     """Return every row that each step of a batch needs. equal_to[v] is for video v, as in `needed_rows`."""
     videos = [rows_of_steps(guidance, latent_frames, equal_to=equal, prune=prune) for equal in equal_to]
-    return [
-        [(video, row) for video, rows in enumerate(each) for row in rows] for each in zip(*videos, strict=True)
-    ]
+    return [[(video, row) for video, rows in enumerate(each) for row in rows] for each in zip(*videos, strict=True)]
 
 
 def reused_after(steps: Sequence[Sequence[StepRow]], done: int) -> list[tuple[int, int]]:
@@ -68,7 +66,7 @@ def denoise(
     predict: Predict,
     *,
     first: int = 0,
-    reused: Reused | None = None,
+    reused: Reused = (),
     after_step: AfterStep = lambda done, latents, reused: None,
 ) -> Float[Tensor, "V S C"]:
     """Take the latents from times[first] to times[-1]. steps[i] are the rows that step i needs.
@@ -78,7 +76,7 @@ def denoise(
     the reference's bf16 state.
     """
     weights = weights_on_device(steps, latents)
-    known = dict(zip(reused_after(steps, first), () if reused is None else reused, strict=True))
+    known = dict(zip(reused_after(steps, first), reused, strict=True))
     for step, (t, t_next) in islice(enumerate(pairwise(times)), first, None):
         rows = steps[step]
         seen = torch.tensor(t, dtype=latents.dtype).item()
@@ -88,5 +86,5 @@ def denoise(
         preds = [known[video, row.branch] for video, row in rows]
         latents = latents + (t_next - t) * mix(preds, rows, latents.shape[0], weights)
         known = {key: known[key] for key in reused_after(steps, step + 1)}
-        after_step(step + 1, latents, torch.stack([*known.values()]) if known else latents[:0])
+        after_step(step + 1, latents, [*known.values()])
     return latents

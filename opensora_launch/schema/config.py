@@ -51,6 +51,9 @@ class Storage(StrEnum):
     fp8 = "fp8"  # approximate: float8_e4m3 with a power of two per row; halves memory and traffic
 
 
+MEASURED_MODELS = ("demo",)  # models whose loss by the presets of `quality` was measured (docs/quality.md)
+
+
 class Quality(StrEnum):
     """Presets of approximate settings, by their measured loss (docs/quality.md)."""
 
@@ -217,7 +220,7 @@ class SamplingConfig:
         True, "compute only rows with a weight; false: all three in every step, as the reference does"
     )
     guidance_until: float = key(1.0, "approximate below 1: share of the steps with guidance; the others have one row")
-    reuse_every: int = key(1, "approximate above 1: steps for which a row's prediction serves before it is computed again")
+    reuse_every: int = key(1, "approximate above 1: steps for which a row's prediction serves")
     reuse_from: int = key(4, "first of the steps that may reuse a prediction; the first ones decide most")
     noise_device: str = key("cpu", "where noise is drawn; cuda: from the GPU's generator, as the reference does")
     state_dtype: str = key("fp32", "of latents and timesteps; bf16: rounded, as the reference does")

@@ -1,7 +1,8 @@
 """Store latents and step of a batch in one file, so that denoising can stop after any step and resume there.
 
-Every rank of a group has the whole latents after a step, and the predictions that later steps reuse, so the first one
-writes them and any number of ranks can resume. Files: checkpoints/<batch>.safetensors in the run's folder, until the videos of the batch are saved.
+Every rank of a group has the whole latents after a step, and the predictions that later steps reuse. So the first one
+writes them, and any number of ranks can resume. Files: checkpoints/<batch>.safetensors in the run's folder, until the
+videos of the batch are saved.
 """
 
 import hashlib
@@ -60,10 +61,11 @@ class Checkpoints:
         step = torch.tensor([found[0] if found else 0])
         step = broadcast(self.axis, step if self.axis.index == 0 else None, torch.device("cpu"))
         if not step.item():
-            return 0, noise, noise[:0]
+            return 0, noise, ()
         log.info("%s resumes after step %d", name, step.item())
-        latents, reused = (broadcast(self.axis, found[i] if found else None, noise.device) for i in (1, 2))
-        return int(step.item()), latents, reused
+        latents, reused = found[1:] if found else (None, None)
+        device = noise.device
+        return int(step.item()), broadcast(self.axis, latents, device), broadcast(self.axis, reused, device).unbind()
 
     def after_step(
         self, name: str, fingerprint: str, done: int, latents: Float[Tensor, "V S C"], reused: Reused
@@ -101,7 +103,7 @@ class Checkpoints:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _read(self, path: Path, fingerprint: str, noise: Tensor) -> tuple[int, Tensor, Reused] | None:
+    def _read(self, path: Path, fingerprint: str, noise: Tensor) -> tuple[int, Tensor, Tensor] | None:
         try:
             with safe_open(path, framework="pt", device=str(noise.device)) as file:
                 facts, latents = file.metadata(), file.get_tensor("latents")
@@ -121,9 +123,10 @@ class Checkpoints:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(step), "fingerprint": fingerprint}
-        tensors = {"latents": latents, "reused": reused}
+        latents = latents.detach().cpu().contiguous()
+        kept = torch.stack([*reused]).cpu() if reused else latents[:0]
         with aside(path) as beside:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside, metadata=facts)
+            save_file({"latents": latents, "reused": kept}, beside, metadata=facts)
             with beside.open("rb+") as file:
                 os.fsync(file.fileno())
 

@@ -46,7 +46,7 @@ def denoise_batch(
     model: ShardedModel,
     record: StepRecord,
     first: int = 0,
-    reused: Reused | None = None,
+    reused: Reused = (),
     after_step: AfterStep = lambda done, latents, reused: None,
 ) -> Float[Tensor, "V S C"]:
     """Return the denoised latents, on every rank. first: how many steps the latents of the batch have been through.
@@ -67,9 +67,7 @@ def denoise_batch(
             return model.predict(latents, batch.img_ids, inputs)
 
     with torch.no_grad():
-        return denoise(
-            batch.latents, batch.times, steps, predict, first=first, reused=reused, after_step=after_step
-        )
+        return denoise(batch.latents, batch.times, steps, predict, first=first, reused=reused, after_step=after_step)
 
 
 def denoise_videos(
@@ -114,7 +112,7 @@ def _denoise(
     first, latents, reused = kept.load(name, own, batch.latents)
     resumed = replace(batch, latents=latents)
 
-    def after_step(done: int, latents: Tensor, reused: Tensor) -> None:
+    def after_step(done: int, latents: Tensor, reused: Reused) -> None:
         if previews:
             start = ctx.recorder.mark()
             if previews.after_step(videos, batch.times, done, latents):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def stop_after_the_first_step() -> None:
         self.stop_file.touch()
         after_step(self, *step)
 
-    Checkpoints.after_step = stopping  # type: ignore[method-assign]
+    Checkpoints.after_step = stopping  # type: ignore[method-assign,assignment]
 
 
 def test_a_stopped_run_goes_on(tmp_path):

@@ -1,15 +1,25 @@
 """Compare timesteps, packing and conditions with the reference's numbers."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from opensora_launch.plan.rows import Guidance
 from opensora_launch.sampling.conditions import condition, given_frames, pack_condition, restore_given
-from opensora_launch.sampling.denoise import denoise, equal_inputs, mix, step_rows, weights_on_device
+from opensora_launch.sampling.denoise import (
+    StepRow,
+    batch_rows,
+    denoise,
+    equal_inputs,
+    mix,
+    reused_after,
+    weights_on_device,
+)
 from opensora_launch.sampling.latents import draw_noise, pack, position_ids, unpack
 from opensora_launch.sampling.schedule import timesteps
 
@@ -110,7 +120,7 @@ def test_the_loop_mixes_rows_and_takes_euler_steps():
     got = denoise(
         torch.zeros(1, 4, 1),
         [1.0, 0.6, 0.0],
-        lambda step: step_rows(guidance, step, 2, [(0, 1, 2)], prune=True),
+        batch_rows(guidance, 2, [(0, 1, 2)], prune=True),
         predict,
     )
     mixed = 3 + 2.0 * (2 - 3) + 3.0 * (1 - 2)  # c2 + g_img (c1 - c2) + g_txt (c0 - c1)
@@ -120,9 +130,9 @@ def test_the_loop_mixes_rows_and_takes_euler_steps():
 
 def test_frame_weights_reach_their_own_tokens():
     guidance = Guidance(1, 1.0, 3.0, False, False, True)
-    rows = step_rows(guidance, 0, 3, [(0, 1, 2)], prune=True)
+    (rows,) = batch_rows(guidance, 3, [(0, 1, 2)], prune=True)
     preds = torch.tensor([1.0, 10.0, 100.0])[[r.branch for _, r in rows]].view(-1, 1, 1).expand(-1, 6, 1)
-    got = mix(preds, rows, 1, weights_on_device([rows], preds))[0, :, 0]
+    got = mix(preds.unbind(), rows, 1, weights_on_device([rows], preds))[0, :, 0]
     image = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     torch.testing.assert_close(got, 100 + image * (10 - 100) + 1.0 * (1 - 10))
 
@@ -139,7 +149,38 @@ def test_a_bf16_state_rounds_times_as_the_reference_does():
     denoise(
         torch.zeros(1, 1, 1, dtype=torch.bfloat16),
         times,
-        lambda step: step_rows(guidance, step, 1, [(0, 1, 1)], prune=True),
+        batch_rows(guidance, 1, [(0, 1, 1)], prune=True),
         predict,
     )
     assert len(set(seen)) == 44
+
+
+REUSING = Guidance(12, 3.0, 2.0, True, True, False, reuse_every=3, reuse_from=2)
+
+
+def noted(calls: list[tuple[int, list[int]]]) -> Callable[..., Tensor]:
+    """A prediction that depends on latents, time and branch, and notes which rows of which step it was asked for."""
+
+    def predict(step: int, latents: Tensor, t: float, rows: Sequence[StepRow]) -> Tensor:
+        calls.append((step, [row.branch for _, row in rows]))
+        return torch.stack([latents[video].sin() * (row.branch + 1) + t for video, row in rows])
+
+    return predict
+
+
+def test_only_rows_that_are_due_are_computed():
+    calls: list[tuple[int, list[int]]] = []
+    steps = batch_rows(REUSING, 2, [(0, 1, 1)], prune=True)
+    denoise(torch.ones(1, 4, 1), timesteps(12, 2304, 2, shift=False, flow_shift=None), steps, noted(calls))
+    assert calls == [(0, [0, 1]), (1, [0, 1]), (4, [0, 1]), (7, [0, 1]), (10, [0, 1])]
+
+
+def test_denoising_goes_on_from_any_step_with_the_same_bits():
+    times = timesteps(12, 2304, 2, shift=False, flow_shift=None)
+    steps = batch_rows(REUSING, 2, [(0, 1, 2), (0, 1, 1)], prune=True)
+    kept: list[tuple[int, Tensor, Sequence[Tensor]]] = []
+    want = denoise(torch.randn(2, 4, 3), times, steps, noted([]), after_step=lambda *found: kept.append(found))
+    assert [len(reused) for _, _, reused in kept] == [len(reused_after(steps, done)) for done in range(1, 13)]
+    assert {len(reused) for _, _, reused in kept} == {0, 2, 5}  # text rows only, before steps with a scale of 1
+    for first, latents, reused in kept:
+        assert torch.equal(denoise(latents, times, steps, noted([]), first=first, reused=reused), want)

@@ -42,9 +42,9 @@ TINY = ModelConfig(
 
 
 def video(
-    name: str = "0000_0", seed: int = 42, steps: int = 13, refs: Sequence[str] = (), cond: str = "t2v"
+    name: str = "0000_0", seed: int = 42, steps: int = 13, refs: Sequence[str] = (), cond: str = "t2v", **more: Any
 ) -> VideoRequest:
-    guidance = Guidance(steps, 7.5, 3.0, text_osci=True, image_osci=True, temporal_osci="i2v" in cond)
+    guidance = Guidance(steps, 7.5, 3.0, text_osci=True, image_osci=True, temporal_osci="i2v" in cond, **more)
     return VideoRequest(name, "rain", f"rain {seed}. 24 FPS.", "", tuple(refs), cond, seed, guidance)
 
 

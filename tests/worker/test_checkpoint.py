@@ -95,6 +95,27 @@ def test_a_stopped_video_goes_on_bit_for_bit_and_on_other_ranks(tmp_path: Path) 
     assert abs(got.astype(int) - same.astype(int)).max() <= 1
 
 
+@pytest.mark.timeout(300)  # four starts of ranks
+@pytest.mark.parametrize("stop_at", [5, pytest.param(9, marks=pytest.mark.slow)])
+def test_what_a_later_step_reuses_is_stored(stop_at: int, tmp_path: Path) -> None:
+    reuses = video(reuse_every=4, reuse_from=2)
+    plan = small_plan(2, [reuses], layout=LayoutConfig(dp=1), frames=1)
+    assert run(plan, tmp_path / "whole") == ["done", "done"]
+    assert run(plan, tmp_path / "stopped", stop_at=stop_at) == ["preempted", "preempted"]
+    with safe_open(tmp_path / "stopped/checkpoints/0000_0.safetensors", framework="pt") as file:
+        assert len(file.get_tensor("reused")) == 2  # of both rows
+    kept = (tmp_path / "stopped/checkpoints/0000_0.safetensors").read_bytes()
+    assert run(plan, tmp_path / "stopped", number=1) == ["done", "done"]
+    want = (tmp_path / "whole/samples/0000_0.png").read_bytes()
+    assert (tmp_path / "stopped/samples/0000_0.png").read_bytes() == want
+
+    (tmp_path / "stopped/samples/0000_0.json").unlink()
+    (tmp_path / "stopped/checkpoints/0000_0.safetensors").write_bytes(kept)
+    assert run(small_plan(1, [reuses], frames=1), tmp_path / "stopped", number=2) == ["done"]
+    got, same = frames_of(tmp_path / "stopped/samples/0000_0.png"), frames_of(tmp_path / "whole/samples/0000_0.png")
+    assert abs(got.astype(int) - same.astype(int)).max() <= 1
+
+
 def test_every_k_steps_and_two_groups_stop_together(tmp_path: Path) -> None:
     plan = small_plan(2, [video(), video("0001_0", seed=7)], layout=LayoutConfig(dp=2), frames=1)
     plan = replace(plan, checkpoint_every_steps=4)

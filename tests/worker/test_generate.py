@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -107,8 +108,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def both(picture: str) -> list:
-    return [video("0000_0"), video("0001_0", seed=7, refs=[picture], cond="i2v_head")]
+def both(picture: str, **more: Any) -> list:
+    return [video("0000_0", **more), video("0001_0", seed=7, refs=[picture], cond="i2v_head", **more)]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,34 @@ LAYOUTS = [
     pytest.param(5, LayoutConfig(dp=1, ring=5), id="ring5", marks=pytest.mark.slow),
     pytest.param(4, LayoutConfig(dp=1, ulysses=2, tp=2), id="ulysses2 x tp2", marks=pytest.mark.slow),
 ]
+
+
+REUSE = {"reuse_every": 3, "reuse_from": 2, "guidance_until": 0.7}
+
+
+@pytest.fixture(scope="module")
+def reusing(tmp_path_factory: pytest.TempPathFactory, picture: str) -> dict[str, torch.Tensor]:
+    return pixels(small_plan(1, both(picture, **REUSE)), tmp_path_factory.mktemp("reusing"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        pytest.param(2, LayoutConfig(dp=1, cfg=2), id="cfg2"),
+        pytest.param(2, LayoutConfig(dp=1, ulysses=2), id="ulysses2", marks=pytest.mark.slow),
+        pytest.param(3, LayoutConfig(dp=1, ring=3), id="ring3", marks=pytest.mark.slow),
+        pytest.param(4, LayoutConfig(dp=1, cfg=2, ring=2), id="cfg2 x ring2", marks=pytest.mark.slow),
+    ],
+)
+def test_predictions_are_reused_alike_on_any_ranks(ranks, layout, picture, by_one_rank, reusing, tmp_path):
+    assert_same(pixels(small_plan(ranks, both(picture, **REUSE), layout=layout), tmp_path), reusing)
+    assert all((reusing[name] - by_one_rank[name]).abs().max() > 0.01 for name in reusing)
+
+
+@pytest.mark.slow
+def test_predictions_of_a_batch_are_reused_alike(picture, reusing, tmp_path):
+    plan = small_plan(2, both(picture, **REUSE), layout=LayoutConfig(dp=1, ulysses=2), batch_size=2)
+    assert_same(pixels(plan, tmp_path), reusing)
 
 
 @pytest.mark.parametrize(("ranks", "layout"), LAYOUTS)
