@@ -3,7 +3,7 @@
 Shapes: V videos, C latent channels, T latent frames, H = W = 64 pixels. An image is a video of one frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Request:
     images: tuple[Tensor, ...] = ()
 
 
+StepModel = Callable[[int, Sequence[StepRow], dict[str, Tensor]], Tensor]  # step, its rows, MMDiT's arguments
 DEFAULTS = Guidance(num_steps=20, text_scale=3.0, image_scale=1.5, text_osci=True, image_osci=True, temporal_osci=False)
 
 
@@ -78,8 +79,16 @@ def decode(networks: Networks, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance = DEFAULTS) -> Tensor:
-    """Generate clips [V, 3, frames, H, W] in [-1, 1] as one batch; the requests share one condition type."""
+def generate(
+    networks: Networks,
+    requests: Sequence[Request],
+    guidance: Guidance = DEFAULTS,
+    model: StepModel | None = None,
+) -> Tensor:
+    """Generate clips [V, 3, frames, H, W] in [-1, 1] as one batch; the requests share one condition type.
+
+    `model` predicts a step's rows in place of the networks' transformer.
+    """
     kind = requests[0].cond_type
     assert all(request.cond_type == kind for request in requests), "one condition type a batch"
     config, patch = networks.config, networks.config.mmdit.patch_size
@@ -105,15 +114,15 @@ def generate(networks: Networks, requests: Sequence[Request], guidance: Guidance
     def predict(step: int, latents: Tensor, t: float, rows: Sequence[StepRow]) -> Tensor:
         count = len(rows)
         texts, vectors, given = (torch.stack([branches[v][row.branch][k] for v, row in rows]) for k in range(3))
-        out: Tensor = networks.mmdit(
-            img=latents[[v for v, _ in rows]],
-            img_ids=ids.expand(count, -1, -1),
-            txt=texts,
-            txt_ids=torch.zeros(count, texts.shape[1], 3),
-            timesteps=torch.full((count,), t),
-            y_vec=vectors,
-            cond=given if config.mmdit.cond_embed else None,
-        )
+        inputs = {
+            "img": latents[[v for v, _ in rows]],
+            "img_ids": ids.expand(count, -1, -1),
+            "txt": texts,
+            "txt_ids": torch.zeros(count, texts.shape[1], 3),
+            "timesteps": torch.full((count,), t),
+            "y_vec": vectors,
+        } | ({"cond": given} if config.mmdit.cond_embed else {})
+        out: Tensor = model(step, rows, inputs) if model else networks.mmdit(**inputs)
         return out.float()
 
     times = timesteps(guidance.num_steps, size.tokens_per_frame, frames, shift=True, flow_shift=FLOW_SHIFT)
