@@ -63,7 +63,8 @@ def verb_help(name: str, topic: str | None) -> list[StyledLine]:
         lines += _wrapped(text, _TEXT if text.startswith(" ") else "")
     lines += _part("flags", ((_names(flag), _about(flag)) for flag in verb.flags))
     if name == "generate":
-        lines += _part("groups, as GROUP=CHOICE (* is the default)", ((g.name, _choices(g)) for g in _groups(name)))
+        several = ((group.name, _choices(group)) for group in _groups(name) if len(group.choices) > 1)
+        lines += _part("groups, as GROUP=CHOICE (* is the default)", several)
         lines += _wrapped("Without model=, the checkpoint is used if it is here, else demo or tiny.")
     if verb.settings:
         lines += [_BLANK, *_wrapped(f"keys: opensora-launch {name} --help GROUP, one of {', '.join(topics(name))}")]

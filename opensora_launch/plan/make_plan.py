@@ -15,7 +15,15 @@ from opensora_launch.plan.layout import Layout, LayoutFacts, layouts_by_rows, ru
 from opensora_launch.plan.networks import network_of
 from opensora_launch.plan.placement import Placement, placement_problems, placements
 from opensora_launch.plan.placement_by_rule import placement_by_rule
-from opensora_launch.plan.plan import SCHEMA, Machine, Plan, VideoRequest, batches, rows_per_step
+from opensora_launch.plan.plan import (
+    SCHEMA,
+    Machine,
+    Plan,
+    VideoRequest,
+    approximate_steps,
+    batches,
+    rows_per_step,
+)
 from opensora_launch.plan.video_size import video_size
 from opensora_launch.plan.workload import Workload, steps_of
 from opensora_launch.schema.config import Engine, LauncherConfig, LauncherKind, Precision, RunConfig
@@ -189,6 +197,7 @@ def workload_of(
         card=run.hardware,
         topology=replace(run.topology, gpus_per_node=machine.gpus_per_node),
         engine=run.engine,
+        approximate=approximate_steps(run.sampling, run.model),
     )
     compiled = compile_choice(run, work, machine.device) is not Compile.off
     wanted = run.overlap is Overlap.on or (run.overlap is Overlap.auto and machine.device == "cuda")

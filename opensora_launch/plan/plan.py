@@ -91,18 +91,16 @@ class Plan:
     @property
     def approximate(self) -> tuple[str, ...]:
         """The settings that change the video by more than rounding. Every summary of the run names them."""
-        vae, sampling = self.model.vae, self.sampling
-        unknown = "" if self.model.name in MEASURED_MODELS else " (loss not measured for this model)"
+        vae = self.model.vae
         settings = {
-            f"sampling.reuse_every={sampling.reuse_every}{unknown}": sampling.reuse_every > 1,
-            f"sampling.guidance_until={sampling.guidance_until:g}{unknown}": sampling.guidance_until < 1,
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
             f"attention={self.attention}": self.attention in APPROXIMATE,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
             "model.vae.tile_frames": vae.kind is VaeKind.causal and vae.tile_frames is not None,
             "model.vae.tile_px": vae.kind is VaeKind.image and vae.tile_px is not None,
         }
-        return tuple(name for name, is_on in settings.items() if is_on)
+        steps = approximate_steps(self.sampling, self.model)
+        return steps + tuple(name for name, is_on in settings.items() if is_on)
 
     @property
     def batches(self) -> tuple[tuple[VideoRequest, ...], ...]:
@@ -131,6 +129,16 @@ class Plan:
         if unknown := next(unknown_keys(data, asdict(plan)), None):
             raise ValueError(f"it has an unknown key {unknown!r}")
         return plan
+
+
+def approximate_steps(sampling: SamplingConfig, model: ModelConfig) -> tuple[str, ...]:
+    """Return the settings by which steps compute fewer rows, and whether what that costs is known for the model."""
+    unknown = "" if model.name in MEASURED_MODELS else " (loss not measured for this model)"
+    settings = {
+        f"sampling.reuse_every={sampling.reuse_every}{unknown}": sampling.reuse_every > 1,
+        f"sampling.guidance_until={sampling.guidance_until:g}{unknown}": sampling.guidance_until < 1,
+    }
+    return tuple(name for name, is_on in settings.items() if is_on)
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:

@@ -105,6 +105,8 @@ def _about(work: Workload, placement: Placement) -> Iterator[str]:
     where = f" on {nodes} nodes" if nodes > 1 else ""
     yield f"{work.ranks} x {card.name}{where}{link}, {card.memory_gib:.1f} GiB each"
     yield _narrow(f"{placement_text(placement)}; products in {work.products}")
+    if work.approximate:
+        yield _narrow(f"approximate: {', '.join(work.approximate)}")
 
 
 def _narrow(line: str) -> str:

@@ -29,6 +29,7 @@ class Workload:
     engine: Engine = Engine.native
     compiled: bool = False
     overlap: bool = False  # allowed, where it saves time
+    approximate: tuple[str, ...] = ()  # settings of the steps that change the video by more than rounding
     images: "Workload | None" = None  # of the image stage before it, whose machine is this one
 
     @property

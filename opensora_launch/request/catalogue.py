@@ -45,7 +45,7 @@ class Key:
 @dataclass(frozen=True)
 class Choice:
     name: str
-    about: str  # the comment in its first line
+    about: str  # the comment at its head
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def _choices(group: str, folders: Sequence[Path]) -> tuple[Choice, ...]:
 
 
 def _about(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith("# @")), "")  # below Hydra's own header
     return first.removeprefix("#").strip() if first.startswith("# ") else ""
 
 

@@ -77,7 +77,7 @@ class BlockCache(CountedModel):
         first = video - x
         due = [i for i, key in enumerate(keys) if self.due(step, key, x[i], vec[i], first[i])]
         if due:
-            part = [each[due] for each in table]
+            part = table[0][due], table[1][due]
             context = BlockContext(vec[due], model.rotary, part, attend_alone, EAGER)
             joint = torch.cat([text[due], video[due]], dim=1)
             for block in model.single_blocks:
