@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
+from opensora_launch.schema.model_constants import FP8_LARGEST
+
 ALIGN = 32  # bytes: the alignment for the fastest matmul kernels; and no share cuts a number
-FP8_LARGEST = 448.0  # the largest number of float8_e4m3fn
 
 # Tensor name, first, last -> elements [first, last) of the flattened tensor of that name in a block.
 ReadRange = Callable[[str, int, int], Tensor]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opensora_launch.parallel.packing import ALIGN, FP8_LARGEST, Packing
+from opensora_launch.parallel.packing import ALIGN, Packing
+from opensora_launch.schema.model_constants import FP8_LARGEST
 
 
 class Block(nn.Module):
