@@ -123,6 +123,8 @@ def comparable_work(
         size, steps = plan.images.geometry, plan.images.sampling.num_steps
         made = f"{len(plan.images.videos)} by {plan.images.model.name}"
         work["images"] = f"{made}, {size.width_px}x{size.height_px}, {steps} steps"
+    if plan.numerics.fp8_products:
+        work["numerics.fp8_products"] = True
     compared = {"model": {part: model[part] for part in ("name", "init", "mmdit", "vae", "text")}}
     known = flat(compared | {"placement": asdict(plan.placement)})
     return work | {key: str(leaf) if isinstance(leaf, list | str) else leaf for key, leaf in known}
