@@ -1,6 +1,7 @@
 """The blocks of the diffusion transformer: their weights, and the order in which chunks of tokens pass them."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opensora_launch.model.block_parts import BlockContext, chunks, some
+from opensora_launch.model.fp8_products import Fp8Linear, fp8_product
 from opensora_launch.model.kernels import QKV, BegunAttention, Place
 from opensora_launch.model.layers import Modulation, QKNorm
 from opensora_launch.schema.config import MmditConfig
@@ -125,19 +127,21 @@ class SingleBlock(nn.Module):
         """Compute q, k and v before they are split into heads."""
         width = self.attended
         if self.fused:
-            return some_outputs(self.linear1.weight, self.linear1.bias, slice(0, 3 * width), x).chunk(3, dim=-1)
-        return self.q_proj(x), self.k_proj(x), some_outputs(self.v_mlp.weight, self.v_mlp.bias, slice(0, width), x)
+            return some_outputs(self.linear1, slice(0, 3 * width), x).chunk(3, dim=-1)
+        return self.q_proj(x), self.k_proj(x), some_outputs(self.v_mlp, slice(0, width), x)
 
     def widen(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B S wide"]:
         """Compute the first product of the feed-forward, which shares a matrix with v."""
         if self.fused:
-            return some_outputs(self.linear1.weight, self.linear1.bias, slice(3 * self.attended, None), x)
-        return some_outputs(self.v_mlp.weight, self.v_mlp.bias, slice(self.attended, None), x)
+            return some_outputs(self.linear1, slice(3 * self.attended, None), x)
+        return some_outputs(self.v_mlp, slice(self.attended, None), x)
 
 
-def some_outputs(weight: Float[Tensor, "out C"], bias: Float[Tensor, "out"] | None, part: slice, x: Tensor) -> Tensor:
+def some_outputs(layer: nn.Module, part: slice, x: Tensor) -> Tensor:
     """Compute only that part of the outputs of a linear layer."""
-    return F.linear(x, weight[part], None if bias is None else bias[part])
+    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    product = fp8_product if isinstance(layer, Fp8Linear) else F.linear
+    return product(x, weight[part], None if bias is None else bias[part])
 
 
 def new_qkv(x: Float[Tensor, "B S C"], tokens: int, weights: JointAttention | SingleBlock) -> QKV:

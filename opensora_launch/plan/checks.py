@@ -22,6 +22,7 @@ from opensora_launch.schema.config import (
     TopologyConfig,
 )
 from opensora_launch.schema.kernel_kinds import AttentionKind
+from opensora_launch.schema.model_constants import FP8_MULTIPLE
 
 ANYWHERE = (AttentionKind.auto, AttentionKind.reference)
 ENDLESS = 2**62  # tokens
@@ -34,7 +35,7 @@ def early_problems(run: RunConfig, device: str, ranks: int, gpus_per_node: int) 
     if run.preview_every_steps < 0:
         problems.append(f"preview_every_steps={run.preview_every_steps} must be at least 0 (0: no previews)")
     problems += attention_problems(run.attention, device) + precision_problems(run, device) + untested_problems(run)
-    problems += quality_problems(run)
+    problems += quality_problems(run) + fp8_problems(run, device)
     if ranks < 1 or run.model.mmdit.num_heads < 1:
         return problems
     try:
@@ -76,6 +77,31 @@ def precision_problems(run: RunConfig, device: str) -> list[str]:
     if precision is Precision.fp32:
         return [f"precision=fp32: hardware.fp32_tflops of {', '.join(lacking)} is not known; give it"]
     return [f"precision={precision.value}: {', '.join(lacking)} does not support it; use fp32, or auto"]
+
+
+def fp8_problems(run: RunConfig, device: str) -> list[str]:
+    """Return why products cannot be computed in fp8: by the model, by the layout, or by the kind of device."""
+    if not run.numerics.fp8_products:
+        return []
+    asked, cfg, problems = "numerics.fp8_products=true", run.model.mmdit, list[str]()
+    if (blocks := cfg.depth + cfg.depth_single_blocks) < 3:
+        problems.append(f"{asked} leaves the first and the last block alone, and the model has {blocks}; leave it out")
+    if (run.layout.tp or 1) > 1:
+        problems.append(f"{asked}: with layout.tp the rounding depends on the number of ranks; use layout.tp=1")
+    if device == "cpu":
+        return problems
+    if run.precision not in (Precision.auto, Precision.bf16):
+        problems.append(f"{asked} needs precision=bf16 on GPUs, not {run.precision.value}")
+    wide = int(cfg.hidden_size * cfg.mlp_ratio)
+    if cfg.hidden_size % FP8_MULTIPLE or wide % FP8_MULTIPLE:
+        problems.append(
+            f"{asked} needs multiples of {FP8_MULTIPLE} on GPUs, but hidden_size={cfg.hidden_size} and the "
+            f"feed-forward has {wide} channels; leave it out"
+        )
+    lacking = [str(one.name) for one in run.hardware.each if run.hardware.known and one.fp8_tflops is None]
+    if lacking:
+        problems.append(f"{asked}: {', '.join(lacking)} has no products in fp8 (they need sm89 or newer); leave it out")
+    return problems
 
 
 def sampling_problems(sampling: SamplingConfig) -> list[str]:
@@ -125,6 +151,7 @@ def untested_problems(run: RunConfig) -> list[str]:
         "image=": run.image.model is not None,
         "the Video DC-AE": kind is VaeKind.dc_ae,
         "image models": kind is VaeKind.image,
+        "numerics.fp8_products": run.numerics.fp8_products,
     }
     found = [part for part, is_used in parts.items() if is_used and run.engine is not Engine.native]
     return [f"engine={run.engine} is not tested with {part}, so it is refused: use engine=native" for part in found]

@@ -143,9 +143,10 @@ def overlap_saves_s(work: Workload, layouts: Sequence[tuple[int, Layout]], place
 def _layouts(work: Workload, fixed: LayoutConfig, placement: Placement) -> list[Layout]:
     """Return the legal layouts of the steps with the most rows, without useless ones if others exist."""
     rules = _rules(work, placement)
+    degrees = configured_degrees(fixed) | ({"tp": 1} if work.net.fp8_share else {})
     legal = [
         layout
-        for layout in all_layouts(work.ranks, configured_degrees(fixed))
+        for layout in all_layouts(work.ranks, degrees)
         if layout.sequence <= work.grid.total_tokens and not layout_problem(rules, layout)
     ]
     return [layout for layout in legal if _useful(work, layout, work.max_rows)] or legal
@@ -177,7 +178,7 @@ class _Predictor:
         self._steps: dict[tuple[int, Layout, Placement], StepTime] = {}
         self._fewer: dict[tuple[int, int, int], Layout] = {}
         self._rules = _rules(work, placement)
-        each = (rates_of(card, work.topology, work.products) for card in work.card.each)
+        each = (rates_of(card, work.topology, work.products, work.net.fp8_share) for card in work.card.each)
         alone = ((self._alone(rates), rates) for rates in each)
         self.alone, self.rates = max(alone, key=lambda pair: pair[0])  # the slowest card sets the pace of all
         self.limit = work.card.memory_gib * GIB * USABLE

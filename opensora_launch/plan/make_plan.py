@@ -183,7 +183,7 @@ def workload_of(
     """Describe a request for the cost functions. The batch with the most rows stands for all batches."""
     groups = batches(videos, batch_size)
     work = Workload(
-        net=network_of(run.model),
+        net=network_of(run.model, fp8_products=run.numerics.fp8_products),
         grid=geometry.grid,
         video=video_size(geometry, run.model.vae),
         steps=_steps(groups, geometry, run),

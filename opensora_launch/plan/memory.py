@@ -73,6 +73,8 @@ def activation_bytes(
     finishing    x, attention output, and of a chunk: its sum, normed, and widened twice: 1 + p + 2 c + 2 m c p, and
                  c p more if the chunk has several rows; or widened once and the second product: 1 + p + 3 c + m c p
     at the ends  three activations: two and their sum, or the last ones, normed and modulated: 3
+
+    Products in fp8 round the widest input of a chunk and then its weight, each by way of fp32.
     """
     wide = net.feed_forward / net.hidden
     narrow = element_bytes < 4
@@ -95,7 +97,11 @@ def activation_bytes(
         1 + p + 3 * c + wide * c * p,
     )
     table = 8.0 * net.head_dim  # cos and sin of all channels in fp32, for all rows
-    return tokens * (rows * units * net.hidden * element_bytes + table)
+    rounded = 0.0
+    if net.fp8_share:
+        inputs, weight = (count * (net.hidden + net.feed_forward) for count in (c * rows * tokens, net.hidden))
+        rounded = max(5 * inputs, inputs + 5 * weight)
+    return tokens * (rows * units * net.hidden * element_bytes + table) + rounded
 
 
 def memory_of(

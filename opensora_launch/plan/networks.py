@@ -43,6 +43,7 @@ class Network:
     text_gib: float = 0.0  # size of the text encoders in bf16
     tokens_in: int = 64  # channels of a token, at input and output
     text_width: int = 4096  # channels of the text states
+    fp8_share: float = 0.0  # of the products of all blocks, computed in fp8
     networks: int = 1  # of this size, used one after the other; all are kept
 
     @property
@@ -82,16 +83,17 @@ def token_grid(net: Network, width_px: int, height_px: int, num_frames: int) -> 
     return TokenGrid(latent, (height_px // net.stride_px) * (width_px // net.stride_px), net.text_tokens)
 
 
-def network_of(model: ModelConfig) -> Network:
+def network_of(model: ModelConfig, *, fp8_products: bool = False) -> Network:
     """Describe the transformer of one of the models that can be run, with the strides of its autoencoder."""
     cfg, vae = model.mmdit, model.vae
+    blocks = cfg.depth + cfg.depth_single_blocks
     return Network(
         name=model.name,
         hidden=cfg.hidden_size,
         heads=cfg.num_heads,
         head_dim=cfg.hidden_size // cfg.num_heads,
         feed_forward=int(cfg.hidden_size * cfg.mlp_ratio),
-        joint_blocks=cfg.depth + cfg.depth_single_blocks,
+        joint_blocks=blocks,
         two_streams=cfg.depth,
         text_tokens=model.text.t5_max_length,
         stride_px=vae.stride_px * cfg.patch_size,
@@ -102,6 +104,7 @@ def network_of(model: ModelConfig) -> Network:
         parameters=float(mmdit_parameters(cfg)),
         tokens_in=cfg.in_channels,
         text_width=cfg.context_in_dim,
+        fp8_share=max(0, blocks - 2) / blocks if fp8_products else 0.0,
     )
 
 

@@ -94,6 +94,7 @@ class Plan:
         vae = self.model.vae
         settings = {
             "placement.storage=fp8": self.placement.storage is Storage.fp8,
+            "numerics.fp8_products=true": self.numerics.fp8_products,
             f"attention={self.attention}": self.attention in APPROXIMATE,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
             "model.vae.tile_frames": vae.kind is VaeKind.causal and vae.tile_frames is not None,

@@ -13,7 +13,7 @@ def memory_of_plan(plan: Plan, placement: Placement) -> Memory:
     """Return the memory of a plan's steps with this placement; what is set aside is counted without NVLink."""
     shape, model = plan.geometry, plan.model
     return memory_of_run(
-        network_of(model),
+        network_of(model, fp8_products=plan.numerics.fp8_products),
         shape.grid,
         video_size(shape, model.vae),
         plan.layouts,

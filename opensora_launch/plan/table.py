@@ -104,7 +104,8 @@ def _about(work: Workload, placement: Placement) -> Iterator[str]:
     link = f", {kind} at {speed:.0f} GB/s" if work.ranks > 1 else ""
     where = f" on {nodes} nodes" if nodes > 1 else ""
     yield f"{work.ranks} x {card.name}{where}{link}, {card.memory_gib:.1f} GiB each"
-    yield _narrow(f"{placement_text(placement)}; products in {work.products}")
+    fp8 = ", the large ones in fp8 (approximate)" if work.net.fp8_share else ""
+    yield _narrow(f"{placement_text(placement)}; products in {work.products}{fp8}")
     if work.approximate:
         yield _narrow(f"approximate: {', '.join(work.approximate)}")
 

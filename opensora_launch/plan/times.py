@@ -59,11 +59,12 @@ class Rates:
     vae_flops: float = 50e12  # rate of the VAE's convolutions
 
 
-def rates_of(card: Card, topology: TopologyConfig, products: str) -> Rates:
+def rates_of(card: Card, topology: TopologyConfig, products: str, fp8_share: float = 0.0) -> Rates:
     """Return the rates expected of a card: its peaks times the efficiencies fitted to it, or to all cards.
 
     `products` is the type of the matrix products, as in `Card.tflops`. The fitted efficiencies are those of bf16 and
     fp16; fp32 and TF32 follow the general rule. The VAE waits for memory, so it takes twice as long in fp32 or longer.
+    `fp8_share` of the products are as much faster as the card's peak in fp8 is higher; the rounding is not counted.
     """
     tflops = card.tflops(products)
     if not tflops:
@@ -71,6 +72,7 @@ def rates_of(card: Card, topology: TopologyConfig, products: str) -> Rates:
     half = products in ("bf16", "fp16")
     rule = default_efficiency(tflops)
     matmul = tflops * 1e12 * ((card.matmul_efficiency if half else None) or rule)
+    matmul /= 1 - fp8_share + fp8_share * tflops / (card.fp8_tflops or tflops)
     vae = card.half_tflops * 1e12 * VAE_EFFICIENCY
     nvlink = uses_nvlink(card, topology)
     pcie = card.pcie_gb_s

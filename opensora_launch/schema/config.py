@@ -193,6 +193,9 @@ class NumericsConfig:
     """How matrix products are computed on a GPU. These settings replace torch's defaults."""
 
     tf32: bool = key(False, "approximate: fp32 products use 10 bits of the mantissa")
+    fp8_products: bool = key(
+        False, "approximate: the large products of the blocks round tokens and weights to 8 bits; on CPUs emulated"
+    )
     reduced_sums: bool = key(True, "bf16 and fp16 products may add partial sums in that type, as the reference does")
 
 

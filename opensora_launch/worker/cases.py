@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from opensora_launch.engines.choice import choose_engine, chosen_attention
+from opensora_launch.engines.placed_weights import blocks_of
 from opensora_launch.engines.weight_source import WeightSource
 from opensora_launch.errors import UserError
 from opensora_launch.media.video import to_uint8
 from opensora_launch.model.block_parts import EAGER, Parts
+from opensora_launch.model.fp8_products import use_fp8_products
 from opensora_launch.model.kernels import KernelCall
 from opensora_launch.model.load import mmdit_config
 from opensora_launch.model.vae import Autoencoder, decode_latents, encode_pixels, load_vae, posterior_mean
@@ -46,6 +48,7 @@ class Ranks:
     engine: Engine = Engine.native
     parts: Parts = EAGER
     overlap: bool = False  # Ulysses exchanges while the blocks compute
+    fp8_products: bool = False
 
 
 def run_case(case: Case, ranks: Ranks, record: StepRecord) -> dict[str, Tensor]:
@@ -85,6 +88,8 @@ def _model(case: Case, ranks: Ranks) -> tuple[ShardedModel, StreamedBlocks | Non
     mesh = next(iter(ranks.meshes.values()))
     engine = choose_engine(ranks.engine)
     loaded = engine.load_transformer(source, ranks.placement, ranks.node, mesh, lambda nbytes: None)
+    if ranks.fp8_products:
+        use_fp8_products([*blocks_of(loaded.module).values()])
     kernel = ranks.kernel(source.dtype, config.mmdit.hidden_size // config.mmdit.num_heads)
     sit_out = loaded.blocks.pass_through if loaded.blocks else None
     forward, at_once = partial(loaded.module.forward, parts=ranks.parts), ranks.placement.rows_at_once

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from opensora_launch.engines.base import BlockEngine, Tick
 from opensora_launch.engines.choice import choose_engine, chosen_attention
+from opensora_launch.engines.placed_weights import blocks_of
 from opensora_launch.engines.weight_source import WeightSource
+from opensora_launch.model.fp8_products import use_fp8_products
 from opensora_launch.model.mmdit import MMDiT
 from opensora_launch.model.vae import Autoencoder, empty_vae, load_vae
 from opensora_launch.model.weights import constant_weights, random_tensors, read_tensors, warn_of_constant
@@ -54,6 +56,8 @@ def load_as_planned(ctx: RankContext) -> Networks:
         source = WeightSource(plan.model, ctx.device, ctx.dtype)
         beat.loading(engine.bytes_to_read(source, plan.placement, ctx.node, ctx.mesh))
         networks = load_networks(source, engine, plan.placement, ctx.node, ctx.mesh, beat.loaded)
+        if plan.numerics.fp8_products:
+            use_fp8_products([*blocks_of(networks.mmdit).values()])
         free_caches(ctx.device)
         return networks
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from opensora_launch.errors import UserError
 from opensora_launch.model.block_parts import Parts
+from opensora_launch.model.fp8_products import why_no_fp8
 from opensora_launch.model.kernel_choice import Kernel, choose_kernel
 from opensora_launch.model.vae import empty_vae
 from opensora_launch.parallel.mesh import Axis, Groups, Mesh, build_meshes, node_axis, world_axis
@@ -70,6 +72,8 @@ def set_up(
     """
     set_numerics(plan.threads_per_rank, plan.numerics)
     device = own_device(plan.machine.device, me)
+    if plan.numerics.fp8_products:
+        _refuse_without_fp8(device)
     kernel = _kernel(plan, device)
     _log(plan, device, kernel)
     header = telemetry_header(plan, me, device, kernel, started)
@@ -120,6 +124,13 @@ def _import_for_images(stages: Sequence[Plan]) -> None:
     for stage in stages:
         if stage.model.vae.kind is VaeKind.image:
             empty_vae(stage.model.vae)
+
+
+def _refuse_without_fp8(device: torch.device) -> None:
+    """Raise UserError on all ranks, which call this together, if any of them cannot compute products in fp8."""
+    for rank, problem in enumerate(gathered(why_no_fp8(device))):
+        if problem:
+            raise UserError(f"numerics.fp8_products=true: rank {rank} {problem}; leave it out")
 
 
 def _log(plan: Plan, device: torch.device, kernel: Kernel) -> None:

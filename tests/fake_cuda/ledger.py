@@ -25,7 +25,7 @@ class Ledger:
     """Of one process, from the installation on."""
 
     waits: Counter[Wait] = field(default_factory=Counter)
-    kernels: Counter[str] = field(default_factory=Counter)  # attention kernels
+    kernels: Counter[str] = field(default_factory=Counter)  # of attention, and products in fp8
     collectives: Counter[str] = field(default_factory=Counter)  # of tensors on CUDA
     pins: Counter[str] = field(default_factory=Counter)  # bytes asked of torch's host allocator, by place
     cached_pins: int = 0  # bytes that it keeps

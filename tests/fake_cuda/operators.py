@@ -35,6 +35,8 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     _count(name, args, kwargs, asked)
     if name in (FLASH, CUDNN, EFFICIENT):
         return _attention(name, *args)
+    if name == "_scaled_mm":
+        return _scaled_product(*args)
     device = asked or on_cuda[0].device
     out = _on_host(func, name, args, dict(kwargs), asked)
     return wrapped(out, tensors, _indexed(device)) if device.type == "cuda" else out
@@ -138,6 +140,25 @@ def _attention(name: str, query: CudaTensor, key: CudaTensor, value: CudaTensor,
     if name == CUDNN:
         return on_cuda(out), on_cuda(lse[..., None]), *lengths, nothing, nothing, None
     return on_cuda(out), on_cuda(lse), *lengths, nothing, nothing, nothing
+
+
+def _scaled_product(
+    a: CudaTensor, b: CudaTensor, scale_a: CudaTensor, scale_b: CudaTensor, bias: CudaTensor | None, *how: Any
+) -> CudaTensor:
+    """Multiply rows and columns in fp8, under CUDA's conditions. It adds up first and then multiplies by the scales."""
+    (rows, inner), columns = a.shape, b.shape[1]
+    assert a.dtype == b.dtype == torch.float8_e4m3fn
+    assert a.is_contiguous()
+    assert b.t().is_contiguous(), "columns must lie one after another"
+    assert (scale_a.shape, scale_b.shape) == ((rows, 1), (1, columns))
+    assert scale_a.dtype == scale_b.dtype == torch.float32
+    assert scale_a.is_contiguous()
+    assert scale_b.is_contiguous()
+    assert inner % 16 == columns % 16 == 0
+    assert how == (None, torch.bfloat16, True), "scales of rows come with bf16 results and fast sums"
+    LEDGER.kernels["_scaled_mm"] += 1
+    out = (a.host.float() @ b.host.float()) * scale_a.host * scale_b.host
+    return CudaTensor((out if bias is None else out + bias.host).bfloat16(), a.device)
 
 
 def _collective(

@@ -16,6 +16,7 @@ from tests.fake_cuda.workers import run_workers, waits
 from tests.media.clips import noise, write_clip
 from tests.worker.plans import video
 from tests.worker.test_first_frames import TINY_IMAGE
+from tests.worker.test_fp8_runs import DEEP, ON
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -65,6 +66,13 @@ def test_placements(name, tmp_path):
     """What waits in host memory is pinned, so that no copy makes the host wait."""
     ledgers = on_both(plan_of(2, layout=LayoutConfig(dp=1), placement=PLACEMENTS[name]), tmp_path)
     assert all(ledger["registered_in_all"] > 0 for ledger in ledgers) == (name != "sharded")
+
+
+def test_products_in_fp8(tmp_path):
+    """torch multiplies them, after a trial on each rank; weights come from host memory."""
+    plan = plan_of(1, placement=PlacementConfig(Shard.none, Offload.host), model=DEEP)
+    (ledger,) = on_both(replace(plan, numerics=ON), tmp_path)
+    assert ledger["kernels"]["_scaled_mm"] > 0
 
 
 def test_conditions(tmp_path):

@@ -1,7 +1,7 @@
 """Compare compiled blocks with eager ones, and print what the compiler did as JSON.
 
 It runs in a separate process, because the tests' type checks cannot be compiled. The only argument is JSON: `dtype`,
-and `config` over that of the model.
+`config` over that of the model, and whether it computes in `fp8`.
 """
 
 import json
@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from opensora_launch.model import block_parts
 from opensora_launch.model.block_parts import EAGER, Parts
 from opensora_launch.model.causal_vae import CausalVae
+from opensora_launch.model.fp8_products import use_fp8_products
 from opensora_launch.model.frame_norms import EAGER_NORMS
 from opensora_launch.model.frame_shares import FrameShare
 from opensora_launch.model.mmdit import MMDiT
@@ -52,6 +53,8 @@ def main() -> None:
     exact = MMDiT(cfg).double()
     model = MMDiT(cfg).to(getattr(torch, asked["dtype"]))
     model.load_state_dict(exact.state_dict())
+    if asked["fp8"]:
+        use_fp8_products([*model.double_blocks, *model.single_blocks])
     vars(block_parts)["TOKENS_AT_ONCE"] = AT_ONCE
     parts = block_parts.compiled()
     errors = [compare(exact, model, parts, *sizes) for sizes in FIRST]

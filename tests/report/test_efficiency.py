@@ -103,6 +103,7 @@ def work(**changes: object) -> dict[str, str | int | float | bool | None]:
         ({"placement__offload": Offload.host}, "placement.offload: host here, none in the baseline"),
         ({"placement__shard": Shard.node}, "placement.shard: node here, none in the baseline"),
         ({"placement__storage": Storage.fp8}, "placement.storage: fp8 here, full in the baseline"),
+        ({"numerics__fp8_products": True}, "approximate: numerics.fp8_products=true here, unknown in the baseline"),
         ({"placement__rows_at_once": 1}, "placement.rows_at_once: 1 here, 0 in the baseline"),
     ],
 )
