@@ -112,3 +112,28 @@ def test_an_overhead_is_against_the_same_work_without_exchange(monkeypatch):
     assert rows[1]["overhead_wall"].median == pytest.approx(1.2)
     assert rows[2]["overhead_cpu"].median == pytest.approx(2.4)
     assert rows[2]["ours_to_this_wall"].median == pytest.approx(0.5)
+
+
+def test_the_page_of_quality_is_the_json():
+    quality = script_module("eval_quality")
+    result = json.loads((RESULTS / "eval_quality.json").read_text())
+    page = (ROOT / "docs" / "quality.md").read_text()
+    tuned, scored = result["tuning"], result["presets"]
+    ways = quality.table(tuned["rows"], tuned["exact"], quality.front(tuned["rows"]))
+    assert f"<!-- ways -->\n{ways}\n\nMeasured, " in page
+    assert f"<!-- presets -->\n{quality.table(scored['rows'], scored['exact'], ())}\n\nMeasured, " in page
+    assert [quality.asdict(quality.preset(name).guidance) for name in quality.PRESETS] == list(
+        result["settings"].values()
+    )
+
+
+def test_presets_keep_what_they_promise():
+    """At least 1.5 and 2.5 times fewer computations; as accurate, and within two points; 30 dB from the exact clips."""
+    scored = json.loads((RESULTS / "eval_quality.json").read_text())["presets"]
+    balanced, fast = scored["rows"]
+    exact = scored["exact"]
+    assert exact["forwards"] >= 1.5 * balanced["forwards"]
+    assert balanced["right"] >= exact["right"]
+    assert balanced["psnr"] >= 30
+    assert exact["forwards"] >= 2.5 * fast["forwards"]
+    assert fast["right"] >= exact["right"] - 0.02
