@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
@@ -67,6 +68,10 @@ class BlockCache(CountedModel):
         """Return whether the blocks compute this row [S C]; `first` is what the first block adds to it."""
         raise NotImplementedError
 
+    def keep(self, memory: dict[str, Any], residual: Tensor) -> None:
+        """Keep what the blocks added to a row in its memory."""
+        memory["residual"] = residual
+
     def __call__(self, step: int, rows: Sequence[StepRow], inputs: dict[str, Tensor]) -> Tensor:
         model, keys = self.mmdit, [(video, row.branch) for video, row in rows]
         x = model.img_in(inputs["img"]) + model.cond_in(inputs["cond"])
@@ -83,7 +88,7 @@ class BlockCache(CountedModel):
             for block in model.single_blocks:
                 joint = block(joint, context)
             for i, made in zip(due, joint[:, text.shape[1] :], strict=True):
-                self.memory.setdefault(keys[i], {})["residual"] = made - x[i]
+                self.keep(self.memory.setdefault(keys[i], {}), made - x[i])
         self.forwards += len(due) + self.first_block * (len(rows) - len(due))
         out: Tensor = model.final_layer(torch.stack([self.memory[k]["residual"] for k in keys]) + x, vec)
         return out
@@ -111,11 +116,11 @@ class FirstBlockCache(BlockCache):
 class TeaCache(BlockCache):
     """Compute where the changes of the modulated input, added up since the last time, reach a threshold.
 
-    Liu et al. 2024 rescale each change with a polynomial fitted to the model. Here it is the identity: a fit changes
-    which thresholds give which steps, and the table has many thresholds.
+    Each change is first rescaled by a polynomial that is fitted to the model (Liu et al. 2024); see `TeaCacheFit`.
     """
 
     threshold: float = 0.1
+    polynomial: tuple[float, ...] = (1.0, 0.0)  # the highest power first
 
     def due(self, step: int, key: Key, x: Tensor, vec: Tensor, first: Tensor) -> bool:
         block = self.mmdit.double_blocks[0]
@@ -123,9 +128,29 @@ class TeaCache(BlockCache):
         shift, scale = block.img_mod(vec[None])[:2]
         seen = layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[0]) + shift[0]
         memory = self.memory.setdefault(key, {"sum": float("inf"), "seen": seen})
-        memory["sum"] += float((seen - memory["seen"]).abs().mean() / memory["seen"].abs().mean())
+        memory["change"] = float((seen - memory["seen"]).abs().mean() / memory["seen"].abs().mean())
+        memory["sum"] += float(np.polyval(self.polynomial, memory["change"]))
         memory["seen"] = seen
         if memory["sum"] < self.threshold:
             return False
         memory["sum"] = 0.0
         return True
+
+
+@dataclass
+class TeaCacheFit(TeaCache):
+    """Compute every row, and note how the change of its modulated input goes with that of what the blocks add."""
+
+    threshold: float = float("-inf")
+    pairs: list[tuple[float, float]] = field(default_factory=list)
+
+    def keep(self, memory: dict[str, Any], residual: Tensor) -> None:
+        if "residual" in memory:
+            change = float((residual - memory["residual"]).abs().mean() / memory["residual"].abs().mean())
+            self.pairs.append((memory["change"], change))
+        super().keep(memory, residual)
+
+    def fitted(self) -> tuple[float, ...]:
+        """Return the polynomial of degree 4 through the pairs, by least squares."""
+        seen, made = np.array(self.pairs).T
+        return tuple(map(float, np.polyfit(seen, made, 4)))
