@@ -29,10 +29,10 @@ def test_exact_is_the_default_and_changes_nothing() -> None:
 
 def test_a_preset_sets_what_it_bundles_and_single_settings_win() -> None:
     exact, fast = run_of("model=demo"), run_of("model=demo", "quality=fast")
-    assert (fast.sampling.reuse_every, fast.sampling.guidance_until) == (6, 0.35)
+    assert (fast.sampling.reuse_every, fast.sampling.guidance_until) == (4, 0.5)
     assert replace(fast, quality=exact.quality, sampling=exact.sampling) == exact
     assert run_of("quality=fast", "model=demo").sampling == fast.sampling
-    assert run_of("model=demo", "quality=fast", "sampling.reuse_every=2").sampling.reuse_every == 2
+    assert run_of("model=demo", "quality=fast", "sampling.reuse_every=3").sampling.reuse_every == 3
 
 
 @pytest.mark.parametrize("model", ["tiny", "open_sora_v2"])
