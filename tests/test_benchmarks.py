@@ -140,7 +140,7 @@ def test_presets_are_the_best_of_those_that_compute_so_much_less():
 
 
 def test_presets_keep_what_they_promise():
-    """`balanced` loses one clip of the 120 at most, and is 30 dB from the exact ones; `fast` loses two points at most."""
+    """`balanced` loses one clip of the 120 at most, and is 30 dB from the exact ones; `fast` loses two points."""
     scored = json.loads((RESULTS / "eval_quality.json").read_text())["presets"]
     exact, (balanced, fast) = scored["exact"], scored["rows"]
     assert balanced["right"] >= exact["right"] - 1 / 119
