@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -99,6 +100,8 @@ LARGE = (  # 30 blocks of 63 MB in fp32: 1.9 GB; a rank that holds a half of the
     "model.mmdit.depth=0", "model.mmdit.depth_single_blocks=30",
 )  # fmt: skip
 ROOM = 1_750_000_000  # bytes of data: less than the weights, more than a half
+# Else glibc keeps freed tensors of up to 32 MB in its heap, and how much that is differs from run to run.
+RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
 BASE = (
     "import torch.distributed as dist, opensora_launch.worker.run_rank; "
     "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1); "
@@ -124,6 +127,7 @@ def test_the_launcher_goes_on_with_shares_under_a_real_limit(tmp_path: Path) -> 
         cwd=tmp_path,
         capture_output=True,
         text=True,
+        env=os.environ | RETURNS_MEMORY,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     assert run.returncode == 0, run.stdout + run.stderr
