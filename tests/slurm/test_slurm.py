@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import ROOT, Cluster, Run, assert_same, submit, wait_for
-from tests.worker.test_out_of_memory import LARGE, ROOM, data_bytes
+from tests.worker.test_out_of_memory import LARGE, RETURNS_MEMORY, ROOM, data_bytes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 HOSTILE = 'it\'s "50%" $HOME, `ls` \\ #1; été\n(two lines) {a: 1} ${oc.env:HOME}'
@@ -178,13 +178,14 @@ def test_a_first_node_that_nobody_reaches(cluster: Cluster, unreachable: Run) ->
 def test_a_job_that_is_out_of_memory_goes_on_with_shares(cluster: Cluster, tmp_path: Path) -> None:
     """Its two ranks may have less than the weights and more than a half, by a real limit in the job's script."""
     limit_kb = (data_bytes() + ROOM) // 1024
+    export = "export " + " ".join(f"{name}={value}" for name, value in RETURNS_MEMORY.items())
     words = [
         "--prompt",
         "rain",
         *LARGE,
         "sampling.num_steps=2",
         "layout.dp=1",
-        f"launcher.slurm.setup=['ulimit -d {limit_kb}']",
+        f"launcher.slurm.setup=['ulimit -d {limit_kb}','{export}']",
     ]
     run = submit(cluster, tmp_path, *words, ranks=2)
     assert cluster.wait(run.job) == "COMPLETED", run.log() + run.log(1)
