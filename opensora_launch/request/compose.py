@@ -128,16 +128,17 @@ def with_model(hydra: Hydra, overrides: Sequence[str], config_dir: Path | None) 
     try:
         if any(parser.parse_override(text).key_or_group == "model" for text in overrides):
             return tuple(overrides), ""
-        folder = Path(_compose_one(hydra, [text for text in overrides if text.startswith("model.")]).model.folder)
+        own = [text for text in overrides if text.startswith("model.")]
+        model = _compose_one(hydra, own).model if own or config_dir else RunConfig().model  # as config.yaml has it
     except (HydraException, UserError):
         return tuple(overrides), ""  # the checks that follow explain it
-    missing = folder / RunConfig().model.mmdit_file
+    missing = Path(model.folder) / RunConfig().model.mmdit_file
     if missing.exists() or missing.with_name(f"{missing.name}.index.json").exists():
         return (f"model={DEFAULT_MODEL}", *overrides), ""
     here = {choice.name for group in groups([config_dir] if config_dir else []) for choice in group.choices}
-    model = "demo" if "demo" in here else "tiny"
-    note = f"model={model} is used: there is no {missing} (model={DEFAULT_MODEL} says how to download it)"
-    return (f"model={model}", *overrides), note
+    small = "demo" if "demo" in here else "tiny"
+    note = f"model={small} is used: there is no {missing} (model={DEFAULT_MODEL} says how to download it)"
+    return (f"model={small}", *overrides), note
 
 
 def _expand(
