@@ -19,6 +19,7 @@ from opensora_launch.schema.kernel_kinds import APPROXIMATE, Compile
 from opensora_launch.schema.plain import unknown_keys
 
 SCHEMA = 1
+NOT_MEASURED = " (loss not measured for this model)"
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class Plan:
     @property
     def approximate(self) -> tuple[str, ...]:
         """The settings that change the video by more than rounding. Every summary of the run names them."""
-        vae = self.model.vae
+        vae, unknown = self.model.vae, _unknown_loss(self.model)
         settings = {
-            "placement.storage=fp8": self.placement.storage is Storage.fp8,
-            "numerics.fp8_products=true": self.numerics.fp8_products,
-            f"attention={self.attention}": self.attention in APPROXIMATE,
+            f"placement.storage=fp8{unknown}": self.placement.storage is Storage.fp8,
+            f"numerics.fp8_products=true{unknown}": self.numerics.fp8_products,
+            f"attention={self.attention}{NOT_MEASURED}": self.attention in APPROXIMATE,
             "numerics.tf32=true": self.numerics.tf32 and self.precision == "fp32",
             "model.vae.tile_frames": vae.kind is VaeKind.causal and vae.tile_frames is not None,
             "model.vae.tile_px": vae.kind is VaeKind.image and vae.tile_px is not None,
@@ -134,12 +135,16 @@ class Plan:
 
 def approximate_steps(sampling: SamplingConfig, model: ModelConfig) -> tuple[str, ...]:
     """Return the settings by which steps compute fewer rows, and whether what that costs is known for the model."""
-    unknown = "" if model.name in MEASURED_MODELS else " (loss not measured for this model)"
+    unknown = _unknown_loss(model)
     settings = {
         f"sampling.reuse_every={sampling.reuse_every}{unknown}": sampling.reuse_every > 1,
         f"sampling.guidance_until={sampling.guidance_until:g}{unknown}": sampling.guidance_until < 1,
     }
     return tuple(name for name, is_on in settings.items() if is_on)
+
+
+def _unknown_loss(model: ModelConfig) -> str:
+    return "" if model.name in MEASURED_MODELS else NOT_MEASURED
 
 
 def batches(videos: Sequence[VideoRequest], size: int) -> tuple[tuple[VideoRequest, ...], ...]:

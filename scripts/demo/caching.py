@@ -4,6 +4,7 @@ Each is the demo model with a memory per guidance row, called in place of the mo
 their own. Shapes: B rows of a step, S tokens, C channels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,15 +59,15 @@ class RareNegatives(CountedModel):
 
 
 @dataclass
-class BlockCache(CountedModel):
+class BlockCache(CountedModel, ABC):
     """Reuse what the blocks added to a row's tokens. The ends of the model are computed in every step."""
 
     memory: dict[Key, dict[str, Any]] = field(default_factory=dict)
     first_block: float = 0.0  # share of a forward that a row costs although it is not computed
 
+    @abstractmethod
     def due(self, step: int, key: Key, x: Tensor, vec: Tensor, first: Tensor) -> bool:
         """Return whether the blocks compute this row [S C]; `first` is what the first block adds to it."""
-        raise NotImplementedError
 
     def keep(self, memory: dict[str, Any], residual: Tensor) -> None:
         """Keep what the blocks added to a row in its memory."""

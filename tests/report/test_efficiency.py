@@ -3,6 +3,7 @@
 import pytest
 
 from opensora_launch.errors import UserError
+from opensora_launch.plan.plan import NOT_MEASURED
 from opensora_launch.report.accounting import account
 from opensora_launch.report.efficiency import (
     Baseline,
@@ -103,7 +104,10 @@ def work(**changes: object) -> dict[str, str | int | float | bool | None]:
         ({"placement__offload": Offload.host}, "placement.offload: host here, none in the baseline"),
         ({"placement__shard": Shard.node}, "placement.shard: node here, none in the baseline"),
         ({"placement__storage": Storage.fp8}, "placement.storage: fp8 here, full in the baseline"),
-        ({"numerics__fp8_products": True}, "approximate: numerics.fp8_products=true here, unknown in the baseline"),
+        (
+            {"numerics__fp8_products": True},
+            f"approximate: numerics.fp8_products=true{NOT_MEASURED} here, unknown in the baseline",
+        ),
         ({"placement__rows_at_once": 1}, "placement.rows_at_once: 1 here, 0 in the baseline"),
     ],
 )
