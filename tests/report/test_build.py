@@ -46,8 +46,8 @@ def test_markdown_is_the_golden_file(tmp_path: Path, request: pytest.FixtureRequ
 def test_approximate_settings_are_named_at_the_head(tmp_path: Path) -> None:
     plan = a_plan(2, placement__storage=Storage.fp8, model__vae__tile_frames=16)
     report = build(write_run(tmp_path / "run", plan, [plain_simulation(2).events()], done=["0000_0"]))
-    assert (named := report["approximate"]) == [f"placement.storage=fp8{NOT_MEASURED}", "model.vae.tile_frames"]
-    line = f"Approximate: the video differs by more than rounding because of {', '.join(named)}."
+    assert report["approximate"] == [f"placement.storage=fp8{NOT_MEASURED}", "model.vae.tile_frames"]
+    line = f"Approximate: the video differs by more than rounding because of {', '.join(report['approximate'])}."
     assert (tmp_path / "run/report.md").read_text().splitlines()[2].replace("\\", "") == f"**{line}**"
     assert " ".join(word.strip() for word in summary_lines(report)).startswith(line)
     assert build(good_run(tmp_path / "exact"))["approximate"] == []
